@@ -1,0 +1,50 @@
+"""The one interface of everything that runs a network."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.macs import Mode
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What an engine answers for a batch of N images.
+
+    ``executed`` and ``probability`` are [N, B-1]: column i is block i + 1, since block 0 always runs. A plain
+    ResNet has no gates: all True, all 1. ``mode`` says whether skipped blocks were not run ("branch") or were
+    run and masked away ("mask").
+    """
+
+    logits: NDArray[np.float32]
+    executed: NDArray[np.bool_]
+    probability: NDArray[np.float32]
+    mode: Mode
+
+
+class Engine(Protocol):
+    """Runs one network. One thread calls it at a time."""
+
+    name: str
+    device: str
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        """Classify normalised images [N, 3, H, W], executing a block where probability > threshold [N], strictly.
+
+        Threshold 0 runs every block, 1 none but the first.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back threads and memory."""
+        ...
+
+
+def strict_thresholds(thresholds: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return thresholds [N] to compare with by ``>``, such that 0 runs every block.
+
+    A sigmoid can round to exactly 0 in float32, and 0 > 0 is false, so 0 is moved below every probability.
+    """
+    return np.where(thresholds <= 0, np.float32(-1), thresholds).astype(np.float32)

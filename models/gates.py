@@ -1,0 +1,66 @@
+"""Gates (SkipNet, section 3.1): small networks that read a map and answer with a block's probability of executing."""
+
+import torch
+from torch import Tensor, nn
+
+from models.blocks import conv_norm
+
+RNN_WIDTH = 10
+
+
+class RecurrentController(nn.Module):
+    """The part of the RNN gate that all blocks share: one LSTM(10, 10) and its projection to a logit.
+
+    The state is zero at the first gate and is carried from gate to gate, past skipped blocks too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(RNN_WIDTH, RNN_WIDTH)
+        self.projection = nn.Linear(RNN_WIDTH, 1)
+
+    def forward(self, embedding: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the logit [N] for an embedding [N, 10], and the state for the next gate."""
+        output, state = self.rnn(embedding.unsqueeze(0), state)
+        return self.projection(output.squeeze(0)).squeeze(1), state
+
+
+class RNNGate(nn.Module):
+    """The RNN gate's own part for one block: average over the whole map, then an embedding in 10 dimensions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(channels, RNN_WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the embedding [N, 10] of a map [N, C, H, W]."""
+        embedding: Tensor = self.embedding(x.mean((2, 3)))
+        return embedding
+
+
+class FeedForwardGate(nn.Module):
+    """FFGate-I (two 3x3 convolutions on a halved map) or FFGate-II (one, strided), for one block.
+
+    The head has two outputs, skip and execute; their difference is the logit, so that sigmoid(logit) equals
+    the softmax of the execute output.
+    """
+
+    def __init__(self, channels: int, variant: int) -> None:
+        super().__init__()
+        if variant == 1:
+            features: list[nn.Module] = [
+                nn.MaxPool2d(2),
+                *conv_norm(channels, channels, 3),
+                nn.ReLU(),
+                *conv_norm(channels, channels, 3, stride=2),
+                nn.ReLU(),
+            ]
+        else:
+            features = [*conv_norm(channels, channels, 3, stride=2), nn.ReLU()]
+        self.features = nn.Sequential(*features)
+        self.head = nn.Linear(channels, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logit [N] of a map [N, C, H, W]."""
+        skip, execute = self.head(self.features(x).mean((2, 3))).unbind(1)
+        return torch.sub(execute, skip)

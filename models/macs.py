@@ -1,0 +1,91 @@
+"""Multiply-adds (MACs), counted from the network itself."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.network import SkipNet
+
+Mode = Literal["branch", "mask"]
+
+
+@dataclass(frozen=True)
+class MacCounts:
+    """Multiply-adds of one image, part by part; convolutions, linear layers and LSTM cells count.
+
+    ``blocks`` [B] are the residual branches, which skipping saves; ``projections`` [B] the shortcuts (0 where
+    identity), which always run; ``gates`` [B-1] include the recurrent controller, empty in a plain ResNet.
+    """
+
+    stem: int
+    blocks: tuple[int, ...]
+    projections: tuple[int, ...]
+    gates: tuple[int, ...]
+    head: int
+
+    @property
+    def dense(self) -> int:
+        """MACs of the plain network: every block, no gate. What skipping is measured against."""
+        return self.stem + sum(self.blocks) + sum(self.projections) + self.head
+
+    @property
+    def unconditional(self) -> int:
+        """MACs that every image costs: stem, first block, projections, gates and head."""
+        return self.dense - sum(self.blocks[1:]) + sum(self.gates)
+
+    def executed(self, executed: NDArray[np.bool_], mode: Mode = "branch") -> NDArray[np.int64]:
+        """Return the MACs [N] that decisions [N, B-1] cost; in mode "mask" skipped blocks were computed too."""
+        ran = np.ones_like(executed) if mode == "mask" else executed
+        return self.unconditional + ran.astype(np.int64) @ np.asarray(self.blocks[1:], np.int64)
+
+
+def count_macs(network: SkipNet, height: int, width: int) -> MacCounts:
+    """Return the MACs of ``network`` for one image of ``height`` x ``width`` pixels."""
+    counts: dict[nn.Module, int] = {}
+
+    def observe(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, object]) -> None:
+        result = output if isinstance(output, Tensor) else output[0]
+        # The controller is one module that runs once a gate: what one call costs is kept, not the sum.
+        counts[module] = module_macs(module, result)
+
+    handles = [
+        module.register_forward_hook(observe)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.LSTM)
+    ]
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            device = next(network.parameters()).device
+            network(torch.zeros(1, 3, height, width, device=device))
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+
+    def total(part: nn.Module) -> int:
+        return sum(counts.get(module, 0) for module in part.modules())
+
+    controller = total(network.controller) if network.controller is not None else 0
+    return MacCounts(
+        stem=total(network.stem),
+        blocks=tuple(total(block.residual) for block in network.blocks),  # type: ignore[arg-type]
+        projections=tuple(total(block.shortcut) for block in network.blocks),  # type: ignore[arg-type]
+        gates=tuple(total(gate) + controller for gate in network.gates),
+        head=total(network.head),
+    )
+
+
+def module_macs(module: nn.Module, output: Tensor) -> int:
+    """Return the multiply-adds of one call of a convolution, linear or LSTM module on one image."""
+    if isinstance(module, nn.Conv2d):
+        return output[0].numel() * module.weight[0].numel()
+    if isinstance(module, nn.Linear):
+        return module.weight.numel()
+    assert isinstance(module, nn.LSTM)
+    return sum(weight.numel() for name, weight in module.named_parameters() if name.startswith("weight"))
