@@ -1,0 +1,188 @@
+"""A checkpoint on disk: ``<repository>/<model>/<version>/`` with ``model.safetensors`` and ``config.json``."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from models.catalogue import UnknownArchitecture, find_architecture
+from models.macs import MacCounts, count_macs
+from models.network import SkipNet
+from models.preprocessing import InputSpec
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+SHIPPED = Path(__file__).parent / "repository"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint can't be read or written; the message says what to do."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CalibrationPoint(Strict):
+    """What one execute threshold gives on held-out images."""
+
+    threshold: float = Field(ge=0, le=1)
+    accuracy: float
+    computation_percentage: float
+    mac_share: float
+
+
+class Evaluation(Strict):
+    """What `skipnet evaluate` measured. Shares and accuracies are in 0..1, MACs are means of an image."""
+
+    dataset: str
+    split: str
+    images: int
+    engine: str
+    execute_threshold: float
+    accuracy: float
+    computation_percentage: float
+    macs: float
+    dense_macs: int
+    decisions_skipped: float
+    execution_rate: list[float]
+    accuracy_per_class: dict[str, float]
+
+
+class Config(Strict):
+    """``config.json``: everything about the weights but the weights."""
+
+    architecture: str
+    labels: list[str]
+    input: InputSpec
+    execute_threshold: float = Field(0.5, ge=0, le=1)
+    training: dict[str, Any] = {}
+    evaluation: Evaluation | None = None
+    calibration: list[CalibrationPoint] = []
+    code: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network with all that belongs to it; ``network`` is float32 on the CPU, in evaluation mode."""
+
+    folder: Path
+    config: Config
+    network: SkipNet
+
+    @property
+    def name(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def version(self) -> int:
+        """The folder's number; 0 for a checkpoint that lies outside a repository."""
+        return int(self.folder.name) if self.folder.name.isdecimal() else 0
+
+    @cached_property
+    def macs(self) -> MacCounts:
+        return count_macs(self.network, self.config.input.height, self.config.input.width)
+
+
+def code_version() -> str:
+    """Return the version of this code, written into every checkpoint."""
+    return f"skipnet-serve {metadata.version('skipnet-serve')}"
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises CheckpointError, with what to do, where a file is missing or damaged, the weights don't fit the
+    architecture, or the folder holds a pickle instead of safetensors.
+    """
+    config = read_config(folder)
+    try:
+        network = find_architecture(config.architecture).build(len(config.labels))
+    except UnknownArchitecture as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS} can't be read as safetensors ({error}); copy it again") from error
+    fit_state(network, {key: value.float() for key, value in state.items()}, folder / WEIGHTS)
+    return Checkpoint(folder, config, network.eval())
+
+
+def fit_state(network: SkipNet, state: dict[str, torch.Tensor], origin: Path) -> None:
+    """Load ``state`` into ``network``; raises CheckpointError where names, shapes or values are not the network's."""
+    # The count of batches seen matters to no answer, so checkpoints do without it.
+    expected = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    wrong = sorted(expected.keys() ^ state.keys()) or [
+        key for key, value in expected.items() if value.shape != state[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{origin} does not hold the weights of this architecture: {', '.join(wrong[:3])}"
+            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''} missing, unexpected or of another shape; "
+            f"check `architecture` and `labels` in {CONFIG}"
+        )
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{origin}: {broken[0]} holds NaN or infinity; the training run failed, take another")
+    network.load_state_dict(state, strict=False)
+
+
+def read_config(folder: Path) -> Config:
+    """Read a checkpoint's ``config.json`` alone; raises CheckpointError as `read_checkpoint` does."""
+    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+        pickles = sorted(file.name for pattern in ("*.pth*", "*.pt", "*.bin") for file in folder.glob(pattern))
+        if pickles:
+            raise CheckpointError(
+                f"{folder} holds {pickles[0]}, a pickle, which could run code when loaded; "
+                f"convert it: skipnet import {pickles[0]} --arch NAME --output {folder}"
+            )
+        raise CheckpointError(f"{folder} is no checkpoint: it should hold {WEIGHTS} and {CONFIG}")
+    try:
+        return Config.model_validate_json((folder / CONFIG).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointError(f"{folder / CONFIG} can't be read: {error}") from error
+
+
+def write_checkpoint(folder: Path, network: SkipNet, config: Config) -> None:
+    """Write a checkpoint folder; each file appears whole or not at all, ``config.json`` last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        key: value.detach().cpu().contiguous()
+        for key, value in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file(state, partial)
+    os.replace(partial, folder / WEIGHTS)
+    write_config(folder, config)
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write ``config.json``, replacing an older one whole."""
+    partial = folder / f"{CONFIG}.partial"
+    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+    os.replace(partial, folder / CONFIG)
+
+
+def versions(repository: Path, name: str) -> list[int]:
+    """Return the versions of model ``name`` in a repository, ascending.
+
+    Raises CheckpointError where the name could leave the repository's folder.
+    """
+    if not MODEL_NAME.fullmatch(name):
+        raise CheckpointError(
+            f"{name!r} can't be a model's name: letters, digits, '_', '-' and '.', at most 100, "
+            "beginning with a letter or digit"
+        )
+    return sorted(
+        int(folder.name) for folder in (repository / name).glob("*") if folder.is_dir() and folder.name.isdecimal()
+    )

@@ -1,0 +1,66 @@
+"""The data sets of the paper: where the hub keeps them, their columns, statistics and augmentation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Augmentation = Literal["none", "crop_flip", "random_resized_crop"]
+Statistics = tuple[float, float, float]
+
+
+class UnknownDataset(ValueError):
+    """The catalogue has no data set of that name."""
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """A data set on the hub. ``mean`` and ``std`` are of its training pixels in 0..1, per channel."""
+
+    name: str
+    hub: str
+    subset: str | None
+    image_column: str
+    label_column: str
+    train_splits: tuple[str, ...]
+    test_split: str
+    size: int
+    mean: Statistics
+    std: Statistics
+    augmentation: Augmentation
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+DATASETS = {
+    row.name: row
+    for row in (
+        DatasetRow(
+            "cifar10", "uoft-cs/cifar10", None, "img", "label", ("train",), "test", 32,
+            (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip",
+        ),
+        DatasetRow(
+            "cifar100", "uoft-cs/cifar100", None, "img", "fine_label", ("train",), "test", 32,
+            (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "crop_flip",
+        ),
+        # SkipNet, section 4: train + extra, 604,388 images, no augmentation.
+        DatasetRow(
+            "svhn", "ufldl-stanford/svhn", "cropped_digits", "image", "label", ("train", "extra"), "test", 32,
+            (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "none",
+        ),
+        DatasetRow(
+            "imagenet", "ILSVRC/imagenet-1k", None, "image", "label", ("train",), "validation", 224,
+            IMAGENET_MEAN, IMAGENET_STD, "random_resized_crop",
+        ),
+        # Any folder of images, one sub-folder a class; it has no place on the hub.
+        DatasetRow(
+            "imagefolder", "", None, "image", "label", ("train",), "validation", 224,
+            IMAGENET_MEAN, IMAGENET_STD, "random_resized_crop",
+        ),
+    )
+}  # fmt: skip
+
+
+def find_dataset(name: str) -> DatasetRow:
+    """Return the row called ``name``; raises UnknownDataset, listing the names, where there is none."""
+    if name not in DATASETS:
+        raise UnknownDataset(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
+    return DATASETS[name]

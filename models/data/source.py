@@ -1,0 +1,119 @@
+"""Reading a data set through the Hugging Face ``datasets`` library, from the hub or from local files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.data.catalogue import DatasetRow
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TEST_SPLITS = ("test", "validation", "val")
+
+
+class DataError(ValueError):
+    """A data set can't be read; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split: rows of an image and a label, decoded when asked for."""
+
+    rows: "Dataset"
+    row: DatasetRow
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def image(self, index: int) -> Any:
+        """Return image ``index`` as a PIL image in RGB, and its label."""
+        entry = self.rows[index]
+        return entry[self.row.image_column].convert("RGB"), int(entry[self.row.label_column])
+
+    def select(self, indices: list[int]) -> "Source":
+        """Return the source of the rows ``indices`` only."""
+        return Source(self.rows.select(indices), self.row, self.classes)
+
+    def in_memory(self) -> tuple[Tensor, Tensor]:
+        """Return all images, uint8 [N, 3, H, W], and labels, int64 [N]; the images must be of one size."""
+        pixels = np.empty((len(self), self.row.size, self.row.size, 3), np.uint8)
+        labels = np.empty(len(self), np.int64)
+        for index in range(len(self)):
+            image, labels[index] = self.image(index)
+            if image.size != (self.row.size, self.row.size):
+                raise DataError(
+                    f"image {index} of {self.row.name} is {image.size[0]}x{image.size[1]} pixels, "
+                    f"where all are to be {self.row.size}x{self.row.size}"
+                )
+            pixels[index] = np.asarray(image)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
+
+
+def read_source(row: DatasetRow, split: str, data: Path | None) -> Source:
+    """Return split ``split`` ("train" or "test") of a data set.
+
+    ``data`` is None for the hub, or a folder: of parquet files in the hub's schema (``train.parquet``,
+    ``test.parquet``, or ``train-*.parquet``), or of images (``train/CLASS/*``, ``val/CLASS/*``).
+
+    Raises DataError where there is nothing to read.
+    """
+    datasets = import_datasets()
+    names = row.train_splits if split == "train" else (row.test_split,)
+    if data is None:
+        if not row.hub:
+            raise DataError("an image folder is read from a folder of yours: name it with --data")
+        parts = [datasets.load_dataset(row.hub, row.subset, split=name) for name in names]
+    elif not data.is_dir():
+        raise DataError(f"{data} is not a folder; --data names a folder of parquet files or of images")
+    else:
+        parts = [read_folder(datasets, data, name) for name in names]
+    rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    missing = {row.image_column, row.label_column} - set(rows.column_names)
+    if missing:
+        raise DataError(
+            f"{row.name} should have the columns {row.image_column} and {row.label_column}, "
+            f"but {data or row.hub} has {', '.join(rows.column_names)}"
+        )
+    rows = rows.cast_column(row.image_column, datasets.Image())
+    return Source(rows, row, class_names(rows, row))
+
+
+def read_folder(datasets: Any, data: Path, split: str) -> "Dataset":
+    """Return a split of a local folder: parquet files by name, else an image folder of that name."""
+    names = TEST_SPLITS if split in TEST_SPLITS else (split,)
+    for name in names:
+        files = sorted(str(file) for file in (*data.glob(f"{name}.parquet"), *data.glob(f"{name}-*.parquet")))
+        if files:
+            return datasets.load_dataset("parquet", data_files={name: files}, split=name)
+        if (data / name).is_dir():
+            return datasets.load_dataset("imagefolder", data_dir=str(data / name), split="train")
+    raise DataError(
+        f"{data} has no split {split!r}: expected {' or '.join(f'{name}.parquet' for name in names)} "
+        f"or a folder of images {' or '.join(f'{name}/' for name in names)}"
+    )
+
+
+def class_names(rows: "Dataset", row: DatasetRow) -> list[str]:
+    """Return the class names that the data carries, else the numbers of its labels."""
+    feature = rows.features[row.label_column]
+    if hasattr(feature, "names"):
+        return list(feature.names)
+    if row.name == "cifar10":
+        return "airplane automobile bird cat deer dog frog horse ship truck".split()
+    return [str(label) for label in range(1 + max(rows[row.label_column]))]
+
+
+def import_datasets() -> Any:
+    """Return the ``datasets`` module, quiet; raises DataError where the training extra is not installed."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("reading data sets needs the training extra: pip install '.[training]'") from error
+    datasets.disable_progress_bars()
+    return datasets
