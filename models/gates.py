@@ -16,13 +16,13 @@ class RecurrentController(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rnn = nn.LSTM(RNN_WIDTH, RNN_WIDTH)
+        self.rnn = nn.LSTMCell(RNN_WIDTH, RNN_WIDTH)
         self.projection = nn.Linear(RNN_WIDTH, 1)
 
     def forward(self, embedding: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the logit [N] for an embedding [N, 10], and the state for the next gate."""
-        output, state = self.rnn(embedding.unsqueeze(0), state)
-        return self.projection(output.squeeze(0)).squeeze(1), state
+        hidden, cell = self.rnn(embedding, state)
+        return self.projection(hidden).squeeze(1), (hidden, cell)
 
 
 class RNNGate(nn.Module):

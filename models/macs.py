@@ -55,7 +55,7 @@ def count_macs(network: SkipNet, height: int, width: int) -> MacCounts:
     handles = [
         module.register_forward_hook(observe)
         for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.LSTM)
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.LSTMCell)
     ]
     training = network.training
     network.eval()
@@ -82,10 +82,10 @@ def count_macs(network: SkipNet, height: int, width: int) -> MacCounts:
 
 
 def module_macs(module: nn.Module, output: Tensor) -> int:
-    """Return the multiply-adds of one call of a convolution, linear or LSTM module on one image."""
+    """Return the multiply-adds of one call of a convolution, linear or LSTM cell module on one image."""
     if isinstance(module, nn.Conv2d):
         return output[0].numel() * module.weight[0].numel()
     if isinstance(module, nn.Linear):
         return module.weight.numel()
-    assert isinstance(module, nn.LSTM)
-    return sum(weight.numel() for name, weight in module.named_parameters() if name.startswith("weight"))
+    assert isinstance(module, nn.LSTMCell)
+    return module.weight_ih.numel() + module.weight_hh.numel()

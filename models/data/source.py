@@ -20,7 +20,7 @@ class DataError(ValueError):
     """A data set can't be read; the message says what to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """One split: rows of an image and a label, decoded when asked for."""
 

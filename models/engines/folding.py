@@ -122,12 +122,12 @@ def fold_gate(network: SkipNet, gate: nn.Module) -> Gate:
         )
     assert isinstance(gate, RNNGate) and network.controller is not None
     rnn, readout = network.controller.rnn, network.controller.projection
-    inputs = rnn.weight_ih_l0.double()
-    bias = inputs @ gate.embedding.bias.double() + rnn.bias_ih_l0.double() + rnn.bias_hh_l0.double()
+    inputs = rnn.weight_ih.double()
+    bias = inputs @ gate.embedding.bias.double() + rnn.bias_ih.double() + rnn.bias_hh.double()
     return RecurrentGate(
         weight=(inputs @ gate.embedding.weight.double()).float(),
         bias=bias.float(),
-        recurrent=rnn.weight_hh_l0.detach().clone(),
+        recurrent=rnn.weight_hh.detach().clone(),
         readout=readout.weight[0].detach().clone(),
         readout_bias=float(readout.bias[0]),
     )

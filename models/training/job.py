@@ -1,0 +1,176 @@
+"""From a user's options to a training job: network, data, recipes."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.catalogue import Architecture, find_architecture
+from models.checkpoint import read_checkpoint
+from models.data.augmentation import normalise
+from models.data.batches import Batches, MemoryBatches, PreparedImages, StreamedBatches, generator
+from models.data.catalogue import DatasetRow, find_dataset
+from models.data.source import DataError, Source, read_source
+from models.evaluation import Metrics, evaluate_network
+from models.network import SkipNet
+from models.preprocessing import InputSpec
+from models.training.recipes import Recipe, Stage, find_recipe
+from models.training.run import Job
+
+HELD_OUT_SEED = 0
+EVALUATION_BATCH = 250
+LARGEST_IN_MEMORY = 64
+"""Pixels: data sets of larger images are decoded as they are needed."""
+
+
+class JobError(ValueError):
+    """The options don't make a training job; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose; see `skipnet train --help`."""
+
+    arch: str
+    dataset: str
+    output: Path
+    data: Path | None = None
+    stages: tuple[Stage, ...] | None = None
+    recipe: str = "paper"
+    init: Path | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    held_out: int = 5000
+    limit: int | None = None
+    size: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    workers: int = 2
+
+
+def make_job(options: Options) -> Job:
+    """Return the job that the options describe.
+
+    Raises JobError, DataError, UnknownArchitecture, UnknownDataset, UnknownRecipe or CheckpointError.
+    """
+    torch.manual_seed(options.seed)
+    architecture, row = find_architecture(options.arch), find_dataset(options.dataset)
+    stages = choose_stages(architecture, options)
+    recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
+    source = read_source(row, "train", options.data)
+    size = options.size or (row.size if row.size <= LARGEST_IN_MEMORY else architecture.image_size)
+    spec = input_spec(row, size)
+    train, held_out = split(source, options)
+    network = start_network(architecture, source.classes, options)
+    device = torch.device(choose_device(options.device))
+    return Job(
+        architecture=architecture,
+        network=network,
+        labels=source.classes,
+        spec=spec,
+        recipes=recipes,
+        batches=lambda recipe: make_batches(train, spec, recipe, options, device),
+        validate=lambda trained: validate(trained, held_out, spec, device),
+        device=device,
+        seed=options.seed,
+        folder=options.output,
+        compile=options.compile == "on" or (options.compile == "auto" and can_compile(device)),
+        about={"dataset": row.name, "train_images": len(train), "held_out_images": len(held_out)},
+    )
+
+
+def choose_stages(architecture: Architecture, options: Options) -> tuple[Stage, ...]:
+    if options.stages is None:
+        if architecture.gates is None:
+            return ("plain",)
+        return ("hrl",) if options.init else ("sp", "hrl")
+    if ("plain" in options.stages) != (architecture.gates is None):
+        raise JobError(
+            f"{architecture.name} has {'no gates: its only stage is plain' if architecture.gates is None else 'gates:'}"
+            f"{'' if architecture.gates is None else ' its stages are sp and hrl'}"
+        )
+    return options.stages
+
+
+def override(recipe: Recipe, options: Options) -> Recipe:
+    """Return the recipe with the user's own epochs and batch size."""
+    if options.epochs is not None:
+        recipe = replace(recipe, epochs=options.epochs, iterations=None)
+    if options.batch is not None:
+        recipe = replace(recipe, batch=options.batch)
+    return recipe
+
+
+def start_network(architecture: Architecture, classes: list[str], options: Options) -> SkipNet:
+    """Return a fresh network, or the one of the checkpoint to start from."""
+    if options.init is None:
+        return architecture.build(len(classes))
+    checkpoint = read_checkpoint(options.init)
+    if find_architecture(checkpoint.config.architecture).build(1).gate_kind != architecture.gates or (
+        checkpoint.config.labels != classes
+    ):
+        raise JobError(f"{options.init} is a {checkpoint.config.architecture} or has other labels; name its own --arch")
+    return checkpoint.network
+
+
+def input_spec(row: DatasetRow, size: int) -> InputSpec:
+    # ImageNet's networks are evaluated on the centre 7/8 of an image (224 of 256 pixels).
+    resize = size if row.size <= LARGEST_IN_MEMORY else round(size * 8 / 7)
+    return InputSpec(height=size, width=size, resize=resize, mean=row.mean, std=row.std)
+
+
+def split(source: Source, options: Options) -> tuple[Source, Source]:
+    """Return the images to train on and those held out, the same ones for every seed of a run."""
+    if len(source) <= options.held_out:
+        raise DataError(f"{len(source)} training images leave none beside the {options.held_out} of --held-out")
+    order = torch.randperm(len(source), generator=generator(HELD_OUT_SEED)).tolist()
+    train, held_out = order[options.held_out :], order[: options.held_out]
+    return source.select(sorted(train[: options.limit])), source.select(sorted(held_out[: options.limit]))
+
+
+def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: Options, device: torch.device) -> Batches:
+    if recipe.batch > len(train):
+        raise DataError(f"{len(train)} training images don't fill a batch of {recipe.batch}; set --batch")
+    if spec.resize > LARGEST_IN_MEMORY:
+        return StreamedBatches(train, spec, recipe.batch, options.seed, device, options.workers)
+    images, labels = pixels(train)
+    return MemoryBatches(images, labels, train.row, recipe.batch, options.seed, device)
+
+
+@cache
+def pixels(source: Source) -> tuple[Tensor, Tensor]:
+    return source.in_memory()
+
+
+def validate(network: SkipNet, held_out: Source, spec: InputSpec, device: torch.device) -> Metrics:
+    return evaluate_network(network, evaluation_batches(held_out, spec, device))
+
+
+def evaluation_batches(source: Source, spec: InputSpec, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield normalised images and labels, in order and without augmentation."""
+    if spec.resize > LARGEST_IN_MEMORY or spec.resize != source.row.size:
+        images = PreparedImages(source, spec)
+        for batch, truth in torch.utils.data.DataLoader(images, EVALUATION_BATCH):
+            yield batch.to(device), truth
+        return
+    stored, labels = pixels(source)
+    for start in range(0, len(stored), EVALUATION_BATCH):
+        batch = stored[start : start + EVALUATION_BATCH].to(device)
+        yield normalise(batch, spec.mean, spec.std), labels[start : start + EVALUATION_BATCH]
+
+
+def choose_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile will find what it needs: on the CPU, a C++ compiler."""
+    return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))

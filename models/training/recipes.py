@@ -1,0 +1,84 @@
+"""Recipes: named sets of hyper-parameters, one for each stage of training."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["plain", "sp", "hrl"]
+
+
+class UnknownRecipe(ValueError):
+    """There is no recipe of that name for that stage."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one stage is trained, by SGD with momentum 0.9.
+
+    ``iterations`` counts steps; where None, ``epochs`` counts. ``schedule``: "steps" divides ``rate`` by 10 at half
+    and at three quarters of the run, "one_cycle" rises linearly to ``rate`` in the first 15 % and falls to zero along
+    a cosine, "constant" stays. ``warm_up`` steps of a tenth of the rate come first.
+
+    SP: gates start at ``open_bias`` as their logit; above ``target`` (an executed share of the blocks, brought in
+    linearly from 20 % to 60 % of the steps) a batch's computation costs ``target_weight`` times the squared excess.
+    HRL: ``alpha`` is the reward of skipping all blocks (paper, equation 4), ``policy_weight`` weighs the policy
+    gradient against the cross-entropy's, ``samples`` routes are drawn an image.
+    """
+
+    name: str
+    stage: Stage
+    rate: float
+    schedule: Literal["steps", "one_cycle", "constant"]
+    iterations: int | None = None
+    epochs: int = 0
+    batch: int = 128
+    weight_decay: float = 1e-4
+    decay_all: bool = True
+    nesterov: bool = False
+    warm_up: int = 0
+    open_bias: float = 0.0
+    target: float | None = None
+    target_weight: float = 20.0
+    alpha: float = 0.1
+    policy_weight: float = 0.01
+    samples: int = 1
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """Return how many steps the stage takes."""
+        return self.iterations or self.epochs * steps_per_epoch
+
+
+def paper(stage: Stage) -> Recipe:
+    """SkipNet, section 4 and the public code: 64k iterations for plain and SP, 10k for HRL."""
+    if stage == "hrl":
+        return Recipe("paper", stage, rate=1e-4, schedule="constant", iterations=10_000)
+    return Recipe("paper", stage, rate=0.1, schedule="steps", iterations=64_000, warm_up=400)
+
+
+def short(stage: Stage) -> Recipe:
+    """The paper's method on a one-cycle schedule that two CPU cores run in hours."""
+    if stage == "hrl":
+        return Recipe(
+            "short", stage, rate=1e-3, schedule="one_cycle", epochs=4, nesterov=True, decay_all=False,
+            weight_decay=5e-4, alpha=0.5, policy_weight=0.1, samples=2, batch=64,
+        )  # fmt: skip
+    return Recipe(
+        "short", stage, rate=0.3, schedule="one_cycle", epochs=30, nesterov=True, decay_all=False,
+        weight_decay=5e-4, open_bias=2.0,
+    )  # fmt: skip
+
+
+def budget(stage: Stage) -> Recipe:
+    """``short`` with a computation target in SP: the gates learn to skip before HRL refines them."""
+    recipe = short(stage)
+    changes = {"name": "budget"} if stage != "sp" else {"name": "budget", "target": 0.6}
+    return Recipe(**{**recipe.__dict__, **changes})
+
+
+RECIPES = {"paper": paper, "short": short, "budget": budget}
+
+
+def find_recipe(name: str, stage: Stage) -> Recipe:
+    """Return recipe ``name`` for a stage; raises UnknownRecipe, listing the names, where there is none."""
+    if name not in RECIPES:
+        raise UnknownRecipe(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name](stage)

@@ -1,0 +1,215 @@
+"""A training run: stages one after the other, epochs logged, state saved, checkpoints written.
+
+    skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10                      SP, then HRL, from the hub
+    skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10 --data FOLDER \\
+        --recipe short --epochs 1 --limit 2560 --output runs/try                    a try on a CPU: a minute
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.catalogue import Architecture
+from models.checkpoint import Config, code_version, write_checkpoint
+from models.data.batches import Batches, generator
+from models.evaluation import Metrics, evaluate_network
+from models.network import SkipNet
+from models.preprocessing import InputSpec
+from models.training.objective import Step
+from models.training.recipes import Recipe
+from models.training.reinforce import freeze_statistics, reinforce_step
+from models.training.schedule import computation_target, learning_rate
+from models.training.state import Progress, StateFile
+from models.training.supervised import supervised_step
+
+Evaluate = Callable[[SkipNet], Metrics]
+SAMPLING = 1 << 20
+"""Keeps the generator of sampled gates apart from that of augmentation, which knows no such epoch."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a run. ``batches`` gives a recipe's batches, ``validate`` measures held-out images."""
+
+    architecture: Architecture
+    network: SkipNet
+    labels: list[str]
+    spec: InputSpec
+    recipes: list[Recipe]
+    batches: Callable[[Recipe], Batches]
+    validate: Evaluate
+    device: torch.device
+    seed: int
+    folder: Path
+    compile: bool
+    about: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when the run is resumed."""
+        stages = [f"{recipe.name}/{recipe.stage}/{recipe.steps(1)}" for recipe in self.recipes]
+        return {"architecture": self.architecture.name, "stages": stages, "seed": self.seed, **self.about}
+
+
+def train(job: Job, *, resume: bool, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]) -> Path:
+    """Run the job's stages and return the folder of the last stage's checkpoint.
+
+    ``show`` wraps the steps of an epoch, for a progress bar. Raises StateError where ``resume`` finds a state that
+    is damaged or another run's.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    state = StateFile(job.folder, job.identity, save_every)
+    progress, optimizer_state = Progress(), None
+    if resume and state.path.exists():
+        progress, optimizer_state = state.load(job.network)
+    job.network.to(job.device, memory_format=torch.channels_last)
+    for number in range(progress.stage, len(job.recipes)):
+        run_stage(job, job.recipes[number], progress, optimizer_state, state, show)
+        write_stage_checkpoint(job, job.recipes[number])
+        progress, optimizer_state = Progress(stage=number + 1), None
+        state.save(progress, job.network, None)
+    return job.folder / job.recipes[-1].stage
+
+
+def run_stage(
+    job: Job,
+    recipe: Recipe,
+    progress: Progress,
+    optimizer_state: dict[str, Any] | None,
+    state: StateFile,
+    show: Callable[[Iterator[int]], Iterator[int]],
+) -> None:
+    batches = job.batches(recipe)
+    total = recipe.steps(batches.steps_per_epoch)
+    optimizer = make_optimizer(job.network, recipe)
+    if optimizer_state is not None:
+        optimizer.load_state_dict(optimizer_state)
+    elif recipe.open_bias:
+        open_gates(job.network, recipe.open_bias)
+    take_step = make_step(job, recipe)
+    while progress.step < total:
+        epoch, start = divmod(progress.step, batches.steps_per_epoch)
+        stop = min(batches.steps_per_epoch, total - epoch * batches.steps_per_epoch)
+        job.network.train()
+        if recipe.stage == "hrl":
+            freeze_statistics(job.network)
+        steps = zip(show(iter(range(start, stop))), batches.epoch(epoch, start), strict=False)
+        for within, (images, labels) in steps:
+            began = time.perf_counter()
+            rate = learning_rate(recipe, progress.step, total)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            target = computation_target(recipe, progress.step, total)
+            optimizer.zero_grad(set_to_none=True)
+            step = take_step(images, labels, torch.tensor(target, device=job.device), epoch, within)
+            step.loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            record(progress, step, len(labels) * recipe.samples, time.perf_counter() - began)
+            progress.step += 1
+            if state.due():
+                state.save(progress, job.network, optimizer)
+        log_epoch(job, recipe, progress, epoch)
+        state.save(progress, job.network, optimizer)
+
+
+def make_step(job: Job, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor, int, int], Step]:
+    """Return the stage's step: a batch, the computation target, epoch and step within it, to a `Step`."""
+    mixed = torch.autocast(job.device.type, torch.bfloat16, enabled=job.device.type == "cuda")
+
+    def hybrid(images: Tensor, labels: Tensor, target: Tensor, epoch: int, within: int) -> Step:
+        del target
+        with mixed:
+            return reinforce_step(
+                job.network, images, labels, recipe, generator(job.seed, epoch + SAMPLING, within)
+            )
+
+    if recipe.stage == "hrl":
+        return hybrid
+    step = torch.compile(supervised_step, dynamic=False) if job.compile else supervised_step
+
+    def supervised(images: Tensor, labels: Tensor, target: Tensor, epoch: int, within: int) -> Step:
+        del epoch, within
+        with mixed:
+            return step(job.network, images, labels, target, recipe)
+
+    return supervised
+
+
+def make_optimizer(network: SkipNet, recipe: Recipe) -> torch.optim.SGD:
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": recipe.weight_decay if recipe.decay_all else 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=recipe.nesterov)
+
+
+@torch.no_grad()
+def open_gates(network: SkipNet, logit: float) -> None:
+    """Bias every gate toward executing, so that the network learns to classify before it learns to skip."""
+    if network.controller is not None:
+        network.controller.projection.bias.fill_(logit)
+    for gate in network.gates:
+        head = getattr(gate, "head", None)
+        if isinstance(head, nn.Linear):
+            head.bias.copy_(torch.tensor([0.0, logit]))
+
+
+def record(progress: Progress, step: Step, images: int, seconds: float) -> None:
+    """Add a step's sums to the epoch's."""
+    progress.images += images
+    progress.seconds += seconds
+    progress.loss += float(step.loss.detach()) * images
+    progress.correct += int(step.correct)
+    progress.computation += float(step.computation)
+    executions = step.executions.tolist()
+    sums = progress.executions or [0.0] * len(executions)
+    progress.executions = [total + more for total, more in zip(sums, executions, strict=True)]
+
+
+def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> None:
+    """Append the epoch's figures, held-out ones beside them, to ``log.jsonl``, and begin new sums."""
+    held_out = job.validate(job.network)
+    images = max(progress.images, 1)
+    row = {
+        "stage": recipe.stage,
+        "epoch": epoch + 1,
+        "step": progress.step,
+        "loss": round(progress.loss / images, 4),
+        "train_accuracy": round(progress.correct / images, 4),
+        "train_computation": round(progress.computation / images, 4),
+        "accuracy": round(held_out.accuracy, 4),
+        "computation_percentage": round(held_out.computation_percentage, 2),
+        "skip_rate": [round(1 - rate, 3) for rate in held_out.execution_rate],
+        "images_per_second": round(images / progress.seconds, 1) if progress.seconds else None,
+    }
+    with (job.folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(row) + "\n")
+    progress.clear_sums()
+
+
+def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:
+    config = Config(
+        architecture=job.architecture.name,
+        labels=job.labels,
+        input=job.spec,
+        training={**job.about, "seed": job.seed, "stages": [stage_summary(row) for row in upto(job.recipes, recipe)]},
+        code=code_version(),
+    )
+    write_checkpoint(job.folder / recipe.stage, job.network, config)
+
+
+def upto(recipes: list[Recipe], last: Recipe) -> list[Recipe]:
+    return recipes[: recipes.index(last) + 1]
+
+
+def stage_summary(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's hyper-parameters as they are written into a checkpoint's config."""
+    return {key: value for key, value in vars(replace(recipe)).items() if value is not None}

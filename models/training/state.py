@@ -1,0 +1,82 @@
+"""What a run must remember to go on as if it had never stopped; saved whole or not at all."""
+
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.network import SkipNet
+
+
+class StateError(ValueError):
+    """A run's saved state can't be used; the message says what to do."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: ``step`` of stage number ``stage``, and the sums of the epoch it is in."""
+
+    stage: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    images: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    computation: float = 0.0
+    executions: list[float] = field(default_factory=list)
+
+    def clear_sums(self) -> None:
+        """Begin a new epoch."""
+        self.seconds, self.images, self.loss, self.correct, self.computation = 0.0, 0, 0.0, 0, 0.0
+        self.executions = []
+
+
+class StateFile:
+    """``state.pt`` of a run, written at least every ``interval`` seconds and loaded without unpickling objects."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any], interval: float) -> None:
+        self.path = folder / "state.pt"
+        self.identity, self.interval = identity, interval
+        self.saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last save is ``interval`` seconds ago."""
+        return time.monotonic() - self.saved >= self.interval
+
+    def save(self, progress: Progress, network: SkipNet, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write the state beside the old one, then replace that."""
+        state = {
+            "identity": self.identity,
+            "progress": asdict(progress),
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict() if optimizer else None,
+        }
+        partial = self.path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path)
+        self.saved = time.monotonic()
+
+    def load(self, network: SkipNet) -> tuple[Progress, dict[str, Any] | None]:
+        """Restore ``network``; return the progress and the optimiser's state.
+
+        Raises StateError where the file is damaged or belongs to a run with other options.
+        """
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises whatever its parts do
+            raise StateError(f"{self.path} is damaged ({error}); delete it and train without --resume") from error
+        differing = [key for key, value in self.identity.items() if state["identity"].get(key) != value]
+        if differing:
+            raise StateError(
+                f"{self.path} belongs to a run with "
+                + ", ".join(f"{key}={state['identity'].get(key)!r}" for key in differing)
+                + "; resume with the same options or choose another --output"
+            )
+        network.load_state_dict(state["network"])
+        return Progress(**state["progress"]), state["optimizer"]
