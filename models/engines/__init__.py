@@ -1,0 +1,28 @@
+"""Engines: what runs a checkpoint. ``load_engine`` is the one way in; importing it is cheap."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+    from models.engines.engine import Engine
+
+
+def load_engine(
+    checkpoint: Checkpoint,
+    engine: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    routing: str = "auto",
+) -> Engine:
+    """Return an engine that runs ``checkpoint``.
+
+    ``engine``: reference, torch, onnxruntime, native, or auto for the one that is fastest here at batch 1.
+    ``device``: cpu, cuda, cuda:N, or auto for CUDA where there is one. ``threads``: CPU threads; by default
+    what the container may use. ``routing``: branch, mask, or auto for the faster at the traffic's routing.
+    Raises EngineError, which says what to do, where that cannot be had.
+    """
+    from models.engines.selection import select
+
+    return select(checkpoint, engine, device, threads, routing)

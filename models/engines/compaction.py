@@ -20,9 +20,9 @@ Part = TypeVar("Part")
 class TorchEngine:
     """A folded network in torch, on the CPU or on CUDA.
 
-    In mode "branch" a block that no image executes is not run, and one that some execute runs on those only. In
-    mode "mask" every block is run on the whole batch and the decision chooses: on CUDA that spares a wait for
-    the device at every gate.
+    In mode "branch" a block that no image executes is not run, and one that some execute runs on those only.
+    In mode "mask" every block is run on the whole batch and the decision chooses: on CUDA that spares a wait
+    for the device at every gate.
     """
 
     name = "torch"
@@ -30,7 +30,7 @@ class TorchEngine:
     def __init__(
         self, folded: FoldedNetwork, device: str = "cpu", mode: Mode = "branch", threads: int | None = None
     ) -> None:
-        """``threads`` are the CPU threads that share one operator's work; torch has one such number a process."""
+        """``threads`` share one operator's work on the CPU; torch has one such number a process."""
         if threads is not None and device == "cpu":
             torch.set_num_threads(threads)
         self.device = device
@@ -44,7 +44,8 @@ class TorchEngine:
             # Comparing logits spares a sigmoid at every gate, and is exact at thresholds 0 and 1.
             limits = torch.special.logit(torch.from_numpy(thresholds).double()).float().to(self.device)
             x, logits = self.route(x, limits)
-            scores = functional.linear(x.mean((2, 3)), self.network.head_weight, self.network.head_bias).cpu().numpy()
+            head = self.network.head_weight, self.network.head_bias
+            scores = functional.linear(x.mean((2, 3)), *head).cpu().numpy()
             if not logits:
                 return plain_answer(scores, len(self.network.blocks), self.mode)
             stacked = torch.stack(logits, 1)
@@ -76,7 +77,7 @@ class TorchEngine:
 
 
 def compact(block: FoldedBlock, x: Tensor, decision: Tensor) -> Tensor:
-    """Run ``block`` on those images of ``x`` [N, C, H, W] whose ``decision`` [N] executes it; ``x`` may be reused."""
+    """Run ``block`` on the images of ``x`` [N, C, H, W] that ``decision`` [N] executes; writes to ``x``."""
     skip = shortcut(block, x)
     if len(decision) == 1:
         return execute(block, x, skip) if decision.item() else skip
@@ -110,7 +111,7 @@ def convolve(x: Tensor, convolution: Convolution) -> Tensor:
 
 
 def gate_logit(gate: Gate, x: Tensor, state: State) -> tuple[Tensor, State]:
-    """Return the logit [N] of ``gate`` for a map ``x`` [N, C, H, W], and the recurrent state for the next gate."""
+    """Return ``gate``'s logit [N] for a map ``x`` [N, C, H, W], and the recurrent state for the next gate."""
     if isinstance(gate, RecurrentGate):
         if state is None:
             zero = x.new_zeros(len(x), gate.recurrent.shape[1])

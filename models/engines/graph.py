@@ -9,6 +9,7 @@ Inputs: ``images`` [N, 3, H, W] normalised float32 and ``thresholds`` [N] float3
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,7 +38,7 @@ class Body:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: list[onnx.TensorProto] = field(default_factory=list)
 
-    def node(self, kind: str, *inputs: str, name: str = "", domain: str = "", **attributes: object) -> str:
+    def node(self, kind: str, *inputs: str, name: str = "", domain: str = "", **attributes: Any) -> str:
         """Add a node of one output; return the output's name."""
         output = f"{self.prefix}{name or f'{kind.lower()}_{len(self.nodes)}'}"
         self.nodes.append(
@@ -53,7 +54,7 @@ class Body:
 
     def convolve(self, x: str, convolution: Convolution, relu: bool, add: str = "") -> str:
         """Convolve ``x``, add the map ``add`` if named, and apply a ReLU if asked."""
-        shape: dict[str, object] = {
+        shape: dict[str, Any] = {
             "kernel_shape": list(convolution.weight.shape[2:]),
             "strides": [convolution.stride] * 2,
             "pads": [convolution.padding] * 4,
@@ -71,7 +72,7 @@ class Body:
 
     def max_pool(self, x: str, kernel: int, padding: int) -> str:
         domain = BLOCKED if self.block_size > 1 else ""
-        shape = {"kernel_shape": [kernel] * 2, "strides": [2, 2], "pads": [padding] * 4}
+        shape: dict[str, Any] = {"kernel_shape": [kernel] * 2, "strides": [2, 2], "pads": [padding] * 4}
         return self.node("MaxPool", x, domain=domain, **shape)
 
     def average(self, x: str) -> str:
@@ -91,7 +92,7 @@ class Body:
 
 
 def block_weight(weight: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Return [O, I, K, K] in the layout of the blocked convolution: o-blocks, i-blocks, K, K, i in block, o in block.
+    """Return [O, I, K, K] as the blocked layout has it: o-blocks, i-blocks, K, K, i in block, o in block.
 
     Fewer input channels than a block (the stem's three) are read unblocked: o-blocks, I, K, K, o in block.
     """
@@ -108,7 +109,7 @@ def block_weight(weight: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 @dataclass
 class Routes:
-    """What is threaded from gate to gate: logits without their readout's bias, the recurrent state, the limit."""
+    """What goes from gate to gate: logits (without the readout's bias), the recurrent state, the limit."""
 
     limit: str
     logits: list[str] = field(default_factory=list)
@@ -117,9 +118,13 @@ class Routes:
 
 
 def build_graph(
-    folded: FoldedNetwork, height: int, width: int, mode: Mode = "branch", block_size: int = 1
+    folded: FoldedNetwork,
+    height: int | str = "height",
+    width: int | str = "width",
+    mode: Mode = "branch",
+    block_size: int = 1,
 ) -> onnx.ModelProto:
-    """Return the network as an ONNX model for images of ``height`` x ``width`` pixels.
+    """Return the network as an ONNX model for images of ``height`` x ``width`` pixels; names leave them open.
 
     With ``block_size`` 1 it is standard ONNX; with more it runs only in an ONNX Runtime whose CPU layout has
     that block size, and is not for keeping.
@@ -131,12 +136,11 @@ def build_graph(
     x = body.execute(folded.blocks[0], x, body.shortcut(folded.blocks[0], x))
     routes = Routes(limit_of(body, folded)) if folded.gates else None
     for index, block in enumerate(folded.blocks[1:]):
-        skip = body.shortcut(block, x)
         if routes is None:
-            x = body.execute(block, x, skip)
+            x = body.execute(block, x, body.shortcut(block, x))
             continue
         decision = decide(body, folded.gates[index], x, routes, index)
-        x = choose(body, block, x, skip, decision, mode, index + 1)
+        x = mask(body, block, x, decision) if mode == "mask" else branch(body, block, x, decision, index + 1)
     average = body.node("Flatten", body.average(x))
     head = body.weight(folded.head_weight.numpy()), body.weight(folded.head_bias.numpy())
     body.node("Gemm", average, *head, name="logits", transB=1)
@@ -181,8 +185,8 @@ def decide(body: Body, gate: Gate, x: str, routes: Routes, index: int) -> str:
         for convolution in gate.convolutions:
             x = body.convolve(x, convolution, relu=True)
         average = body.node("Flatten", body.average(x))
-        weight, bias = body.weight(gate.weight.numpy()[:, None]), body.weight(np.array([gate.bias], np.float32))
-        logit = body.node("Gemm", average, weight, bias)
+        weight = body.weight(gate.weight.numpy()[:, None])
+        logit = body.node("Gemm", average, weight, body.weight(np.array([gate.bias], np.float32)))
     routes.logits.append(logit)
     return body.node("Greater", logit, routes.limit, name=f"decision_{index}")
 
@@ -218,16 +222,21 @@ def shared_weight(body: Body, name: str, value: NDArray[np.float32]) -> str:
 
 
 def onnx_order(parts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Reorder the LSTM's four parts along axis 0 from torch's input, forget, cell, output to ONNX's i, o, f, c."""
+    """Reorder an LSTM's parts along axis 0 from torch's input, forget, cell, output to ONNX's i, o, f, c."""
     i, f, c, o = np.split(parts, 4)
     return np.concatenate([i, o, f, c])
 
 
-def choose(body: Body, block: FoldedBlock, x: str, skip: str, decision: str, mode: Mode, number: int) -> str:
-    """Return block ``number``'s output: by an ``If`` that runs it or not, or by running it and choosing."""
-    if mode == "mask":
-        shape = body.weight(np.array([-1, 1, 1, 1], np.int64))
-        return body.node("Where", body.node("Reshape", decision, shape), body.execute(block, x, skip), skip)
+def mask(body: Body, block: FoldedBlock, x: str, decision: str) -> str:
+    """Return a block's output, computed for every image and chosen by its decision."""
+    skip = body.shortcut(block, x)
+    shape = body.weight(np.array([-1, 1, 1, 1], np.int64))
+    return body.node("Where", body.node("Reshape", decision, shape), body.execute(block, x, skip), skip)
+
+
+def branch(body: Body, block: FoldedBlock, x: str, decision: str, number: int) -> str:
+    """Return block ``number``'s output, from an ``If`` that runs it or passes its shortcut on."""
+    skip = body.shortcut(block, x)
     then = Body(f"block_{number}/", body.block_size)
     executed = then.execute(block, x, skip)
     otherwise = Body(f"skip_{number}/", body.block_size)
@@ -236,18 +245,18 @@ def choose(body: Body, block: FoldedBlock, x: str, skip: str, decision: str, mod
         "If",
         decision,
         name=f"block_{number}",
-        then_branch=branch(then, executed),
-        else_branch=branch(otherwise, skipped),
+        then_branch=finish(then, executed),
+        else_branch=finish(otherwise, skipped),
     )
 
 
-def branch(body: Body, output: str) -> onnx.GraphProto:
+def finish(body: Body, output: str) -> onnx.GraphProto:
     outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
     return helper.make_graph(body.nodes, body.prefix.rstrip("/"), [], outputs, body.weights)
 
 
 def report(body: Body, folded: FoldedNetwork, routes: Routes) -> None:
-    """Write the outputs ``probabilities`` and ``executed``: the gates' own comparison, done once more for all."""
+    """Write the outputs ``probabilities`` and ``executed``: the gates' comparison, once more for all."""
     logits = body.node("Concat", *routes.logits, axis=-1)
     first = folded.gates[0]
     logits = body.node("Reshape", logits, body.weight(np.array([-1, len(folded.gates)], np.int64)))

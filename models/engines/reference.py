@@ -26,7 +26,7 @@ class ReferenceEngine:
         """See ``Engine.run``."""
         limits = torch.from_numpy(strict_thresholds(thresholds)).to(self.device)
 
-        def decide(index: int, logits: Tensor) -> Tensor:
+        def decide(_: int, logits: Tensor) -> Tensor:
             return (torch.sigmoid(logits) > limits).to(logits.dtype)
 
         with torch.inference_mode():
