@@ -1,0 +1,88 @@
+"""Who is let in: bounds on images in the house and on bytes held, and when to come again."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from service.errors import Code, ServiceError
+
+if TYPE_CHECKING:
+    from service.loading import Served
+
+REASONS = ("queue_full", "bodies_full", "deadline_out_of_reach")
+
+
+class Admission:
+    """Counts images from their request's arrival to its answer, and bytes of bodies; refuses too many.
+
+    ``rate`` gives the images per second that the engine lately got through. Lives in the event loop.
+    """
+
+    def __init__(
+        self, max_images: int, max_bytes: int, rate: Callable[[], float], on_rejected: Callable[[str], None]
+    ) -> None:
+        self.max_images = max_images
+        self.max_bytes = max_bytes
+        self.images = 0
+        self.bytes = 0
+        self._rate = rate
+        self._on_rejected = on_rejected
+
+    @contextmanager
+    def admit(self, images: int, served: "Served", deadline: float) -> Iterator[None]:
+        """Count a request's images in until it is answered.
+
+        Raises ServiceError overloaded with `Retry-After` where there are too many, or where those before it
+        would take the engine past ``deadline`` even if it took this one last. What is not measured yet is
+        assumed to run every block, as a hostile image would.
+        """
+        if images > self.max_images:
+            raise ServiceError(
+                Code.INVALID_PARAMETER,
+                f"{images} images in one request; at most {self.max_images} are admitted",
+            )
+        if self.images + images > self.max_images:
+            raise self.overloaded("queue_full", f"{self.images} images are being worked on", served)
+        if self.images and perf_counter() + self.wait(served) > deadline:
+            raise self.overloaded(
+                "deadline_out_of_reach",
+                f"the deadline would pass behind the {self.images} images before",
+                served,
+            )
+        self.images += images
+        try:
+            yield
+        finally:
+            self.images -= images
+
+    def wait(self, served: "Served") -> float:
+        """Return the seconds until the engine has got through every image in the house, all of them dense."""
+        largest = served.batch_sizes[-1]
+        return self.images * served.dense_time(largest) / largest
+
+    def overloaded(self, reason: str, what: str, served: "Served | None" = None) -> ServiceError:
+        """Return the refusal, telling when half of the house will be empty at the rate measured."""
+        self._on_rejected(reason)
+        rate = self._rate()
+        seconds = self.images / 2 / rate if rate else self.wait(served) / 2 if served is not None else 1
+        after = max(1, math.ceil(seconds))
+        return ServiceError(Code.OVERLOADED, f"{what}; try again in {after} s", {"Retry-After": str(after)})
+
+    @contextmanager
+    def body(self) -> Iterator[Callable[[int], None]]:
+        """Hand out a function that counts bytes of one body as they come; they are given back at the end."""
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self.bytes + size > self.max_bytes:
+                raise self.overloaded("bodies_full", f"{self.bytes} bytes of uploads are held")
+            self.bytes += size
+            held += size
+
+        try:
+            yield hold
+        finally:
+            self.bytes -= held

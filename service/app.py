@@ -1,0 +1,79 @@
+"""The application: `create_app(settings)` puts core, routes and middleware together."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from service.core import Core
+from service.errors import STATUS, Code, ErrorAnswer, ErrorDetail, ServiceError
+from service.loading import Served
+from service.middleware import Access, BodyLimit
+from service.routes import classify, health, metrics, models, page
+from service.settings import Settings
+
+DESCRIPTION = """Image classification whose cost follows the image: a SkipNet leaves out the blocks that an
+image does not need, and every answer says which.
+
+Every answer carries `X-Request-ID` (yours, where you send a plain one). `POST /classify` also tells where the
+time went: `Server-Timing`, `X-Receive-Time`, `X-Decode-Time`, `X-Queue-Time`, `X-Inference-Time` and
+`X-Total-Time` in milliseconds, `X-Batch-Size` in images. The request header `X-Request-Timeout` sets a
+deadline in seconds."""
+
+
+def create_app(settings: Settings | None = None, load: Callable[[Path], Served] | None = None) -> FastAPI:
+    """Return the application, its core at `app.state.core`; ``load`` stands in for reading a checkpoint."""
+    core = Core(settings or Settings(), load)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await core.start()
+        yield
+        await core.stop()
+
+    app = FastAPI(
+        title="SkipNet Serve",
+        version=version("skipnet-serve"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        middleware=[Middleware(Access, core=core), Middleware(BodyLimit, core=core)],
+        exception_handlers={
+            ServiceError: service_error,
+            RequestValidationError: invalid_parameter,
+            HTTPException: http_error,
+        },
+    )
+    app.state.core = core
+    for module in (classify, health, models, metrics, page):
+        app.include_router(module.router)
+    return app
+
+
+async def service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return error_answer(error.code, error.message, error.status, error.headers)
+
+
+async def invalid_parameter(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
+    return error_answer(Code.INVALID_PARAMETER, problems)
+
+
+async def http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(error.status_code, Code.BAD_REQUEST)
+    return error_answer(code, str(error.detail), error.status_code, dict(error.headers or {}))
+
+
+def error_answer(
+    code: Code, message: str, status: int | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    answer = ErrorAnswer(error=ErrorDetail(code=code, message=message))
+    return JSONResponse(answer.model_dump(mode="json"), status or STATUS[code], headers)

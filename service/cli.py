@@ -1,0 +1,92 @@
+"""The command line: ``skipnet VERB --option …``; each option is a variable ``SKIPNET_OPTION`` too.
+
+A verb is a module in `service.commands` with one class of its own that has a method ``cli_cmd``. Only the
+verb that was asked for is imported.
+"""
+
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsError
+
+VERBS = {
+    "serve": ("serve", "serve the models of a repository over HTTP"),
+    "classify": ("classify", "classify images from the command line, without a server"),
+    "train": ("train", "train a network: supervised, then hybrid reinforcement learning"),
+    "evaluate": ("evaluate", "measure accuracy and saved computation, into the checkpoint's config.json"),
+    "import": ("importing", "turn a checkpoint of the public code into one of ours"),
+    "export": ("exporting", "write a checkpoint as ONNX"),
+    "bench": ("bench", "measure the engines' speed on this machine"),
+    "reproduce": ("reproduce", "repeat the paper's experiments"),
+    "report": ("report", "draw figures and tables of what was measured"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the verb in ``arguments``; leaves with 2 for a wrong option and 1 for what went wrong."""
+    verb, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if verb in ("--help", "-h", "help"):
+        print(overview())
+        return
+    if verb not in VERBS:
+        leave(f"no verb {verb!r}; one of {', '.join(VERBS)}", 2)
+    try:
+        read_options(verb, options).cli_cmd()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        # An exception that this code defines was raised for a person to read; any other is a defect of ours.
+        ours = type(error).__module__.partition(".")[0] in ("models", "service")
+        if not ours and not isinstance(error, OSError):
+            raise
+        leave(str(error), 1)
+
+
+def overview() -> str:
+    lines = [f"  {verb:<10} {summary}" for verb, (_, summary) in VERBS.items()]
+    return "\n".join(
+        ["usage: skipnet VERB [--option …]", "", *lines, "", "skipnet VERB --help lists its options."]
+    )
+
+
+def read_options(verb: str, arguments: list[str]) -> Any:
+    """Return the verb's options, from ``arguments``, else the environment, else their defaults."""
+    command = find_command(VERBS[verb][0])
+    try:
+        return command(_cli_parse_args=arguments, _cli_prog_name=f"skipnet {verb}", _cli_show_env_vars=True)
+    except ValidationError as error:
+        leave("; ".join(wrong_option(problem) for problem in error.errors()), 2)
+    except SettingsError as error:
+        leave(str(error), 2)
+
+
+def find_command(module: str) -> type[BaseSettings]:
+    """Return the class in ``service.commands.<module>`` that has ``cli_cmd``."""
+    names = vars(import_module(f"service.commands.{module}"))
+    [command] = [
+        value
+        for value in names.values()
+        if isinstance(value, type)
+        and issubclass(value, BaseSettings)
+        and value.__module__ == names["__name__"]
+        and hasattr(value, "cli_cmd")
+    ]
+    return command
+
+
+def wrong_option(problem: Any) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else "options"
+    if problem["type"] == "missing":
+        return f"--{name.replace('_', '-')} is missing"
+    return f"--{name.replace('_', '-')} (SKIPNET_{name.upper()}): {problem['msg']}, not {problem['input']!r}"
+
+
+def leave(message: str, code: int) -> NoReturn:
+    print(f"skipnet: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""skipnet classify photo.jpg …"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from service.errors import ServiceError, UserError
+from service.settings import EngineOptions
+
+
+class Classify(EngineOptions):
+    """Classify images without a server, and show which blocks each of them needed."""
+
+    images: CliPositionalArg[list[Path]] = Field(description="image files")
+    model: str | None = Field(default=None, description="default: the only one, or the first by name")
+    version: int | None = Field(default=None, ge=0, description="default: the newest")
+    top_k: int = Field(default=1, ge=1, description="predictions to show for each image")
+    execute_threshold: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="0 runs every block, 1 none but the first; default: the checkpoint's",
+    )
+    as_json: bool = Field(default=False, description="one JSON object a line, with every decision")
+    max_image_pixels: int = Field(default=80_000_000, ge=1, description="width x height of an image")
+
+    def cli_cmd(self) -> None:
+        import numpy as np
+
+        from models.checkpoint import read_checkpoint
+        from models.engines import load_engine
+        from models.preprocessing import prepare
+        from service.answers import predictions, routing, split
+        from service.decoding import BYTES_PER_PIXEL, Decoder
+
+        checkpoint = read_checkpoint(self.find_checkpoint())
+        engine = load_engine(checkpoint, self.engine, self.device, self.threads)
+        decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL)
+        spec, threshold = checkpoint.config.input, self.execute_threshold
+        thresholds = np.full(
+            1, checkpoint.config.execute_threshold if threshold is None else threshold, np.float32
+        )
+        for file in self.images:
+            try:
+                image = prepare(decoder.decode(file.read_bytes(), spec.resize), spec)
+            except ServiceError as error:
+                raise UserError(f"{file}: {error}") from error
+            routed = engine.run(image[None], thresholds)
+            [result] = split(routed, checkpoint.macs.executed(routed.executed, routed.mode))
+            found = predictions(result.logits, checkpoint.config.labels, self.top_k)
+            way = routing(result, checkpoint, explain=True)
+            if self.as_json:
+                answer = {"image": str(file), "predictions": [each.model_dump() for each in found]}
+                print(json.dumps(answer | {"routing": way.model_dump()}))
+                continue
+            names = ", ".join(f"{each.label} {each.probability:.1%}" for each in found)
+            print(f"{file}: {names}")
+            print(
+                f"  {strip(result.executed.tolist())} {way.skipped} of {way.blocks} blocks skipped, {way.saved:.1%} saved"
+            )
+        engine.close()
+
+    def find_checkpoint(self) -> Path:
+        """Return the folder of the model and version asked for; raises UserError."""
+        from models.checkpoint import versions
+        from service.repository import model_names
+
+        name = self.model if self.model is not None else min(model_names(self.model_repository), default=None)
+        found = versions(self.model_repository, name) if name is not None else []
+        version = self.version if self.version is not None else max(found, default=None)
+        if version not in found:
+            raise UserError(
+                f"{self.model_repository} holds no {name or 'model'}"
+                f"{'' if self.version is None else f' version {version}'}; see --model-repository"
+            )
+        return self.model_repository / str(name) / str(version)
+
+
+def strip(executed: Sequence[bool]) -> str:
+    """Return a mark a block: full where it ran, light where it was skipped."""
+    return "█" + "".join("█" if each else "░" for each in executed)

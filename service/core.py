@@ -1,0 +1,178 @@
+"""The serving core: the way of an image from bytes to an engine's answer, whatever protocol brought it."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.engines.threads import available_cpus
+from models.preprocessing import prepare
+from service.admission import REASONS, Admission
+from service.answers import ImageResult
+from service.batching import Batcher, Work
+from service.decoding import Decoder
+from service.errors import Code, ServiceError
+from service.loading import Served, load
+from service.metrics import Metrics
+from service.repository import Repository
+from service.settings import Settings
+from service.timing import Timing
+
+log = logging.getLogger("skipnet.core")
+
+Payload = bytes | NDArray[np.float32]
+"""An image as a client sent it: a file's bytes, or a normalised tensor [3, H, W]."""
+
+
+class Core:
+    """Everything between a protocol and the engines: repository, decoding, queue, health."""
+
+    def __init__(self, settings: Settings, load: Callable[[Path], Served] | None = None) -> None:
+        cpus = available_cpus()
+        self.settings = settings
+        self.metrics = Metrics()
+        self.batcher = Batcher(settings.max_batch_size, settings.batch_delay, self.metrics.ran, self._dropped)
+        self.repository = Repository(
+            settings.model_repository,
+            load or partial(load_version, settings=settings, threads=settings.threads or cpus),
+            self._served,
+            self._retired,
+            settings.default_model,
+        )
+        self.admission = Admission(
+            settings.max_queue_size, settings.max_bodies_size, lambda: self.batcher.rate, self._rejected
+        )
+        self.decoder = Decoder(settings.max_image_pixels, settings.max_decode_memory)
+        self._decoding = ThreadPoolExecutor(settings.decode_threads or cpus, thread_name_prefix="decode")
+        self.draining = False
+        self.closed = False  # draining, and past the pause in which new requests are still answered
+        self._starting: asyncio.Task[None] | None = None
+        self.metrics.ready.set_function(lambda: not self.not_ready())
+        self.metrics.in_flight.set_function(lambda: self.admission.images)
+        for reason in REASONS:
+            self.metrics.rejections.labels(reason)
+
+    async def start(self) -> None:
+        """Start the engine thread and begin to load, without waiting: probes are to be answered at once."""
+        self.batcher.start(asyncio.get_running_loop())
+        self._starting = asyncio.create_task(self.repository.load_all())
+
+    async def stop(self) -> None:
+        """Finish what is queued and end every thread."""
+        self.closed = True
+        if self._starting is not None:
+            self._starting.cancel()
+        self._decoding.shutdown(wait=False)
+        await asyncio.to_thread(self.batcher.close)
+        await asyncio.to_thread(self.repository.close)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether loading at start is over, with or without success."""
+        return self._starting is not None and self._starting.done()
+
+    def not_ready(self) -> list[str]:
+        """Return why requests should not be sent here; nothing when they should."""
+        default = self.repository.default
+        reasons = {
+            "draining": self.draining,
+            "models are being loaded": not self.loaded,
+            f"model {default} is not loaded" if default else "no model is loaded": self.loaded
+            and default not in self.repository.served,
+            "the engine thread is dead": self.loaded and not self.batcher.alive,
+            "the engine is stuck": self.batcher.busy_for > self.settings.request_timeout,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    def not_live(self) -> list[str]:
+        """Return why this process should be restarted; nothing when it should not."""
+        reasons = {
+            "the engine thread is dead": self.loaded and not self.batcher.alive,
+            "the engine is stuck": self.batcher.busy_for > 2 * self.settings.request_timeout,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    def accept(self) -> None:
+        """Raise ServiceError not_ready where no request can be answered."""
+        if self.closed:
+            raise ServiceError(Code.NOT_READY, "the server is shutting down", {"Connection": "close"})
+        if self.loaded and not self.batcher.alive:
+            raise ServiceError(Code.NOT_READY, "the engine has failed; this server is about to restart")
+
+    async def run(
+        self,
+        served: Served,
+        payloads: Sequence[Payload],
+        *,
+        threshold: float | None,
+        deadline: float,
+        timing: Timing,
+        gone: Awaitable[object],
+    ) -> list[ImageResult]:
+        """Decode images, queue them and return what the engine answered, in order.
+
+        The images are already admitted. Raises ServiceError: those of decoding, deadline_exceeded,
+        engine_failed, or client_gone once ``gone`` completes; then what is still queued is not computed.
+        """
+        loop = asyncio.get_running_loop()
+        wanted = served.checkpoint.config.execute_threshold if threshold is None else threshold
+        works = [Work(served, wanted, deadline, timing, loop.create_future()) for _ in payloads]
+        for work, payload in zip(works, payloads, strict=True):
+            self._decoding.submit(self._decode, work, payload, perf_counter())
+        answers = asyncio.gather(*(work.answer for work in works))
+        leaving = asyncio.ensure_future(gone)
+        try:
+            await asyncio.wait(
+                (answers, leaving), timeout=deadline - perf_counter(), return_when=asyncio.FIRST_COMPLETED
+            )
+            if answers.done():
+                return answers.result()
+            if leaving.done():
+                raise ServiceError(Code.CLIENT_GONE, "the client hung up")
+            raise ServiceError(Code.DEADLINE, "the deadline passed before the answer was there")
+        finally:
+            leaving.cancel()
+            answers.cancel()
+            for work in works:
+                work.answer.cancel()
+
+    def _decode(self, work: Work, payload: Payload, submitted: float) -> None:
+        """Make the network's input of a payload and queue it; runs in a decoding thread."""
+        if not self.batcher.wanted(work):
+            return
+        started = perf_counter()
+        work.waited = started - submitted
+        try:
+            if isinstance(payload, bytes):
+                spec = work.served.checkpoint.config.input
+                work.image = prepare(self.decoder.decode(payload, spec.resize), spec)
+            else:
+                work.image = payload
+            work.timing.decode = max(work.timing.decode, perf_counter() - started)
+            self.batcher.put(work)
+        except Exception as error:
+            work.fail(error)
+
+    def _served(self, served: Served) -> None:
+        self.metrics.served(served, partial(self.batcher.depth, served))
+
+    def _retired(self, served: Served) -> None:
+        if served.version not in self.repository.served.get(served.name, {}):
+            self.metrics.retired(served)
+        self.batcher.retire(served)
+
+    def _dropped(self, served: Served, reason: str) -> None:
+        self.metrics.dropped.labels(served.name, str(served.version), reason).inc()
+
+    def _rejected(self, reason: str) -> None:
+        self.metrics.rejections.labels(reason).inc()
+
+
+def load_version(folder: Path, settings: Settings, threads: int) -> Served:
+    return load(folder, settings.engine, settings.device, threads, settings.max_batch_size)

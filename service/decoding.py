@@ -1,0 +1,135 @@
+"""From an uploaded file's bytes to an upright RGB image, within bounds on pixels and memory."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from service.errors import Code, ServiceError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF87a", b"GIF89a")
+
+# EXIF's orientation, and what sets it upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# The most that decoding holds at once: an animated WebP's canvases, its RGBA pixels and their copies on the
+# way to RGB.
+BYTES_PER_PIXEL = 16
+
+
+class DecodeMemory:
+    """Bytes that all decoding threads together may fill; who finds too few left waits for the others."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.free = size
+        self.changed = threading.Condition()
+        self.turn = threading.Lock()
+
+    @contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Hold ``size`` bytes, at most all there are, waiting for them."""
+        # Whoever waits keeps those behind waiting too: else small images would starve a large one.
+        with self.turn, self.changed:
+            self.changed.wait_for(lambda: self.free >= size)
+            self.free -= size
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += size
+                self.changed.notify_all()
+
+
+class Decoder:
+    """Decodes images of at most ``max_pixels``, in any number of threads, within ``max_memory`` bytes."""
+
+    def __init__(self, max_pixels: int, max_memory: int) -> None:
+        self.max_pixels = min(max_pixels, max_memory // BYTES_PER_PIXEL)
+        self.memory = DecodeMemory(max_memory)
+
+    def decode(self, data: bytes, shorter_side: int = 0) -> Image.Image:
+        """Return the first frame of a JPEG, PNG, WebP, BMP or GIF as an RGB image, turned as EXIF says.
+
+        What is transparent shows white. A JPEG far larger than ``shorter_side`` pixels is decoded at a half,
+        a quarter or an eighth of its size (never under four times that), which that format does at a fraction
+        of the cost.
+
+        Raises ServiceError: unsupported_media_type, damaged_image or image_too_large.
+        """
+        image = self.open(data)
+        with self.memory.hold(image.width * image.height * BYTES_PER_PIXEL), image:
+            try:
+                turn = orientation(image)
+                if shorter_side:
+                    image.draft(None, (4 * shorter_side, 4 * shorter_side))
+                upright = to_rgb(image)
+                return upright.transpose(turn) if turn is not None else upright
+            except MemoryError:
+                raise
+            except Exception as error:  # Whatever a decoder raises, these bytes made it do so.
+                raise ServiceError(
+                    Code.DAMAGED_IMAGE, f"the {image.format} image is damaged or incomplete: {error}"
+                ) from error
+
+    def open(self, data: bytes) -> Image.Image:
+        """Return the image with its size and mode known and no pixel decoded."""
+        try:
+            image = Image.open(BytesIO(data), formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ServiceError(Code.IMAGE_TOO_LARGE, self.too_large()) from error
+        except Exception as error:
+            if looks_like_image(data):
+                raise ServiceError(
+                    Code.DAMAGED_IMAGE, "the image's header is damaged; check that the upload is complete"
+                ) from error
+            raise ServiceError(
+                Code.UNSUPPORTED_MEDIA_TYPE, f"not an image that can be read; send {', '.join(FORMATS)}"
+            ) from error
+        if image.width * image.height > self.max_pixels:
+            raise ServiceError(
+                Code.IMAGE_TOO_LARGE,
+                f"the image has {image.width} x {image.height} pixels; {self.too_large()}",
+            )
+        return image
+
+    def too_large(self) -> str:
+        return f"at most {self.max_pixels:,} pixels are decoded: send it smaller"
+
+
+def looks_like_image(data: bytes) -> bool:
+    """Return whether the first bytes are those of a format that is read here."""
+    return data.startswith(SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return 8-bit RGB of an image of any mode: 16 bits cut to 8, CMYK converted, transparency on white."""
+    if image.mode.startswith(("I", "F")):  # Pillow would clip these at 255.
+        values = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(pixels, mask=pixels.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def orientation(image: Image.Image) -> Image.Transpose | None:
+    """Return the turn that EXIF asks for; a damaged EXIF block asks for none."""
+    try:
+        return TURNS.get(image.getexif().get(0x0112, 1))
+    except Exception:
+        return None

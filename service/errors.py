@@ -1,0 +1,103 @@
+"""Everything that can go wrong for a client, with the status it gets: one table, one exception."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class Code(StrEnum):
+    """The `code` of an error answer."""
+
+    BAD_REQUEST = "bad_request"
+    DAMAGED_IMAGE = "damaged_image"
+    UNAUTHORIZED = "unauthorized"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    MODEL_NOT_FOUND = "model_not_found"
+    BODY_TIMEOUT = "body_timeout"
+    BODY_TOO_LARGE = "body_too_large"
+    IMAGE_TOO_LARGE = "image_too_large"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    INVALID_PARAMETER = "invalid_parameter"
+    OVERLOADED = "overloaded"
+    CLIENT_GONE = "client_gone"
+    INTERNAL = "internal"
+    ENGINE_FAILED = "engine_failed"
+    NOT_READY = "not_ready"
+    DEADLINE = "deadline_exceeded"
+
+
+STATUS: Mapping[Code, int] = {
+    Code.BAD_REQUEST: 400,
+    Code.DAMAGED_IMAGE: 400,
+    Code.UNAUTHORIZED: 401,
+    Code.NOT_FOUND: 404,
+    Code.METHOD_NOT_ALLOWED: 405,
+    Code.MODEL_NOT_FOUND: 404,
+    Code.BODY_TIMEOUT: 408,
+    Code.BODY_TOO_LARGE: 413,
+    Code.IMAGE_TOO_LARGE: 413,
+    Code.UNSUPPORTED_MEDIA_TYPE: 415,
+    Code.INVALID_PARAMETER: 422,
+    # Not 5xx, which would spend the availability budget and make proxies eject a replica for being busy.
+    Code.OVERLOADED: 429,
+    # Nobody reads this answer; nginx's number for it, seen in logs only.
+    Code.CLIENT_GONE: 499,
+    Code.INTERNAL: 500,
+    Code.ENGINE_FAILED: 500,
+    Code.NOT_READY: 503,
+    Code.DEADLINE: 504,
+}
+
+
+class ErrorDetail(BaseModel):
+    code: Code = Field(description="what went wrong, for programs")
+    message: str = Field(description="what went wrong and what to do, for people")
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class ServiceError(Exception):
+    """A request can't be answered; becomes an `ErrorAnswer` with the status of its code."""
+
+    def __init__(self, code: Code, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.headers = dict(headers or {})
+
+    @property
+    def status(self) -> int:
+        return STATUS[self.code]
+
+    @property
+    def outcome(self) -> str:
+        """Value of the label `outcome` of skipnet_requests_total."""
+        return outcome_of(self.status)
+
+
+class UserError(Exception):
+    """What a person at the command line can mend; the message says how."""
+
+
+def outcome_of(status: int) -> str:
+    """Return a status as ok, bad_input, rejected, cancelled, unavailable, deadline or error."""
+    special = {429: "rejected", 499: "cancelled", 503: "unavailable", 504: "deadline"}
+    if status in special:
+        return special[status]
+    return "ok" if status < 400 else "bad_input" if status < 500 else "error"
+
+
+def documented(*codes: Code) -> dict[int | str, dict[str, Any]]:
+    """Return FastAPI's `responses` for these errors, so that the OpenAPI page tells of them."""
+    described: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        entry = described.setdefault(STATUS[code], {"model": ErrorAnswer, "description": ""})
+        entry["description"] += f"{', ' if entry['description'] else ''}{code.value}"
+    return described

@@ -1,0 +1,149 @@
+"""What wraps every request: its id, its record, its log line and counters; and the limit on its body."""
+
+import json
+import logging
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.core import Core
+from service.errors import Code, ServiceError, outcome_of
+from service.timing import Timing
+
+log = logging.getLogger("skipnet.access")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,63}")
+INFERENCE = "inference"
+"""The tag of the routes that classify; their requests are counted in skipnet_requests_total."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of a request beside its answer."""
+
+    request_id: str
+    timing: Timing = field(default_factory=Timing)
+    model: str = ""
+    version: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)  # for the log line
+
+
+def record_of(request: Request) -> Record:
+    record: Record = request.state.record
+    return record
+
+
+class Access:
+    """Gives each request an id and a record, answers what nobody caught, and writes the one log line.
+
+    A client's `X-Request-ID` is kept where it is short and plain; it comes back in the header of that name.
+    """
+
+    def __init__(self, app: ASGIApp, core: Core) -> None:
+        self.app = app
+        self.core = core
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        record = Record(given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8))
+        scope.setdefault("state", {})["record"] = record
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = record.request_id
+                if self.core.draining:
+                    # Connections that are told to end do not race with the end of the process.
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except Exception:
+            log.exception("unexpected error", extra={"fields": {"request_id": record.request_id}})
+            if status == 0:
+                await answer({"type": "http.response.start", "status": 500, "headers": [JSON]})
+                await answer({"type": "http.response.body", "body": self.apology(scope, record)})
+            else:
+                status = 500
+        finally:
+            self.finish(scope, record, status)
+
+    def apology(self, scope: Scope, record: Record) -> bytes:
+        message = f"unexpected error; the log has it under request id {record.request_id}"
+        oip = scope["path"].startswith("/v2")
+        return json.dumps({"error": message if oip else {"code": Code.INTERNAL, "message": message}}).encode()
+
+    def finish(self, scope: Scope, record: Record, status: int) -> None:
+        record.timing.finish()
+        inference = INFERENCE in getattr(scope.get("route"), "tags", ())
+        # A connection that broke before any answer leaves no status.
+        status = status or 499
+        if inference:
+            self.core.metrics.requests.labels(record.model, record.version, outcome_of(status)).inc()
+        values = {"request_id": record.request_id, "ms": record.timing.total * 1e3, **record.fields}
+        if record.model:
+            values |= {"model": f"{record.model}/{record.version}"}
+        log.log(
+            logging.INFO if inference or status >= 400 else logging.DEBUG,
+            "%s %s %d",
+            scope["method"],
+            scope["path"],
+            status,
+            extra={"fields": values},
+        )
+
+
+JSON = (b"content-type", b"application/json")
+
+
+class BodyLimit:
+    """Refuses a body of too many bytes: by its Content-Length before it is read, else as it comes.
+
+    Bytes also count against what all requests together may hold. The refusal is raised where the route reads
+    the body, so that it is answered, counted and logged like any other.
+    """
+
+    def __init__(self, app: ASGIApp, core: Core) -> None:
+        self.app = app
+        self.admission = core.admission
+        self.limit = core.settings.max_body_size
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # The HTTP parser has checked that it is a number.
+        length = int(Headers(scope=scope).get("content-length", "0"))
+        received = 0
+        with self.admission.body() as hold:
+
+            async def limited() -> Message:
+                nonlocal received
+                if max(length, received) > self.limit:
+                    raise self.too_large()
+                message = await receive()
+                if message["type"] == "http.request":
+                    received += len(message["body"])
+                    if received > self.limit:
+                        raise self.too_large()
+                    hold(len(message["body"]))
+                return message
+
+            await self.app(scope, limited, send)
+
+    def too_large(self) -> ServiceError:
+        return ServiceError(
+            Code.BODY_TOO_LARGE, f"the body is larger than {self.limit:,} bytes, the most that is read"
+        )

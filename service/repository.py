@@ -1,0 +1,216 @@
+"""The models and versions that are served; loading one beside another and switching between two batches."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from service.errors import Code, ServiceError
+from service.loading import LoadError, Served
+
+log = logging.getLogger("skipnet.repository")
+
+
+class State(StrEnum):
+    """As the Open Inference Protocol names them."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version in the repository's index."""
+
+    name: str
+    version: int
+    state: State
+    reason: str = ""
+
+
+class Repository:
+    """What lies in ``folder`` and what of it is served.
+
+    Every method runs in the event loop; loading happens in a thread of its own, one version at a time.
+    ``on_served`` and ``on_retired`` are called with a version when requests begin to get it and when the last
+    one that needed it is done.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        load: Callable[[Path], Served],
+        on_served: Callable[[Served], None],
+        on_retired: Callable[[Served], None],
+        default: str | None = None,
+    ) -> None:
+        self.folder = folder
+        self.default = default
+        self.served: dict[str, dict[int, Served]] = {}
+        self.problems: dict[tuple[str, int], str] = {}
+        self.loading: set[tuple[str, int]] = set()
+        self._load = load
+        self._on_served = on_served
+        self._on_retired = on_retired
+        self._pinned: set[tuple[str, int]] = set()  # asked for by number: a newer one does not replace it
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._changing = asyncio.Lock()
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    async def load_all(self) -> None:
+        """Serve the newest version of every model; what can't be is logged and stands in the index."""
+        for name in sorted(await self._names()):
+            try:
+                await self.load(name)
+            except LoadError as error:
+                log.error("%s is not served: %s", name, error)
+        if self.default is None:
+            self.default = min(self.served, default=None)
+
+    async def load(self, name: str, version: int | None = None) -> Served:
+        """Serve a version, or the newest one in the folder in place of an older one.
+
+        It is loaded, verified and warmed up while the others go on; a version that fails changes nothing.
+        Raises LoadError.
+        """
+        async with self._changing:
+            found = await self._versions(name)
+            wanted = version if version is not None else max(found, default=None)
+            if wanted is None or wanted not in found:
+                raise LoadError(
+                    f"{self.folder} holds no {name}{f'/{version}' if version is not None else ''}"
+                )
+            key = (name, wanted)
+            self.loading.add(key)
+            try:
+                folder = self.folder / name / str(wanted)
+                served = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, folder)
+            except Exception as error:
+                self.problems[key] = str(error)
+                raise
+            finally:
+                self.loading.discard(key)
+            self.problems.pop(key, None)
+            if version is not None:
+                self._pinned.add(key)
+            self._switch(served)
+            log.info("serving %s with %s on %s", served, served.engine.name, served.engine.device)
+            return served
+
+    async def unload(self, name: str, version: int | None = None) -> None:
+        """Serve a version, or every version of a model, no more; raises LoadError where it isn't served."""
+        async with self._changing:
+            versions = self.served.get(name, {})
+            if not versions or (version is not None and version not in versions):
+                raise LoadError(f"{name}{f'/{version}' if version is not None else ''} is not served")
+            for served in [versions[version]] if version is not None else list(versions.values()):
+                self._pinned.discard((name, served.version))
+                del versions[served.version]
+                self._retire(served)
+                log.info("%s is served no more", served)
+            if not versions:
+                del self.served[name]
+
+    def resolve(self, name: str | None, version: int | None) -> Served:
+        """Return what answers a request; raises ServiceError model_not_found, or not_ready while it loads."""
+        wanted = name if name is not None else self.default
+        if wanted is None:
+            raise ServiceError(Code.NOT_READY, "no model is loaded yet; GET /health/ready says why")
+        versions = self.served.get(wanted, {})
+        if version is not None and version in versions:
+            return versions[version]
+        if version is None and versions:
+            return versions[max(versions)]
+        if any(wanted == loading and version in (None, number) for loading, number in self.loading):
+            raise ServiceError(Code.NOT_READY, f"{wanted} is being loaded; try again")
+        if name is None:
+            raise ServiceError(
+                Code.NOT_READY, f"the default model {wanted} is not loaded; GET /models says why"
+            )
+        raise ServiceError(
+            Code.MODEL_NOT_FOUND,
+            f"no model {wanted!r}{'' if version is None else f' version {version}'} is served; "
+            "GET /models lists what is",
+        )
+
+    @contextmanager
+    def lease(self, name: str | None, version: int | None) -> Iterator[Served]:
+        """Keep what answers a request from being closed until the request is done."""
+        served = self.resolve(name, version)
+        served.leases += 1
+        try:
+            yield served
+        finally:
+            served.leases -= 1
+            if served.retired and not served.leases:
+                self._on_retired(served)
+
+    async def index(self) -> list[Entry]:
+        """Return every version in the folder and every one that is served."""
+        known = set(self.loading) | set(self.problems)
+        known |= {(name, version) for name, versions in self.served.items() for version in versions}
+        for name in await self._names():
+            known |= {(name, version) for version in await self._versions(name)}
+        return [self._entry(name, version) for name, version in sorted(known)]
+
+    def _entry(self, name: str, version: int) -> Entry:
+        problem = self.problems.get((name, version), "")
+        if version in self.served.get(name, {}):
+            return Entry(name, version, State.READY, problem)
+        if (name, version) in self.loading:
+            return Entry(name, version, State.LOADING)
+        return Entry(name, version, State.UNAVAILABLE, problem or "not loaded")
+
+    def _switch(self, served: Served) -> None:
+        """Give new requests ``served``; requests that hold an older one keep it."""
+        versions = self.served.setdefault(served.name, {})
+        replaced = versions.pop(served.version, None)
+        versions[served.version] = served
+        self._on_served(served)
+        pinned = (served.name, served.version) in self._pinned
+        outdated = (
+            []
+            if pinned
+            else [v for v in versions if v < served.version and (served.name, v) not in self._pinned]
+        )
+        for old in [replaced, *(versions.pop(v) for v in outdated)]:
+            if old is not None:
+                self._retire(old)
+
+    def _retire(self, served: Served) -> None:
+        served.retired = True
+        if not served.leases:
+            self._on_retired(served)
+
+    async def _names(self) -> list[str]:
+        return await asyncio.to_thread(model_names, self.folder)
+
+    async def _versions(self, name: str) -> list[int]:
+        return await asyncio.to_thread(versions_of, self.folder, name)
+
+
+def model_names(folder: Path) -> list[str]:
+    """Return the names of the folders in a repository that hold a numbered folder."""
+    if not folder.is_dir():
+        return []
+    return [
+        model.name for model in folder.iterdir() if any(child.name.isdecimal() for child in model.glob("*/"))
+    ]
+
+
+def versions_of(folder: Path, name: str) -> list[int]:
+    """Return a model's versions; raises LoadError for a name that could leave the folder."""
+    # Imports torch, which must not keep the server from binding its socket.
+    from models.checkpoint import CheckpointError, versions
+
+    try:
+        return versions(folder, name)
+    except CheckpointError as error:
+        raise LoadError(str(error)) from error

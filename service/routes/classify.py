@@ -1,0 +1,162 @@
+"""POST /classify: an image in, its labels and the blocks it needed out."""
+
+import asyncio
+from time import perf_counter
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.answers import Classification, ModelIdentity, predictions, routing, timing
+from service.errors import Code, ServiceError, documented
+from service.middleware import INFERENCE
+from service.routes.dependencies import CoreHere, RecordHere
+
+router = APIRouter(tags=[INFERENCE])
+
+FILE = {"type": "string", "format": "binary"}
+REQUEST_BODY = {
+    "required": True,
+    "description": "an image: JPEG, PNG, WebP, BMP or GIF, of which the first frame counts",
+    "content": {
+        "multipart/form-data": {
+            "schema": {"type": "object", "required": ["image"], "properties": {"image": FILE}}
+        },
+        **{f"image/{kind}": {"schema": FILE} for kind in ("jpeg", "png", "webp", "bmp", "gif")},
+    },
+}
+
+
+class ClassifyQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="default: the server's default model")
+    version: int | None = Field(None, ge=0, description="default: the newest that is served")
+    top_k: int = Field(5, ge=1, le=1000, description="predictions to return, at most one a class")
+    execute_threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="run a block where its gate's probability is above this: 0 runs every block, 1 none but "
+        "the first; default: the checkpoint's",
+    )
+    explain: bool = Field(False, description="list every gate's decision in routing.decisions")
+
+
+@router.post(
+    "/classify",
+    response_model=Classification,
+    response_model_exclude_none=True,
+    responses=documented(
+        Code.BAD_REQUEST,
+        Code.DAMAGED_IMAGE,
+        Code.MODEL_NOT_FOUND,
+        Code.BODY_TIMEOUT,
+        Code.BODY_TOO_LARGE,
+        Code.IMAGE_TOO_LARGE,
+        Code.UNSUPPORTED_MEDIA_TYPE,
+        Code.INVALID_PARAMETER,
+        Code.OVERLOADED,
+        Code.INTERNAL,
+        Code.ENGINE_FAILED,
+        Code.NOT_READY,
+        Code.DEADLINE,
+    ),
+    openapi_extra={"requestBody": REQUEST_BODY},
+)
+async def classify(
+    request: Request,
+    core: CoreHere,
+    record: RecordHere,
+    query: Annotated[ClassifyQuery, Query()],
+    x_request_timeout: Annotated[
+        float | None,
+        Header(gt=0, allow_inf_nan=False, description="seconds until 504; the server's setting is the most"),
+    ] = None,
+) -> Response:
+    """Classify one image, sent as the multipart field `image` or as the body itself."""
+    record_timing = record.timing
+    limit = core.settings.request_timeout
+    deadline = record_timing.started + min(limit, x_request_timeout or limit)
+    core.accept()
+    with core.repository.lease(query.model, query.version) as served:
+        record.model, record.version = served.name, str(served.version)
+        with core.admission.admit(1, served, deadline):
+            image = await read_image(request, core.settings.max_body_size, deadline)
+            record_timing.receive = perf_counter() - record_timing.started
+            [result] = await core.run(
+                served,
+                [image],
+                threshold=query.execute_threshold,
+                deadline=deadline,
+                timing=record_timing,
+                gone=request.receive(),
+            )
+        record_timing.finish()
+        checkpoint = served.checkpoint
+        answer = Classification(
+            request_id=record.request_id,
+            model=ModelIdentity(
+                name=served.name,
+                version=served.version,
+                engine=served.engine.name,
+                device=served.engine.device,
+            ),
+            predictions=predictions(result.logits, checkpoint.config.labels, query.top_k),
+            routing=routing(result, checkpoint, query.explain),
+            timing_ms=timing(record_timing),
+        )
+        core.metrics.answered(served, record_timing, record.request_id)
+    record.fields |= {
+        "label": answer.predictions[0].label,
+        "skipped": answer.routing.skipped,
+        "saved": answer.routing.saved,
+        "batch": record_timing.batch_size,
+    }
+    return Response(
+        answer.model_dump_json(exclude_none=True),
+        media_type="application/json",
+        headers=record_timing.headers(),
+    )
+
+
+async def read_image(request: Request, max_size: int, deadline: float) -> bytes:
+    """Return the image's bytes, as the body or in it; raises ServiceError."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        async with asyncio.timeout(deadline - perf_counter()):
+            if kind == "multipart/form-data":
+                image = await read_multipart(request, max_size)
+            elif kind.startswith("image/") or kind == "application/octet-stream":
+                image = await request.body()
+            else:
+                raise ServiceError(
+                    Code.UNSUPPORTED_MEDIA_TYPE,
+                    f"content type {kind or 'missing'}: send multipart/form-data with a file field `image`, "
+                    "or the image itself with its own content type, such as image/jpeg",
+                )
+    except TimeoutError as error:
+        raise ServiceError(Code.BODY_TIMEOUT, "the body did not arrive before the deadline") from error
+    if not image:
+        raise ServiceError(Code.BAD_REQUEST, "the image is empty")
+    return image
+
+
+async def read_multipart(request: Request, max_size: int) -> bytes:
+    """Return the content of the file field `image`."""
+    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=8)
+    # In memory, which the limit on the body bounds: the file system may be read-only.
+    parser.spool_max_size = max_size
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise ServiceError(Code.BAD_REQUEST, f"the multipart body can't be read: {error.message}") from error
+    upload = form.get("image")
+    try:
+        if not isinstance(upload, UploadFile):
+            raise ServiceError(Code.BAD_REQUEST, "send the image as a file in the multipart field `image`")
+        return await upload.read()
+    finally:
+        await form.close()

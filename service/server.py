@@ -1,0 +1,88 @@
+"""The process: binds its socket, loads behind it, and on SIGTERM finishes what it admitted."""
+
+import logging
+import signal
+import socket
+from time import monotonic
+from types import FrameType
+
+import uvicorn
+
+from service.app import create_app
+from service.core import Core
+from service.logs import configure
+from service.settings import Settings
+
+log = logging.getLogger("skipnet.server")
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal or a broken engine ends it; return the exit code: 0 after a signal, else 1."""
+    configure(settings.log_level, settings.log_format)
+    app = create_app(settings)
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_keep_alive=settings.keep_alive,
+            timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+        ),
+        app.state.core,
+        settings.drain_pause,
+    )
+    server.run()
+    return server.exit_code
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, with a drain in which it still answers, and an eye on the engine."""
+
+    def __init__(self, config: uvicorn.Config, core: Core, drain_pause: float) -> None:
+        super().__init__(config)
+        self.core = core
+        self.drain_pause = drain_pause
+        self.drained_at: float | None = None
+        self.exit_code = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to drain; a second signal ends the pause, a third ends everything."""
+        if self.drained_at is None:
+            log.info("%s: draining", signal.Signals(sig).name)
+            self.core.draining = True
+            self.drained_at = monotonic() + self.drain_pause
+        elif not self.should_exit:
+            self.should_exit = True
+        else:
+            self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.drained_at is not None and monotonic() >= self.drained_at:
+            self.should_exit = True
+        elif self.core.loaded and not self.core.batcher.alive:
+            log.error("the engine thread is dead: exiting, to be restarted")
+            self.exit_code, self.should_exit = 1, True
+        elif self.core.loaded and not self.core.repository.served:
+            log.error("no model in %s can be served: exiting", self.core.settings.model_repository)
+            self.exit_code, self.should_exit = 1, True
+        return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            log.info(
+                "listening",
+                extra={"fields": {"address": f"http://{f'[{host}]' if ':' in host else host}:{port}"}},
+            )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # In the same step of the loop as uvicorn closes its sockets: what is admitted now is finished, what
+        # comes now is refused.
+        self.core.draining = self.core.closed = True
+        await super().shutdown(sockets)
+        log.info("stopped")

@@ -1,0 +1,31 @@
+"""The one record of where a request's time went: answer, response headers and metrics all read it."""
+
+from dataclasses import dataclass, field
+from time import perf_counter
+
+STAGES = ("receive", "decode", "queue", "inference")
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds of one request. With several images each stage holds the slowest image's."""
+
+    started: float = field(default_factory=perf_counter)
+    receive: float = 0.0  # reading the body off the socket
+    decode: float = 0.0  # bytes to pixels to the network's input
+    queue: float = 0.0  # waiting, for a decoding thread and for the engine
+    inference: float = 0.0  # the batch's run in the engine
+    total: float = 0.0  # from the request's arrival to its answer
+    batch_size: int = 0
+
+    def finish(self) -> None:
+        self.total = perf_counter() - self.started
+
+    def headers(self) -> dict[str, str]:
+        """Return `Server-Timing` (W3C) and one `X-…-Time` header a stage, all in milliseconds."""
+        stages = {stage: getattr(self, stage) * 1e3 for stage in (*STAGES, "total")}
+        return {
+            "Server-Timing": ", ".join(f"{stage};dur={value:.3f}" for stage, value in stages.items()),
+            **{f"X-{stage.capitalize()}-Time": f"{value:.3f}" for stage, value in stages.items()},
+            "X-Batch-Size": str(self.batch_size),
+        }
