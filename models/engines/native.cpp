@@ -15,8 +15,8 @@
 #include <map>
 #include <memory>
 #include <new>
-#include <thread>
 #include <system_error>
+#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -25,14 +25,16 @@ namespace {
 
 // ---- Vectors -------------------------------------------------------------------------------------------
 
+// V floats fill a register. A register tile is P pixels x K blocks of V channels: as many sums as leave room
+// for weights and pixels. AVX-512 multiplies by a pixel straight from memory, so one block at a time is best.
 #if defined(__AVX512F__)
-constexpr int V = 16, REGISTERS = 32;
+constexpr int V = 16, P_MOST = 16, K = 1;
 #elif defined(__AVX__)
-constexpr int V = 8, REGISTERS = 16;
+constexpr int V = 8, P_MOST = 6, K = 2;
 #elif defined(__aarch64__)
-constexpr int V = 4, REGISTERS = 32;
+constexpr int V = 4, P_MOST = 8, K = 2;
 #else
-constexpr int V = 4, REGISTERS = 16;
+constexpr int V = 4, P_MOST = 4, K = 2;
 #endif
 
 using Vector = float __attribute__((vector_size(V * 4)));
@@ -64,6 +66,9 @@ inline Vector exponential(Vector x) {
 inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
 inline Vector hyperbolic_tangent(Vector x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
 
+// For loops over arrays that must live in registers, which needs every index to be a constant.
+#define UNROLL _Pragma("GCC unroll 32")
+
 constexpr int rounded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 // ---- Memory --------------------------------------------------------------------------------------------
@@ -92,7 +97,7 @@ struct Map {
         : channels(channels), height(height), width(width), margin(margin), row((width + 2 * margin + 1) * V),
           block((height + 2 * margin + 1) * row), data(zeros(size_t(blocks()) * block)) {}
 
-    int blocks() const { return rounded(channels, V) / V; }
+    int blocks() const { return rounded(channels, K * V) / V; }
     float* at(int index, int y, int x) const {
         return data.get() + size_t(index) * block + (y + margin) * row + (x + margin) * V;
     }
@@ -110,8 +115,7 @@ struct Convolution {
     bool winograd() const { return kernel == 3 && stride == 1 && inputs % V == 0; }
     int lanes() const { return std::min(inputs, V); }
     int input_blocks() const { return rounded(inputs, V) / V; }
-    int output_blocks() const { return rounded(outputs, V) / V; }
-    int together() const { return output_blocks() % 2 == 0 ? 2 : 1; }  // output blocks per register tile
+    int output_groups() const { return rounded(outputs, K * V) / (K * V); }
     int output_size(int size) const { return (size - 1) / stride + 1; }
 };
 
@@ -123,22 +127,23 @@ struct Taps {
     int block, row;  // strides in floats
 };
 
-template <int P, int K, int S>
-__attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][K], Taps taps, const float* in, const float* weights) {
+// Adds, for P pixels that lie S apart and K output blocks, the products of what `in` and `weights` hold. The
+// weights come in the order of use, from far caches in deep networks, so they are asked for ahead of time.
+template <int P, int S>
+__attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][K], Taps taps, const float* in,
+                                                      const float* weights) {
+    constexpr int AHEAD = 1024;
     for (int b = 0; b < taps.blocks; ++b)
         for (int y = 0; y < taps.kernel; ++y)
             for (int x = 0; x < taps.kernel; ++x) {
                 const float* tap = in + size_t(b) * taps.block + y * taps.row + x * V;
-                for (int lane = 0; lane < taps.lanes; ++lane, weights += K * V)
-#pragma GCC unroll 16
-                    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 2
-                        for (int k = 0; k < K; ++k) sums[p][k] += load(weights + k * V) * tap[p * S * V + lane];
+                for (int lane = 0; lane < taps.lanes; ++lane, weights += K * V) {
+                    __builtin_prefetch(weights + AHEAD);
+                    UNROLL for (int p = 0; p < P; ++p)
+                        UNROLL for (int k = 0; k < K; ++k) sums[p][k] += load(weights + k * V) * tap[p * S * V + lane];
+                }
             }
 }
-
-// Pixels per register tile: two thirds of the registers are sums, the rest weights and pixels.
-constexpr int tile_pixels(int together) { return REGISTERS / 2 / together; }
 
 // One register tile of a direct convolution, from bias to epilogue. `pooled` gathers channel sums if not null.
 struct DirectTile {
@@ -148,15 +153,14 @@ struct DirectTile {
     int out_block;
     Epilogue epilogue;
 
-    template <int P, int K, int S>
+    template <int P, int S>
     void run() const {
         Vector sums[P][K];
-        for (int p = 0; p < P; ++p)
-            for (int k = 0; k < K; ++k) sums[p][k] = load(bias + k * V);
-        accumulate<P, K, S>(sums, taps, in, weights);
-        for (int k = 0; k < K; ++k) {
+        UNROLL for (int p = 0; p < P; ++p) UNROLL for (int k = 0; k < K; ++k) sums[p][k] = load(bias + k * V);
+        accumulate<P, S>(sums, taps, in, weights);
+        UNROLL for (int k = 0; k < K; ++k) {
             Vector total{};
-            for (int p = 0; p < P; ++p) {
+            UNROLL for (int p = 0; p < P; ++p) {
                 float* pixel = out + size_t(k) * out_block + p * V;
                 Vector value = sums[p][k];
                 if (epilogue == Epilogue::bias_add_relu) value += load(pixel);
@@ -176,35 +180,42 @@ struct ProductTile {
     float* out;
     int out_block;
 
-    template <int P, int K, int S>
+    template <int P, int S>
     void run() const {
-        Vector sums[P][K] = {};
-        accumulate<P, K, S>(sums, taps, in, weights);
-        for (int k = 0; k < K; ++k)
-            for (int p = 0; p < P; ++p) store(out + size_t(k) * out_block + p * V, sums[p][k]);
+        Vector sums[P][K];
+        UNROLL for (int p = 0; p < P; ++p) UNROLL for (int k = 0; k < K; ++k) sums[p][k] = Vector{};
+        accumulate<P, S>(sums, taps, in, weights);
+        UNROLL for (int k = 0; k < K; ++k)
+            UNROLL for (int p = 0; p < P; ++p) store(out + size_t(k) * out_block + p * V, sums[p][k]);
     }
 };
 
-// Calls tile.run<pixels, K, S>() for a number of pixels known only at run time.
-template <int K, int S, class Tile, int... P>
+// Calls tile.run<pixels, S>() for a number of pixels known only at run time.
+template <int S, class Tile, int... P>
 inline void dispatch(const Tile& tile, int pixels, std::integer_sequence<int, P...>) {
     using Run = void (Tile::*)() const;
-    static constexpr Run runs[] = {&Tile::template run<P + 1, K, S>...};
+    static constexpr Run runs[] = {&Tile::template run<P + 1, S>...};
     (tile.*runs[pixels - 1])();
 }
 
-template <int K, int S, class Tile>
+template <int S, class Tile>
 inline void dispatch(const Tile& tile, int pixels) {
-    dispatch<K, S>(tile, pixels, std::make_integer_sequence<int, tile_pixels(K)>());
+    dispatch<S>(tile, pixels, std::make_integer_sequence<int, P_MOST>());
 }
 
-template <int K, int S>
+// How many pixels a register tile takes of a row of `count`: equal parts use the registers best.
+inline int tile_pixels(int count) {
+    const int tiles = (count + P_MOST - 1) / P_MOST;
+    return (count + tiles - 1) / tiles;
+}
+
+template <int S>
 void convolve_directly(const Convolution& c, const Map& in, Map& out, Epilogue epilogue, float* pooled) {
     const size_t group_weights = size_t(c.input_blocks()) * c.kernel * c.kernel * c.lanes() * K * V;
-    const int padding = c.kernel / 2;
+    const int padding = c.kernel / 2, step = tile_pixels(out.width);
     for (int b = 0; b < out.blocks(); b += K)
         for (int y = 0; y < out.height; ++y)
-            for (int x = 0; x < out.width; x += tile_pixels(K)) {
+            for (int x = 0; x < out.width; x += step) {
                 const DirectTile tile{{c.input_blocks(), c.kernel, c.lanes(), in.block, in.row},
                                       in.at(0, y * S - padding, x * S - padding),
                                       c.weights.get() + b / K * group_weights,
@@ -213,7 +224,7 @@ void convolve_directly(const Convolution& c, const Map& in, Map& out, Epilogue e
                                       pooled ? pooled + b * V : nullptr,
                                       out.block,
                                       epilogue};
-                dispatch<K, S>(tile, std::min(tile_pixels(K), out.width - x));
+                dispatch<S>(tile, std::min(step, out.width - x));
             }
 }
 
@@ -279,18 +290,19 @@ void transform_output(const Convolution& c, const Transformed& from, int first, 
     }
 }
 
-template <int K>
+// At each position, the product of the transformed weights and tiles.
 void multiply(const Convolution& c, int count, const Transformed& in, const Transformed& out) {
     const float* weights = c.weights.get();
+    const int step = tile_pixels(count);
     for (int position = 0; position < POSITIONS; ++position)
-        for (int b = 0; b < c.output_blocks(); b += K, weights += size_t(c.inputs) * K * V)
-            for (int t = 0; t < count; t += tile_pixels(K)) {
+        for (int b = 0; b < c.output_groups() * K; b += K, weights += size_t(c.inputs) * K * V)
+            for (int t = 0; t < count; t += step) {
                 const ProductTile tile{{c.input_blocks(), 1, V, in.block, 0},
                                        in.at(0, t) + position * in.position,
                                        weights,
                                        out.at(b, t) + position * out.position,
                                        out.block};
-                dispatch<K, 1>(tile, std::min(tile_pixels(K), count - t));
+                dispatch<1>(tile, std::min(step, count - t));
             }
 }
 
@@ -308,29 +320,27 @@ void convolve(const Convolution& c, const Map& in, Map& out, Epilogue epilogue, 
     ++space.convolutions;
     if (pooled) std::fill_n(pooled, out.blocks() * V, 0.0f);
     if (!c.winograd()) {
-        const auto run = c.together() == 1 ? c.stride == 1 ? convolve_directly<1, 1> : convolve_directly<1, 2>
-                         : c.stride == 1   ? convolve_directly<2, 1>
-                                           : convolve_directly<2, 2>;
-        return run(c, in, out, epilogue, pooled);
+        return (c.stride == 1 ? convolve_directly<1> : convolve_directly<2>)(c, in, out, epilogue, pooled);
     }
     const int across = (out.width + 1) / 2, tiles = across * ((out.height + 1) / 2);
     for (int first = 0; first < tiles; first += TILES) {
         const int count = std::min(TILES, tiles - first);
         transform_input(in, first, count, across, space.inputs);
-        (c.together() == 1 ? multiply<1> : multiply<2>)(c, count, space.inputs, space.products);
+        multiply(c, count, space.inputs, space.products);
         transform_output(c, space.products, first, count, across, out, epilogue, pooled);
     }
 }
 
 // Max pooling without padding, or with a padding of zeros, which is the same after a ReLU.
-void max_pool(const Map& in, Map& out, int kernel, int padding) {
+template <int KERNEL, int PADDING>
+void max_pool(const Map& in, Map& out) {
     for (int b = 0; b < out.blocks(); ++b)
         for (int y = 0; y < out.height; ++y)
             for (int x = 0; x < out.width; ++x) {
-                const float* from = in.at(b, 2 * y - padding, 2 * x - padding);
+                const float* from = in.at(b, 2 * y - PADDING, 2 * x - PADDING);
                 Vector most = load(from);
-                for (int i = 0; i < kernel * kernel; ++i)
-                    most = larger(most, load(from + i / kernel * in.row + i % kernel * V));
+                UNROLL for (int i = 1; i < KERNEL * KERNEL; ++i)
+                    most = larger(most, load(from + i / KERNEL * in.row + i % KERNEL * V));
                 store(out.at(b, y, x), most);
             }
 }
@@ -365,8 +375,8 @@ void transform_filter(const float* g, float* to) {
 Convolution read_convolution(Reader& reader) {
     Convolution c{};
     c.inputs = reader.integer(), c.outputs = reader.integer(), c.kernel = reader.integer(), c.stride = reader.integer();
-    const int taps = c.kernel * c.kernel, K = c.together(), positions = c.winograd() ? POSITIONS : taps;
-    const int lanes = c.lanes(), inputs = c.input_blocks() * lanes, outputs = c.output_blocks() * V;
+    const int taps = c.kernel * c.kernel, positions = c.winograd() ? POSITIONS : taps;
+    const int lanes = c.lanes(), inputs = c.input_blocks() * lanes, outputs = c.output_groups() * K * V;
     const float* from = reader.take(size_t(c.outputs) * c.inputs * taps);
     c.bias = reader.copy(c.outputs, outputs);
     c.weights = zeros(size_t(outputs) * inputs * positions);
@@ -377,8 +387,7 @@ Convolution read_convolution(Reader& reader) {
             if (c.winograd()) transform_filter(from, filter.data());
             else std::copy_n(from, taps, filter.begin());
             for (int p = 0; p < positions; ++p) {
-                const size_t groups = outputs / (K * V);
-                const size_t at = c.winograd() ? (p * groups + group) * inputs + i
+                const size_t at = c.winograd() ? (size_t(p) * c.output_groups() + group) * inputs + i
                                                : ((group * c.input_blocks() + i / lanes) * taps + p) * lanes + i % lanes;
                 c.weights.get()[at * K * V + lane] = filter[p];
             }
@@ -548,7 +557,7 @@ struct Network {
 
     // Allocates what `count` cores need for images of this size. False if a gate cannot pool maps so small.
     bool prepare(int count, int height, int width) {
-        while (int(cores.size()) < count) cores.push_back({Workspace(rounded(widest, V)), {}, 0, 0, zeros(rounded(widest, V))});
+        while (int(cores.size()) < count) cores.push_back({Workspace(rounded(widest, K * V)), {}, 0, 0, zeros(rounded(widest, K * V))});
         for (int i = 0; i < count; ++i) {
             Core& core = cores[i];
             if (core.height == height && core.width == width) continue;
@@ -589,7 +598,7 @@ struct Network {
         const Plan& plan = core.plan;
         read_image(image, *plan.image);
         convolve(stem, *plan.image, *plan.stem, Epilogue::bias_relu, nullptr, core.space);
-        if (stem_pools) max_pool(*plan.stem, *plan.stem_pooled, 3, 1);
+        if (stem_pools) max_pool<3, 1>(*plan.stem, *plan.stem_pooled);
         Map* x = stem_pools ? plan.stem_pooled : plan.stem;
         State state;
         for (size_t i = 0; i < blocks.size(); ++i) {
@@ -608,11 +617,10 @@ struct Network {
     }
 
     static void read_image(const float* image, Map& to) {
-        for (int channel = 0; channel < to.channels; ++channel)
-            for (int y = 0; y < to.height; ++y) {
-                float* row = to.at(0, y, 0) + channel;
-                for (int x = 0; x < to.width; ++x) row[x * V] = *image++;
-            }
+        const size_t plane = size_t(to.height) * to.width;
+        for (int y = 0; y < to.height; ++y)
+            for (int x = 0; x < to.width; ++x, ++image)
+                for (int channel = 0; channel < to.channels; ++channel) to.at(0, y, x)[channel] = image[channel * plane];
     }
 
     // Returns the block's output map; a skipped block is its shortcut alone, the identity being no work at all.
@@ -646,7 +654,7 @@ struct Network {
         const ConvolutionalGate& gate = convolutional[i];
         const Plan::Step& step = core.plan.steps[i];
         const Map* in = &x;
-        if (gate.pools) max_pool(x, *step.gate_pooled, 2, 0), in = step.gate_pooled;
+        if (gate.pools) max_pool<2, 0>(x, *step.gate_pooled), in = step.gate_pooled;
         // The sums go to `mean`, since those of the block's output are still needed if the next block is skipped.
         for (size_t j = 0; j < gate.convolutions.size(); in = step.gate_hidden[j++])
             convolve(gate.convolutions[j], *in, *step.gate_hidden[j], Epilogue::bias_relu, core.mean.get(), core.space);
