@@ -1,6 +1,5 @@
 """The catalogue: every architecture of the paper and its public code, by name."""
 
-import re
 from dataclasses import dataclass
 
 from models.network import BLOCKS, GateKind, SkipNet, Stem
@@ -61,9 +60,7 @@ def cifar_architecture(data: str, routing: str, sampled: bool, depth: int) -> Ar
         "feedforward": "feedforward_2" if depth > 100 else "feedforward_1",
     }
     name = f"{data}_{routing}_{'rl_' if sampled else ''}{depth}"
-    return Architecture(
-        name, "cifar", "basic", (CIFAR_BLOCKS[depth],) * 3, CLASSES[data], gates[routing], sampled
-    )
+    return Architecture(name, "cifar", "basic", (CIFAR_BLOCKS[depth],) * 3, CLASSES[data], gates[routing], sampled)
 
 
 def imagenet_architecture(routing: str, sampled: bool, depth: int) -> Architecture:
@@ -95,13 +92,11 @@ def find_architecture(name: str) -> Architecture:
 
     Raises UnknownArchitecture, naming the grammar of names, where there is none.
     """
-    rows = catalogue()
-    found = rows.get(MISSPELT.get(name, name))
+    found = catalogue().get(MISSPELT.get(name, name))
     if found is None:
-        depth = re.search(r"\d+$", name)
-        near = [row for row in rows if depth and row.endswith(f"_{depth.group()}")] or list(rows)
         raise UnknownArchitecture(
-            f"no architecture is called {name!r}; names read DATA_ROUTING_DEPTH, for instance "
-            f"{', '.join(near[:4])} (`skipnet train --list-architectures` lists all {len(rows)})"
+            f"no architecture is called {name!r}; there are "
+            "{cifar10,cifar100,svhn}_{resnet,rnn_gate,rnn_gate_rl,feedforward,feedforward_rl}_{38,74,110,152} "
+            "and imagenet_{resnet,rnn_gate,rnn_gate_rl}_{18,34,50,101,152}"
         )
     return found

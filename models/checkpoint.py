@@ -1,8 +1,8 @@
 """A checkpoint on disk: ``<repository>/<model>/<version>/`` with ``model.safetensors`` and ``config.json``."""
 
 import json
-import os
 import re
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -162,7 +162,7 @@ def write_checkpoint(folder: Path, network: SkipNet, config: Config) -> None:
     }
     partial = folder / f"{WEIGHTS}.partial"
     save_file(state, partial)
-    os.replace(partial, folder / WEIGHTS)
+    partial.replace(folder / WEIGHTS)
     write_config(folder, config)
 
 
@@ -170,7 +170,7 @@ def write_config(folder: Path, config: Config) -> None:
     """Write ``config.json``, replacing an older one whole."""
     partial = folder / f"{CONFIG}.partial"
     partial.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-    os.replace(partial, folder / CONFIG)
+    partial.replace(folder / CONFIG)
 
 
 def versions(repository: Path, name: str) -> list[int]:
@@ -186,3 +186,17 @@ def versions(repository: Path, name: str) -> list[int]:
     return sorted(
         int(folder.name) for folder in (repository / name).glob("*") if folder.is_dir() and folder.name.isdecimal()
     )
+
+
+def publish(folder: Path, repository: Path, name: str) -> Path:
+    """Copy a checkpoint into a repository as the model's next version; it appears there whole, by one rename."""
+    read_config(folder)
+    number = max(versions(repository, name), default=0) + 1
+    target = repository / name / str(number)
+    partial = target.with_name(f".{number}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file in (WEIGHTS, CONFIG):
+        shutil.copyfile(folder / file, partial / file)
+    partial.rename(target)
+    return target

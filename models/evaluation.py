@@ -7,8 +7,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from models.checkpoint import CalibrationPoint, Checkpoint, Evaluation
+from models.data.batches import PreparedImages
+from models.data.source import Source
+from models.engines.engine import Engine
 from models.network import SkipNet
+
+BATCH = 250
+CALIBRATION_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
 
 
 @dataclass(frozen=True)
@@ -23,13 +31,16 @@ class Metrics:
     executed: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, predictions: NDArray[np.int64], labels: NDArray[np.int64], executed: NDArray[np.bool_]) -> "Metrics":
-        """Return the metrics of predictions [N] and decisions [N, B-1] against labels [N]."""
-        correct = predictions == labels
+    def of(cls, logits: NDArray[np.float32], labels: NDArray[np.int64], executed: NDArray[np.bool_]) -> "Metrics":
+        """Return the metrics of class logits [N, classes] and decisions [N, B-1] against labels [N]."""
+        correct = logits.argmax(1) == labels
+        classes = logits.shape[1]
         return cls(
             images=len(labels),
             accuracy=float(correct.mean()),
-            accuracy_per_class=[float(correct[labels == label].mean()) for label in np.unique(labels)],
+            accuracy_per_class=[
+                float(correct[labels == label].mean()) if (labels == label).any() else 0.0 for label in range(classes)
+            ],
             computation_percentage=float(100 * (1 + executed.sum(1)).mean() / (1 + executed.shape[1])),
             execution_rate=[float(rate) for rate in executed.mean(0)],
             executed=executed,
@@ -37,16 +48,17 @@ class Metrics:
 
 
 def evaluate(
-    run: Callable[[Tensor], tuple[NDArray[np.float32], NDArray[np.bool_]]], batches: Iterable[tuple[Tensor, Tensor]]
+    run: Callable[[Tensor], tuple[NDArray[np.float32], NDArray[np.bool_]]],
+    batches: Iterable[tuple[Tensor, Tensor]],
 ) -> Metrics:
     """Return the metrics of ``run``, which answers normalised images with class logits and decisions."""
-    predictions, labels, executed = [], [], []
+    logits, labels, executed = [], [], []
     for images, truth in batches:
-        logits, decisions = run(images)
-        predictions.append(logits.argmax(1))
+        answer, decisions = run(images)
+        logits.append(answer)
         labels.append(truth.cpu().numpy())
         executed.append(decisions)
-    return Metrics.of(np.concatenate(predictions), np.concatenate(labels), np.concatenate(executed))
+    return Metrics.of(np.concatenate(logits), np.concatenate(labels), np.concatenate(executed))
 
 
 def evaluate_network(network: SkipNet, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
@@ -63,3 +75,54 @@ def evaluate_network(network: SkipNet, batches: Iterable[tuple[Tensor, Tensor]])
         return evaluate(run, batches)
     finally:
         network.train(training)
+
+
+def evaluate_engine(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Metrics:
+    """Return the metrics of an engine at one execute threshold."""
+
+    def run(images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        routed = engine.run(images.numpy(), np.full(len(images), threshold, np.float32))
+        return routed.logits, routed.executed
+
+    return evaluate(run, batches)
+
+
+def measure(checkpoint: Checkpoint, engine: Engine, source: Source, split: str, threshold: float) -> Evaluation:
+    """Return what a checkpoint does on a split, image by image as the service prepares them."""
+    metrics = evaluate_engine(engine, prepared_batches(source, checkpoint), threshold)
+    return Evaluation(
+        dataset=source.row.name,
+        split=split,
+        images=metrics.images,
+        engine=engine.name,
+        execute_threshold=threshold,
+        accuracy=metrics.accuracy,
+        computation_percentage=metrics.computation_percentage,
+        macs=float(checkpoint.macs.executed(metrics.executed).mean()),
+        dense_macs=checkpoint.macs.dense,
+        decisions_skipped=1 - float(metrics.executed.mean()) if metrics.executed.size else 0.0,
+        execution_rate=metrics.execution_rate,
+        accuracy_per_class=dict(zip(checkpoint.config.labels, metrics.accuracy_per_class, strict=True)),
+    )
+
+
+def calibrate(checkpoint: Checkpoint, engine: Engine, source: Source) -> list[CalibrationPoint]:
+    """Return the curve of the compute dial: what each execute threshold gives on a split's images."""
+    batches = list(prepared_batches(source, checkpoint))
+    points = []
+    for threshold in CALIBRATION_THRESHOLDS:
+        metrics = evaluate_engine(engine, batches, threshold)
+        points.append(
+            CalibrationPoint(
+                threshold=threshold,
+                accuracy=metrics.accuracy,
+                computation_percentage=metrics.computation_percentage,
+                mac_share=float(checkpoint.macs.executed(metrics.executed).mean() / checkpoint.macs.dense),
+            )
+        )
+    return points
+
+
+def prepared_batches(source: Source, checkpoint: Checkpoint) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield network inputs, prepared as the checkpoint's config says, and labels, in the source's order."""
+    return DataLoader(PreparedImages(source, checkpoint.config.input), BATCH)

@@ -47,7 +47,7 @@ def count_macs(network: SkipNet, height: int, width: int) -> MacCounts:
     """Return the MACs of ``network`` for one image of ``height`` x ``width`` pixels."""
     counts: dict[nn.Module, int] = {}
 
-    def observe(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, object]) -> None:
+    def observe(module: nn.Module, _: tuple[Tensor, ...], output: Tensor | tuple[Tensor, object]) -> None:
         result = output if isinstance(output, Tensor) else output[0]
         # The controller is one module that runs once a gate: what one call costs is kept, not the sum.
         counts[module] = module_macs(module, result)

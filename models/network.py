@@ -55,7 +55,7 @@ class SkipNet(nn.Module):
         for group, count in enumerate(blocks):
             for index in range(count):
                 stride = 2 if group > 0 and index == 0 else 1
-                members.append(block(channels, width << group, stride))  # type: ignore[call-arg, arg-type]
+                members.append(block(channels, width << group, stride))  # type: ignore[call-arg]
                 channels = (width << group) * block.expansion
         self.blocks = nn.ModuleList(members)
         self.head = nn.Linear(channels, classes)
@@ -81,7 +81,8 @@ class SkipNet(nn.Module):
         answer: Tensor = self.gates[index](x)
         if self.controller is None:
             return answer, None
-        return self.controller(answer, state)
+        logit, state = self.controller(answer, state)
+        return logit, state
 
     def classify(self, x: Tensor) -> Tensor:
         """Return the class logits [N, classes] of the last block's output."""
@@ -111,7 +112,7 @@ class SkipNet(nn.Module):
         return self.classify(x), stack_routing(logits, decisions, images)
 
 
-def above_half(index: int, logits: Tensor) -> Tensor:
+def above_half(_: int, logits: Tensor) -> Tensor:
     """Execute where the probability is above 0.5, strictly."""
     return (logits > 0).to(logits.dtype)
 

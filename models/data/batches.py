@@ -77,7 +77,12 @@ class PreparedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Network inputs of one epoch, augmented with a randomness that depends on seed, epoch and image only."""
 
     def __init__(
-        self, source: Source, spec: InputSpec, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0
+        self,
+        source: Source,
+        spec: InputSpec,
+        augmentation: Augmentation = "none",
+        seed: int = 0,
+        epoch: int = 0,
     ) -> None:
         self.source, self.spec, self.augmentation = source, spec, augmentation
         self.seed, self.epoch = seed, epoch

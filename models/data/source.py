@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.data.catalogue import DatasetRow
+from models.data.catalogue import CIFAR10_CLASSES, DatasetRow
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -105,7 +105,7 @@ def class_names(rows: "Dataset", row: DatasetRow) -> list[str]:
     if hasattr(feature, "names"):
         return list(feature.names)
     if row.name == "cifar10":
-        return "airplane automobile bird cat deer dog frog horse ship truck".split()
+        return CIFAR10_CLASSES
     return [str(label) for label in range(1 + max(rows[row.label_column]))]
 
 

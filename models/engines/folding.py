@@ -1,5 +1,6 @@
 """A trained network with batch norm folded into its convolutions: the plain numbers that the fast engines run."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -98,7 +99,7 @@ def fold_sequence(sequence: nn.Sequential) -> tuple[Convolution, ...]:
     modules = list(sequence)
     return tuple(
         fold_pair(convolution, norm)
-        for convolution, norm in zip(modules, modules[1:], strict=False)
+        for convolution, norm in itertools.pairwise(modules)
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     )
 

@@ -22,7 +22,7 @@ from models.preprocessing import InputSpec
 from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.run import Job
 
-HELD_OUT_SEED = 0
+HELD_OUT_SEED, HELD_OUT = 0, 5000
 EVALUATION_BATCH = 250
 LARGEST_IN_MEMORY = 64
 """Pixels: data sets of larger images are decoded as they are needed."""
@@ -46,7 +46,7 @@ class Options:
     epochs: int | None = None
     batch: int | None = None
     seed: int = 0
-    held_out: int = 5000
+    held_out: int = HELD_OUT
     limit: int | None = None
     size: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -129,9 +129,19 @@ def split(source: Source, options: Options) -> tuple[Source, Source]:
     """Return the images to train on and those held out, the same ones for every seed of a run."""
     if len(source) <= options.held_out:
         raise DataError(f"{len(source)} training images leave none beside the {options.held_out} of --held-out")
-    order = torch.randperm(len(source), generator=generator(HELD_OUT_SEED)).tolist()
+    order = held_out_first(source)
     train, held_out = order[options.held_out :], order[: options.held_out]
     return source.select(sorted(train[: options.limit])), source.select(sorted(held_out[: options.limit]))
+
+
+def held_out_source(source: Source, count: int = HELD_OUT) -> Source:
+    """Return the training images that a run with ``count`` of them held out has never trained on."""
+    return source.select(sorted(held_out_first(source)[:count]))
+
+
+def held_out_first(source: Source) -> list[int]:
+    """Return the training images in an order whose beginning is what runs hold out."""
+    return torch.randperm(len(source), generator=generator(HELD_OUT_SEED)).tolist()
 
 
 def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: Options, device: torch.device) -> Batches:

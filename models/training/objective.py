@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -12,3 +13,8 @@ class Step(NamedTuple):
     correct: Tensor
     computation: Tensor
     executions: Tensor
+
+    def sums(self, images: int) -> Tensor:
+        """Return loss, correct answers, executed share and executions, summed over the images, as one [3 + B-1]."""
+        totals = torch.stack((self.loss.detach() * images, self.correct, self.computation))
+        return torch.cat((totals, self.executions)).double()

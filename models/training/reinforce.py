@@ -44,7 +44,7 @@ def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor) -> tuple[
 
 def run_executed(block: Block, x: Tensor, decision: Tensor) -> Tensor:
     """Return the block's output for images [N, C, H, W], computed only where ``decision`` [N] is true."""
-    shortcut = block.shortcut(x)
+    shortcut: Tensor = block.shortcut(x)
     active = decision.nonzero().squeeze(1)
     if len(active) == 0:
         return shortcut

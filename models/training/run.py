@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.catalogue import Architecture
 from models.checkpoint import Config, code_version, write_checkpoint
 from models.data.batches import Batches, generator
-from models.evaluation import Metrics, evaluate_network
+from models.evaluation import Metrics
 from models.network import SkipNet
 from models.preprocessing import InputSpec
 from models.training.objective import Step
@@ -68,7 +68,7 @@ def train(job: Job, *, resume: bool, save_every: float, show: Callable[[Iterator
     progress, optimizer_state = Progress(), None
     if resume and state.path.exists():
         progress, optimizer_state = state.load(job.network)
-    job.network.to(job.device, memory_format=torch.channels_last)
+    job.network.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for number in range(progress.stage, len(job.recipes)):
         run_stage(job, job.recipes[number], progress, optimizer_state, state, show)
         write_stage_checkpoint(job, job.recipes[number])
@@ -110,8 +110,7 @@ def run_stage(
             step = take_step(images, labels, torch.tensor(target, device=job.device), epoch, within)
             step.loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            record(progress, step, len(labels) * recipe.samples, time.perf_counter() - began)
-            progress.step += 1
+            progress.add(step, len(labels) * recipe.samples, time.perf_counter() - began)
             if state.due():
                 state.save(progress, job.network, optimizer)
         log_epoch(job, recipe, progress, epoch)
@@ -125,9 +124,7 @@ def make_step(job: Job, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor, int
     def hybrid(images: Tensor, labels: Tensor, target: Tensor, epoch: int, within: int) -> Step:
         del target
         with mixed:
-            return reinforce_step(
-                job.network, images, labels, recipe, generator(job.seed, epoch + SAMPLING, within)
-            )
+            return reinforce_step(job.network, images, labels, recipe, generator(job.seed, epoch + SAMPLING, within))
 
     if recipe.stage == "hrl":
         return hybrid
@@ -162,37 +159,27 @@ def open_gates(network: SkipNet, logit: float) -> None:
             head.bias.copy_(torch.tensor([0.0, logit]))
 
 
-def record(progress: Progress, step: Step, images: int, seconds: float) -> None:
-    """Add a step's sums to the epoch's."""
-    progress.images += images
-    progress.seconds += seconds
-    progress.loss += float(step.loss.detach()) * images
-    progress.correct += int(step.correct)
-    progress.computation += float(step.computation)
-    executions = step.executions.tolist()
-    sums = progress.executions or [0.0] * len(executions)
-    progress.executions = [total + more for total, more in zip(sums, executions, strict=True)]
-
-
 def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> None:
     """Append the epoch's figures, held-out ones beside them, to ``log.jsonl``, and begin new sums."""
     held_out = job.validate(job.network)
-    images = max(progress.images, 1)
+    loss, correct, computation = (
+        (progress.sums[:3] / progress.images).tolist() if progress.sums is not None else [0] * 3
+    )
     row = {
         "stage": recipe.stage,
         "epoch": epoch + 1,
         "step": progress.step,
-        "loss": round(progress.loss / images, 4),
-        "train_accuracy": round(progress.correct / images, 4),
-        "train_computation": round(progress.computation / images, 4),
+        "loss": round(loss, 4),
+        "train_accuracy": round(correct, 4),
+        "train_computation": round(computation, 4),
         "accuracy": round(held_out.accuracy, 4),
         "computation_percentage": round(held_out.computation_percentage, 2),
         "skip_rate": [round(1 - rate, 3) for rate in held_out.execution_rate],
-        "images_per_second": round(images / progress.seconds, 1) if progress.seconds else None,
+        "images_per_second": round(progress.images / progress.seconds, 1) if progress.seconds else None,
     }
     with (job.folder / "log.jsonl").open("a") as log:
         log.write(json.dumps(row) + "\n")
-    progress.clear_sums()
+    progress.begin_epoch()
 
 
 def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:
@@ -200,7 +187,11 @@ def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:
         architecture=job.architecture.name,
         labels=job.labels,
         input=job.spec,
-        training={**job.about, "seed": job.seed, "stages": [stage_summary(row) for row in upto(job.recipes, recipe)]},
+        training={
+            **job.about,
+            "seed": job.seed,
+            "stages": [stage_summary(row) for row in upto(job.recipes, recipe)],
+        },
         code=code_version(),
     )
     write_checkpoint(job.folder / recipe.stage, job.network, config)

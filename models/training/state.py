@@ -2,13 +2,15 @@
 
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from models.network import SkipNet
+from models.training.objective import Step
 
 
 class StateError(ValueError):
@@ -17,21 +19,25 @@ class StateError(ValueError):
 
 @dataclass
 class Progress:
-    """Where a run stands: ``step`` of stage number ``stage``, and the sums of the epoch it is in."""
+    """Where a run stands: ``step`` of stage number ``stage``, and the sums of the epoch it is in (`Step.sums`)."""
 
     stage: int = 0
     step: int = 0
     seconds: float = 0.0
     images: int = 0
-    loss: float = 0.0
-    correct: int = 0
-    computation: float = 0.0
-    executions: list[float] = field(default_factory=list)
+    sums: Tensor | None = None
 
-    def clear_sums(self) -> None:
-        """Begin a new epoch."""
-        self.seconds, self.images, self.loss, self.correct, self.computation = 0.0, 0, 0.0, 0, 0.0
-        self.executions = []
+    def add(self, step: Step, images: int, seconds: float) -> None:
+        """Count a step; the sums stay on its device, so that the host need not wait for them."""
+        sums = step.sums(images)
+        self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
+        self.images += images
+        self.seconds += seconds
+        self.step += 1
+
+    def begin_epoch(self) -> None:
+        """Forget the last epoch's sums."""
+        self.seconds, self.images, self.sums = 0.0, 0, None
 
 
 class StateFile:
@@ -59,7 +65,7 @@ class StateFile:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        partial.replace(self.path)
         self.saved = time.monotonic()
 
     def load(self, network: SkipNet) -> tuple[Progress, dict[str, Any] | None]:

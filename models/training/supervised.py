@@ -9,7 +9,7 @@ from models.training.objective import Step
 from models.training.recipes import Recipe
 
 
-def straight_through(index: int, logits: Tensor) -> Tensor:
+def straight_through(_: int, logits: Tensor) -> Tensor:
     """Return decisions [N] that are 0 or 1, with the gradient of the probability (paper, equation 3)."""
     probability = torch.sigmoid(logits)
     hard = (logits > 0).to(logits.dtype)

@@ -1,0 +1,68 @@
+"""skipnet train"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import NoDecode
+
+from service.settings import Options
+
+
+class Train(Options):
+    """Train a network: SP then HRL where it has gates, plain where it has none.
+
+    A try on a CPU: skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10 --recipe short --epochs 1 --limit 2560
+    """
+
+    arch: str = Field(description="architecture, for instance cifar10_rnn_gate_38")
+    dataset: str = Field(description="cifar10, cifar100, svhn, imagenet or imagefolder")
+    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
+    recipe: str = Field("paper", description="hyper-parameters: paper, short or budget")
+    stages: Annotated[list[Literal["plain", "sp", "hrl"]] | None, NoDecode] = Field(
+        None, description="default: sp hrl, or plain for a network without gates; hrl alone needs --init"
+    )
+    init: Path | None = Field(None, description="checkpoint folder to start from")
+    epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
+    batch: int | None = Field(None, ge=1, description="images a step; default: the recipe's")
+    seed: int = Field(0, ge=0, description="of weights, order, augmentation and sampled gates")
+    held_out: int = Field(5000, ge=1, description="training images kept apart to measure on")
+    limit: int | None = Field(None, ge=1, description="train on so many images only")
+    size: int | None = Field(None, ge=32, description="side of the input in pixels; default: the architecture's")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
+    workers: int = Field(2, ge=0, description="processes that decode images too many for memory")
+    output: Path | None = Field(None, description="folder of the run; default: runs/<arch>")
+    resume: bool = Field(False, description="go on with the run in --output where it stopped")
+    save_every: float = Field(300, ge=0, description="seconds between saves of the run's state, at most")
+    priority: Literal["normal", "low"] = Field("normal", description="low yields the CPU to everything else")
+    model_repository: Path | None = Field(
+        None, description="where given, the trained model becomes the next version of <arch> there"
+    )
+
+    def cli_cmd(self) -> None:
+        from tqdm import tqdm
+
+        from models.checkpoint import publish
+        from models.training.job import Options as JobOptions
+        from models.training.job import make_job
+        from models.training.run import train
+
+        if self.priority == "low":
+            os.nice(19)
+        chosen = self.model_dump(exclude={"resume", "save_every", "priority", "model_repository", "output", "stages"})
+        output = self.output or Path("runs") / self.arch
+        stages = tuple(self.stages) if self.stages else None
+        job = make_job(JobOptions(**chosen, output=output, stages=stages))
+        print(f"{job.architecture.name} on {job.device}, {', '.join(recipe.stage for recipe in job.recipes)}: {output}")
+
+        def bar(steps: Iterator[int]) -> Iterator[int]:
+            return iter(tqdm(steps, unit="step", file=sys.stdout, mininterval=1))
+
+        folder = train(job, resume=self.resume, save_every=self.save_every, show=bar)
+        print("checkpoint:", folder)
+        if self.model_repository:
+            print("published:", publish(folder, self.model_repository, job.architecture.name))
