@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.catalogue import find_architecture
+from models.checkpoint import CheckpointError, Config, publish, read_checkpoint, versions, write_checkpoint
+from models.importing import public_input
+
+ARCHITECTURE = find_architecture("cifar10_rnn_gate_38")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    config = Config(
+        architecture=ARCHITECTURE.name, labels=list("abcdefghij"), input=public_input(ARCHITECTURE), code="test"
+    )
+    write_checkpoint(tmp_path / "model" / "3", ARCHITECTURE.build(), config)
+    return tmp_path / "model" / "3"
+
+
+def test_what_was_written_is_read(folder: Path) -> None:
+    first, second = read_checkpoint(folder), read_checkpoint(folder)
+    assert (first.name, first.version, first.config.labels[2]) == ("model", 3, "c")
+    assert not first.network.training
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(first.network(images)[0], second.network(images)[0])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "can't be read as safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "should hold model.safetensors"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json can't be read"),
+        (lambda folder: edit(folder, architecture="cifar10_rnn_gate_74"), "does not hold the weights"),
+        (lambda folder: edit(folder, architecture="resnet"), "no architecture is called 'resnet'"),
+        (lambda folder: edit(folder, labels=["one"]), "check `architecture` and `labels`"),
+        (lambda folder: edit(folder, surprise=1), "surprise"),
+        (lambda folder: poison(folder), "NaN or infinity"),
+    ],
+)
+def test_a_damaged_checkpoint_says_what_to_do(folder: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(folder)
+
+
+def edit(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def poison(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["head.bias"][0] = float("nan")
+    save_file(state, folder / "model.safetensors")
+
+
+def test_a_pickle_in_the_folder_names_the_way_to_convert_it(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model.pth.tar")
+    with pytest.raises(CheckpointError, match=r"model\.pth\.tar, a pickle.*skipnet import"):
+        read_checkpoint(folder)
+
+
+def test_publishing_makes_the_next_version(folder: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    first = publish(folder, repository, "cats")
+    second = publish(folder, repository, "cats")
+    assert (first.name, second.name) == ("1", "2")
+    assert versions(repository, "cats") == [1, 2]
+    assert sorted(file.name for file in second.iterdir()) == ["config.json", "model.safetensors"]
+    assert read_checkpoint(second).version == 2
+
+
+@pytest.mark.parametrize("name", ["../secrets", "a/b", "", ".hidden", "x" * 101])
+def test_names_cannot_leave_the_repository(name: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="can't be a model's name"):
+        versions(tmp_path, name)
