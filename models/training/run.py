@@ -6,6 +6,7 @@
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -31,6 +32,10 @@ from models.training.supervised import supervised_step
 Evaluate = Callable[[SkipNet], Metrics]
 SAMPLING = 1 << 20
 """Keeps the generator of sampled gates apart from that of augmentation, which knows no such epoch."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became infinite or NaN; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def train(job: Job, *, resume: bool, save_every: float, show: Callable[[Iterator
     """Run the job's stages and return the folder of the last stage's checkpoint.
 
     ``show`` wraps the steps of an epoch, for a progress bar. Raises StateError where ``resume`` finds a state that
-    is damaged or another run's.
+    is damaged or another run's, TrainingDiverged where the loss is no longer a number.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     state = StateFile(job.folder, job.identity, save_every)
@@ -161,10 +166,15 @@ def open_gates(network: SkipNet, logit: float) -> None:
 
 def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> None:
     """Append the epoch's figures, held-out ones beside them, to ``log.jsonl``, and begin new sums."""
-    held_out = job.validate(job.network)
     loss, correct, computation = (
         (progress.sums[:3] / progress.images).tolist() if progress.sums is not None else [0] * 3
     )
+    if not math.isfinite(loss):
+        raise TrainingDiverged(
+            f"the loss of {recipe.stage}, epoch {epoch + 1}, is {loss}: train again with another --seed, "
+            f"or with a recipe of a lower rate than {recipe.rate}"
+        )
+    held_out = job.validate(job.network)
     row = {
         "stage": recipe.stage,
         "epoch": epoch + 1,

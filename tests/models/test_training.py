@@ -1,0 +1,204 @@
+"""Training on a few synthetic images: what it computes, and that it resumes where it stopped."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.catalogue import find_architecture
+from models.checkpoint import read_checkpoint
+from models.data.batches import MemoryBatches, generator
+from models.data.catalogue import find_dataset
+from models.evaluation import evaluate_network
+from models.network import SkipNet
+from models.training.job import input_spec
+from models.training.recipes import Recipe, find_recipe
+from models.training.reinforce import advantages, freeze_statistics, returns, run_executed, sampled_forward
+from models.training.run import Job, TrainingDiverged, train
+from models.training.schedule import computation_target, learning_rate
+from models.training.state import StateError
+from models.training.supervised import straight_through
+from tests.models.engines.conftest import spread
+
+IMAGES, BATCH = 48, 8
+ROW = find_dataset("cifar10")
+
+
+def quiet(steps: Iterator[int]) -> Iterator[int]:
+    return steps
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def images() -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (IMAGES, 3, 32, 32), generator=random, dtype=torch.uint8)
+    return pixels, torch.arange(IMAGES) % 10
+
+
+@pytest.fixture
+def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
+    torch.manual_seed(0)
+    architecture = find_architecture("cifar10_rnn_gate_38")
+    recipes = [
+        replace(find_recipe("budget", "sp"), epochs=2, batch=BATCH, rate=0.02),
+        replace(find_recipe("budget", "hrl"), epochs=1, batch=BATCH),
+    ]
+
+    def batches(recipe: Recipe) -> MemoryBatches:
+        return MemoryBatches(*images, ROW, recipe.batch, 3, torch.device("cpu"))
+
+    return Job(
+        architecture=architecture,
+        network=architecture.build(),
+        labels=[str(label) for label in range(10)],
+        spec=input_spec(ROW, 32),
+        recipes=recipes,
+        batches=batches,
+        validate=lambda network: evaluate_network(network, batches(recipes[0]).epoch(0)),
+        device=torch.device("cpu"),
+        seed=3,
+        folder=tmp_path / "run",
+        compile=False,
+        about={"dataset": "synthetic"},
+    )
+
+
+@pytest.mark.parametrize("kill_at", [4, 13])
+def test_a_killed_run_resumes_to_the_very_same_weights(job: Job, tmp_path: Path, kill_at: int) -> None:
+    fresh = {key: value.clone() for key, value in job.network.state_dict().items()}
+    whole = train(replace(job, folder=tmp_path / "whole"), resume=False, save_every=0, show=quiet)
+
+    taken = 0
+
+    def killing(steps: Iterator[int]) -> Iterator[int]:
+        nonlocal taken
+        for step in steps:
+            if taken == kill_at:
+                raise Killed
+            taken += 1
+            yield step
+
+    job.network.load_state_dict(fresh)
+    with pytest.raises(Killed):
+        train(job, resume=False, save_every=0, show=killing)
+    # Another process: nothing but the state file carries over.
+    again = replace(job, network=find_architecture("cifar10_rnn_gate_38").build())
+    resumed = train(again, resume=True, save_every=0, show=quiet)
+
+    expected = read_checkpoint(whole).network.state_dict()
+    for key, value in read_checkpoint(resumed).network.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    stages = [json.loads(line)["stage"] for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    assert stages == ["sp", "sp", "hrl"]
+
+
+def test_a_state_of_another_run_is_refused(job: Job) -> None:
+    train(replace(job, recipes=job.recipes[1:]), resume=False, save_every=300, show=quiet)
+    with pytest.raises(StateError, match="stages="):
+        train(job, resume=True, save_every=300, show=quiet)
+
+
+def test_a_damaged_state_says_what_to_do(job: Job) -> None:
+    job.folder.mkdir(parents=True)
+    (job.folder / "state.pt").write_bytes(b"half a file")
+    with pytest.raises(StateError, match="train without --resume"):
+        train(job, resume=True, save_every=300, show=quiet)
+
+
+def test_a_diverging_run_stops_and_says_so(job: Job) -> None:
+    diverging = replace(job, recipes=[replace(job.recipes[0], rate=1e4)])
+    with pytest.raises(TrainingDiverged, match="epoch 1"):
+        train(diverging, resume=False, save_every=300, show=quiet)
+    assert not (job.folder / "sp").exists()
+
+
+def lively(network: SkipNet, images: Tensor) -> SkipNet:
+    """Spread the gates' answers, so that a fresh network's routes differ between images."""
+    handles = [gate.register_forward_pre_hook(spread) for gate in network.gates]
+    with torch.no_grad():
+        network(images)
+    for handle in handles:
+        handle.remove()
+    return network
+
+
+def test_a_sampled_route_is_the_masked_forward_of_the_same_decisions() -> None:
+    images = torch.randn(6, 3, 32, 32)
+    network = lively(find_architecture("cifar10_rnn_gate_38").build().eval(), images)
+    uniform = torch.rand(6, network.decision_count)
+    logits, _, decisions = sampled_forward(network, images, uniform)
+    assert 0 < decisions.float().mean() < 1
+    masked, routing = network(images, lambda index, _: decisions[:, index].float())
+    torch.testing.assert_close(logits, masked, atol=1e-5, rtol=1e-4)
+    assert torch.equal(routing.decisions.bool(), decisions)
+
+
+def test_a_block_computes_only_the_images_that_execute_it() -> None:
+    network = find_architecture("cifar10_rnn_gate_38").build().eval()
+    seen: list[int] = []
+    network.blocks[1].residual.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[operator, union-attr]
+    x = torch.randn(5, 16, 32, 32)
+    out = run_executed(network.blocks[1], x, torch.tensor([True, False, False, True, False]))  # type: ignore[arg-type]
+    assert seen == [2]
+    assert torch.equal(out[1], x[1]) and not torch.equal(out[0], x[0])
+
+
+def test_hybrid_learning_leaves_batch_norms_statistics_alone() -> None:
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    before = {key: value.clone() for key, value in network.named_buffers()}
+    network.train()
+    freeze_statistics(network)
+    sampled_forward(network, torch.randn(4, 3, 32, 32), torch.rand(4, network.decision_count))
+    for key, value in network.named_buffers():
+        assert torch.equal(value, before[key]), key
+
+
+def test_returns_are_the_papers() -> None:
+    decisions = torch.tensor([[True, False, False]])
+    # alpha / 3 for each of the gates from here on that skips, less the image's loss.
+    torch.testing.assert_close(returns(torch.tensor([2.0]), decisions, 0.3), torch.tensor([[-1.8, -1.8, -1.9]]))
+
+
+def test_the_baseline_takes_the_images_difficulty_out() -> None:
+    easy, hard = 0.1, 5.0
+    gate_returns = torch.tensor([[-easy], [-hard], [-easy - 0.2], [-hard]])
+    torch.testing.assert_close(advantages(gate_returns, samples=2), torch.tensor([[0.2], [0.0], [-0.2], [0.0]]))
+
+
+def test_supervised_gates_are_hard_forward_and_soft_backward() -> None:
+    logits = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
+    decisions = straight_through(0, logits)
+    torch.testing.assert_close(decisions.detach(), torch.tensor([0.0, 0.0, 1.0]))
+    decisions.sum().backward()
+    probability = torch.sigmoid(logits.detach())
+    torch.testing.assert_close(logits.grad, probability * (1 - probability))
+
+
+def test_the_papers_schedule() -> None:
+    recipe = find_recipe("paper", "sp")
+    rates = [learning_rate(recipe, step, 64_000) for step in (0, 399, 400, 31_999, 32_000, 47_999, 48_000)]
+    assert rates == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001])
+
+
+def test_the_computation_target_falls_between_a_fifth_and_three_fifths() -> None:
+    recipe = replace(find_recipe("budget", "sp"), target=0.5)
+    targets = [computation_target(recipe, step, 100) for step in (0, 20, 40, 60, 99)]
+    assert targets == pytest.approx([1, 1, 0.75, 0.5, 0.5])
+
+
+def test_order_and_augmentation_depend_on_seed_epoch_and_step_only(images: tuple[Tensor, Tensor]) -> None:
+    batches = MemoryBatches(*images, ROW, BATCH, 3, torch.device("cpu"))
+    first = list(batches.epoch(1))
+    for (expected, labels), (resumed, again) in zip(first[4:], batches.epoch(1, start=4), strict=True):
+        assert torch.equal(expected, resumed) and torch.equal(labels, again)
+    other = next(batches.epoch(2))
+    assert not torch.equal(first[0][0], other[0])
+    assert not torch.equal(torch.rand(4, generator=generator(3, 1, 2)), torch.rand(4, generator=generator(3, 2, 1)))
