@@ -1,0 +1,38 @@
+"""Writing a checkpoint as ONNX, for runtimes other than this one."""
+
+import json
+import os
+from pathlib import Path
+
+import onnx
+
+from models.checkpoint import Checkpoint
+from models.engines.folding import fold
+from models.engines.graph import build_graph
+from models.macs import Mode
+
+
+def export(checkpoint: Checkpoint, path: Path, mode: Mode = "branch") -> None:
+    """Write ``checkpoint`` to ``path`` as one file of standard ONNX, whole or not at all.
+
+    Inputs and outputs are `build_graph`'s. The model's metadata say what else a caller must know: labels, how
+    images are prepared, and the execute threshold that the checkpoint was made for. Raises OSError.
+    """
+    config = checkpoint.config
+    model = build_graph(fold(checkpoint.network), config.input.height, config.input.width, mode)
+    model.doc_string = (
+        "A residual network that skips blocks image by image (SkipNet). `thresholds`: a block runs where its "
+        "gate's probability is greater; 0 runs every block, 1 none but the first."
+    )
+    metadata = {
+        "architecture": config.architecture,
+        "labels": json.dumps(config.labels),
+        "input": config.input.model_dump_json(),
+        "execute_threshold": str(config.execute_threshold),
+        "code": config.code,
+    }
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(model.SerializeToString())
+    os.replace(partial, path)

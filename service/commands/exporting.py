@@ -1,0 +1,48 @@
+"""skipnet export cifar10_rnn_gate_38 network.onnx"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from service.errors import UserError
+from service.settings import SHIPPED, Options
+
+
+class Export(Options):
+    """Write a checkpoint as one self-contained ONNX file that skips blocks in any ONNX runtime."""
+
+    model: CliPositionalArg[str] = Field(
+        description="a model's name in the repository, or a checkpoint's folder"
+    )
+    output: CliPositionalArg[Path] = Field(description="file to write")
+    model_repository: Path = Field(SHIPPED, description="folder of <model>/<version>/ checkpoints")
+    version: int | None = Field(default=None, ge=0, description="default: the newest")
+    routing: Literal["branch", "mask"] = Field(
+        "branch",
+        description="branch: one image a run, skipped blocks are not run; mask: any batch, every block is run",
+    )
+
+    def cli_cmd(self) -> None:
+        from models.checkpoint import read_checkpoint
+        from models.engines.export import export
+
+        checkpoint = read_checkpoint(self.find_checkpoint())
+        export(checkpoint, self.output, self.routing)
+        size = self.output.stat().st_size / 1e6
+        print(f"{self.output}: {checkpoint.name} version {checkpoint.version}, {size:.1f} MB")
+
+    def find_checkpoint(self) -> Path:
+        """Return the folder of the model asked for; raises UserError."""
+        from models.checkpoint import CONFIG, versions
+
+        folder = Path(self.model)
+        if (folder / CONFIG).is_file():
+            return folder
+        found = versions(self.model_repository, self.model)
+        version = self.version if self.version is not None else max(found, default=None)
+        if version not in found:
+            wanted = self.model if version is None else f"{self.model} version {version}"
+            raise UserError(f"{self.model_repository} holds no {wanted}; see --model-repository")
+        return self.model_repository / self.model / str(version)

@@ -1,0 +1,148 @@
+"""Every engine answers what the reference answers."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from models.checkpoint import Checkpoint
+from models.engines import load_engine
+from models.engines.engine import Engine, Routed
+
+ARCHITECTURES = [
+    "cifar10_rnn_gate_38",
+    "cifar10_feedforward_38",
+    "cifar10_feedforward_110",
+    "imagenet_rnn_gate_18",
+    "imagenet_rnn_gate_50",
+    "cifar10_resnet_38",
+]
+ENGINES = [
+    ("torch", "branch"),
+    ("torch", "mask"),
+    ("onnxruntime", "branch"),
+    ("onnxruntime", "mask"),
+    ("native", "branch"),
+]
+NEAR = 1e-3
+"""A probability this near its threshold may fall to either side by rounding: such images are not compared."""
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def checkpoint(request: pytest.FixtureRequest, lively_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
+    return lively_checkpoint(request.param)
+
+
+@pytest.fixture(scope="module")
+def images(checkpoint: Checkpoint, make_images: Callable[[str], NDArray[np.float32]]) -> NDArray[np.float32]:
+    return make_images(checkpoint.config.architecture)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Checkpoint) -> Engine:
+    return load_engine(checkpoint, "reference", "cpu")
+
+
+@pytest.fixture(scope="module")
+def thresholds() -> NDArray[np.float32]:
+    """Another threshold for each image of a batch."""
+    return np.random.default_rng(11).permutation(np.linspace(0.35, 0.65, 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=ENGINES, ids=" ".join)
+def engine(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[Engine]:
+    name, routing = request.param
+    threads = torch.get_num_threads()
+    running = load_engine(checkpoint, name, "cpu", threads=1 if name == "torch" else 2, routing=routing)
+    yield running
+    running.close()
+    torch.set_num_threads(threads)
+
+
+def agree(answer: Routed, expected: Routed, thresholds: NDArray[np.float32]) -> int:
+    """Compare the images that rounding cannot divert; return how many those are."""
+    clear = (np.abs(expected.probability - thresholds[:, None]) > NEAR).all(1)
+    np.testing.assert_array_equal(answer.executed[clear], expected.executed[clear])
+    np.testing.assert_allclose(answer.logits[clear], expected.logits[clear], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(answer.probability[clear], expected.probability[clear], atol=1e-4)
+    assert (answer.logits.dtype, answer.probability.dtype, answer.executed.dtype) == (
+        np.float32,
+        np.float32,
+        np.bool_,
+    )
+    return int(clear.sum())
+
+
+def test_decisions_vary(reference: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> None:
+    """What the other tests stand on."""
+    routed = reference.run(images, thresholds)
+    if not routed.executed.all():
+        assert 0.1 < routed.executed.mean() < 0.9
+        assert len(np.unique(routed.executed, axis=0)) > 2
+
+
+def test_batch(engine: Engine, reference: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> None:
+    expected = reference.run(images, thresholds)
+    assert agree(engine.run(images, thresholds), expected, thresholds) >= 5
+
+
+def test_single_images(
+    engine: Engine, reference: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]
+) -> None:
+    expected = reference.run(images, thresholds)
+    compared = 0
+    for row in range(len(images)):
+        one = slice(row, row + 1)
+        part = Routed(expected.logits[one], expected.executed[one], expected.probability[one], expected.mode)
+        compared += agree(engine.run(images[one], thresholds[one]), part, thresholds[one])
+    assert compared >= 5
+
+
+def test_batch_mates_do_not_matter(
+    engine: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]
+) -> None:
+    together = engine.run(images, thresholds)
+    order = np.random.default_rng(3).permutation(len(images))
+    shuffled = engine.run(images[order], thresholds[order])
+    agree(shuffled, Routed(*(getattr(together, name)[order] for name in FIELDS), "branch"), thresholds[order])
+    few = engine.run(images[2:5], thresholds[2:5])
+    agree(few, Routed(*(getattr(together, name)[2:5] for name in FIELDS), "branch"), thresholds[2:5])
+
+
+FIELDS = ("logits", "executed", "probability")
+
+
+def test_extreme_thresholds(engine: Engine, reference: Engine, images: NDArray[np.float32]) -> None:
+    gated = not reference.run(images[:1], np.ones(1, np.float32)).executed.all()
+    for threshold in (0, 1):
+        thresholds = np.full(len(images), threshold, np.float32)
+        expected = reference.run(images, thresholds)
+        answer = engine.run(images, thresholds)
+        assert (answer.executed == (threshold == 0 or not gated)).all()
+        np.testing.assert_allclose(answer.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_saturated_gates_obey_extreme_thresholds(
+    lively_checkpoint: Callable[[str], Checkpoint], make_images: Callable[[str], NDArray[np.float32]]
+) -> None:
+    """Probabilities that round to exactly 0 and 1 are still above threshold 0 and not above threshold 1."""
+    checkpoint = lively_checkpoint("cifar10_feedforward_38")
+    with torch.no_grad():
+        for index, gate in enumerate(checkpoint.network.gates):
+            gate.head.bias.copy_(torch.tensor([0.0, 300.0 if index % 2 else -300.0]))  # type: ignore[union-attr, operator]
+    images = make_images("cifar10_feedforward_38")[:2]
+    for name in ("reference", "torch", "onnxruntime", "native"):
+        engine = load_engine(checkpoint, name, "cpu", threads=1, routing="mask" if name == "reference" else "branch")
+        answer = engine.run(images, np.array([0, 1], np.float32))
+        assert (answer.probability[:, 0] == 0).all()
+        assert (answer.probability[:, 1] == 1).all()
+        assert answer.executed[0].all()
+        assert not answer.executed[1].any()
+        engine.close()
+
+
+def test_mode_is_the_one_asked_for(engine: Engine, images: NDArray[np.float32], request: pytest.FixtureRequest) -> None:
+    routing = request.node.callspec.params["engine"][1]
+    assert engine.run(images[:1], np.full(1, 0.5, np.float32)).mode == routing
