@@ -1,0 +1,1 @@
+"""Time against multiply-adds: the measurement by which everything here is judged."""

@@ -1,0 +1,105 @@
+"""skipnet bench"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from service.settings import SHIPPED, Options
+
+if TYPE_CHECKING:
+    from models.benchmark.suite import Row, Subject
+
+
+class Bench(Options):
+    """Measure time against multiply-adds: routed engines, the best dense engine and the public code's masked way.
+
+    Every number is a share of the best dense engine's in the same run. Lists are separated by commas.
+    """
+
+    model: str = Field(
+        "cifar10_rnn_gate_38,cifar10_rnn_gate_110", description="architectures to measure with forced routes"
+    )
+    checkpoint: Path | None = Field(
+        SHIPPED / "cifar10_rnn_gate_38" / "1", description="checkpoint measured with its own routing, given --data"
+    )
+    data: Path | None = Field(None, description="folder of the checkpoint's data set, for images to route")
+    engines: Annotated[str, Field(description="routed engines")] = "native,onnxruntime"
+    batches: str = Field("1,8,32", description="batch sizes")
+    bench_threads: str = Field("1", description="CPU threads, for instance 1,2")
+    shares: str = Field("0,0.25,0.5,0.75,1", description="forced shares of the gated blocks")
+    size: int | None = Field(None, ge=32, description="side of the images; default: the architecture's")
+    seconds: float = Field(5.0, gt=0, description="seconds for each batch size and thread count")
+    output: Path | None = Field(None, description="folder for bench.json and curve.svg")
+
+    def cli_cmd(self) -> None:
+        import json
+
+        from models.benchmark.curve import draw_curve
+        from models.benchmark.machine import describe_machine
+        from models.benchmark.suite import run_suite
+
+        machine = describe_machine()
+        print(", ".join(f"{key} {value}" for key, value in machine.items()))
+        print(heading())
+        rows: list[Row] = []
+        for subject in self.subjects():
+            rows += run_suite(
+                subject,
+                engines=self.engines.split(","),
+                batches=numbers(self.batches),
+                threads=numbers(self.bench_threads),
+                shares=[float(share) for share in self.shares.split(",")],
+                seconds=self.seconds,
+                report=lambda row: print(line(row), flush=True),
+            )
+        if self.output is not None:
+            self.output.mkdir(parents=True, exist_ok=True)
+            document = {"machine": machine, "rows": [row.as_dict() for row in rows]}
+            (self.output / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
+            alone = [row for row in rows if row.batch == 1 and row.threads == 1]
+            (self.output / "curve.svg").write_text(draw_curve(alone, f"Batch 1, one thread, {machine['processor']}"))
+
+    def subjects(self) -> "list[Subject]":
+        """Return the architectures with random weights, and the checkpoint where there are images for it."""
+        import numpy as np
+
+        from models.benchmark.forcing import random_network
+        from models.benchmark.suite import Subject
+        from models.catalogue import find_architecture
+        from models.checkpoint import read_checkpoint
+        from models.data.catalogue import find_dataset
+        from models.data.source import read_source
+        from models.preprocessing import prepare
+
+        found = []
+        for name in filter(None, self.model.split(",")):
+            size = self.size or find_architecture(name).image_size
+            images = np.random.default_rng(0).standard_normal((max(numbers(self.batches)), 3, size, size), np.float32)
+            found.append(Subject(name, random_network(name), images, own_routing=False))
+        if self.checkpoint and self.data:
+            checkpoint = read_checkpoint(self.checkpoint)
+            source = read_source(find_dataset(checkpoint.config.training["dataset"]), "test", self.data)
+            spec = checkpoint.config.input
+            prepared = np.stack([prepare(source.image(index)[0], spec) for index in range(min(256, len(source)))])
+            found.append(Subject(checkpoint.config.architecture, checkpoint.network, prepared, own_routing=True))
+        return found
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def heading() -> str:
+    return (
+        f"{'network':<24} {'batch':>5} {'threads':>7}  {'routing':<20} {'engine':<28} "
+        f"{'MAC share':>9} {'wall share (quartiles)':>24} {'ms':>9}"
+    )
+
+
+def line(row: "Row") -> str:
+    wall = f"{row.wall_share:.3f} ({row.wall_share_low:.3f}-{row.wall_share_high:.3f})"
+    return (
+        f"{row.architecture:<24} {row.batch:>5} {row.threads:>7}  {row.routing:<20} {row.engine:<28} "
+        f"{row.mac_share:>9.3f} {wall:>24} {row.milliseconds:>9.3f}"
+    )
