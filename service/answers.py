@@ -103,14 +103,17 @@ def predictions(logits: NDArray[np.float32], labels: list[str], top_k: int) -> l
     """Return the ``top_k`` likeliest classes, likeliest first; of equals the first class comes first."""
     probabilities = softmax(logits)
     order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [Prediction(label=labels[i], index=i, probability=probabilities[i].item()) for i in order.tolist()]
+    return [
+        Prediction(label=labels[i], index=i, probability=round(probabilities[i].item(), 6))
+        for i in order.tolist()
+    ]
 
 
 def routing(result: ImageResult, checkpoint: "Checkpoint", explain: bool) -> RoutingAnswer:
     """Return which blocks ran; block i + 1 is column i of the engine's decisions."""
     blocks, dense = len(checkpoint.macs.blocks), checkpoint.macs.dense
     decisions = [
-        Decision(block=i + 1, executed=executed, probability=probability)
+        Decision(block=i + 1, executed=executed, probability=round(probability, 6))
         for i, (executed, probability) in enumerate(
             zip(result.executed.tolist(), result.probability.tolist(), strict=True)
         )
@@ -122,7 +125,7 @@ def routing(result: ImageResult, checkpoint: "Checkpoint", explain: bool) -> Rou
         layers_skipped=result.skipped * checkpoint.network.layers_per_block,
         macs=result.macs,
         dense_macs=dense,
-        saved=1 - result.macs / dense,
+        saved=round(1 - result.macs / dense, 6),
         mode=result.mode,
         decisions=decisions if explain else None,
     )
@@ -130,8 +133,8 @@ def routing(result: ImageResult, checkpoint: "Checkpoint", explain: bool) -> Rou
 
 def timing(record: Timing) -> TimingAnswer:
     return TimingAnswer(
-        decode=record.decode * 1e3,
-        queue=record.queue * 1e3,
-        inference=record.inference * 1e3,
-        total=record.total * 1e3,
+        decode=round(record.decode * 1e3, 3),
+        queue=round(record.queue * 1e3, 3),
+        inference=round(record.inference * 1e3, 3),
+        total=round(record.total * 1e3, 3),
     )

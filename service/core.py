@@ -18,7 +18,7 @@ from service.answers import ImageResult
 from service.batching import Batcher, Work
 from service.decoding import Decoder
 from service.errors import Code, ServiceError
-from service.loading import Served, load
+from service.loading import Served, load_version
 from service.metrics import Metrics
 from service.repository import Repository
 from service.settings import Settings
@@ -40,7 +40,7 @@ class Core:
         self.batcher = Batcher(settings.max_batch_size, settings.batch_delay, self.metrics.ran, self._dropped)
         self.repository = Repository(
             settings.model_repository,
-            load or partial(load_version, settings=settings, threads=settings.threads or cpus),
+            load or partial(load_version, options=settings, max_batch_size=settings.max_batch_size),
             self._served,
             self._retired,
             settings.default_model,
@@ -69,8 +69,8 @@ class Core:
         if self._starting is not None:
             self._starting.cancel()
         self._decoding.shutdown(wait=False)
+        self.repository.close()
         await asyncio.to_thread(self.batcher.close)
-        await asyncio.to_thread(self.repository.close)
 
     @property
     def loaded(self) -> bool:
@@ -151,7 +151,8 @@ class Core:
         try:
             if isinstance(payload, bytes):
                 spec = work.served.checkpoint.config.input
-                work.image = prepare(self.decoder.decode(payload, spec.resize), spec)
+                with self.decoder.decode(payload, spec.resize) as image:
+                    work.image = prepare(image, spec)
             else:
                 work.image = payload
             work.timing.decode = max(work.timing.decode, perf_counter() - started)
@@ -172,7 +173,3 @@ class Core:
 
     def _rejected(self, reason: str) -> None:
         self.metrics.rejections.labels(reason).inc()
-
-
-def load_version(folder: Path, settings: Settings, threads: int) -> Served:
-    return load(folder, settings.engine, settings.device, threads, settings.max_batch_size)

@@ -24,9 +24,10 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# The most that decoding holds at once: an animated WebP's canvases, its RGBA pixels and their copies on the
-# way to RGB.
+# The most that decoding was seen to hold at once, from the file's pixels to upright RGB, rounded up; WebP's
+# decoder keeps two canvases of its own.
 BYTES_PER_PIXEL = 16
+BYTES_PER_PIXEL_WEBP = 24
 
 
 class DecodeMemory:
@@ -57,32 +58,22 @@ class Decoder:
     """Decodes images of at most ``max_pixels``, in any number of threads, within ``max_memory`` bytes."""
 
     def __init__(self, max_pixels: int, max_memory: int) -> None:
-        self.max_pixels = min(max_pixels, max_memory // BYTES_PER_PIXEL)
+        self.max_pixels = max_pixels
         self.memory = DecodeMemory(max_memory)
 
-    def decode(self, data: bytes, shorter_side: int = 0) -> Image.Image:
-        """Return the first frame of a JPEG, PNG, WebP, BMP or GIF as an RGB image, turned as EXIF says.
+    @contextmanager
+    def decode(self, data: bytes, shorter_side: int = 0) -> Iterator[Image.Image]:
+        """Lend the first frame of a JPEG, PNG, WebP, BMP or GIF as an RGB image, turned as EXIF says.
 
         What is transparent shows white. A JPEG far larger than ``shorter_side`` pixels is decoded at a half,
         a quarter or an eighth of its size (never under four times that), which that format does at a fraction
-        of the cost.
+        of the cost. The image's memory counts as taken until the block ends.
 
         Raises ServiceError: unsupported_media_type, damaged_image or image_too_large.
         """
         image = self.open(data)
-        with self.memory.hold(image.width * image.height * BYTES_PER_PIXEL), image:
-            try:
-                turn = orientation(image)
-                if shorter_side:
-                    image.draft(None, (4 * shorter_side, 4 * shorter_side))
-                upright = to_rgb(image)
-                return upright.transpose(turn) if turn is not None else upright
-            except MemoryError:
-                raise
-            except Exception as error:  # Whatever a decoder raises, these bytes made it do so.
-                raise ServiceError(
-                    Code.DAMAGED_IMAGE, f"the {image.format} image is damaged or incomplete: {error}"
-                ) from error
+        with self.memory.hold(memory_of(image)):
+            yield upright(image, shorter_side)
 
     def open(self, data: bytes) -> Image.Image:
         """Return the image with its size and mode known and no pixel decoded."""
@@ -98,7 +89,7 @@ class Decoder:
             raise ServiceError(
                 Code.UNSUPPORTED_MEDIA_TYPE, f"not an image that can be read; send {', '.join(FORMATS)}"
             ) from error
-        if image.width * image.height > self.max_pixels:
+        if image.width * image.height > self.max_pixels or memory_of(image) > self.memory.size:
             raise ServiceError(
                 Code.IMAGE_TOO_LARGE,
                 f"the image has {image.width} x {image.height} pixels; {self.too_large()}",
@@ -106,7 +97,13 @@ class Decoder:
         return image
 
     def too_large(self) -> str:
-        return f"at most {self.max_pixels:,} pixels are decoded: send it smaller"
+        most = min(self.max_pixels, self.memory.size // BYTES_PER_PIXEL)
+        return f"at most {most:,} pixels are decoded ({BYTES_PER_PIXEL / BYTES_PER_PIXEL_WEBP:.0%} of that in WebP)"
+
+
+def memory_of(image: Image.Image) -> int:
+    """Return the bytes to count for decoding an image that is open."""
+    return image.width * image.height * (BYTES_PER_PIXEL_WEBP if image.format == "WEBP" else BYTES_PER_PIXEL)
 
 
 def looks_like_image(data: bytes) -> bool:
@@ -114,17 +111,33 @@ def looks_like_image(data: bytes) -> bool:
     return data.startswith(SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
+def upright(image: Image.Image, shorter_side: int) -> Image.Image:
+    """Return the pixels of an opened image, RGB and turned; raises ServiceError damaged_image."""
+    try:
+        turn = orientation(image)
+        if shorter_side:
+            image.draft(None, (4 * shorter_side, 4 * shorter_side))
+        pixels = to_rgb(image)
+        return pixels.transpose(turn) if turn is not None else pixels
+    except MemoryError:
+        raise
+    except Exception as error:  # Whatever a decoder raises, these bytes made it do so.
+        raise ServiceError(
+            Code.DAMAGED_IMAGE, f"the {image.format} image is damaged or incomplete: {error}"
+        ) from error
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return 8-bit RGB of an image of any mode: 16 bits cut to 8, CMYK converted, transparency on white."""
-    if image.mode.startswith(("I", "F")):  # Pillow would clip these at 255.
-        values = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # Pillow would clip these at 255.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         pixels = image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(pixels, mask=pixels.getchannel("A"))
         return white
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def orientation(image: Image.Image) -> Image.Transpose | None:

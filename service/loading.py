@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from service.settings import EngineOptions
+
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.engines.engine import Engine, Routed
@@ -56,7 +58,7 @@ class Served:
         return f"{self.name}/{self.version}"
 
 
-def load(folder: Path, engine: str, device: str, threads: int | None, max_batch_size: int) -> Served:
+def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> Served:
     """Load the checkpoint in ``folder``, verify what it answers and warm it up.
 
     Takes seconds, and imports torch; call it in a thread. Raises LoadError.
@@ -69,13 +71,13 @@ def load(folder: Path, engine: str, device: str, threads: int | None, max_batch_
     except CheckpointError as error:
         raise LoadError(str(error)) from error
     try:
-        running = load_engine(checkpoint, engine, device, threads)
+        engine = load_engine(checkpoint, options.engine, options.device, options.threads, options.routing)
     except Exception as error:
-        raise LoadError(f"the engine {engine!r} can't run {folder} on {device!r}: {error}") from error
+        raise LoadError(f"{folder} can't run on {options.engine}, {options.device}: {error}") from error
     try:
-        return warm_up(checkpoint, running, max_batch_size)
+        return warm_up(checkpoint, engine, max_batch_size)
     except Exception:
-        running.close()
+        engine.close()
         raise
 
 

@@ -13,6 +13,7 @@ from prometheus_client import (
     Info,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 
 from service.batching import Ran
@@ -27,6 +28,9 @@ SECONDS = (
 BLOCKS = (*range(19), *range(20, 36, 2), 36, 40, 44, 48, 54, 60, 66, 75)
 LAYERS = (*range(0, 37, 2), 39, *range(42, 75, 3), 80, 90, 99, 108, 120, 132, 150)
 VERSION = ("model", "version")
+
+# Each would double a counter's series to say when it began, which process_start_time_seconds tells.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:

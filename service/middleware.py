@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.core import Core
@@ -70,6 +70,8 @@ class Access:
 
         try:
             await self.app(scope, receive, answer)
+        except ClientDisconnect:
+            pass  # While it sent its body; there is nobody to answer.
         except Exception:
             log.exception("unexpected error", extra={"fields": {"request_id": record.request_id}})
             if status == 0:
@@ -88,6 +90,7 @@ class Access:
     def finish(self, scope: Scope, record: Record, status: int) -> None:
         record.timing.finish()
         inference = INFERENCE in getattr(scope.get("route"), "tags", ())
+        probe = scope["path"].startswith("/health")
         # A connection that broke before any answer leaves no status.
         status = status or 499
         if inference:
@@ -96,7 +99,7 @@ class Access:
         if record.model:
             values |= {"model": f"{record.model}/{record.version}"}
         log.log(
-            logging.INFO if inference or status >= 400 else logging.DEBUG,
+            logging.INFO if inference or (status >= 500 and not probe) else logging.DEBUG,
             "%s %s %d",
             scope["method"],
             scope["path"],

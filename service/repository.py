@@ -62,7 +62,7 @@ class Repository:
         self._changing = asyncio.Lock()
 
     def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load_all(self) -> None:
         """Serve the newest version of every model; what can't be is logged and stands in the index."""
@@ -94,7 +94,8 @@ class Repository:
                 served = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, folder)
             except Exception as error:
                 self.problems[key] = str(error)
-                raise
+                # Out of memory on a device, say: the version is at fault, not the server.
+                raise error if isinstance(error, LoadError) else LoadError(f"{folder}: {error}") from error
             finally:
                 self.loading.discard(key)
             self.problems.pop(key, None)

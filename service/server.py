@@ -1,6 +1,7 @@
 """The process: binds its socket, loads behind it, and on SIGTERM finishes what it admitted."""
 
 import logging
+import os
 import signal
 import socket
 from time import monotonic
@@ -36,6 +37,10 @@ def serve(settings: Settings) -> int:
         settings.drain_pause,
     )
     server.run()
+    if app.state.core.repository.loading:
+        # Nothing is left to finish, and a load can't be interrupted: leave it.
+        logging.shutdown()
+        os._exit(server.exit_code)
     return server.exit_code
 
 

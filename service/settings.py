@@ -32,10 +32,12 @@ class EngineOptions(Options):
     """Which checkpoint runs, and in what."""
 
     model_repository: Path = Field(default=SHIPPED, description="folder of <model>/<version>/ checkpoints")
-    engine: EngineName = Field(
-        default="auto", description="what runs the network; auto takes the fastest that can"
-    )
+    engine: EngineName = Field(default="auto", description="what runs the network; auto takes the fastest that can")
     device: DeviceName = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    routing: Literal["auto", "branch", "mask"] = Field(
+        default="auto",
+        description="leave skipped blocks out, run them in vain, or what is faster at this traffic",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of the engine; default: what the container may use"
     )
@@ -56,17 +58,13 @@ class Settings(EngineOptions):
         default=0,
         description="seconds to wait for a fuller batch; 0: a batch is what queued while the engine was busy",
     )
-    max_queue_size: int = Field(
-        default=256, ge=1, description="images admitted and not yet answered; more get 429"
-    )
+    max_queue_size: int = Field(default=256, ge=1, description="images admitted and not yet answered; more get 429")
     request_timeout: float = Field(
         default=30, gt=0, le=3600, description="seconds until 504; the header X-Request-Timeout can lower it"
     )
 
     max_body_size: int = Field(default=16 << 20, ge=1, description="bytes of one request body; more get 413")
-    max_bodies_size: int = Field(
-        default=256 << 20, ge=1, description="bytes of all request bodies held at once"
-    )
+    max_bodies_size: int = Field(default=256 << 20, ge=1, description="bytes of all request bodies held at once")
     max_image_pixels: int = Field(
         default=32_000_000,
         ge=1,
@@ -76,11 +74,9 @@ class Settings(EngineOptions):
     max_decode_memory: int = Field(
         default=512 << 20,
         ge=1 << 20,
-        description="bytes that decoding may take, all images at once; 16 are counted a pixel",
+        description="bytes that decoding may take, all images at once; a pixel counts as 16, in WebP as 24",
     )
-    decode_threads: int | None = Field(
-        default=None, ge=1, description="default: one per CPU the container may use"
-    )
+    decode_threads: int | None = Field(default=None, ge=1, description="default: one per CPU the container may use")
 
     drain_pause: Seconds = Field(
         default=0,

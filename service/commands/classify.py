@@ -37,7 +37,7 @@ class Classify(EngineOptions):
         from service.decoding import BYTES_PER_PIXEL, Decoder
 
         checkpoint = read_checkpoint(self.find_checkpoint())
-        engine = load_engine(checkpoint, self.engine, self.device, self.threads)
+        engine = load_engine(checkpoint, self.engine, self.device, self.threads, self.routing)
         decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL)
         spec, threshold = checkpoint.config.input, self.execute_threshold
         thresholds = np.full(
@@ -45,7 +45,8 @@ class Classify(EngineOptions):
         )
         for file in self.images:
             try:
-                image = prepare(decoder.decode(file.read_bytes(), spec.resize), spec)
+                with decoder.decode(file.read_bytes(), spec.resize) as decoded:
+                    image = prepare(decoded, spec)
             except ServiceError as error:
                 raise UserError(f"{file}: {error}") from error
             routed = engine.run(image[None], thresholds)
@@ -57,10 +58,8 @@ class Classify(EngineOptions):
                 print(json.dumps(answer | {"routing": way.model_dump()}))
                 continue
             names = ", ".join(f"{each.label} {each.probability:.1%}" for each in found)
-            print(f"{file}: {names}")
-            print(
-                f"  {strip(result.executed.tolist())} {way.skipped} of {way.blocks} blocks skipped, {way.saved:.1%} saved"
-            )
+            saved = f"{way.skipped} of {way.blocks} blocks skipped, {way.saved:.1%} saved"
+            print(f"{file}: {names}", f"  {strip(result.executed.tolist())}  {saved}", sep="\n")
         engine.close()
 
     def find_checkpoint(self) -> Path:

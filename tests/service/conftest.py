@@ -1,0 +1,61 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.preprocessing import prepare
+from service.loading import Served, load_version
+from service.settings import EngineOptions, Settings
+from tests.service.parts import NAME, Running, Watched, picture, watched, write_random
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one model of one version."""
+    folder = tmp_path_factory.mktemp("repository")
+    write_random(folder / NAME / "1", seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(repository: Path) -> Served:
+    """The model, loaded once for every test that needs an engine and no other process."""
+    return load_version(repository / NAME / "1", EngineOptions(engine="torch", routing="branch", threads=1), 8)
+
+
+@pytest.fixture
+def served(loaded: Served) -> Served:
+    """The loaded model with an engine of its own to hold; a test may change it."""
+    return replace(loaded, engine=Watched(loaded.engine))
+
+
+@pytest.fixture(scope="session")
+def running(repository: Path, loaded: Served) -> Iterator[Running]:
+    """One server for the tests that only ask."""
+    server = Running(Settings(model_repository=repository, max_batch_size=8), lambda _: replace(loaded)).wait_ready()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def start(repository: Path, served: Served) -> Iterator[Callable[..., Running]]:
+    """Start servers with settings of a test's own around the engine of `served`, which the test may hold."""
+    started: list[Running] = []
+
+    def begin(**settings: object) -> Running:
+        options: dict[str, object] = {"model_repository": repository, "max_batch_size": 8} | settings
+        started.append(Running(Settings(**options), lambda _: served))  # type: ignore[arg-type]
+        return started[-1].wait_ready()
+
+    yield begin
+    watched(served).open.set()
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def decoded(loaded: Served) -> Callable[[int], NDArray[np.float32]]:
+    return lambda seed: prepare(picture(seed), loaded.checkpoint.config.input)

@@ -1,0 +1,94 @@
+from time import perf_counter
+
+import pytest
+
+from service.admission import Admission
+from service.errors import Code, ServiceError
+from service.loading import Served
+
+
+class Door(Admission):
+    def __init__(self, max_images: int = 10, max_bytes: int = 100, rate: float = 0) -> None:
+        self.reasons: list[str] = []
+        self.measured = rate
+        super().__init__(max_images, max_bytes, lambda: self.measured, self.reasons.append)
+
+
+def later(seconds: float = 1000) -> float:
+    return perf_counter() + seconds
+
+
+def test_full_house_is_refused_until_someone_leaves(loaded: Served) -> None:
+    door = Door(max_images=3)
+    with door.admit(2, loaded, later()):
+        with pytest.raises(ServiceError) as caught, door.admit(2, loaded, later()):
+            pytest.fail("was admitted")
+        with door.admit(1, loaded, later()):
+            assert door.images == 3
+    assert door.images == 0
+    assert caught.value.code == Code.OVERLOADED
+    assert caught.value.status == 429
+    assert door.reasons == ["queue_full"]
+
+
+def test_place_is_given_back_after_an_error(loaded: Served) -> None:
+    door = Door()
+    with pytest.raises(ValueError, match="x"), door.admit(1, loaded, later()):
+        raise ValueError("x")
+    assert door.images == 0
+
+
+@pytest.mark.parametrize(("rate", "after"), [(1, "5"), (2, "3"), (0.1, "50"), (1000, "1")])
+def test_retry_after_is_half_the_house_at_the_measured_rate(loaded: Served, rate: float, after: str) -> None:
+    door = Door(max_images=10, rate=rate)
+    with door.admit(10, loaded, later()), pytest.raises(ServiceError) as caught, door.admit(1, loaded, later()):
+        pytest.fail("was admitted")
+    assert caught.value.headers == {"Retry-After": after}
+
+
+def test_before_anything_is_measured_the_warm_up_tells(loaded: Served) -> None:
+    door = Door(max_images=1)
+    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, [1, 4], [9.0, 36.0])
+    with door.admit(1, slow, later()), pytest.raises(ServiceError) as caught, door.admit(1, slow, later()):
+        pytest.fail("was admitted")
+    assert caught.value.headers == {"Retry-After": "5"}
+
+
+def test_deadline_out_of_reach_assumes_that_every_block_runs(loaded: Served) -> None:
+    door = Door(max_images=100, rate=1e9)
+    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, [1, 2], [2.0, 2.0])
+    with door.admit(4, slow, later()):
+        assert door.wait(slow) == 4
+        with pytest.raises(ServiceError) as caught, door.admit(1, slow, later(3.9)):
+            pytest.fail("was admitted")
+        with door.admit(1, slow, later(10)):
+            pass
+    assert caught.value.status == 429
+    assert door.reasons == ["deadline_out_of_reach"]
+
+
+def test_an_empty_house_admits_any_deadline(loaded: Served) -> None:
+    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, [1], [100.0])
+    with Door().admit(1, slow, later(0.001)):
+        pass
+
+
+def test_more_images_than_ever_fit_are_the_clients_error(loaded: Served) -> None:
+    with pytest.raises(ServiceError) as caught, Door(max_images=3).admit(4, loaded, later()):
+        pytest.fail("was admitted")
+    assert caught.value.status == 422
+
+
+def test_bytes_are_bounded_over_all_bodies_and_given_back() -> None:
+    door = Door(max_bytes=100)
+    with door.body() as hold:
+        hold(60)
+        with door.body() as other:
+            other(40)
+            with pytest.raises(ServiceError) as caught:
+                other(1)
+        assert door.bytes == 60
+    assert door.bytes == 0
+    assert caught.value.status == 429
+    assert "Retry-After" in caught.value.headers
+    assert door.reasons == ["bodies_full"]

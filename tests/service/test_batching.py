@@ -1,0 +1,288 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from service.answers import ImageResult
+from service.batching import Batcher, Ran, Work
+from service.errors import Code, ServiceError
+from service.loading import Served
+from service.timing import Timing
+from tests.service.parts import Watched, until, watched
+
+Pixels = NDArray[np.float32]
+
+
+class Queue:
+    """A running batcher and what it reported."""
+
+    def __init__(self, max_batch_size: int = 4, delay: float = 0) -> None:
+        self.ran: list[Ran] = []
+        self.dropped: list[str] = []
+        self.batcher = Batcher(
+            max_batch_size, delay, lambda ran, _: self.ran.append(ran), lambda _, reason: self.dropped.append(reason)
+        )
+
+    def put(
+        self, served: Served, image: Pixels, threshold: float = 0.5, patience: float = 20
+    ) -> asyncio.Future[ImageResult]:
+        answer: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
+        self.batcher.put(Work(served, threshold, perf_counter() + patience, Timing(), answer, image))
+        return answer
+
+
+@asynccontextmanager
+async def running(max_batch_size: int = 4, delay: float = 0) -> AsyncIterator[Queue]:
+    queue = Queue(max_batch_size, delay)
+    queue.batcher.start(asyncio.get_running_loop())
+    try:
+        yield queue
+    finally:
+        await asyncio.to_thread(queue.batcher.close)
+
+
+async def hold(queue: Queue, served: Served, image: Pixels) -> asyncio.Future[ImageResult]:
+    """Make the engine busy with one image until the test opens it; what is put meanwhile queues."""
+    watched(served).open.clear()
+    first = queue.put(served, image)
+    assert await asyncio.to_thread(watched(served).entered.get, True, 20) == 1
+    return first
+
+
+def sizes(served: Served) -> list[int]:
+    return [len(batch) for batch in watched(served).batches]
+
+
+@pytest.mark.parametrize(("queued", "batches"), [(1, [1]), (4, [4]), (5, [4, 1]), (11, [4, 4, 3])])
+def test_what_queued_while_the_engine_was_busy_is_the_next_batch(
+    served: Served, decoded: Callable[[int], Pixels], queued: int, batches: list[int]
+) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            answers = [await hold(queue, served, decoded(0))]
+            answers += [queue.put(served, decoded(i)) for i in range(queued)]
+            assert queue.batcher.depth(served) == queued
+            watched(served).open.set()
+            await asyncio.gather(*answers)
+            assert queue.batcher.depth(served) == 0
+
+    asyncio.run(story())
+    assert sizes(served) == [1, *batches]
+
+
+def test_a_full_batch_is_made_ready_while_the_engine_is_busy(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            answers = [await hold(queue, served, decoded(0))]
+            answers += [queue.put(served, decoded(i)) for i in range(3)]
+            assert queue.batcher._prepared is None
+            answers.append(queue.put(served, decoded(3)))
+            assert queue.batcher._prepared is not None
+            assert queue.batcher._prepared.images.shape == (4, 3, 32, 32)
+            watched(served).open.set()
+            await asyncio.gather(*answers)
+
+    asyncio.run(story())
+
+
+def test_answers_do_not_depend_on_the_batch_and_thresholds_share_one(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    thresholds = [0.0, 0.3, served.checkpoint.config.execute_threshold, 1.0]
+    alone = [served.engine.run(decoded(i)[None], np.asarray([thresholds[i]], np.float32)) for i in range(4)]
+
+    async def story() -> list[ImageResult]:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(9))
+            answers = [queue.put(served, decoded(i), thresholds[i]) for i in range(4)]
+            watched(served).open.set()
+            await first
+            return list(await asyncio.gather(*answers))
+
+    watched(served).batches.clear()
+    while not watched(served).entered.empty():
+        watched(served).entered.get()
+    together = asyncio.run(story())
+    assert sizes(served) == [1, 4]
+    for one, result in zip(alone, together, strict=True):
+        np.testing.assert_allclose(result.logits, one.logits[0], atol=1e-4)
+        assert np.array_equal(result.executed, one.executed[0])
+    assert together[0].executed.all()
+    assert not together[3].executed.any()
+    assert together[3].macs < together[0].macs
+
+
+def test_client_that_left_is_dropped_before_the_engine_and_counted(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            left, stays = queue.put(served, decoded(1), 0.1), queue.put(served, decoded(2), 0.2)
+            left.cancel()
+            watched(served).open.set()
+            await asyncio.gather(first, stays)
+            assert queue.dropped == ["client_gone"]
+
+    asyncio.run(story())
+    assert [batch.tolist() for batch in watched(served).batches] == [[0.5], [pytest.approx(0.2)]]
+
+
+def test_clients_that_leave_a_prepared_batch_are_dropped_too(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            answers = [queue.put(served, decoded(i), i / 10) for i in range(4)]
+            answers[1].cancel()
+            answers[3].cancel()
+            watched(served).open.set()
+            results = await asyncio.gather(first, answers[0], answers[2])
+            alone = watched(served).engine.run(decoded(2)[None], np.asarray([0.2], np.float32))
+            np.testing.assert_allclose(results[2].logits, alone.logits[0], atol=1e-4)
+
+    asyncio.run(story())
+    assert watched(served).batches[1].tolist() == pytest.approx([0.0, 0.2])
+
+
+def test_expired_in_the_queue_is_never_computed(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            late = queue.put(served, decoded(1), patience=0)
+            watched(served).open.set()
+            await first
+            with pytest.raises(ServiceError) as caught:
+                await late
+            assert caught.value.code == Code.DEADLINE
+            assert queue.dropped == ["deadline"]
+
+    asyncio.run(story())
+    assert sizes(served) == [1]
+
+
+def test_image_that_fails_takes_nobody_with_it(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    poison = decoded(1)
+    watched(served).fails = lambda images: any(np.array_equal(image, poison) for image in images)
+
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            answers = [queue.put(served, decoded(i)) for i in range(3)]
+            watched(served).open.set()
+            good, bad, also_good = await asyncio.gather(*answers, return_exceptions=True)
+            await first
+            assert isinstance(bad, ServiceError)
+            assert bad.code == Code.ENGINE_FAILED
+            assert isinstance(good, ImageResult)
+            assert isinstance(also_good, ImageResult)
+            assert queue.batcher.alive
+
+    asyncio.run(story())
+
+
+def test_broken_engine_ends_the_thread_and_nobody_waits_for_ever(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            answers = [await hold(queue, served, decoded(0))]
+            answers += [queue.put(served, decoded(i)) for i in range(6)]
+            watched(served).fails = lambda _: True
+            watched(served).open.set()
+            for result in await asyncio.gather(*answers, return_exceptions=True):
+                assert isinstance(result, ServiceError)
+                assert result.code == Code.ENGINE_FAILED
+            until(lambda: not queue.batcher.alive)
+            with pytest.raises(ServiceError):
+                queue.put(served, decoded(0))
+
+    asyncio.run(story())
+
+
+def test_models_do_not_mix_and_the_longest_waiting_is_next(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    other = replace(served, engine=Watched(watched(served).engine))
+
+    async def story() -> None:
+        async with running() as queue:
+            answers = [await hold(queue, served, decoded(0))]
+            answers += [queue.put(model, decoded(i), 0.1 * i) for i, model in enumerate([other, served, other, served])]
+            watched(served).open.set()
+            await asyncio.gather(*answers)
+            assert [ran.batch.served for ran in queue.ran] == [served, other, served]
+
+    asyncio.run(story())
+    assert watched(other).batches[0].tolist() == pytest.approx([0.0, 0.2])
+    assert watched(served).batches[1].tolist() == pytest.approx([0.1, 0.3])
+
+
+def test_delay_waits_for_a_full_batch_from_the_first_image_on(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    async def story() -> None:
+        async with running(max_batch_size=3, delay=30) as queue:
+            await asyncio.gather(*(queue.put(served, decoded(i)) for i in range(3)))
+        assert sizes(served) == [3]
+        async with running(max_batch_size=3, delay=0.01) as queue:
+            start = perf_counter()
+            await queue.put(served, decoded(0))
+            assert perf_counter() - start >= 0.01
+        assert sizes(served) == [3, 1]
+
+    asyncio.run(story())
+
+
+def test_close_finishes_what_is_queued(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    async def story() -> None:
+        queue = Queue(delay=30)
+        queue.batcher.start(asyncio.get_running_loop())
+        answers = [queue.put(served, decoded(i)) for i in range(2)]
+        await asyncio.to_thread(queue.batcher.close)
+        await asyncio.gather(*answers)
+        assert not queue.batcher.alive
+
+    asyncio.run(story())
+
+
+def test_timing_and_pace(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            assert queue.batcher.rate == 0
+            await hold(queue, served, decoded(0))
+            assert queue.batcher.busy_for > 0
+            timing = Timing()
+            answer: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
+            queued = perf_counter()
+            queue.batcher.put(Work(served, 0.5, queued + 20, timing, answer, decoded(1), waited=3.0))
+            watched(served).open.set()
+            await answer
+            assert 3 < timing.queue < 3 + perf_counter() - queued
+            assert 0 < timing.inference < perf_counter() - queued
+            assert timing.batch_size == 1
+            seconds = sum(ran.seconds for ran in queue.ran)
+            assert queue.batcher.rate == pytest.approx(2 / seconds)
+            until(lambda: queue.batcher.busy_for == 0)
+
+    asyncio.run(story())
+
+
+def test_retired_engine_is_closed_by_the_engine_thread(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    closed_in: list[str] = []
+    watched(served).close = lambda: closed_in.append(threading.current_thread().name)  # type: ignore[method-assign]
+
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            queue.batcher.retire(served)
+            assert not closed_in
+            watched(served).open.set()
+            await first
+            until(lambda: closed_in == ["engine"])
+            late = queue.put(served, decoded(1))
+            assert queue.batcher.depth(served) == 0
+            late.cancel()
+
+    asyncio.run(story())

@@ -1,0 +1,436 @@
+"""POST /classify over a real socket."""
+
+import http.client
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.preprocessing import prepare
+from service.loading import Served
+from tests.service.parts import LABELS, NAME, SPEC, Running, encoded, picture, until, watched
+
+JPEG = {"content-type": "image/jpeg"}
+PNG = {"content-type": "image/png"}
+
+
+def post(server: Running, data: bytes, query: str = "", headers: dict[str, str] = PNG) -> httpx.Response:
+    return server.client.post(f"/classify{query}", content=data, headers=headers)
+
+
+def error_of(response: httpx.Response) -> str:
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"code", "message"}
+    assert body["error"]["message"]
+    return str(body["error"]["code"])
+
+
+def test_answer_is_what_the_engine_says(running: Running, loaded: Served) -> None:
+    image = picture(0)
+    answer = post(running, encoded(image), "?explain=true&top_k=10").json()
+    threshold = loaded.checkpoint.config.execute_threshold
+    routed = loaded.engine.run(prepare(image, SPEC)[None], np.asarray([threshold], np.float32))
+    powers = np.exp(routed.logits[0] - routed.logits[0].max())
+    probabilities = powers / powers.sum()
+
+    assert answer["model"] == {"name": NAME, "version": 1, "engine": "torch", "device": "cpu"}
+    indices = [each["index"] for each in answer["predictions"]]
+    assert indices == np.argsort(-probabilities).tolist()
+    for each in answer["predictions"]:
+        assert each["label"] == LABELS[each["index"]]
+        assert each["probability"] == pytest.approx(probabilities[each["index"]], abs=1e-5)
+
+    routing, executed = answer["routing"], routed.executed[0]
+    assert [each["block"] for each in routing["decisions"]] == list(range(1, 18))
+    assert [each["executed"] for each in routing["decisions"]] == executed.tolist()
+    np.testing.assert_allclose([each["probability"] for each in routing["decisions"]], routed.probability[0], atol=1e-5)
+    skipped = int((~executed).sum())
+    assert 0 < skipped < 17
+    assert routing["blocks"] == 18
+    assert routing["skipped"] == skipped
+    assert routing["executed"] == 18 - skipped
+    assert routing["layers_skipped"] == 2 * skipped
+    assert routing["macs"] == loaded.checkpoint.macs.executed(routed.executed)[0]
+    assert routing["dense_macs"] == loaded.checkpoint.macs.dense
+    assert routing["saved"] == pytest.approx(1 - routing["macs"] / routing["dense_macs"], abs=1e-6)
+    assert routing["mode"] == "branch"
+
+
+def test_shape_of_the_answer(running: Running) -> None:
+    answer = post(running, encoded(picture(0))).json()
+    assert answer.keys() == {"request_id", "model", "predictions", "routing", "timing_ms"}
+    assert len(answer["predictions"]) == 5
+    assert answer["predictions"][0].keys() == {"label", "index", "probability"}
+    assert answer["routing"].keys() == {
+        *("blocks", "executed", "skipped", "layers_skipped", "macs", "dense_macs", "saved", "mode")
+    }
+    assert answer["timing_ms"].keys() == {"decode", "queue", "inference", "total"}
+
+
+def test_skipped_blocks_vary_from_image_to_image(running: Running) -> None:
+    assert len({post(running, encoded(picture(i))).json()["routing"]["skipped"] for i in range(12)}) > 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_every_format_as_body_and_as_form(running: Running, kind: str) -> None:
+    data = encoded(picture(2), kind)
+    raw = post(running, data, headers={"content-type": f"image/{kind.lower()}"})
+    form = running.client.post("/classify", files={"image": (f"a.{kind.lower()}", data)})
+    assert raw.status_code == form.status_code == 200
+    assert raw.json()["predictions"] == form.json()["predictions"]
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "image/x-unheard-of", "IMAGE/JPEG; q=1"])
+def test_what_counts_is_the_content(running: Running, kind: str) -> None:
+    assert post(running, encoded(picture(2), "JPEG"), headers={"content-type": kind}).status_code == 200
+
+
+def test_large_form_stays_in_memory(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile._get_default_tempdir", lambda: pytest.fail("a file was written"))
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8))
+    data = encoded(noise, "BMP")
+    assert len(data) > 2 << 20
+    assert running.client.post("/classify", files={"image": data}).status_code == 200
+
+
+def test_thresholds_at_the_ends(running: Running) -> None:
+    data = encoded(picture(0))
+    every, none = (post(running, data, f"?execute_threshold={t}").json()["routing"] for t in (0, 1))
+    assert (every["executed"], every["skipped"]) == (18, 0)
+    assert (none["executed"], none["skipped"]) == (1, 17)
+    assert every["saved"] < 0.001
+    assert none["saved"] > 0.9
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 10, 1000])
+def test_top_k(running: Running, top_k: int) -> None:
+    found = post(running, encoded(picture(0)), f"?top_k={top_k}").json()["predictions"]
+    assert len(found) == min(top_k, 10)
+    assert [each["probability"] for each in found] == sorted((p["probability"] for p in found), reverse=True)
+
+
+def test_model_and_version_by_name(running: Running) -> None:
+    assert post(running, encoded(picture(0)), f"?model={NAME}&version=1").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [
+        ("?model=nobody", 404, "model_not_found"),
+        ("?model=../../etc", 404, "model_not_found"),
+        (f"?model={NAME}&version=9", 404, "model_not_found"),
+        ("?version=-1", 422, "invalid_parameter"),
+        ("?version=one", 422, "invalid_parameter"),
+        ("?top_k=0", 422, "invalid_parameter"),
+        ("?top_k=1001", 422, "invalid_parameter"),
+        ("?top_k=many", 422, "invalid_parameter"),
+        ("?execute_threshold=1.1", 422, "invalid_parameter"),
+        ("?execute_threshold=-0.1", 422, "invalid_parameter"),
+        ("?execute_threshold=nan", 422, "invalid_parameter"),
+        ("?explain=perhaps", 422, "invalid_parameter"),
+        ("?execute_treshold=0.5", 422, "invalid_parameter"),
+    ],
+)
+def test_bad_parameters(running: Running, query: str, status: int, code: str) -> None:
+    response = post(running, encoded(picture(0)), query)
+    assert (response.status_code, error_of(response)) == (status, code)
+
+
+def test_message_of_a_bad_parameter_names_it(running: Running) -> None:
+    response = post(running, encoded(picture(0)), "?execute_threshold=7")
+    assert response.json()["error"]["message"].startswith("execute_threshold: ")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
+def test_bad_deadline(running: Running, value: str) -> None:
+    response = post(running, encoded(picture(0)), headers=PNG | {"x-request-timeout": value})
+    assert (response.status_code, error_of(response)) == (422, "invalid_parameter")
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "status", "code"),
+    [
+        (b"I am no image", PNG, 415, "unsupported_media_type"),
+        (b"I am no image", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        (b"I am no image", {}, 415, "unsupported_media_type"),
+        (b'{"image": 1}', {"content-type": "application/json"}, 415, "unsupported_media_type"),
+        (b"", PNG, 400, "bad_request"),
+        (encoded(picture(0))[:-40], PNG, 400, "damaged_image"),
+        (b"x", {"content-type": "multipart/form-data"}, 400, "bad_request"),
+        (b"x", {"content-type": "multipart/form-data; boundary=b"}, 400, "bad_request"),
+        (b"--b\r\nno headers", {"content-type": "multipart/form-data; boundary=b"}, 400, "bad_request"),
+    ],
+)
+def test_bad_bodies(running: Running, data: bytes, headers: dict[str, str], status: int, code: str) -> None:
+    response = post(running, data, headers=headers)
+    assert (response.status_code, error_of(response)) == (status, code)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"files": {"picture": encoded(picture(0))}},
+        {"files": [("image", encoded(picture(0))), ("image", encoded(picture(1)))]},
+        {"data": {"image": "text"}, "files": {"other": b""}},
+        {"data": {f"field{i}": "x" for i in range(20)}, "files": {"image": encoded(picture(0))}},
+    ],
+)
+def test_forms_without_one_image(running: Running, parts: dict[str, Any]) -> None:
+    response = running.client.post("/classify", **parts)
+    assert (response.status_code, error_of(response)) == (400, "bad_request")
+
+
+def test_too_many_pixels(start: Callable[..., Running]) -> None:
+    server = start(max_image_pixels=1000)
+    response = post(server, encoded(picture(0, 32, 32)))
+    assert (response.status_code, error_of(response)) == (413, "image_too_large")
+
+
+def test_too_many_bytes_by_content_length_are_not_even_sent(start: Callable[..., Running]) -> None:
+    server = start(max_body_size=1000)
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+        connection.putrequest("POST", "/classify")
+        for name, value in (PNG | {"content-length": "1000000000"}).items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        response = connection.getresponse()
+        assert response.status == 413
+        assert json.loads(response.read())["error"]["code"] == "body_too_large"
+
+
+def test_too_many_bytes_without_content_length(start: Callable[..., Running]) -> None:
+    server = start(max_body_size=100_000)
+    response = server.client.post("/classify", content=(b"x" * 10_000 for _ in range(12)), headers=PNG)
+    assert (response.status_code, error_of(response)) == (413, "body_too_large")
+    assert server.core.admission.bytes == 0
+    just = encoded(picture(0)).ljust(100_000, b"\0")
+    assert server.client.post("/classify", content=(c for c in [just]), headers=PNG).status_code == 200
+
+
+def test_bodies_held_at_once_are_bounded(start: Callable[..., Running], served: Served) -> None:
+    data = encoded(picture(0))
+    server = start(max_bodies_size=2 * len(data))
+    watched(served).open.clear()
+    with ThreadPoolExecutor(3) as pool:
+        first = [pool.submit(post, server, data) for _ in range(2)]
+        until(lambda: server.core.admission.bytes == 2 * len(data))
+        response = post(server, data)
+        assert (response.status_code, error_of(response)) == (429, "overloaded")
+        watched(served).open.set()
+        assert [each.result().status_code for each in first] == [200, 200]
+    assert server.metric("rejections_total", reason="bodies_full") == 1
+
+
+def test_request_id_is_kept_or_made(running: Running) -> None:
+    mine = post(running, encoded(picture(0)), headers=PNG | {"x-request-id": "trace-7.1"})
+    assert mine.headers["x-request-id"] == mine.json()["request_id"] == "trace-7.1"
+    made = {post(running, encoded(picture(0))).headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("given", ["a b", "x" * 65, 'quo"te', "né", "-dash", "{}"])
+def test_odd_request_id_is_replaced(running: Running, given: str) -> None:
+    headers = httpx.Headers(PNG | {"x-request-id": given}, encoding="utf-8")
+    response = running.client.post("/classify", content=encoded(picture(0)), headers=headers)
+    assert re.fullmatch("[0-9a-f]{16}", response.headers["x-request-id"])
+
+
+def test_errors_have_a_request_id_too(running: Running) -> None:
+    for response in (post(running, b""), running.client.get("/nowhere")):
+        assert response.headers["x-request-id"]
+
+
+def test_one_timing_record_feeds_answer_and_headers(running: Running) -> None:
+    response = post(running, encoded(picture(0)))
+    timing = response.json()["timing_ms"]
+    entries = dict(re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"]))
+    assert entries.keys() == {"receive", "decode", "queue", "inference", "total"}
+    for stage, value in timing.items():
+        assert float(entries[stage]) == float(response.headers[f"x-{stage}-time"]) == pytest.approx(value, abs=1e-3)
+    assert response.headers["x-batch-size"] == "1"
+    parts = sum(float(value) for stage, value in entries.items() if stage != "total")
+    assert 0 < parts <= timing["total"] + 0.01
+
+
+def test_concurrent_requests_share_batches_and_keep_their_own_answers(
+    start: Callable[..., Running], served: Served
+) -> None:
+    server = start()
+    alone = [post(server, encoded(picture(i))).json() for i in range(8)]
+    watched(served).open.clear()
+    thresholds = ["", "&execute_threshold=0", "&execute_threshold=1"]
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(post, server, encoded(picture(9)))
+        until(lambda: server.core.batcher.busy_for > 0)
+        answers = [pool.submit(post, server, encoded(picture(i)), "?top_k=5" + thresholds[i % 3]) for i in range(8)]
+        until(lambda: server.core.batcher.depth(served) == 8)
+        watched(served).open.set()
+        assert first.result().status_code == 200
+        for i, answer in enumerate(each.result().json() for each in answers):
+            if i % 3 == 0:
+                assert [p["index"] for p in answer["predictions"]] == [p["index"] for p in alone[i]["predictions"]]
+                assert answer["routing"]["skipped"] == alone[i]["routing"]["skipped"]
+            else:
+                assert answer["routing"]["skipped"] == (0 if i % 3 == 1 else 17)
+    assert answers[0].result().headers["x-batch-size"] == "8"
+
+
+def test_bad_images_do_not_touch_their_neighbours(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    watched(served).open.clear()
+    with ThreadPoolExecutor(7) as pool:
+        first = pool.submit(post, server, encoded(picture(9)))
+        until(lambda: server.core.batcher.busy_for > 0)
+        good = [pool.submit(post, server, encoded(picture(i))) for i in range(3)]
+        bad = [pool.submit(post, server, encoded(picture(i))[:-30]) for i in range(3)]
+        assert [each.result().status_code for each in bad] == [400] * 3
+        watched(served).open.set()
+        assert [each.result().status_code for each in [first, *good]] == [200] * 4
+
+
+def test_full_queue_answers_429_at_once_and_probes_go_on(start: Callable[..., Running], served: Served) -> None:
+    server = start(max_queue_size=3)
+    post(server, encoded(picture(0)))
+    watched(served).open.clear()
+    with ThreadPoolExecutor(3) as pool:
+        admitted = [pool.submit(post, server, encoded(picture(i))) for i in range(3)]
+        until(lambda: server.core.admission.images == 3)
+        refused = post(server, encoded(picture(0)))
+        assert (refused.status_code, error_of(refused)) == (429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        for path in ("/health/live", "/health/ready", "/metrics", "/models", "/"):
+            assert server.client.get(path).status_code == 200
+        watched(served).open.set()
+        assert [each.result().status_code for each in admitted] == [200] * 3
+    assert post(server, encoded(picture(0))).status_code == 200
+    assert server.metric("rejections_total", reason="queue_full") == 1
+    assert server.metric("requests_total", outcome="rejected") == 1
+
+
+def test_deadline_in_the_queue_is_504_and_never_computed(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    watched(served).open.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, server, encoded(picture(0)))
+        until(lambda: server.core.batcher.busy_for > 0)
+        late = post(server, encoded(picture(1)), headers=PNG | {"x-request-timeout": "0.2"})
+        assert (late.status_code, error_of(late)) == (504, "deadline_exceeded")
+        batches = len(watched(served).batches)
+        watched(served).open.set()
+        assert first.result().status_code == 200
+    assert post(server, encoded(picture(2))).status_code == 200
+    assert len(watched(served).batches) == batches + 1
+    assert server.metric("dropped_total", reason="deadline") == 1
+    assert server.metric("requests_total", outcome="deadline") == 1
+
+
+def test_the_servers_deadline_is_the_most(start: Callable[..., Running], served: Served) -> None:
+    server = start(request_timeout=0.2)
+    watched(served).open.clear()
+    response = post(server, encoded(picture(0)), headers=PNG | {"x-request-timeout": "1000"})
+    assert (response.status_code, error_of(response)) == (504, "deadline_exceeded")
+
+
+def test_client_that_hangs_up_is_dropped_and_counted(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    data = encoded(picture(1))
+    watched(served).open.clear()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, server, encoded(picture(0)))
+        until(lambda: server.core.batcher.busy_for > 0)
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            head = (
+                f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
+            )
+            client.sendall(head.encode() + data)
+            until(lambda: server.core.batcher.depth(served) == 1)
+        until(lambda: server.metric("requests_total", outcome="cancelled") == 1)
+        batches = len(watched(served).batches)
+        watched(served).open.set()
+        assert first.result().status_code == 200
+    until(lambda: server.metric("dropped_total", reason="client_gone") == 1)
+    assert len(watched(served).batches) == batches
+    assert server.core.admission.images == server.core.admission.bytes == 0
+
+
+def test_client_that_hangs_up_while_sending(start: Callable[..., Running]) -> None:
+    server = start()
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 999\r\n\r\nabc"
+        )
+        until(lambda: server.core.admission.bytes == 3)
+    until(lambda: server.metric("requests_total", outcome="cancelled") == 1)
+    assert server.core.admission.images == server.core.admission.bytes == 0
+
+
+def test_body_that_never_ends_is_given_up(start: Callable[..., Running]) -> None:
+    server = start()
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nX-Request-Timeout: 0.1\r\n"
+            b"Content-Length: 999\r\n\r\nabc"
+        )
+        assert b"408 Request Timeout" in client.recv(1000)
+    until(lambda: server.core.admission.images == 0)
+
+
+def test_engine_error_is_a_500_for_the_one_image(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    poison = prepare(picture(1), SPEC)
+    watched(served).fails = lambda images: bool((images == poison).all((1, 2, 3)).any())
+    response = post(server, encoded(picture(1)))
+    assert (response.status_code, error_of(response)) == (500, "engine_failed")
+    assert post(server, encoded(picture(0))).status_code == 200
+    assert server.client.get("/health/ready").status_code == 200
+
+
+def test_bug_in_the_service_is_a_500_with_the_request_id(
+    start: Callable[..., Running], served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    monkeypatch.setattr(server.core.metrics, "answered", lambda *_: 1 / 0)
+    response = post(server, encoded(picture(0)), headers=PNG | {"x-request-id": "find-me"})
+    assert (response.status_code, error_of(response)) == (500, "internal")
+    assert "find-me" in response.text
+    assert server.core.admission.images == 0
+    assert served.leases == 0
+
+
+def test_mode_mask_counts_every_block(start: Callable[..., Running], served: Served) -> None:
+    engine = watched(served)
+    run = engine.run
+    engine.run = lambda *batch: replace(run(*batch), mode="mask")  # type: ignore[method-assign]
+    server = start()
+    routing = post(server, encoded(picture(0))).json()["routing"]
+    assert routing["mode"] == "mask"
+    assert routing["skipped"] > 0
+    assert routing["macs"] >= routing["dense_macs"]
+    assert server.metric("engine_mode", mode="mask") == 1
+    assert server.metric("engine_mode", mode="branch") == 0
+
+
+def test_many_requests_at_once_are_all_accounted_for(running: Running) -> None:
+    before = running.metric("requests_total")
+    images = [encoded(picture(i)) for i in range(10)]
+    gate = threading.Barrier(10)
+
+    def send(i: int) -> list[int]:
+        with httpx.Client(base_url=running.url, timeout=20) as client:
+            gate.wait(20)
+            return [client.post("/classify", content=images[i], headers=PNG).status_code for _ in range(10)]
+
+    with ThreadPoolExecutor(10) as pool:
+        assert [status for each in pool.map(send, range(10)) for status in each] == [200] * 100
+    until(lambda: running.metric("requests_total") == before + 100)

@@ -1,0 +1,242 @@
+import asyncio
+import shutil
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from models.checkpoint import read_checkpoint
+from service.errors import Code, ServiceError
+from service.loading import LoadError, Served
+from service.repository import Repository, State
+from tests.service.parts import NAME
+
+
+class Shelf(Repository):
+    """A repository that reads checkpoints for real but shares one engine, and notes what happens."""
+
+    def __init__(self, folder: Path, loaded: Served, default: str | None = None) -> None:
+        self.events: list[str] = []
+        self.wait: threading.Event | None = None
+        self.begun = threading.Event()
+
+        def load(version: Path) -> Served:
+            self.begun.set()
+            if self.wait is not None:
+                assert self.wait.wait(20)
+            checkpoint = read_checkpoint(version)
+            return replace(loaded, checkpoint=checkpoint)
+
+        super().__init__(
+            folder,
+            load,
+            lambda served: self.events.append(f"serve {served.version}"),
+            lambda served: self.events.append(f"retire {served.version}"),
+            default,
+        )
+
+
+@pytest.fixture
+def folder(repository: Path, tmp_path: Path) -> Path:
+    shutil.copytree(repository, tmp_path / "repository")
+    return tmp_path / "repository"
+
+
+def add(folder: Path, version: int, name: str = NAME) -> None:
+    shutil.copytree(folder / NAME / "1", folder / name / str(version))
+
+
+def damage(folder: Path, version: int, name: str = NAME) -> None:
+    (folder / name / str(version) / "model.safetensors").write_bytes(b"junk")
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(story())  # type: ignore[arg-type]
+
+
+def test_serves_the_newest_version_of_every_model(folder: Path, loaded: Served) -> None:
+    add(folder, 2)
+    add(folder, 10)
+    add(folder, 3, "another")
+    (folder / "notes").mkdir()
+    (folder / "README").write_text("no model")
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load_all()
+        assert shelf.resolve(NAME, None).version == 10
+        assert shelf.resolve("another", 3).version == 3
+        assert shelf.resolve(None, None).name == "another"
+        assert [(entry.name, entry.version, entry.state) for entry in await shelf.index()] == [
+            ("another", 3, State.READY),
+            (NAME, 1, State.UNAVAILABLE),
+            (NAME, 2, State.UNAVAILABLE),
+            (NAME, 10, State.READY),
+        ]
+
+    run(story)
+
+
+def test_one_bad_model_does_not_keep_the_others_out(folder: Path, loaded: Served) -> None:
+    add(folder, 1, "another")
+    damage(folder, 1, "another")
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load_all()
+        assert shelf.default == NAME
+        assert "safetensors" in next(entry.reason for entry in await shelf.index() if entry.name == "another")
+
+    run(story)
+
+
+def test_swap_keeps_the_old_version_until_its_last_request_is_done(folder: Path, loaded: Served) -> None:
+    add(folder, 2)
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load(NAME, 1)
+        shelf._pinned.clear()
+        with shelf.lease(NAME, None) as old, shelf.lease(NAME, None):
+            await shelf.load(NAME)
+            assert shelf.resolve(NAME, None).version == 2
+            assert old.version == 1
+            assert shelf.events == ["serve 1", "serve 2"]
+        assert shelf.events == ["serve 1", "serve 2", "retire 1"]
+        with pytest.raises(ServiceError):
+            shelf.resolve(NAME, 1)
+
+    run(story)
+
+
+def test_old_version_serves_while_the_new_one_loads(folder: Path, loaded: Served) -> None:
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load(NAME)
+        add(folder, 2)
+        shelf.wait = threading.Event()
+        shelf.begun.clear()
+        loading = asyncio.create_task(shelf.load(NAME))
+        await asyncio.to_thread(shelf.begun.wait, 20)
+        assert shelf.resolve(NAME, None).version == 1
+        with pytest.raises(ServiceError) as caught:
+            shelf.resolve(NAME, 2)
+        assert caught.value.code == Code.NOT_READY
+        assert [entry.state for entry in await shelf.index()] == [State.READY, State.LOADING]
+        shelf.wait.set()
+        await loading
+        assert shelf.resolve(NAME, None).version == 2
+
+    run(story)
+
+
+def test_damaged_version_is_refused_and_the_old_one_stays(folder: Path, loaded: Served) -> None:
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load(NAME)
+        add(folder, 2)
+        damage(folder, 2)
+        with pytest.raises(LoadError, match="safetensors"):
+            await shelf.load(NAME)
+        assert shelf.resolve(NAME, None).version == 1
+        assert shelf.events == ["serve 1"]
+        entry = (await shelf.index())[1]
+        assert (entry.version, entry.state) == (2, State.UNAVAILABLE)
+        assert "safetensors" in entry.reason
+
+    run(story)
+
+
+def test_version_asked_for_by_number_is_served_beside_the_others(folder: Path, loaded: Served) -> None:
+    add(folder, 2)
+    add(folder, 3)
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load(NAME, 1)
+        await shelf.load(NAME, 2)
+        await shelf.load(NAME)
+        assert sorted(shelf.served[NAME]) == [1, 2, 3]
+        assert shelf.resolve(NAME, None).version == 3
+        await shelf.unload(NAME, 3)
+        assert shelf.resolve(NAME, None).version == 2
+        await shelf.unload(NAME)
+        assert shelf.events[-3:] == ["retire 3", "retire 1", "retire 2"]
+
+    run(story)
+
+
+def test_loading_a_served_version_again_replaces_it(folder: Path, loaded: Served) -> None:
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        first = await shelf.load(NAME)
+        second = await shelf.load(NAME)
+        assert shelf.resolve(NAME, None) is second
+        assert first.retired
+        assert not second.retired
+        assert shelf.events == ["serve 1", "serve 1", "retire 1"]
+
+    run(story)
+
+
+def test_unload_of_what_is_not_served(folder: Path, loaded: Served) -> None:
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load(NAME)
+        for name, version in ((NAME, 2), ("nobody", None)):
+            with pytest.raises(LoadError, match="not served"):
+                await shelf.unload(name, version)
+
+    run(story)
+
+
+@pytest.mark.parametrize("name", ["..", "../secret", "/etc", "a/b", "", ".hidden", "x" * 200, "a\0b", "é"])
+def test_names_can_not_leave_the_folder(folder: Path, loaded: Served, name: str) -> None:
+    shutil.copytree(folder / NAME, folder.parent / "secret")
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        with pytest.raises(LoadError):
+            await shelf.load(name)
+        with pytest.raises(ServiceError) as caught:
+            shelf.resolve(name, None)
+        assert caught.value.code == Code.MODEL_NOT_FOUND
+
+    run(story)
+
+
+def test_what_does_not_exist(folder: Path, loaded: Served) -> None:
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        for name, version in (("nobody", None), (NAME, 9)):
+            with pytest.raises(LoadError, match="holds no"):
+                await shelf.load(name, version)
+        await shelf.load(NAME)
+        for name, version in (("nobody", None), (NAME, 9)):
+            with pytest.raises(ServiceError) as caught:
+                shelf.resolve(name, version)
+            assert caught.value.status == 404
+
+    run(story)
+
+
+def test_nothing_loaded_is_not_ready_rather_than_not_found(folder: Path, loaded: Served) -> None:
+    async def story() -> None:
+        for shelf in (Shelf(folder, loaded), Shelf(folder, loaded, default="later")):
+            with pytest.raises(ServiceError) as caught:
+                shelf.resolve(None, None)
+            assert caught.value.code == Code.NOT_READY
+
+    run(story)
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    async def story() -> None:
+        shelf = Shelf(tmp_path / "missing", SimpleNamespace())  # type: ignore[arg-type]
+        await shelf.load_all()
+        assert await shelf.index() == []
+
+    run(story)
