@@ -1,0 +1,59 @@
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from models.benchmark.curve import draw_curve
+from models.benchmark.forcing import force_route, random_network, spread_evenly, without_gates
+from models.benchmark.measure import interleave
+from models.benchmark.suite import PUBLIC_CODE, Subject, run_suite
+from models.catalogue import find_architecture
+
+
+@pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_feedforward_110"])
+@pytest.mark.parametrize("share", [0, 0.25, 0.5, 1])
+def test_forced_networks_decide_as_they_are_told(name: str, share: float) -> None:
+    network = random_network(name)
+    route = spread_evenly(network.decision_count, share)
+    assert route.mean() == pytest.approx(share, abs=0.03)
+    with torch.inference_mode():
+        _, routing = force_route(network, route)(torch.randn(2, 3, 32, 32))
+    np.testing.assert_array_equal(routing.decisions.bool().numpy(), np.stack([route, route]))
+
+
+def test_the_plain_network_is_the_routed_one_with_every_block_executed() -> None:
+    network = random_network("cifar10_rnn_gate_38")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        routed, _ = force_route(network, np.ones(17, np.bool_))(images)
+        plain, _ = without_gates(network, find_architecture("cifar10_rnn_gate_38"))(images)
+    torch.testing.assert_close(plain, routed)
+
+
+def test_every_round_times_every_contender() -> None:
+    runs: list[str] = []
+    timings = interleave({"a": lambda: runs.append("a"), "b": lambda: runs.append("b")}, seconds=0)
+    assert runs.count("a") == runs.count("b")
+    for first in range(0, len(runs), 2):
+        assert {runs[first], runs[first + 1]} == {"a", "b"}
+    assert len(timings["a"].seconds) == len(timings["b"].seconds) > 0
+    assert timings["a"].share_of(timings["a"]) == (1, 1, 1)
+
+
+def test_a_run_of_the_suite_counts_macs_and_draws_its_curve() -> None:
+    name = "cifar10_rnn_gate_38"
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+    subject = Subject(name, random_network(name), images, own_routing=True)
+    seen = []
+    rows = run_suite(
+        subject, engines=["torch"], batches=[2], threads=[1], shares=[0.0, 1.0], seconds=0, report=seen.append
+    )
+    assert seen == rows
+    by_routing = {(row.routing, row.engine): row for row in rows}
+    assert by_routing["0% of the blocks", "torch"].mac_share == pytest.approx(0.065, abs=1e-3)
+    assert by_routing["100% of the blocks", "torch"].mac_share == pytest.approx(1.0002, abs=1e-3)
+    assert by_routing["its own", PUBLIC_CODE].mac_share == pytest.approx(1.0002, abs=1e-3)
+    assert sum(row.wall_share == 1 and row.routing == "dense" for row in rows) == 1
+    picture = ElementTree.fromstring(draw_curve(rows, "A & B"))
+    assert len(picture.findall(".//{http://www.w3.org/2000/svg}polyline")) == 1

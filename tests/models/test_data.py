@@ -1,0 +1,148 @@
+"""Data sets read through the `datasets` library from local files in the hub's own schema, and their augmentation."""
+
+import importlib.util
+import io
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from models.data.augmentation import crop_flip, normalise
+from models.data.batches import PreparedImages, StreamedBatches
+from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
+from models.data.source import DataError, read_source
+from models.training.job import Options, input_spec, make_job, split
+from tests.research import shared
+
+CIFAR10 = find_dataset("cifar10")
+
+
+def write_parquet(
+    path: Path, pixels: np.ndarray, labels: list[int], columns: tuple[str, str] = ("img", "label")
+) -> None:
+    rows = []
+    for image in pixels:
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, "PNG")
+        rows.append({"bytes": content.getvalue(), "path": None})
+    images = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({columns[0]: images, columns[1]: labels}), path)
+
+
+def with_columns(folder: Path, image: str, label: str) -> Path:
+    write_parquet(folder / "train.parquet", np.zeros((1, 32, 32, 3), np.uint8), [0], (image, label))
+    return folder
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+def test_parquet_in_the_hubs_schema(name: str, tmp_path: Path, pixels: np.ndarray) -> None:
+    row = DATASETS[name]
+    for part in row.train_splits:
+        write_parquet(tmp_path / f"{part}.parquet", pixels, list(range(20)), (row.image_column, row.label_column))
+    images, labels = read_source(row, "train", tmp_path).in_memory()
+    assert images.dtype == torch.uint8 and len(images) == 20 * len(row.train_splits)
+    np.testing.assert_array_equal(images[:20].permute(0, 2, 3, 1).numpy(), pixels)
+    assert labels[:20].tolist() == list(range(20))
+
+
+def test_an_image_folder(tmp_path: Path) -> None:
+    for split_name in ("train", "val"):
+        for label, colour in (("dark", 10), ("light", 240)):
+            (tmp_path / split_name / label).mkdir(parents=True)
+            for number in range(3):
+                Image.new("L", (60 + number, 50), colour).save(tmp_path / split_name / label / f"{number}.png")
+    source = read_source(find_dataset("imagefolder"), "test", tmp_path)
+    assert source.classes == ["dark", "light"] and len(source) == 6
+    image, label = source.image(5)
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (240, 240, 240) and label == 1
+    spec = input_spec(source.row, 48)
+    batches = StreamedBatches(source, spec, batch=4, seed=1, device=torch.device("cpu"), workers=0)
+    [(first, _)] = batches.epoch(0)
+    [(again, _)] = batches.epoch(0)
+    assert first.shape == (4, 3, 48, 48) and torch.equal(first, again)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "absent", "is not a folder"),
+        (lambda folder: folder, r"has no split 'train'.*train\.parquet"),
+        (lambda folder: with_columns(folder, "a", "b"), "has a, b"),
+    ],
+)
+def test_data_that_cannot_be_read_says_what_to_do(make, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(DataError, match=message):
+        read_source(CIFAR10, "train", make(tmp_path))
+
+
+def test_an_unknown_data_set_lists_what_there_is() -> None:
+    with pytest.raises(UnknownDataset, match="svhn"):
+        find_dataset("cifar")
+
+
+def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", np.zeros((1, 8, 8, 3), np.uint8), [0])
+    with pytest.raises(DataError, match="8x8 pixels, where all are to be 32x32"):
+        read_source(CIFAR10, "train", tmp_path).in_memory()
+
+
+def test_held_out_images_are_never_trained_on(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels, list(range(20)))
+    source = read_source(CIFAR10, "train", tmp_path)
+    options = Options("cifar10_rnn_gate_38", "cifar10", tmp_path, held_out=5)
+    train, held_out = split(source, options)
+    assert sorted([train.image(i)[1] for i in range(15)] + [held_out.image(i)[1] for i in range(5)]) == list(range(20))
+    with pytest.raises(DataError, match="leave none beside the 20"):
+        split(source, Options("cifar10_rnn_gate_38", "cifar10", tmp_path, held_out=20))
+
+
+def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no gates: its only stage is plain"):
+        make_job(Options("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, stages=("sp",)))
+
+
+def test_crop_and_flip_move_pixels_and_invent_none() -> None:
+    images = torch.arange(1, 1 + 3 * 32 * 32).reshape(1, 3, 32, 32).repeat(64, 1, 1, 1)
+    moved = crop_flip(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    originals = set(images[0].flatten().tolist()) | {0}
+    assert all(set(image.flatten().tolist()) <= originals for image in moved)
+    # A row that is still whole reads as it did, or backwards: half of the images are flipped.
+    steps = (moved[:, 0, 16, 17] - moved[:, 0, 16, 16]).tolist()
+    assert set(steps) == {1, -1} and 16 < steps.count(1) < 48
+    assert len({image[0, 16, 16].item() for image in moved}) > 20
+
+
+def test_normalise_is_what_the_service_does(pixels: np.ndarray, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", pixels, list(range(20)))
+    source = read_source(CIFAR10, "test", tmp_path)
+    served = torch.stack([image for image, _ in PreparedImages(source, input_spec(CIFAR10, 32))])
+    torch.testing.assert_close(normalise(source.in_memory()[0], CIFAR10.mean, CIFAR10.std), served, atol=1e-5, rtol=0)
+
+
+def packs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("packs", shared("data/packs.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_real_cifar_10_through_the_same_loader(tmp_path: Path) -> None:
+    images, labels = packs().read("cifar10", "test")
+    write_parquet(tmp_path / "test.parquet", images[:200], labels[:200].tolist())
+    read, truth = read_source(CIFAR10, "test", tmp_path).in_memory()
+    np.testing.assert_array_equal(read.permute(0, 2, 3, 1).numpy(), images[:200])
+    np.testing.assert_array_equal(truth.numpy(), labels[:200])
+    assert read_source(CIFAR10, "test", tmp_path).classes[3] == "cat"
