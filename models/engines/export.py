@@ -1,7 +1,6 @@
 """Writing a checkpoint as ONNX, for runtimes other than this one."""
 
 import json
-import os
 from pathlib import Path
 
 import onnx
@@ -35,4 +34,4 @@ def export(checkpoint: Checkpoint, path: Path, mode: Mode = "branch") -> None:
     onnx.checker.check_model(model, full_check=True)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_bytes(model.SerializeToString())
-    os.replace(partial, path)
+    partial.replace(path)

@@ -41,9 +41,7 @@ class Body:
     def node(self, kind: str, *inputs: str, name: str = "", domain: str = "", **attributes: Any) -> str:
         """Add a node of one output; return the output's name."""
         output = f"{self.prefix}{name or f'{kind.lower()}_{len(self.nodes)}'}"
-        self.nodes.append(
-            helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes)
-        )
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
         return output
 
     def weight(self, value: object, name: str = "") -> str:
@@ -207,9 +205,7 @@ def recur(body: Body, gate: RecurrentGate, x: str, routes: Routes, index: int) -
         inputs += ["", routes.hidden, routes.cell]
     routes.hidden, routes.cell = f"hidden_{index}", f"cell_{index}"
     body.nodes.append(
-        helper.make_node(
-            "LSTM", inputs, ["", routes.hidden, routes.cell], name=f"lstm_{index}", hidden_size=width
-        )
+        helper.make_node("LSTM", inputs, ["", routes.hidden, routes.cell], name=f"lstm_{index}", hidden_size=width)
     )
     return body.node("MatMul", routes.hidden, shared_weight(body, "readout", gate.readout.numpy()[:, None]))
 

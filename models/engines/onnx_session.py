@@ -30,9 +30,7 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(
-        self, folded: FoldedNetwork, device: str = "cpu", mode: Mode = "branch", threads: int = 1
-    ) -> None:
+    def __init__(self, folded: FoldedNetwork, device: str = "cpu", mode: Mode = "branch", threads: int = 1) -> None:
         """Build the graph for this machine. Raises EngineError where ONNX Runtime cannot use ``device``."""
         self.device = device
         self.mode: Mode = mode
@@ -98,9 +96,7 @@ class Lane:
         self.session = session
         self.shape: tuple[int, ...] = ()
 
-    def run(
-        self, inputs: dict[str, NDArray[np.float32]], outputs: dict[str, NDArray[np.generic]], rows: slice
-    ) -> None:
+    def run(self, inputs: dict[str, NDArray[np.float32]], outputs: dict[str, NDArray[np.generic]], rows: slice) -> None:
         """Run ``rows`` of ``inputs`` and write what the session answers to the same rows of ``outputs``."""
         taken = {name: value[rows] for name, value in inputs.items()}
         if taken["images"].shape != self.shape:
@@ -122,9 +118,7 @@ class Lane:
             attach(name, bound)
 
 
-def open_session(
-    folded: FoldedNetwork, device: str, mode: Mode, threads: int
-) -> onnxruntime.InferenceSession:
+def open_session(folded: FoldedNetwork, device: str, mode: Mode, threads: int) -> onnxruntime.InferenceSession:
     """Return a session for the network, in the CPU's blocked layout where it has one."""
     if device != "cpu":
         return start(build_graph(folded, mode=mode), device, threads)
@@ -140,9 +134,7 @@ def open_session(
 def start(model: onnx.ModelProto, device: str, threads: int) -> onnxruntime.InferenceSession:
     options = session_options(threads)
     if device == "cpu":
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     index = int(device.partition(":")[2] or 0)
     providers = [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)

@@ -13,9 +13,7 @@ from service.settings import SHIPPED, Options
 class Export(Options):
     """Write a checkpoint as one self-contained ONNX file that skips blocks in any ONNX runtime."""
 
-    model: CliPositionalArg[str] = Field(
-        description="a model's name in the repository, or a checkpoint's folder"
-    )
+    model: CliPositionalArg[str] = Field(description="a model's name in the repository, or a checkpoint's folder")
     output: CliPositionalArg[Path] = Field(description="file to write")
     model_repository: Path = Field(SHIPPED, description="folder of <model>/<version>/ checkpoints")
     version: int | None = Field(default=None, ge=0, description="default: the newest")
