@@ -21,7 +21,8 @@ class Recipe:
     SP: gates start at ``open_bias`` as their logit; above ``target`` (an executed share of the blocks, brought in
     linearly from 20 % to 60 % of the steps) a batch's computation costs ``target_weight`` times the squared excess.
     HRL: ``alpha`` is the reward of skipping all blocks (paper, equation 4), ``policy_weight`` weighs the policy
-    gradient against the cross-entropy's, ``samples`` routes are drawn an image.
+    gradient against the cross-entropy's, ``samples`` routes are drawn an image, and the gates' logits are multiplied
+    by ``sharpen`` before it begins.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Recipe:
     alpha: float = 0.1
     policy_weight: float = 0.01
     samples: int = 1
+    sharpen: float = 1.0
 
     def steps(self, steps_per_epoch: int) -> int:
         """Return how many steps the stage takes."""
@@ -58,8 +60,8 @@ def short(stage: Stage) -> Recipe:
     """The paper's method on a one-cycle schedule that two CPU cores run in hours."""
     if stage == "hrl":
         return Recipe(
-            "short", stage, rate=1e-3, schedule="one_cycle", epochs=4, nesterov=True, decay_all=False,
-            weight_decay=5e-4, alpha=0.5, policy_weight=0.1, samples=2, batch=64,
+            "short", stage, rate=0.01, schedule="one_cycle", epochs=3, nesterov=True, decay_all=False,
+            weight_decay=5e-4, alpha=0.5, policy_weight=0.5, samples=2, batch=64, sharpen=10.0,
         )  # fmt: skip
     return Recipe(
         "short", stage, rate=0.3, schedule="one_cycle", epochs=30, nesterov=True, decay_all=False,

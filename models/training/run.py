@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.catalogue import Architecture
 from models.checkpoint import Config, code_version, write_checkpoint
@@ -23,6 +23,7 @@ from models.evaluation import Metrics
 from models.network import SkipNet
 from models.preprocessing import InputSpec
 from models.training.objective import Step
+from models.training.readout import open_gates, sharpen_gates
 from models.training.recipes import Recipe
 from models.training.reinforce import freeze_statistics, reinforce_step
 from models.training.schedule import computation_target, learning_rate
@@ -95,8 +96,8 @@ def run_stage(
     optimizer = make_optimizer(job.network, recipe)
     if optimizer_state is not None:
         optimizer.load_state_dict(optimizer_state)
-    elif recipe.open_bias:
-        open_gates(job.network, recipe.open_bias)
+    else:
+        set_readouts(job.network, recipe)
     take_step = make_step(job, recipe)
     while progress.step < total:
         epoch, start = divmod(progress.step, batches.steps_per_epoch)
@@ -143,6 +144,13 @@ def make_step(job: Job, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor, int
     return supervised
 
 
+def set_readouts(network: SkipNet, recipe: Recipe) -> None:
+    if recipe.open_bias:
+        open_gates(network, recipe.open_bias)
+    if recipe.sharpen != 1:
+        sharpen_gates(network, recipe.sharpen)
+
+
 def make_optimizer(network: SkipNet, recipe: Recipe) -> torch.optim.SGD:
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
@@ -151,17 +159,6 @@ def make_optimizer(network: SkipNet, recipe: Recipe) -> torch.optim.SGD:
         {"params": vectors, "weight_decay": recipe.weight_decay if recipe.decay_all else 0.0},
     ]
     return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=recipe.nesterov)
-
-
-@torch.no_grad()
-def open_gates(network: SkipNet, logit: float) -> None:
-    """Bias every gate toward executing, so that the network learns to classify before it learns to skip."""
-    if network.controller is not None:
-        network.controller.projection.bias.fill_(logit)
-    for gate in network.gates:
-        head = getattr(gate, "head", None)
-        if isinstance(head, nn.Linear):
-            head.bias.copy_(torch.tensor([0.0, logit]))
 
 
 def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> None:

@@ -16,6 +16,7 @@ from models.data.catalogue import find_dataset
 from models.evaluation import evaluate_network
 from models.network import SkipNet
 from models.training.job import input_spec
+from models.training.readout import open_gates, readouts, sharpen_gates
 from models.training.recipes import Recipe, find_recipe
 from models.training.reinforce import advantages, freeze_statistics, returns, run_executed, sampled_forward
 from models.training.run import Job, TrainingDiverged, train
@@ -180,6 +181,28 @@ def test_supervised_gates_are_hard_forward_and_soft_backward() -> None:
     decisions.sum().backward()
     probability = torch.sigmoid(logits.detach())
     torch.testing.assert_close(logits.grad, probability * (1 - probability))
+
+
+@pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38"])
+def test_sharper_gates_decide_the_same_with_more_certainty(name: str) -> None:
+    images = torch.randn(6, 3, 32, 32)
+    network = lively(find_architecture(name).build().eval(), images)
+    with torch.no_grad():
+        for readout in readouts(network):
+            readout.weight.mul_(0.1)
+        before = network(images)[1]
+        sharpen_gates(network, 10)
+        after = network(images)[1]
+    assert torch.equal(before.decisions, after.decisions)
+    torch.testing.assert_close(after.logits, before.logits * 10, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38"])
+def test_opened_gates_execute_every_block(name: str) -> None:
+    network = find_architecture(name).build().eval()
+    open_gates(network, 2.0)
+    with torch.no_grad():
+        assert network(torch.randn(2, 3, 32, 32))[1].decisions.all()
 
 
 def test_the_papers_schedule() -> None:
