@@ -198,11 +198,14 @@ def test_sharper_gates_decide_the_same_with_more_certainty(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38"])
-def test_opened_gates_execute_every_block(name: str) -> None:
+def test_the_bias_opens_and_shuts_every_gate(name: str) -> None:
     network = find_architecture(name).build().eval()
-    open_gates(network, 2.0)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        assert network(torch.randn(2, 3, 32, 32))[1].decisions.all()
+        open_gates(network, -1e3)
+        assert not network(images)[1].decisions.any()
+        open_gates(network, 1e3)
+        assert network(images)[1].decisions.all()
 
 
 def test_the_papers_schedule() -> None:
