@@ -111,11 +111,10 @@ class Layout:
             self.convolutions(block.residual)
             self.convolutions(() if block.projection is None else (block.projection,))
         recurrent = [gate for gate in folded.gates if isinstance(gate, RecurrentGate)]
-        self.integers.append(len(recurrent))
-        for gate in recurrent:
-            self.recurrent_gate(gate)
         convolutional = [gate for gate in folded.gates if isinstance(gate, ConvolutionalGate)]
-        self.integers.append(len(convolutional))
+        self.integers += [len(recurrent), len(convolutional)]
+        for lstm in recurrent:
+            self.recurrent_gate(lstm)
         for gate in convolutional:
             self.convolutional_gate(gate)
         classes, channels = folded.head_weight.shape

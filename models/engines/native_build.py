@@ -1,4 +1,4 @@
-"""Compiles the native engine's one C++ source for the kind of CPU at hand.
+"""Compiles the native engine (native.cpp) for the kind of CPU at hand.
 
 ``python -m models.engines.native_build`` compiles it beside the source for every kind of CPU of this
 machine's architecture: for container images, which need no compiler then and run on other machines than the
@@ -10,10 +10,12 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("native.cpp")
+HEADER = SOURCE.with_name("native_convolution.hpp")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 PORTABLE = ("-static-libstdc++", "-static-libgcc")
 """Slim container images have no C++ runtime library; the linkers of other systems than Linux lack these flags."""
@@ -74,8 +76,8 @@ def flags(kind: str) -> tuple[str, ...]:
 
 def library_name(kind: str) -> str:
     """Return a file name that changes with the source and the options, so that no stale library is loaded."""
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags(kind)).encode()).hexdigest()
-    return f"native-{kind}-{digest[:12]}.so"
+    parts = SOURCE.read_bytes(), HEADER.read_bytes(), " ".join(flags(kind)).encode()
+    return f"native-{kind}-{hashlib.sha256(b''.join(parts)).hexdigest()[:12]}.so"
 
 
 def cache_folder() -> Path:
@@ -95,7 +97,7 @@ def compile_library(kind: str, library: Path) -> None:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             # Compiled aside and renamed: another process never loads half a library.
             made = Path(folder) / library.name
-            command = [compiler, *flags(kind), str(SOURCE), "-o", str(made)]
+            command = [compiler, *flags(kind), str(SOURCE), "-I", str(HEADER.parent), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             made.replace(library)
     except OSError as error:
@@ -112,7 +114,7 @@ def main() -> None:
     for kind in X86_FEATURES if machine in ("x86_64", "amd64") else (machine,):
         library = SOURCE.with_name(library_name(kind))
         compile_library(kind, library)
-        print(library)
+        sys.stdout.write(f"{library}\n")
 
 
 if __name__ == "__main__":
