@@ -26,7 +26,7 @@ SECONDS = (
 )
 # One bucket a count for the small networks, steps for the deep ones (ResNet-152: 75 blocks, 150 layers).
 BLOCKS = (*range(19), *range(20, 36, 2), 36, 40, 44, 48, 54, 60, 66, 75)
-LAYERS = (*range(0, 37, 2), 39, *range(42, 75, 3), 80, 90, 99, 108, 120, 132, 150)
+LAYERS = (*range(37), 39, *range(42, 75, 3), 80, 90, 99, 108, 120, 132, 150)
 VERSION = ("model", "version")
 
 # Each would double a counter's series to say when it began, which process_start_time_seconds tells.
@@ -48,9 +48,7 @@ class Metrics:
         def gauge(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Gauge:
             return Gauge(f"skipnet_{name}", text, labels, registry=registry)
 
-        def histogram(
-            name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = VERSION
-        ) -> Histogram:
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = VERSION) -> Histogram:
             return Histogram(f"skipnet_{name}", text, labels, buckets=buckets, registry=registry)
 
         self.requests = counter(
@@ -65,9 +63,7 @@ class Metrics:
             "stage_duration_seconds", "The stages of the same requests.", SECONDS, (*VERSION, "stage")
         )
         self.in_flight = gauge("requests_in_flight", "Images admitted and not yet answered.", ())
-        self.rejections = counter(
-            "rejections_total", "Requests answered with 429, by what was full.", ("reason",)
-        )
+        self.rejections = counter("rejections_total", "Requests answered with 429, by what was full.", ("reason",))
         self.dropped = counter(
             "dropped_total",
             "Images that left the queue uncomputed: their client was gone or their deadline past.",
@@ -76,9 +72,7 @@ class Metrics:
 
         self.layers_skipped = histogram("layers_skipped", "Convolutions that an image skipped.", LAYERS)
         self.blocks_skipped = histogram("blocks_skipped", "Blocks that an image skipped.", BLOCKS)
-        self.executions = counter(
-            "block_executions_total", "Images that a block ran for.", (*VERSION, "block")
-        )
+        self.executions = counter("block_executions_total", "Images that a block ran for.", (*VERSION, "block"))
         self.skips = counter("block_skips_total", "Images that a block was skipped for.", (*VERSION, "block"))
         self.macs = counter(
             "macs_total",
@@ -86,12 +80,8 @@ class Metrics:
             (*VERSION, "kind"),
         )
 
-        self.batch_size = histogram(
-            "batch_size", "Images that ran together.", (1, 2, 4, 8, 16, 32, 64, 128, 256)
-        )
-        self.batches = counter(
-            "batches_total", "Batches that ran, by how skipping was done.", (*VERSION, "mode")
-        )
+        self.batch_size = histogram("batch_size", "Images that ran together.", (1, 2, 4, 8, 16, 32, 64, 128, 256))
+        self.batches = counter("batches_total", "Batches that ran, by how skipping was done.", (*VERSION, "mode"))
         self.engine_seconds = counter("engine_seconds_total", "Seconds that the engine ran.")
         self.dense_seconds = counter(
             "dense_seconds_total",

@@ -147,6 +147,4 @@ class BodyLimit:
             await self.app(scope, limited, send)
 
     def too_large(self) -> ServiceError:
-        return ServiceError(
-            Code.BODY_TOO_LARGE, f"the body is larger than {self.limit:,} bytes, the most that is read"
-        )
+        return ServiceError(Code.BODY_TOO_LARGE, f"the body is larger than {self.limit:,} bytes, the most that is read")

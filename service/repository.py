@@ -84,9 +84,7 @@ class Repository:
             found = await self._versions(name)
             wanted = version if version is not None else max(found, default=None)
             if wanted is None or wanted not in found:
-                raise LoadError(
-                    f"{self.folder} holds no {name}{f'/{version}' if version is not None else ''}"
-                )
+                raise LoadError(f"{self.folder} holds no {name}{f'/{version}' if version is not None else ''}")
             key = (name, wanted)
             self.loading.add(key)
             try:
@@ -132,9 +130,7 @@ class Repository:
         if any(wanted == loading and version in (None, number) for loading, number in self.loading):
             raise ServiceError(Code.NOT_READY, f"{wanted} is being loaded; try again")
         if name is None:
-            raise ServiceError(
-                Code.NOT_READY, f"the default model {wanted} is not loaded; GET /models says why"
-            )
+            raise ServiceError(Code.NOT_READY, f"the default model {wanted} is not loaded; GET /models says why")
         raise ServiceError(
             Code.MODEL_NOT_FOUND,
             f"no model {wanted!r}{'' if version is None else f' version {version}'} is served; "
@@ -177,9 +173,7 @@ class Repository:
         self._on_served(served)
         pinned = (served.name, served.version) in self._pinned
         outdated = (
-            []
-            if pinned
-            else [v for v in versions if v < served.version and (served.name, v) not in self._pinned]
+            [] if pinned else [v for v in versions if v < served.version and (served.name, v) not in self._pinned]
         )
         for old in [replaced, *(versions.pop(v) for v in outdated)]:
             if old is not None:
@@ -201,9 +195,7 @@ def model_names(folder: Path) -> list[str]:
     """Return the names of the folders in a repository that hold a numbered folder."""
     if not folder.is_dir():
         return []
-    return [
-        model.name for model in folder.iterdir() if any(child.name.isdecimal() for child in model.glob("*/"))
-    ]
+    return [model.name for model in folder.iterdir() if any(child.name.isdecimal() for child in model.glob("*/"))]
 
 
 def versions_of(folder: Path, name: str) -> list[int]:

@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
+from pathlib import Path
 from time import monotonic
 from types import FrameType
 
@@ -11,6 +13,7 @@ import uvicorn
 
 from service.app import create_app
 from service.core import Core
+from service.loading import Served
 from service.logs import configure
 from service.settings import Settings
 
@@ -20,28 +23,30 @@ log = logging.getLogger("skipnet.server")
 def serve(settings: Settings) -> int:
     """Serve until a signal or a broken engine ends it; return the exit code: 0 after a signal, else 1."""
     configure(settings.log_level, settings.log_format)
-    app = create_app(settings)
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            timeout_keep_alive=settings.keep_alive,
-            timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
-        ),
-        app.state.core,
-        settings.drain_pause,
-    )
+    server = build(settings)
     server.run()
-    if app.state.core.repository.loading:
+    if server.core.repository.loading:
         # Nothing is left to finish, and a load can't be interrupted: leave it.
         logging.shutdown()
         os._exit(server.exit_code)
     return server.exit_code
+
+
+def build(settings: Settings, load: Callable[[Path], Served] | None = None) -> "Server":
+    """Return a server that has yet to run; ``load`` is `create_app`'s."""
+    app = create_app(settings, load)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=settings.keep_alive,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+    )
+    return Server(config, app.state.core, settings.drain_pause)
 
 
 class Server(uvicorn.Server):

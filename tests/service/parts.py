@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import torch
-import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,9 +18,8 @@ from models.checkpoint import Config, read_checkpoint, write_checkpoint, write_c
 from models.engines import load_engine
 from models.engines.engine import Engine, Routed
 from models.preprocessing import InputSpec, prepare
-from service.app import create_app
-from service.core import Core
 from service.loading import Served
+from service.server import build
 from service.settings import Settings
 
 NAME = "cifar10_rnn_gate_38"
@@ -92,9 +90,8 @@ class Running:
     """The service in a thread, on a real socket."""
 
     def __init__(self, settings: Settings, load: Callable[[Path], Served] | None = None) -> None:
-        app = create_app(settings, load)
-        self.core: Core = app.state.core
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, ws="none"))
+        self.server = build(settings.model_copy(update={"port": 0}), load)
+        self.core = self.server.core
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         until(lambda: self.server.started)

@@ -1,0 +1,64 @@
+"""What the application says of itself: its page, its OpenAPI, its models, its errors."""
+
+import re
+
+import pytest
+
+from service.errors import STATUS, Code, ServiceError
+from tests.service.parts import LABELS, NAME, Running
+
+
+def test_landing_page_is_one_file(running: Running) -> None:
+    response = running.client.get("/")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", response.text)
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    for link in re.findall(r'href="([^"]+)"', response.text):
+        assert running.client.get(link).status_code == 200
+
+
+def test_openapi_tells_of_bodies_and_errors(running: Running) -> None:
+    api = running.client.get("/openapi.json").json()
+    classify = api["paths"]["/classify"]["post"]
+    assert "multipart/form-data" in classify["requestBody"]["content"]
+    assert "image/jpeg" in classify["requestBody"]["content"]
+    assert {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"} <= classify["responses"].keys()
+    for status, response in classify["responses"].items():
+        schema = response["content"]["application/json"]["schema"]["$ref"]
+        assert schema.endswith("/Classification" if status == "200" else "/ErrorAnswer")
+    names = {parameter["name"] for parameter in classify["parameters"]}
+    assert {"model", "version", "top_k", "execute_threshold", "explain", "x-request-timeout"} <= names
+    assert api["paths"]["/health/ready"]["get"]["responses"].keys() == {"200", "503"}
+
+
+def test_models(running: Running) -> None:
+    [entry] = running.client.get("/models").json()["models"]
+    assert (entry["name"], entry["version"], entry["state"], entry["default"]) == (NAME, 1, "READY", True)
+    served = entry["served"]
+    assert served["labels"] == LABELS
+    assert served["input"] == [3, 32, 32]
+    assert (served["blocks"], served["mode"], served["engine"]) == (18, "branch", "torch")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [("GET", "/nowhere", 404, "not_found"), ("GET", "/classify", 405, "method_not_allowed")],
+)
+def test_errors_outside_the_routes_look_the_same(
+    running: Running, method: str, path: str, status: int, code: str
+) -> None:
+    response = running.client.request(method, path)
+    assert response.status_code == status
+    assert response.json()["error"]["code"] == code
+
+
+def test_every_code_has_a_status_and_an_outcome() -> None:
+    outcomes = {code: ServiceError(code, "").outcome for code in Code}
+    assert STATUS.keys() == outcomes.keys()
+    assert outcomes[Code.OVERLOADED] == "rejected"
+    assert outcomes[Code.NOT_READY] == "unavailable"
+    assert outcomes[Code.DEADLINE] == "deadline"
+    assert outcomes[Code.CLIENT_GONE] == "cancelled"
+    assert outcomes[Code.DAMAGED_IMAGE] == "bad_input"
+    assert outcomes[Code.INTERNAL] == "error"

@@ -1,0 +1,151 @@
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from service.cli import VERBS, main
+from service.settings import Settings
+from tests.service.parts import LABELS, NAME, encoded, picture
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
+    code: object = 0
+    try:
+        main(list(arguments))
+    except SystemExit as leave:
+        code = leave.code
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_overview_has_a_line_for_every_verb(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    code, text, _ = outcome(capsys, *arguments)
+    assert code == 0
+    for verb in VERBS:
+        assert any(line.split()[:1] == [verb] and len(line.split()) > 3 for line in text.splitlines())
+
+
+def test_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = outcome(capsys, "srve")
+    assert code == 2
+    assert error.startswith("skipnet: no verb 'srve'; one of serve, ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["http", "70000", "-1"])
+def test_wrong_option_is_one_line_that_names_flag_and_variable(capsys: pytest.CaptureFixture[str], value: str) -> None:
+    code, _, error = outcome(capsys, "serve", f"--port={value}")
+    assert code == 2
+    assert error.startswith("skipnet: --port (SKIPNET_PORT): ")
+    assert error.count("\n") == 1
+
+
+def test_wrong_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKIPNET_ENGINE", "steam")
+    code, _, error = outcome(capsys, "serve")
+    assert code == 2
+    assert "SKIPNET_ENGINE" in error
+    assert "steam" in error
+
+
+def test_help_of_serve_names_every_setting_its_variable_and_what_it_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, text, _ = outcome(capsys, "serve", "--help")
+    assert code == 0
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"SKIPNET_{name.upper()}" in text
+        assert field.description
+
+
+def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKIPNET_PORT", "1111")
+    assert Settings().port == 1111
+    assert Settings(_cli_parse_args=["--port", "2222"]).port == 2222
+
+
+def test_only_the_asked_verb_is_imported() -> None:
+    code = "import sys; sys.argv = ['skipnet']; import service.cli; service.cli.main(); print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said.endswith("False\n")
+
+
+def test_server_is_imported_without_torch_so_that_it_binds_its_socket_first() -> None:
+    code = "import sys; import service.server; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said == "False\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verb_has_a_module(verb: str) -> None:
+    assert find_spec(f"service.commands.{VERBS[verb][0]}") is not None
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(encoded(picture(i), "JPEG"))
+    return [str(tmp_path / f"{i}.jpg") for i in range(2)]
+
+
+def options(repository: Path) -> list[str]:
+    return ["--model-repository", str(repository), "--engine", "reference", "--threads", "1"]
+
+
+def test_classify_shows_label_and_blocks(
+    capsys: pytest.CaptureFixture[str], repository: Path, photos: list[str]
+) -> None:
+    code, text, _ = outcome(capsys, "classify", *photos, *options(repository))
+    assert code == 0
+    lines = text.splitlines()
+    assert len(lines) == 4
+    for photo, named, drawn in zip(photos, lines[::2], lines[1::2], strict=True):
+        assert named.startswith(f"{photo}: ")
+        assert named.split()[1] in LABELS
+        marks = drawn.split()[0]
+        assert len(marks) == 18
+        assert f"{marks.count('░')} of 18 blocks skipped" in drawn
+
+
+def test_classify_as_json(capsys: pytest.CaptureFixture[str], repository: Path, photos: list[str]) -> None:
+    code, text, _ = outcome(
+        capsys, "classify", photos[0], *options(repository), "--as-json", "--top-k=3", "--execute-threshold=1"
+    )
+    assert code == 0
+    answer = json.loads(text)
+    assert len(answer["predictions"]) == 3
+    assert answer["routing"]["skipped"] == 17
+    assert len(answer["routing"]["decisions"]) == 17
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (["--model", "nobody"], "holds no nobody"),
+        (["--version", "7"], f"holds no {NAME} version 7"),
+        (["--model", "../x"], "can't be a model's name"),
+        (["--model-repository", "/nowhere"], "holds no model"),
+    ],
+)
+def test_classify_with_a_model_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], repository: Path, photos: list[str], extra: list[str], reason: str
+) -> None:
+    code, _, error = outcome(capsys, "classify", photos[0], *options(repository), *extra)
+    assert code == 1
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_classify_what_is_no_image(capsys: pytest.CaptureFixture[str], repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    for file, reason in (("a.txt", "not an image"), ("b.jpg", "No such file")):
+        code, _, error = outcome(capsys, "classify", str(tmp_path / file), *options(repository))
+        assert code == 1
+        assert file in error
+        assert reason in error
+        assert error.count("\n") == 1

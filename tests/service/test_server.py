@@ -1,0 +1,139 @@
+"""The process: signals, draining, exit codes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.loading import Served
+from tests.service.parts import Running, encoded, picture, until, watched
+
+PNG = {"content-type": "image/png"}
+
+
+def classify(server: Running, seed: int = 0) -> httpx.Response:
+    with httpx.Client(base_url=server.url, timeout=20) as client:
+        return client.post("/classify", content=encoded(picture(seed)), headers=PNG)
+
+
+def test_drain_goes_on_serving_for_the_pause_then_finishes_what_was_admitted(
+    start: Callable[..., Running], served: Served
+) -> None:
+    server = start(drain_pause=1000)
+    watched(served).open.clear()
+    with ThreadPoolExecutor(2) as pool:
+        before = pool.submit(classify, server, 0)
+        until(lambda: server.core.admission.images == 1)
+        server.server.handle_exit(signal.SIGTERM, None)
+        ready = server.client.get("/health/ready")
+        assert (ready.status_code, ready.json()["reasons"]) == (503, ["draining"])
+        assert ready.headers["connection"] == "close"
+        assert server.client.get("/health/live").status_code == 200
+        in_the_pause = pool.submit(classify, server, 1)
+        until(lambda: server.core.admission.images == 2)
+
+        server.server.handle_exit(signal.SIGTERM, None)
+        until(lambda: server.core.closed)
+        with pytest.raises(httpx.ConnectError):
+            classify(server)
+        assert server.thread.is_alive()
+        watched(served).open.set()
+        assert [before.result().status_code, in_the_pause.result().status_code] == [200, 200]
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+    assert server.server.exit_code == 0
+    assert server.metric("requests_total", outcome="ok") == 2
+
+
+def test_request_after_the_end_is_refused_with_503(start: Callable[..., Running]) -> None:
+    server = start()
+    server.core.draining = server.core.closed = True
+    response = classify(server)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
+    assert response.headers["connection"] == "close"
+
+
+class Process:
+    """`skipnet serve` as a process of its own."""
+
+    def __init__(self, log: Path, *options: str, **environment: str) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "serve", "--port", "0", *options],
+                stderr=file,
+                env=os.environ | environment,
+            )
+
+    @property
+    def lines(self) -> str:
+        return self.log.read_text()
+
+    def url(self) -> str:
+        until(lambda: "address=" in self.lines or self.process.poll() is not None, 60)
+        found = re.search(r"address=(\S+)", self.lines)
+        assert found, self.lines
+        return found[1]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    launched: list[Process] = []
+
+    def begin(*options: str, **environment: str) -> Process:
+        launched.append(Process(tmp_path / f"log{len(launched)}", *options, **environment))
+        return launched[-1]
+
+    yield begin
+    for each in launched:
+        each.process.kill()
+        each.process.wait()
+
+
+def test_a_process_from_start_to_end(launch: Callable[..., Process], repository: Path) -> None:
+    serve = launch(
+        *("--engine", "torch", "--routing", "branch", "--threads", "1", "--max-batch-size", "2"),
+        SKIPNET_MODEL_REPOSITORY=str(repository),
+        SKIPNET_LOG_FORMAT="text",
+    )
+    with httpx.Client(base_url=serve.url(), timeout=20) as client:
+        assert client.get("/health/live").status_code == 200
+        assert client.get("/health/ready").status_code == 503
+        until(lambda: client.get("/health/ready").status_code == 200, 120)
+        answer = client.post("/classify", content=encoded(picture(0)), headers=PNG | {"x-request-id": "look-for-me"})
+        assert answer.status_code == 200
+    serve.process.send_signal(signal.SIGTERM)
+    assert serve.process.wait(30) == 0
+    [line] = [line for line in serve.lines.splitlines() if "request_id=look-for-me" in line]
+    assert "POST /classify 200" in line
+    assert f"skipped={answer.json()['routing']['skipped']}" in line
+    assert "/health" not in serve.lines
+    assert "Traceback" not in serve.lines
+
+
+def test_sigterm_while_loading_ends_at_once(launch: Callable[..., Process], repository: Path) -> None:
+    serve = launch("--model-repository", str(repository), "--engine", "torch", "--threads", "1")
+    with httpx.Client(base_url=serve.url(), timeout=20) as client:
+        assert client.get("/health/ready").status_code == 503
+    serve.process.send_signal(signal.SIGTERM)
+    assert serve.process.wait(30) == 0
+    assert "serving" not in serve.lines
+
+
+def test_nothing_to_serve_ends_with_a_reason(launch: Callable[..., Process], tmp_path: Path) -> None:
+    serve = launch("--model-repository", str(tmp_path / "nothing"))
+    assert serve.process.wait(60) == 1
+    assert f"no model in {tmp_path / 'nothing'} can be served" in serve.lines
+
+
+def test_port_in_use_ends_with_a_reason(launch: Callable[..., Process], running: Running) -> None:
+    serve = launch("--port", str(running.port))
+    assert serve.process.wait(60) != 0
+    assert "address already in use" in serve.lines
