@@ -31,8 +31,11 @@ class TorchEngine:
         self, folded: FoldedNetwork, device: str = "cpu", mode: Mode = "branch", threads: int | None = None
     ) -> None:
         """``threads`` share one operator's work on the CPU; torch has one such number a process."""
-        if threads is not None and device == "cpu":
+        if device == "cpu" and threads is not None:
             torch.set_num_threads(threads)
+        if device != "cpu":
+            # TF32 rounds to 10 bits: near its threshold, a gate would decide otherwise than on the CPU.
+            torch.backends.cudnn.allow_tf32 = False
         self.device = device
         self.mode: Mode = mode
         self.network = transfer(folded, device)

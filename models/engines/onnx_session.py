@@ -136,7 +136,7 @@ def start(model: onnx.ModelProto, device: str, threads: int) -> onnxruntime.Infe
     if device == "cpu":
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     index = int(device.partition(":")[2] or 0)
-    providers = [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
+    providers = [("CUDAExecutionProvider", {"device_id": index, "use_tf32": "0"}), "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
     if session.get_providers()[0] != "CUDAExecutionProvider":
         raise EngineError(

@@ -20,6 +20,8 @@ class ReferenceEngine:
 
     def __init__(self, network: SkipNet, device: str = "cpu") -> None:
         self.device = device
+        if device != "cpu":
+            torch.backends.cudnn.allow_tf32 = False
         self.network = copy.deepcopy(network).to(device).eval()
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:

@@ -12,7 +12,7 @@ from models.engines.routing_switch import HORIZON_IMAGES, RoutingSwitch
 from models.macs import Mode
 
 SHAPE = (3, 4, 4)
-GATES = 10
+GATES = 100
 
 
 @dataclass
@@ -54,12 +54,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def make_switch(clock: Clock, detour: float) -> RoutingSwitch:
-    """A block takes 1 ms in either mode; branching takes ``detour`` ms more for an image."""
-    branch = TimedEngine("branch", clock, detour / 1000, 0.001)
-    return RoutingSwitch(branch, TimedEngine("mask", clock, 0, 0.001), SHAPE, share=0.5)
+    """All gated blocks take 10 ms in either mode; branching takes ``detour`` ms more for an image."""
+    branch = TimedEngine("branch", clock, detour / 1000, 0.01 / GATES)
+    return RoutingSwitch(branch, TimedEngine("mask", clock, 0, 0.01 / GATES), SHAPE, share=0.5)
 
 
-def traffic(switch: RoutingSwitch, share: float, images: int = 3 * HORIZON_IMAGES) -> Mode:
+def traffic(switch: RoutingSwitch, share: float, images: int = 6 * HORIZON_IMAGES) -> Mode:
     """Send single images that execute ``share`` of their blocks; return the mode of the last."""
     threshold = np.full(1, 1 - share, np.float32)
     for _ in range(images):
@@ -78,9 +78,10 @@ def test_follows_what_traffic_executes(clock: Clock) -> None:
 def test_stays_where_the_gain_is_small(clock: Clock) -> None:
     switch = make_switch(clock, detour=3)
     assert traffic(switch, 0.1) == "branch"
-    assert traffic(switch, 0.7) == "branch"
+    assert traffic(switch, 0.74) == "branch"
     assert traffic(switch, 1.0) == "mask"
-    assert traffic(switch, 0.7) == "mask"
+    assert traffic(switch, 0.66) == "mask"
+    assert traffic(switch, 0.1) == "branch"
 
 
 def test_one_odd_image_changes_nothing(clock: Clock) -> None:
@@ -110,7 +111,7 @@ def test_every_batch_size_has_its_own_mode(clock: Clock) -> None:
             self.clock.now = before + 0.01 + 0.001 * len(images)
             return routed
 
-    branch = TimedEngine("branch", clock, 0.001, 0.001)
+    branch = TimedEngine("branch", clock, 0.001, 0.01 / GATES)
     switch = RoutingSwitch(branch, Batching("mask", clock, 0, 0), SHAPE, share=0.5)
     assert [switch.mode(size) for size in (1, 2, 3, 16, 31, 1000)] == ["branch", "branch", *["mask"] * 4]
 
