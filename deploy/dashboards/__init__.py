@@ -1,0 +1,9 @@
+"""Grafana's dashboards as code; ``python -m deploy.dashboards`` writes deploy/grafana/dashboards/*.json."""
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from deploy.dashboards import savings, service, training
+
+
+def dashboards() -> list[Dashboard]:
+    return [module.board().build() for module in (savings, service, training)]

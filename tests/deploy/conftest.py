@@ -1,0 +1,3 @@
+from tests.service.conftest import repository
+
+__all__ = ["repository"]
