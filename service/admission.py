@@ -43,9 +43,9 @@ class Admission:
                 Code.INVALID_PARAMETER,
                 f"{images} images in one request; at most {self.max_images} are admitted",
             )
-        if self.images + images > self.max_images:
+        if images and self.images + images > self.max_images:
             raise self.overloaded("queue_full", f"{self.images} images are being worked on", served)
-        if self.images and perf_counter() + self.wait(served) > deadline:
+        if images and self.images and perf_counter() + self.wait(served) > deadline:
             raise self.overloaded(
                 "deadline_out_of_reach",
                 f"the deadline would pass behind the {self.images} images before",

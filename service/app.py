@@ -14,8 +14,8 @@ from starlette.middleware import Middleware
 from service.core import Core
 from service.errors import STATUS, Code, ErrorAnswer, ErrorDetail, ServiceError
 from service.loading import Served
-from service.middleware import Access, BodyLimit
-from service.routes import classify, health, metrics, models, page
+from service.middleware import Access, BodyLimit, in_oip
+from service.routes import classify, health, metrics, models, page, v2
 from service.settings import Settings
 
 DESCRIPTION = """Image classification whose cost follows the image: a SkipNet leaves out the blocks that an
@@ -50,30 +50,33 @@ def create_app(settings: Settings | None = None, load: Callable[[Path], Served] 
         },
     )
     app.state.core = core
-    for module in (classify, health, models, metrics, page):
+    for module in (classify, health, models, metrics, page, v2):
         app.include_router(module.router)
     return app
 
 
-async def service_error(_: Request, error: Exception) -> Response:
+async def service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return error_answer(error.code, error.message, error.status, error.headers)
+    return error_answer(request, error.code, error.message, error.status, error.headers)
 
 
-async def invalid_parameter(_: Request, error: Exception) -> Response:
+async def invalid_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
-    return error_answer(Code.INVALID_PARAMETER, problems)
+    return error_answer(request, Code.INVALID_PARAMETER, problems, STATUS[Code.INVALID_PARAMETER])
 
 
-async def http_error(_: Request, error: Exception) -> Response:
+async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(error.status_code, Code.BAD_REQUEST)
-    return error_answer(code, str(error.detail), error.status_code, dict(error.headers or {}))
+    return error_answer(request, code, str(error.detail), error.status_code, dict(error.headers or {}))
 
 
 def error_answer(
-    code: Code, message: str, status: int | None = None, headers: dict[str, str] | None = None
+    request: Request, code: Code, message: str, status: int, headers: dict[str, str] | None = None
 ) -> Response:
+    """Return an error as our own routes word it, or as the Open Inference Protocol does under /v2."""
+    if in_oip(request.scope):
+        return JSONResponse({"error": message}, status, headers)
     answer = ErrorAnswer(error=ErrorDetail(code=code, message=message))
-    return JSONResponse(answer.model_dump(mode="json"), status or STATUS[code], headers)
+    return JSONResponse(answer.model_dump(mode="json"), status, headers)

@@ -52,7 +52,8 @@ class Core:
         self._decoding = ThreadPoolExecutor(settings.decode_threads or cpus, thread_name_prefix="decode")
         self.draining = False
         self.closed = False  # draining, and past the pause in which new requests are still answered
-        self._starting: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[bool] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.metrics.ready.set_function(lambda: not self.not_ready())
         self.metrics.in_flight.set_function(lambda: self.admission.images)
         for reason in REASONS:
@@ -62,12 +63,15 @@ class Core:
         """Start the engine thread and begin to load, without waiting: probes are to be answered at once."""
         self.batcher.start(asyncio.get_running_loop())
         self._starting = asyncio.create_task(self.repository.load_all())
+        if self.settings.watch_interval:
+            self._watching = asyncio.create_task(self.repository.watch(self.settings.watch_interval))
 
     async def stop(self) -> None:
         """Finish what is queued and end every thread."""
         self.closed = True
-        if self._starting is not None:
-            self._starting.cancel()
+        for task in (self._starting, self._watching):
+            if task is not None:
+                task.cancel()
         self._decoding.shutdown(wait=False)
         self.repository.close()
         await asyncio.to_thread(self.batcher.close)
@@ -76,6 +80,13 @@ class Core:
     def loaded(self) -> bool:
         """Whether loading at start is over, with or without success."""
         return self._starting is not None and self._starting.done()
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the start left nothing served and nothing will be, short of a request to load."""
+        start = self._starting
+        failed = start is not None and start.done() and not start.cancelled() and not start.result()
+        return failed and not self.repository.served and not self.settings.watch_interval
 
     def not_ready(self) -> list[str]:
         """Return why requests should not be sent here; nothing when they should."""
@@ -105,12 +116,25 @@ class Core:
         if self.loaded and not self.batcher.alive:
             raise ServiceError(Code.NOT_READY, "the engine has failed; this server is about to restart")
 
+    def deadline(self, timing: Timing, asked: float | None) -> float:
+        """Return when a request is given up, as perf_counter() counts; ``asked`` is in seconds."""
+        most = self.settings.request_timeout
+        return timing.started + min(most, asked if asked is not None else most)
+
+    async def read(self, body: Awaitable[bytes], deadline: float) -> bytes:
+        """Return a request's body; raises ServiceError body_timeout where it does not come in time."""
+        try:
+            async with asyncio.timeout(deadline - perf_counter()):
+                return await body
+        except TimeoutError as error:
+            raise ServiceError(Code.BODY_TIMEOUT, "the body did not arrive before the deadline") from error
+
     async def run(
         self,
         served: Served,
         payloads: Sequence[Payload],
         *,
-        threshold: float | None,
+        threshold: float,
         deadline: float,
         timing: Timing,
         gone: Awaitable[object],
@@ -121,8 +145,7 @@ class Core:
         engine_failed, or client_gone once ``gone`` completes; then what is still queued is not computed.
         """
         loop = asyncio.get_running_loop()
-        wanted = served.checkpoint.config.execute_threshold if threshold is None else threshold
-        works = [Work(served, wanted, deadline, timing, loop.create_future()) for _ in payloads]
+        works = [Work(served, threshold, deadline, timing, loop.create_future()) for _ in payloads]
         for work, payload in zip(works, payloads, strict=True):
             self._decoding.submit(self._decode, work, payload, perf_counter())
         answers = asyncio.gather(*(work.answer for work in works))

@@ -38,6 +38,12 @@ def record_of(request: Request) -> Record:
     return record
 
 
+def in_oip(scope: Scope) -> bool:
+    """Return whether a request's errors are worded as the Open Inference Protocol wants them."""
+    path: str = scope["path"]
+    return path == "/v2" or path.startswith("/v2/")
+
+
 class Access:
     """Gives each request an id and a record, answers what nobody caught, and writes the one log line.
 
@@ -84,13 +90,12 @@ class Access:
 
     def apology(self, scope: Scope, record: Record) -> bytes:
         message = f"unexpected error; the log has it under request id {record.request_id}"
-        oip = scope["path"].startswith("/v2")
-        return json.dumps({"error": message if oip else {"code": Code.INTERNAL, "message": message}}).encode()
+        return json.dumps({"error": message if in_oip(scope) else {"code": Code.INTERNAL, "message": message}}).encode()
 
     def finish(self, scope: Scope, record: Record, status: int) -> None:
         record.timing.finish()
         inference = INFERENCE in getattr(scope.get("route"), "tags", ())
-        probe = scope["path"].startswith("/health")
+        probe = "/health/" in scope["path"]
         # A connection that broke before any answer leaves no status.
         status = status or 499
         if inference:

@@ -15,6 +15,10 @@ from service.loading import LoadError, Served
 log = logging.getLogger("skipnet.repository")
 
 
+Files = tuple[tuple[str, int, int], ...]
+"""Name, size in bytes and time of change in ns of each file in a folder: what tells a new version from an old."""
+
+
 class State(StrEnum):
     """As the Open Inference Protocol names them."""
 
@@ -58,21 +62,24 @@ class Repository:
         self._on_served = on_served
         self._on_retired = on_retired
         self._pinned: set[tuple[str, int]] = set()  # asked for by number: a newer one does not replace it
+        self._tried: dict[tuple[str, int], Files] = {}  # what the files were when they were last loaded
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._changing = asyncio.Lock()
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def load_all(self) -> None:
-        """Serve the newest version of every model; what can't be is logged and stands in the index."""
+    async def load_all(self) -> bool:
+        """Serve the newest version of every model, and return whether any could be.
+
+        What could not is logged and stands in the index.
+        """
         for name in sorted(await self._names()):
             try:
                 await self.load(name)
             except LoadError as error:
                 log.error("%s is not served: %s", name, error)
-        if self.default is None:
-            self.default = min(self.served, default=None)
+        return bool(self.served)
 
     async def load(self, name: str, version: int | None = None) -> Served:
         """Serve a version, or the newest one in the folder in place of an older one.
@@ -87,8 +94,9 @@ class Repository:
                 raise LoadError(f"{self.folder} holds no {name}{f'/{version}' if version is not None else ''}")
             key = (name, wanted)
             self.loading.add(key)
+            folder = self.folder / name / str(wanted)
+            self._tried[key] = await asyncio.to_thread(files_of, folder)
             try:
-                folder = self.folder / name / str(wanted)
                 served = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, folder)
             except Exception as error:
                 self.problems[key] = str(error)
@@ -100,8 +108,27 @@ class Repository:
             if version is not None:
                 self._pinned.add(key)
             self._switch(served)
+            self.default = self.default or name
             log.info("serving %s with %s on %s", served, served.engine.name, served.engine.device)
             return served
+
+    async def watch(self, interval: float) -> None:
+        """Serve what appears in the folder, looking every ``interval`` seconds, until cancelled.
+
+        A version is loaded once its files are the same in two looks. What was tried or unloaded comes back only
+        when its files change.
+        """
+        before: dict[tuple[str, int], Files] = {}
+        while True:
+            await asyncio.sleep(interval)
+            now = await asyncio.to_thread(newest_files, self.folder)
+            for (name, version), files in now.items():
+                if before.get((name, version)) == files != self._tried.get((name, version)):
+                    try:
+                        await self.load(name)
+                    except LoadError as error:
+                        log.error("%s/%d is not served: %s", name, version, error)
+            before = now
 
     async def unload(self, name: str, version: int | None = None) -> None:
         """Serve a version, or every version of a model, no more; raises LoadError where it isn't served."""
@@ -196,6 +223,24 @@ def model_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     return [model.name for model in folder.iterdir() if any(child.name.isdecimal() for child in model.glob("*/"))]
+
+
+def files_of(folder: Path) -> Files:
+    """Return what the files in a version's folder are now."""
+    found = [(file, file.stat()) for file in sorted(folder.glob("*"))]
+    return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in found)
+
+
+def newest_files(folder: Path) -> dict[tuple[str, int], Files]:
+    """Return the newest version of every model and its files."""
+    newest = {}
+    for name in model_names(folder):
+        try:
+            version = max(versions_of(folder, name))
+            newest[name, version] = files_of(folder / name / str(version))
+        except (LoadError, OSError):
+            continue  # A folder that is no model, or one that is being moved.
+    return newest
 
 
 def versions_of(folder: Path, name: str) -> list[int]:

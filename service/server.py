@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
         elif self.core.loaded and not self.core.batcher.alive:
             log.error("the engine thread is dead: exiting, to be restarted")
             self.exit_code, self.should_exit = 1, True
-        elif self.core.loaded and not self.core.repository.served:
+        elif self.core.hopeless:
             log.error("no model in %s can be served: exiting", self.core.settings.model_repository)
             self.exit_code, self.should_exit = 1, True
         return await super().on_tick(counter)

@@ -53,6 +53,10 @@ class Settings(EngineOptions):
         description="model of requests that name none; default: the only one, or the first by name at start",
     )
 
+    watch_interval: Seconds = Field(
+        default=0, description="seconds between looks for new versions in the repository; 0: load by request only"
+    )
+
     max_batch_size: int = Field(default=32, ge=1, le=1024, description="images that run together at most")
     batch_delay: Seconds = Field(
         default=0,

@@ -1,6 +1,5 @@
 """POST /classify: an image in, its labels and the blocks it needed out."""
 
-import asyncio
 from time import perf_counter
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.answers import Classification, ModelIdentity, predictions, routing, timing
+from service.budget import choose_threshold
 from service.errors import Code, ServiceError, documented
 from service.middleware import INFERENCE
 from service.routes.dependencies import CoreHere, RecordHere
@@ -21,9 +21,7 @@ REQUEST_BODY = {
     "required": True,
     "description": "an image: JPEG, PNG, WebP, BMP or GIF, of which the first frame counts",
     "content": {
-        "multipart/form-data": {
-            "schema": {"type": "object", "required": ["image"], "properties": {"image": FILE}}
-        },
+        "multipart/form-data": {"schema": {"type": "object", "required": ["image"], "properties": {"image": FILE}}},
         **{f"image/{kind}": {"schema": FILE} for kind in ("jpeg", "png", "webp", "bmp", "gif")},
     },
 }
@@ -41,6 +39,13 @@ class ClassifyQuery(BaseModel):
         le=1,
         description="run a block where its gate's probability is above this: 0 runs every block, 1 none but "
         "the first; default: the checkpoint's",
+    )
+    compute_budget: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="instead of a threshold: the share of dense multiply-adds to spend, on average over images "
+        "like those the checkpoint was calibrated on",
     )
     explain: bool = Field(False, description="list every gate's decision in routing.decisions")
 
@@ -78,18 +83,18 @@ async def classify(
 ) -> Response:
     """Classify one image, sent as the multipart field `image` or as the body itself."""
     record_timing = record.timing
-    limit = core.settings.request_timeout
-    deadline = record_timing.started + min(limit, x_request_timeout or limit)
+    deadline = core.deadline(record_timing, x_request_timeout)
     core.accept()
     with core.repository.lease(query.model, query.version) as served:
         record.model, record.version = served.name, str(served.version)
         with core.admission.admit(1, served, deadline):
-            image = await read_image(request, core.settings.max_body_size, deadline)
+            threshold = choose_threshold(served.checkpoint.config, query.execute_threshold, query.compute_budget)
+            image = await core.read(read_image(request, core.settings.max_body_size), deadline)
             record_timing.receive = perf_counter() - record_timing.started
             [result] = await core.run(
                 served,
                 [image],
-                threshold=query.execute_threshold,
+                threshold=threshold,
                 deadline=deadline,
                 timing=record_timing,
                 gone=request.receive(),
@@ -122,23 +127,19 @@ async def classify(
     )
 
 
-async def read_image(request: Request, max_size: int, deadline: float) -> bytes:
+async def read_image(request: Request, max_size: int) -> bytes:
     """Return the image's bytes, as the body or in it; raises ServiceError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    try:
-        async with asyncio.timeout(deadline - perf_counter()):
-            if kind == "multipart/form-data":
-                image = await read_multipart(request, max_size)
-            elif kind.startswith("image/") or kind == "application/octet-stream":
-                image = await request.body()
-            else:
-                raise ServiceError(
-                    Code.UNSUPPORTED_MEDIA_TYPE,
-                    f"content type {kind or 'missing'}: send multipart/form-data with a file field `image`, "
-                    "or the image itself with its own content type, such as image/jpeg",
-                )
-    except TimeoutError as error:
-        raise ServiceError(Code.BODY_TIMEOUT, "the body did not arrive before the deadline") from error
+    if kind == "multipart/form-data":
+        image = await read_multipart(request, max_size)
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        image = await request.body()
+    else:
+        raise ServiceError(
+            Code.UNSUPPORTED_MEDIA_TYPE,
+            f"content type {kind or 'missing'}: send multipart/form-data with a file field `image`, or the image "
+            "itself with its own content type, such as image/jpeg",
+        )
     if not image:
         raise ServiceError(Code.BAD_REQUEST, "the image is empty")
     return image

@@ -52,9 +52,7 @@ def describe(core: Core, entry: Entry) -> RepositoryEntry:
         version=entry.version,
         state=entry.state,
         reason=entry.reason,
-        default=served is not None
-        and entry.name == core.repository.default
-        and entry.version == max(versions),
+        default=served is not None and entry.name == core.repository.default and entry.version == max(versions),
     )
     if served is not None:
         checkpoint, config = served.checkpoint, served.checkpoint.config

@@ -1,0 +1,46 @@
+"""The compute dial: from a share of the dense network's multiply-adds to an execute threshold."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from service.errors import Code, ServiceError
+
+if TYPE_CHECKING:
+    from models.checkpoint import CalibrationPoint, Config
+
+
+def choose_threshold(
+    config: "Config", execute_threshold: float | None = None, compute_budget: float | None = None
+) -> float:
+    """Return the threshold that a request asks for, itself or by a budget, or else the checkpoint's own.
+
+    Raises ServiceError invalid_parameter where both are given, or the budget can't be met.
+    """
+    if compute_budget is None:
+        return config.execute_threshold if execute_threshold is None else execute_threshold
+    if execute_threshold is not None:
+        raise ServiceError(Code.INVALID_PARAMETER, "send execute_threshold or compute_budget, not both")
+    return threshold_for(config.calibration, compute_budget)
+
+
+def threshold_for(calibration: "list[CalibrationPoint]", budget: float) -> float:
+    """Return the lowest threshold at which an image of the calibration spends at most ``budget`` on average.
+
+    ``budget`` is a share of dense multiply-adds; between two points of the curve the share is taken to be linear.
+    """
+    if not calibration:
+        raise ServiceError(
+            Code.INVALID_PARAMETER,
+            "this checkpoint has no calibration curve to look a compute_budget up in; send execute_threshold, or "
+            "let `skipnet evaluate` measure the curve",
+        )
+    points = sorted(calibration, key=lambda point: point.threshold)
+    # A higher threshold can't execute more: where the measured curve rises a little, that is noise.
+    shares = np.minimum.accumulate([point.mac_share for point in points])
+    if budget < shares[-1]:
+        raise ServiceError(
+            Code.INVALID_PARAMETER,
+            f"compute_budget {budget:g} can't be met: with every gated block skipped an image spends {shares[-1]:.4f}",
+        )
+    return float(np.interp(budget, shares[::-1], [point.threshold for point in points[::-1]]))

@@ -1,0 +1,205 @@
+"""The Open Inference Protocol's tensors: requests and answers, as JSON and with binary tensors behind it.
+
+Version 2 over REST, with the extensions "binary tensor data" and "classification" as Triton documents them.
+"""
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.answers import ImageResult, softmax
+from service.core import Payload
+from service.errors import Code, ServiceError
+
+# JSON is parsed in one go, in which no other request moves: larger tensors are to come as binary.
+MAX_JSON = 4 << 20
+
+DATATYPES = {"logits": "FP32", "probabilities": "FP32", "executed": "BOOL", "macs": "INT64"}
+
+
+class Tolerant(BaseModel):
+    """Takes what it does not know without complaint, as the protocol asks."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Parameters(Tolerant):
+    """Parameters of a request; those of the protocol's extensions and our own."""
+
+    binary_data_output: bool = False
+    execute_threshold: float | None = Field(default=None, ge=0, le=1)
+    compute_budget: float | None = Field(default=None, ge=0, le=1)
+    timeout: int | None = Field(default=None, gt=0, description="microseconds")
+
+
+class InputParameters(Tolerant):
+    binary_data_size: int | None = Field(default=None, ge=0)
+
+
+class OutputParameters(Tolerant):
+    binary_data: bool | None = None
+    classification: int = Field(default=0, ge=0)
+
+
+class InputTensor(Tolerant):
+    name: str
+    datatype: str
+    shape: list[int] = Field(min_length=1, max_length=4)
+    parameters: InputParameters = InputParameters()
+    data: list[Any] | None = None
+
+
+class RequestedOutput(Tolerant):
+    name: str
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferRequest(Tolerant):
+    id: str = Field(default="", max_length=256)
+    parameters: Parameters = Parameters()
+    inputs: list[InputTensor] = Field(min_length=1, max_length=2)
+    outputs: list[RequestedOutput] = Field(default=[], max_length=16)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request, its one input taken apart into images: files' bytes, or normalised tensors [3, H, W]."""
+
+    request: InferRequest
+    payloads: list[Payload]
+
+
+def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int]) -> Call:
+    """Read a body whose first ``json_length`` bytes are JSON, all of it by default; raises ServiceError."""
+    length = len(body) if json_length is None else json_length
+    if length > len(body):
+        raise bad(f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes")
+    if length > MAX_JSON:
+        raise ServiceError(Code.BODY_TOO_LARGE, f"more than {MAX_JSON} bytes of JSON; send the tensor as binary data")
+    try:
+        request = InferRequest.model_validate(json.loads(body[:length]))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise bad(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise bad(f"the request is not JSON: {error}") from error
+    unknown = [output.name for output in request.outputs if output.name not in DATATYPES]
+    if unknown:
+        raise bad(f"no output is called {unknown[0]!r}: there are {', '.join(DATATYPES)}")
+    if len(request.inputs) != 1:
+        raise bad("send one input: image, or bytes")
+    [tensor] = request.inputs
+    size, rest = tensor.parameters.binary_data_size, memoryview(body)[length:]
+    if (size or 0) != len(rest) or (size is None) == (tensor.data is None):
+        raise bad("an input has either data, or binary_data_size and as many bytes behind the JSON")
+    binary = rest if size is not None else None
+    if tensor.name == "image":
+        return Call(request, read_images(tensor, binary, shape))
+    if tensor.name == "bytes":
+        return Call(request, read_files(tensor, binary))
+    raise bad(f"no input is called {tensor.name!r}: send image, or bytes")
+
+
+def read_images(tensor: InputTensor, binary: memoryview | None, shape: tuple[int, int, int]) -> list[Payload]:
+    """Return the images of a tensor FP32 [N, 3, H, W]."""
+    if tensor.datatype != "FP32" or len(tensor.shape) != 4 or tuple(tensor.shape[1:]) != shape or tensor.shape[0] < 1:
+        raise bad(
+            f"image has to be FP32 {[-1, *shape]}, normalised as the model's config says, not {tensor.datatype} "
+            f"{tensor.shape}"
+        )
+    if binary is not None:
+        if len(binary) != 4 * math.prod(tensor.shape):
+            raise bad(f"{len(binary)} bytes are not {tensor.shape} floats")
+        values = np.frombuffer(binary, "<f4")
+    else:
+        try:
+            with np.errstate(over="ignore"):
+                values = np.asarray(tensor.data, np.float32).ravel()
+        except (ValueError, TypeError, OverflowError) as error:
+            raise bad(f"the data of image are not numbers: {error}") from error
+    if values.size != math.prod(tensor.shape):
+        raise bad(f"{values.size} numbers are not {tensor.shape}")
+    if not np.isfinite(values).all():
+        raise bad("image holds NaN or infinity")
+    return list(values.astype(np.float32, copy=False).reshape(tensor.shape))
+
+
+def read_files(tensor: InputTensor, binary: memoryview | None) -> list[Payload]:
+    """Return the encoded images of a tensor BYTES [N]; in JSON they are base64."""
+    if tensor.datatype != "BYTES" or len(tensor.shape) != 1 or tensor.shape[0] < 1:
+        raise bad(f"bytes has to be BYTES [-1], not {tensor.datatype} {tensor.shape}")
+    files: list[Payload] = []
+    if binary is not None:
+        while binary:
+            length = int.from_bytes(binary[:4], "little")
+            if len(binary) < 4 + length:
+                raise bad("bytes ends before its last element does")
+            files.append(bytes(binary[4 : 4 + length]))
+            binary = binary[4 + length :]
+    else:
+        try:
+            files = [base64.b64decode(element, validate=True) for element in tensor.data or ()]
+        except (binascii.Error, TypeError, ValueError) as error:
+            raise bad(f"the data of bytes have to be base64 strings: {error}") from error
+    if len(files) != tensor.shape[0]:
+        raise bad(f"bytes has {len(files)} elements, not {tensor.shape[0]}")
+    return files
+
+
+def respond(
+    call: Call, results: Sequence[ImageResult], labels: list[str], model: str, version: int
+) -> tuple[bytes, int | None]:
+    """Return an answer's body, and the length of its JSON where binary tensors stand behind it."""
+    binary_by_default = call.request.parameters.binary_data_output
+    described, behind = [], []
+    for output in call.request.outputs or [RequestedOutput(name=name) for name in DATATYPES]:
+        values = tensor_of(output.name, results)
+        datatype, content = DATATYPES[output.name], values.tobytes()
+        if output.parameters.classification:
+            values = classified(values, labels, output)
+            datatype, content = "BYTES", b"".join(len(each).to_bytes(4, "little") + each for each in values.ravel())
+        tensor: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": list(values.shape)}
+        binary = output.parameters.binary_data
+        if binary_by_default if binary is None else binary:
+            tensor["parameters"] = {"binary_data_size": len(content)}
+            behind.append(content)
+        else:
+            flat = values.ravel().tolist()
+            tensor["data"] = [each.decode() for each in flat] if datatype == "BYTES" else flat
+        described.append(tensor)
+    answer = {"model_name": model, "model_version": str(version), "outputs": described}
+    if call.request.id:
+        answer["id"] = call.request.id
+    head = json.dumps(answer, allow_nan=False).encode()
+    return (head + b"".join(behind), len(head)) if behind else (head, None)
+
+
+def tensor_of(name: str, results: Sequence[ImageResult]) -> NDArray[Any]:
+    """Return an output's values for N images: logits and probabilities [N, classes], executed [N, B-1], macs [N]."""
+    if name == "macs":
+        return np.asarray([result.macs for result in results], "<i8")
+    if name == "executed":
+        return np.stack([result.executed for result in results])
+    logits = np.stack([result.logits for result in results]).astype("<f4", copy=False)
+    return logits if name == "logits" else softmax(logits)
+
+
+def classified(values: NDArray[Any], labels: list[str], output: RequestedOutput) -> NDArray[Any]:
+    """Return the likeliest classes of each image as b"value:index:label", [N, k]."""
+    if output.name not in ("logits", "probabilities"):
+        raise bad(f"the output {output.name} can't be classified; logits and probabilities can")
+    order = np.argsort(-values, axis=1, kind="stable")[:, : output.parameters.classification]
+    rows = [[f"{row[i]:f}:{i}:{labels[i]}".encode() for i in best] for row, best in zip(values, order, strict=True)]
+    return np.asarray(rows, object)
+
+
+def bad(message: str) -> ServiceError:
+    return ServiceError(Code.BAD_REQUEST, message)

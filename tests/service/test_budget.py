@@ -1,0 +1,50 @@
+import pytest
+
+from models.checkpoint import CalibrationPoint, Config
+from service.budget import choose_threshold, threshold_for
+from service.errors import Code, ServiceError
+from tests.service.parts import LABELS, NAME, SPEC
+
+
+def curve(*points: tuple[float, float]) -> list[CalibrationPoint]:
+    return [
+        CalibrationPoint(threshold=threshold, accuracy=0.9, computation_percentage=50, mac_share=share)
+        for threshold, share in points
+    ]
+
+
+CURVE = curve((0, 1.0), (0.25, 0.8), (0.5, 0.6), (0.75, 0.2), (1, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("budget", "threshold"),
+    [(1, 0), (0.8, 0.25), (0.7, 0.375), (0.6, 0.5), (0.4, 0.625), (0.2, 0.75), (0.15, 0.875), (0.1, 1)],
+)
+def test_threshold_of_a_budget(budget: float, threshold: float) -> None:
+    assert threshold_for(CURVE, budget) == pytest.approx(threshold)
+    assert threshold_for(CURVE[::-1], budget) == pytest.approx(threshold)
+
+
+def test_budget_below_what_always_runs_is_refused_with_the_least_possible() -> None:
+    with pytest.raises(ServiceError, match=r"0\.1000"):
+        threshold_for(CURVE, 0.09)
+
+
+def test_of_equal_shares_the_lowest_threshold_is_taken() -> None:
+    assert threshold_for(curve((0, 1), (0.2, 0.5), (0.4, 0.5), (0.6, 0.5), (1, 0.1)), 0.5) == pytest.approx(0.2)
+
+
+def test_noise_in_the_curve_does_not_spend_more() -> None:
+    assert threshold_for(curve((0, 1), (0.3, 0.5), (0.5, 0.52), (1, 0.1)), 0.51) <= 0.3
+
+
+def test_what_a_request_asks_for() -> None:
+    config = Config(architecture=NAME, labels=LABELS, input=SPEC, execute_threshold=0.4, calibration=CURVE, code="test")
+    assert choose_threshold(config) == 0.4
+    assert choose_threshold(config, execute_threshold=0.0) == 0.0
+    assert choose_threshold(config, compute_budget=0.6) == pytest.approx(0.5)
+    with pytest.raises(ServiceError) as caught:
+        choose_threshold(config, 0.5, 0.5)
+    assert caught.value.code == Code.INVALID_PARAMETER
+    with pytest.raises(ServiceError, match="calibration"):
+        choose_threshold(config.model_copy(update={"calibration": []}), compute_budget=0.5)

@@ -1,0 +1,424 @@
+"""The Open Inference Protocol over a real socket, asked by Triton's own client."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from models.checkpoint import CalibrationPoint, read_checkpoint
+from models.preprocessing import prepare
+from service.loading import LoadError, Served
+from service.settings import Settings
+from tests.service.parts import LABELS, NAME, SPEC, Running, encoded, picture, until
+
+Pixels = NDArray[np.float32]
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[Any]:
+    with triton.InferenceServerClient(f"127.0.0.1:{running.port}") as opened:
+        yield opened
+
+
+def images(count: int = 3) -> Pixels:
+    return np.stack([prepare(picture(i), SPEC) for i in range(count)])
+
+
+def image_input(values: Pixels, binary: bool) -> Any:
+    tensor = triton.InferInput("image", list(values.shape), "FP32")
+    tensor.set_data_from_numpy(values, binary_data=binary)
+    return tensor
+
+
+def test_health_and_metadata(client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(NAME)
+    assert client.is_model_ready(NAME, "1")
+    assert not client.is_model_ready("nobody")
+    assert not client.is_model_ready(NAME, "9")
+    assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    metadata = client.get_model_metadata(NAME)
+    assert metadata["versions"] == ["1"]
+    assert metadata["inputs"] == [
+        {"name": "image", "datatype": "FP32", "shape": [-1, 3, 32, 32]},
+        {"name": "bytes", "datatype": "BYTES", "shape": [-1]},
+    ]
+    assert metadata["outputs"] == [
+        {"name": "logits", "datatype": "FP32", "shape": [-1, 10]},
+        {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]},
+        {"name": "executed", "datatype": "BOOL", "shape": [-1, 17]},
+        {"name": "macs", "datatype": "INT64", "shape": [-1]},
+    ]
+    config = client.get_model_config(NAME, "1")
+    assert config["max_batch_size"] == 8
+    assert config["input"][0]["format"] == "FORMAT_NCHW"
+    assert config["input"][0]["dims"] == [3, 32, 32]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_server_metadata_with_and_without_slash(running: Running, slash: str) -> None:
+    assert running.client.get(f"/v2{slash}").json()["name"] == "skipnet-serve"
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_infer_answers_what_the_engine_says(client: Any, loaded: Served, binary_in: bool, binary_out: bool) -> None:
+    values = images()
+    names = ("logits", "probabilities", "executed", "macs")
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in names]
+    answer = client.infer(NAME, [image_input(values, binary_in)], outputs=outputs, request_id="seven")
+    threshold = np.full(3, loaded.checkpoint.config.execute_threshold, np.float32)
+    routed = loaded.engine.run(values, threshold)
+    np.testing.assert_allclose(answer.as_numpy("logits"), routed.logits, atol=1e-4)
+    np.testing.assert_allclose(answer.as_numpy("probabilities").sum(1), 1, atol=1e-5)
+    assert np.array_equal(answer.as_numpy("executed"), routed.executed)
+    assert answer.as_numpy("executed").dtype == bool
+    assert np.array_equal(answer.as_numpy("macs"), loaded.checkpoint.macs.executed(routed.executed))
+    response = answer.get_response()
+    assert (response["id"], response["model_name"], response["model_version"]) == ("seven", NAME, "1")
+
+
+def test_every_output_where_none_is_asked_for(client: Any) -> None:
+    answer = client.infer(NAME, [image_input(images(1), True)])
+    assert [each["name"] for each in answer.get_response()["outputs"]] == [
+        *("logits", "probabilities", "executed", "macs")
+    ]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_encoded_images(client: Any, binary: bool) -> None:
+    files = [encoded(picture(i), kind) for i, kind in enumerate(["PNG", "BMP", "WEBP"])]
+    wire = files if binary else [base64.b64encode(file) for file in files]
+    tensor = triton.InferInput("bytes", [3], "BYTES")
+    tensor.set_data_from_numpy(np.asarray(wire, object), binary_data=binary)
+    answer = client.infer(NAME, [tensor], outputs=[triton.InferRequestedOutput("logits")])
+    expected = client.infer(NAME, [image_input(images(2), True)], outputs=[triton.InferRequestedOutput("logits")])
+    np.testing.assert_allclose(answer.as_numpy("logits")[:2], expected.as_numpy("logits"), atol=1e-4)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_classification_extension(client: Any, binary: bool) -> None:
+    wanted = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=3)
+    answer = client.infer(NAME, [image_input(images(2), True)], outputs=[wanted]).as_numpy("probabilities")
+    plain = client.infer(NAME, [image_input(images(2), True)]).as_numpy("probabilities")
+    assert answer.shape == (2, 3)
+    for row, probabilities in zip(answer, plain, strict=True):
+        for text, index in zip(row, np.argsort(-probabilities)[:3], strict=True):
+            value, place, label = (text.decode() if isinstance(text, bytes) else text).split(":")
+            assert (int(place), label) == (index, LABELS[index])
+            assert float(value) == pytest.approx(probabilities[index], abs=1e-5)
+
+
+def test_flow_of_tritons_image_client(client: Any) -> None:
+    """It insists on one input and one output, of which the second is a vector, and learns the rest from there."""
+    model = f"{NAME}@image"
+    metadata, config = client.get_model_metadata(model), client.get_model_config(model)
+    [taken], [given], [layout] = metadata["inputs"], metadata["outputs"], config["input"]
+    assert (given["datatype"], len(given["shape"]), len(taken["shape"])) == ("FP32", 2, 4)
+    assert config["max_batch_size"] > 0
+    assert layout["format"] == "FORMAT_NCHW"
+    _, channels, height, width = taken["shape"]
+    assert channels == 3
+    photo = np.asarray(picture(0).resize((width, height)), np.float32).transpose(2, 0, 1) / 127.5 - 1
+    tensor = triton.InferInput(taken["name"], [2, channels, height, width], taken["datatype"])
+    tensor.set_data_from_numpy(np.stack([photo, photo]))
+    output = triton.InferRequestedOutput(given["name"], class_count=1)
+    answer = client.infer(model, [tensor], request_id="1", model_version="", outputs=[output])
+    rows = answer.as_numpy(given["name"])
+    assert len(rows) == 2
+    assert len({row[0] for row in rows}) == 1
+
+
+def test_thresholds(client: Any) -> None:
+    for threshold, executed in ((0.0, 17), (1.0, 0)):
+        answer = client.infer(NAME, [image_input(images(2), True)], parameters={"execute_threshold": threshold})
+        assert answer.as_numpy("executed").sum(1).tolist() == [executed] * 2
+
+
+def test_more_images_than_a_batch(client: Any, running: Running, loaded: Served) -> None:
+    values = np.concatenate([images(7)] * 3)
+    answer = client.infer(NAME, [image_input(values, True)])
+    thresholds = np.full(21, loaded.checkpoint.config.execute_threshold, np.float32)
+    np.testing.assert_allclose(answer.as_numpy("logits"), loaded.engine.run(values, thresholds).logits, atol=1e-4)
+    assert running.core.admission.images == 0
+
+
+def message(response: httpx.Response) -> str:
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert isinstance(body["error"], str)
+    return str(body["error"])
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0.5] * 3072}
+    return {"inputs": [tensor | changes.pop("tensor", {})]} | changes
+
+
+BAD = {
+    "no inputs": {"inputs": []},
+    "no object": [1, 2],
+    "two inputs": {"inputs": request()["inputs"] * 2},
+    "unknown input": request(tensor={"name": "picture"}),
+    "unknown output": request(outputs=[{"name": "labels"}]),
+    "wrong datatype": request(tensor={"datatype": "FP16"}),
+    "wrong shape": request(tensor={"shape": [1, 3, 31, 32]}),
+    "no images": request(tensor={"shape": [0, 3, 32, 32], "data": []}),
+    "negative": request(tensor={"shape": [-1, 3, 32, 32]}),
+    "huge": request(tensor={"shape": [2**60, 3, 32, 32]}),
+    "too few numbers": request(tensor={"data": [0.5] * 3071}),
+    "strings": request(tensor={"data": ["a"] * 3072}),
+    "ragged": request(tensor={"data": [[0.5] * 3071, 0.5]}),
+    "null": request(tensor={"data": [None] * 3072}),
+    "not finite": request(tensor={"data": [1e39] * 3072}),
+    "no data": request(tensor={"data": None}),
+    "promised bytes": request(tensor={"data": None, "parameters": {"binary_data_size": 12288}}),
+    "not base64": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [1], "data": ["?"]}),
+    "numbers as bytes": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [1], "data": [7]}),
+    "too few files": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [2], "data": ["aaaa"]}),
+    "classified macs": request(outputs=[{"name": "macs", "parameters": {"classification": 2}}]),
+    "threshold": request(parameters={"execute_threshold": 2}),
+}
+
+
+@pytest.mark.parametrize("body", BAD.values(), ids=BAD.keys())
+def test_bad_requests(running: Running, body: Any) -> None:
+    response = running.client.post(f"/v2/models/{NAME}/infer", content=json.dumps(body))
+    assert response.status_code == 400
+    assert message(response)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"NaN", b'{"inputs": NaN}'])
+def test_what_is_no_json(running: Running, body: bytes) -> None:
+    response = running.client.post(f"/v2/models/{NAME}/infer", content=body)
+    assert response.status_code == 400
+    assert message(response)
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "status"),
+    [
+        (b"{}", "99", 400),
+        (b"{}", "-1", 422),
+        (b"{}", "x", 422),
+        (b'{"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], '
+         b'"parameters": {"binary_data_size": 4}}]}1234', "106", 400),
+        (b'{"inputs": [{"name": "bytes", "datatype": "BYTES", "shape": [1], '
+         b'"parameters": {"binary_data_size": 4}}]}\xff\xff\xff\xff', "99", 400),
+    ],
+)  # fmt: skip
+def test_bad_binary_data(running: Running, body: bytes, header: str, status: int) -> None:
+    if body.startswith(b'{"inputs"'):
+        header = str(body.rindex(b"}") + 1)
+    response = running.client.post(
+        f"/v2/models/{NAME}/infer", content=body, headers={"inference-header-content-length": header}
+    )
+    assert response.status_code == status
+    assert message(response)
+
+
+def test_large_json_is_to_be_sent_as_binary(running: Running) -> None:
+    response = running.client.post(f"/v2/models/{NAME}/infer", content=b'{"x": "' + b"y" * (5 << 20) + b'"}')
+    assert response.status_code == 413
+    assert "binary" in message(response)
+
+
+def test_bad_image_among_good_ones(client: Any) -> None:
+    tensor = triton.InferInput("bytes", [2], "BYTES")
+    tensor.set_data_from_numpy(np.asarray([encoded(picture(0)), b"no image"], object))
+    with pytest.raises(InferenceServerException, match="not an image"):
+        client.infer(NAME, [tensor])
+
+
+def test_unknown_models_and_versions(client: Any, running: Running) -> None:
+    for model, version in (("nobody", ""), (NAME, "9"), (NAME, "one"), (NAME, "9" * 30)):
+        with pytest.raises(InferenceServerException):
+            client.infer(model, [image_input(images(1), True)], model_version=version)
+    assert running.client.get("/v2/models/nobody").status_code == 404
+    assert message(running.client.get("/v2/models/nobody/config"))
+    assert message(running.client.get("/v2/nowhere"))
+
+
+def test_timeout_parameter(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    served.engine.open.clear()  # type: ignore[attr-defined]
+    response = server.client.post(f"/v2/models/{NAME}/infer", json=request(parameters={"timeout": 50_000}))
+    assert response.status_code == 504
+    assert message(response)
+    assert server.metric("requests_total", outcome="deadline", model=NAME) == 1
+
+
+def test_overload(start: Callable[..., Running]) -> None:
+    server = start(max_queue_size=3)
+    tensor = {"shape": [4, 3, 32, 32], "data": [0.5] * (4 * 3072)}
+    assert server.client.post(f"/v2/models/{NAME}/infer", json=request(tensor=tensor)).status_code in (422, 429)
+    tensor = {"shape": [3, 3, 32, 32], "data": [0.5] * (3 * 3072)}
+    assert server.client.post(f"/v2/models/{NAME}/infer", json=request(tensor=tensor)).status_code == 200
+    assert server.core.admission.images == 0
+
+
+def test_budget_is_honoured_and_the_answer_says_what_was_spent(start: Callable[..., Running], served: Served) -> None:
+    points = [(0.0, 1.0), (1.0, 0.1)]
+    calibration = [
+        CalibrationPoint(threshold=t, accuracy=0.9, computation_percentage=50, mac_share=share) for t, share in points
+    ]
+    config = served.checkpoint.config.model_copy(update={"calibration": calibration})
+    served.checkpoint = replace(served.checkpoint, config=config)
+    server = start()
+    png = {"content-type": "image/png"}
+    spent = []
+    for budget in (1.0, 0.5, 0.1):
+        answer = server.client.post(f"/classify?compute_budget={budget}", content=encoded(picture(0)), headers=png)
+        spent.append(1 - answer.json()["routing"]["saved"])
+        body = request(parameters={"compute_budget": budget})
+        assert server.client.post(f"/v2/models/{NAME}/infer", json=body).status_code == 200
+    assert spent == sorted(spent, reverse=True)
+    assert spent[0] > 0.99
+    assert spent[-1] < 0.1
+    for query in ("compute_budget=0.05", "compute_budget=0.5&execute_threshold=0.5", "compute_budget=1.5"):
+        refused = server.client.post(f"/classify?{query}", content=encoded(picture(0)), headers=png)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_parameter")
+
+
+@pytest.fixture
+def shelf(repository: Path, tmp_path: Path, loaded: Served) -> Iterator[Callable[..., Running]]:
+    """Start servers on a copy of the repository that reads versions for real and shares one engine."""
+    folder = Path(copytree(repository, tmp_path / "repository"))
+    started: list[Running] = []
+
+    def load(version: Path) -> Served:
+        try:
+            return replace(loaded, checkpoint=read_checkpoint(version), engine=Shared(loaded))
+        except ValueError as error:
+            raise LoadError(str(error)) from error
+
+    def begin(**settings: object) -> Running:
+        started.append(Running(Settings(model_repository=folder, **settings), load))  # type: ignore[arg-type]
+        return started[-1].wait_ready()
+
+    yield begin
+    for server in started:
+        server.stop()
+
+
+class Shared:
+    """An engine that outlives the versions that run in it."""
+
+    def __init__(self, loaded: Served) -> None:
+        self.name, self.device, self.run = loaded.engine.name, loaded.engine.device, loaded.engine.run
+
+    def close(self) -> None:
+        pass
+
+
+def test_load_and_unload(shelf: Callable[..., Running]) -> None:
+    server = shelf()
+    folder = server.core.settings.model_repository
+    copytree(folder / NAME / "1", folder / NAME / "2")
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        states = {each["version"]: each["state"] for each in client.get_model_repository_index()}
+        assert states == {"1": "READY", "2": "UNAVAILABLE"}
+        client.load_model(NAME)
+        assert client.is_model_ready(NAME, "2")
+        assert not client.is_model_ready(NAME, "1")
+        assert client.infer(NAME, [image_input(images(1), True)]).get_response()["model_version"] == "2"
+        client.unload_model(NAME)
+        assert not client.is_model_ready(NAME)
+        assert not client.is_server_ready()
+        assert client.is_server_live()
+        response = server.client.post(f"/v2/repository/models/{NAME}/load", json={"parameters": {"version": 1}})
+        assert response.status_code == 200
+        assert client.is_model_ready(NAME, "1")
+        assert client.is_server_ready()
+        assert [
+            each["version"] for each in server.client.post("/v2/repository/index", json={"ready": True}).json()
+        ] == ["1"]
+        for model in ("nobody", "..", ".hidden"):
+            with pytest.raises(InferenceServerException):
+                client.load_model(model)
+            with pytest.raises(InferenceServerException):
+                client.unload_model(model)
+
+
+def test_damaged_version_is_refused_with_the_reason_and_the_old_one_stays(shelf: Callable[..., Running]) -> None:
+    server = shelf()
+    folder = server.core.settings.model_repository
+    copytree(folder / NAME / "1", folder / NAME / "2")
+    (folder / NAME / "2" / "model.safetensors").write_bytes(b"junk")
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        with pytest.raises(InferenceServerException, match="safetensors"):
+            client.load_model(NAME)
+        assert client.infer(NAME, [image_input(images(1), True)]).get_response()["model_version"] == "1"
+        [entry] = [each for each in client.get_model_repository_index() if each["version"] == "2"]
+        assert "safetensors" in entry["reason"]
+
+
+def test_swaps_under_load_lose_no_request(shelf: Callable[..., Running]) -> None:
+    server = shelf()
+    folder = server.core.settings.model_repository
+    statuses: list[int] = []
+    versions: list[int] = []
+    done = False
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.url, timeout=20) as client:
+            while not done:
+                response = client.post("/classify", content=encoded(picture(0)), headers={"content-type": "image/png"})
+                statuses.append(response.status_code)
+                versions.append(response.json()["model"]["version"])
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask) for _ in range(3)]
+        for version in range(2, 8):
+            copytree(folder / NAME / "1", folder / NAME / str(version))
+            assert server.client.post(f"/v2/repository/models/{NAME}/load").status_code == 200
+            until(lambda version=version: version in versions)  # type: ignore[misc]
+        done = True
+        for each in asking:
+            each.result()
+    assert set(statuses) == {200}
+    assert set(versions) == set(range(1, 8))
+    assert list(server.core.repository.served[NAME]) == [7]
+
+
+def test_watching_serves_what_appears_and_survives_what_is_damaged(shelf: Callable[..., Running]) -> None:
+    server = shelf(watch_interval=0.02)
+    folder = server.core.settings.model_repository
+    (folder / NAME / "2").mkdir()
+    (folder / NAME / "2" / "model.safetensors").write_bytes(b"half written")
+
+    def reason(version: int) -> str:
+        entries = server.client.get("/models").json()["models"]
+        return str(next(each["reason"] for each in entries if each["version"] == version))
+
+    until(lambda: "should hold" in reason(2))
+    for name in ("model.safetensors", "config.json"):
+        (folder / NAME / "2" / name).write_bytes((folder / NAME / "1" / name).read_bytes())
+    until(lambda: 2 in server.core.repository.served[NAME])
+    assert server.client.post(f"/v2/repository/models/{NAME}/unload").status_code == 200
+    copytree(folder / NAME / "1", folder / "another" / "1")
+    until(lambda: "another" in server.core.repository.served)
+    assert NAME not in server.core.repository.served
+
+
+def test_watching_waits_for_a_first_model(tmp_path: Path, repository: Path, loaded: Served) -> None:
+    server = Running(Settings(model_repository=tmp_path, watch_interval=0.02), lambda _: replace(loaded))
+    try:
+        until(lambda: server.core.loaded)
+        assert server.client.get("/health/ready").json()["reasons"] == ["no model is loaded"]
+        copytree(repository / NAME, tmp_path / NAME)
+        server.wait_ready()
+    finally:
+        server.stop()
