@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from service.core import Core
 from service.errors import STATUS, Code, ErrorAnswer, ErrorDetail, ServiceError
@@ -37,12 +38,22 @@ def create_app(settings: Settings | None = None, load: Callable[[Path], Served] 
         yield
         await core.stop()
 
+    middleware = [Middleware(Access, core=core), Middleware(BodyLimit, core=core)]
+    if core.settings.cors_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=core.settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+        middleware.insert(1, cors)
     app = FastAPI(
         title="SkipNet Serve",
         version=version("skipnet-serve"),
         description=DESCRIPTION,
         lifespan=lifespan,
-        middleware=[Middleware(Access, core=core), Middleware(BodyLimit, core=core)],
+        middleware=middleware,
         exception_handlers={
             ServiceError: service_error,
             RequestValidationError: invalid_parameter,

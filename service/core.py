@@ -18,6 +18,7 @@ from service.answers import ImageResult
 from service.batching import Batcher, Work
 from service.decoding import Decoder
 from service.errors import Code, ServiceError
+from service.keys import inference_keys, management_keys
 from service.loading import Served, load_version
 from service.metrics import Metrics
 from service.repository import Repository
@@ -50,6 +51,8 @@ class Core:
         )
         self.decoder = Decoder(settings.max_image_pixels, settings.max_decode_memory)
         self._decoding = ThreadPoolExecutor(settings.decode_threads or cpus, thread_name_prefix="decode")
+        self.inference_keys = inference_keys(settings)
+        self.management_keys = management_keys(settings)
         self.draining = False
         self.closed = False  # draining, and past the pause in which new requests are still answered
         self._starting: asyncio.Task[bool] | None = None

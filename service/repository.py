@@ -156,7 +156,7 @@ class Repository:
             return versions[max(versions)]
         if any(wanted == loading and version in (None, number) for loading, number in self.loading):
             raise ServiceError(Code.NOT_READY, f"{wanted} is being loaded; try again")
-        if name is None:
+        if name is None and not versions:
             raise ServiceError(Code.NOT_READY, f"the default model {wanted} is not loaded; GET /models says why")
         raise ServiceError(
             Code.MODEL_NOT_FOUND,

@@ -82,6 +82,18 @@ class Settings(EngineOptions):
     )
     decode_threads: int | None = Field(default=None, ge=1, description="default: one per CPU the container may use")
 
+    api_keys: list[str] = Field(
+        default=[], repr=False, description="keys that may classify, as a JSON list; without any, everybody may"
+    )
+    api_keys_file: Path | None = Field(default=None, description="more of them, one a line")
+    management_keys: list[str] = Field(
+        default=[], repr=False, description="keys that may load and unload models; without any, those that classify"
+    )
+    management_keys_file: Path | None = Field(default=None, description="more of them, one a line")
+    cors_origins: list[str] = Field(
+        default=[], description='origins whose pages may call from a browser, as a JSON list; ["*"] is every one'
+    )
+
     drain_pause: Seconds = Field(
         default=0,
         description="seconds to keep serving, not ready, after SIGTERM, until load balancers have noticed",

@@ -57,6 +57,7 @@ class ClassifyQuery(BaseModel):
     responses=documented(
         Code.BAD_REQUEST,
         Code.DAMAGED_IMAGE,
+        Code.UNAUTHORIZED,
         Code.MODEL_NOT_FOUND,
         Code.BODY_TIMEOUT,
         Code.BODY_TOO_LARGE,
@@ -82,6 +83,7 @@ async def classify(
     ] = None,
 ) -> Response:
     """Classify one image, sent as the multipart field `image` or as the body itself."""
+    core.inference_keys.check(request)
     record_timing = record.timing
     deadline = core.deadline(record_timing, x_request_timeout)
     core.accept()

@@ -29,7 +29,18 @@ class OipError(BaseModel):
 
 def taking(model: type[BaseModel]) -> dict[str, Any]:
     """Return what tells the OpenAPI page of a body that FastAPI does not read."""
-    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inlined(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        name = part.get("$ref", "").rpartition("/")[2]
+        return {key: inlined(value) for key, value in (definitions[name] if name else part).items()}
+
+    return {"requestBody": {"content": {"application/json": {"schema": inlined(schema)}}}}
 
 
 def failing(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -174,13 +185,13 @@ async def model_config(core: CoreHere, model: str, version: str | None = None) -
 @router.post(
     "/models/{model}/infer",
     tags=[INFERENCE],
-    responses=failing(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    responses=failing(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=taking(InferRequest),
 )
 @router.post(
     "/models/{model}/versions/{version}/infer",
     tags=[INFERENCE],
-    responses=failing(400, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    responses=failing(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=taking(InferRequest),
 )
 async def infer(
@@ -197,6 +208,7 @@ async def infer(
     Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`; all of them where none is asked for.
     Parameters: `execute_threshold`, `compute_budget`, `timeout` (microseconds), `binary_data_output`.
     """
+    core.inference_keys.check(request)
     timing = record.timing
     deadline = core.deadline(timing, x_request_timeout)
     core.accept()
@@ -232,9 +244,10 @@ async def infer(
     return Response(answer, media_type=kind, headers=headers)
 
 
-@router.post("/repository/index", responses=failing(400), openapi_extra=taking(IndexRequest))
+@router.post("/repository/index", responses=failing(400, 401), openapi_extra=taking(IndexRequest))
 async def index(request: Request, core: CoreHere) -> list[IndexEntry]:
     """Every version in the repository and what became of it."""
+    core.management_keys.check(request)
     only_ready = (await sent(request, IndexRequest)).ready
     return [
         IndexEntry(name=each.name, version=str(each.version), state=each.state, reason=each.reason)
@@ -243,18 +256,20 @@ async def index(request: Request, core: CoreHere) -> list[IndexEntry]:
     ]
 
 
-@router.post("/repository/models/{model}/load", responses=failing(400), openapi_extra=taking(ChangeRequest))
+@router.post("/repository/models/{model}/load", responses=failing(400, 401), openapi_extra=taking(ChangeRequest))
 async def load(request: Request, core: CoreHere, model: str) -> None:
     """Serve a model's newest version in place of an older one, or one version by number beside the others.
 
     Answers when it is served. What fails to load changes nothing, and the error says why.
     """
+    core.management_keys.check(request)
     await change(core.repository.load(model, (await sent(request, ChangeRequest)).parameters.version))
 
 
-@router.post("/repository/models/{model}/unload", responses=failing(400), openapi_extra=taking(ChangeRequest))
+@router.post("/repository/models/{model}/unload", responses=failing(400, 401), openapi_extra=taking(ChangeRequest))
 async def unload(request: Request, core: CoreHere, model: str) -> None:
     """Serve a model no more, or one version of it; requests that have it are finished."""
+    core.management_keys.check(request)
     await change(core.repository.unload(model, (await sent(request, ChangeRequest)).parameters.version))
 
 

@@ -215,7 +215,7 @@ def test_what_does_not_exist(folder: Path, loaded: Served) -> None:
             with pytest.raises(LoadError, match="holds no"):
                 await shelf.load(name, version)
         await shelf.load(NAME)
-        for name, version in (("nobody", None), (NAME, 9)):
+        for name, version in (("nobody", None), (NAME, 9), (None, 9)):
             with pytest.raises(ServiceError) as caught:
                 shelf.resolve(name, version)
             assert caught.value.status == 404
