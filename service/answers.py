@@ -40,14 +40,10 @@ class RoutingAnswer(BaseModel):
     blocks: int = Field(description="residual blocks of the network; executed + skipped")
     executed: int
     skipped: int
-    layers_skipped: int = Field(
-        description="convolutions in the skipped blocks: 2 a basic block, 3 a bottleneck"
-    )
+    layers_skipped: int = Field(description="convolutions in the skipped blocks: 2 a basic block, 3 a bottleneck")
     macs: int = Field(description="multiply-adds spent, with stem, projections, gates and head")
     dense_macs: int = Field(description="multiply-adds of the same network without gates")
-    saved: float = Field(
-        description="1 - macs / dense_macs; a little under 0 where every block and the gates ran"
-    )
+    saved: float = Field(description="1 - macs / dense_macs; a little under 0 where every block and the gates ran")
     mode: str = Field(description="branch: skipped blocks were not run; mask: they were run and masked away")
     decisions: list[Decision] | None = Field(None, description="one a gate, with explain=true")
 
@@ -103,10 +99,7 @@ def predictions(logits: NDArray[np.float32], labels: list[str], top_k: int) -> l
     """Return the ``top_k`` likeliest classes, likeliest first; of equals the first class comes first."""
     probabilities = softmax(logits)
     order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [
-        Prediction(label=labels[i], index=i, probability=round(probabilities[i].item(), 6))
-        for i in order.tolist()
-    ]
+    return [Prediction(label=labels[i], index=i, probability=round(probabilities[i].item(), 6)) for i in order.tolist()]
 
 
 def routing(result: ImageResult, checkpoint: "Checkpoint", explain: bool) -> RoutingAnswer:

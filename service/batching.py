@@ -149,9 +149,7 @@ class Batcher:
         work.queued = perf_counter()
         with self._changed:
             if self.failure is not None:
-                raise ServiceError(
-                    Code.ENGINE_FAILED, "the engine has failed; this server is about to restart"
-                )
+                raise ServiceError(Code.ENGINE_FAILED, "the engine has failed; this server is about to restart")
             if work.served.closed:
                 return
             queue = self._queues.setdefault(work.served, deque())
@@ -179,16 +177,9 @@ class Batcher:
             with self._changed:
                 self.failure = error
                 left = [work for queue in self._queues.values() for work in queue]
-                left += [
-                    work
-                    for batch in (self._running, self._prepared)
-                    if batch is not None
-                    for work in batch.works
-                ]
+                left += [work for batch in (self._running, self._prepared) if batch is not None for work in batch.works]
             for work in left:
-                work.fail(
-                    ServiceError(Code.ENGINE_FAILED, "the engine has failed; this server is about to restart")
-                )
+                work.fail(ServiceError(Code.ENGINE_FAILED, "the engine has failed; this server is about to restart"))
 
     def _take(self) -> Batch | None:
         """Wait for images; return the next batch, or None when closed and empty."""
@@ -200,9 +191,7 @@ class Batcher:
                     alive = [i for i, work in enumerate(batch.works) if self.wanted(work)]
                     batch = batch if len(alive) == len(batch.works) else batch.rows(alive)
                 else:
-                    queue = min(
-                        (q for q in self._queues.values() if q), key=lambda q: q[0].queued, default=None
-                    )
+                    queue = min((q for q in self._queues.values() if q), key=lambda q: q[0].queued, default=None)
                     if queue is None:
                         if self._closing:
                             return None
@@ -251,9 +240,7 @@ class Batcher:
                 for i in range(len(batch.works)):
                     self._run(batch.rows([i]))
                 return
-            batch.works[0].fail(
-                ServiceError(Code.ENGINE_FAILED, "the engine failed on this image; the log says why")
-            )
+            batch.works[0].fail(ServiceError(Code.ENGINE_FAILED, "the engine failed on this image; the log says why"))
             # Where a blank image fails too, it is the engine that is broken: let the thread die.
             batch.served.probe()
             log.warning("the engine runs on after %s", error.__class__.__name__)

@@ -46,9 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def overview() -> str:
     lines = [f"  {verb:<10} {summary}" for verb, (_, summary) in VERBS.items()]
-    return "\n".join(
-        ["usage: skipnet VERB [--option …]", "", *lines, "", "skipnet VERB --help lists its options."]
-    )
+    return "\n".join(["usage: skipnet VERB [--option …]", "", *lines, "", "skipnet VERB --help lists its options."])
 
 
 def read_options(verb: str, arguments: list[str]) -> Any:

@@ -122,9 +122,7 @@ def upright(image: Image.Image, shorter_side: int) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Whatever a decoder raises, these bytes made it do so.
-        raise ServiceError(
-            Code.DAMAGED_IMAGE, f"the {image.format} image is damaged or incomplete: {error}"
-        ) from error
+        raise ServiceError(Code.DAMAGED_IMAGE, f"the {image.format} image is damaged or incomplete: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

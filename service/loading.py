@@ -87,9 +87,7 @@ def warm_up(checkpoint: "Checkpoint", engine: "Engine", max_batch_size: int) -> 
     sizes = [1]
     while sizes[-1] < max_batch_size:
         sizes.append(min(2 * sizes[-1], max_batch_size))
-    noise = np.random.default_rng(0).standard_normal(
-        (max_batch_size, 3, config.input.height, config.input.width)
-    )
+    noise = np.random.default_rng(0).standard_normal((max_batch_size, 3, config.input.height, config.input.width))
     images = noise.astype(np.float32)
     times = []
     for size in sizes:
@@ -99,9 +97,7 @@ def warm_up(checkpoint: "Checkpoint", engine: "Engine", max_batch_size: int) -> 
             verify(checkpoint, routed.probability, (size, decisions))
             obeys = {0.0: routed.executed.all(), 1.0: not routed.executed.any()}
             if checkpoint.macs.gates and not obeys.get(threshold, True):
-                raise LoadError(
-                    f"{checkpoint.folder}: the engine {engine.name} does not obey the execute threshold"
-                )
+                raise LoadError(f"{checkpoint.folder}: the engine {engine.name} does not obey the execute threshold")
         # The first run of a size also pays for buffers and kernels, which matters where a run is short.
         times.append(seconds if seconds > 0.25 else timed(engine, images[:size], 0.0)[1])
     return Served(checkpoint, engine, routed.mode, sizes, times)
