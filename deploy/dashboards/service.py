@@ -21,7 +21,7 @@ from deploy.dashboards.panels import (
 )
 
 FAILED = f'{INSTANCE}, outcome=~"error|deadline|unavailable"'
-JUDGED = f'{INSTANCE}, outcome!~"bad_input|cancelled"'
+JUDGED = f'{INSTANCE}, outcome!~"bad_input|cancelled|rejected"'
 DURATION = "skipnet_request_duration_seconds"
 
 
@@ -51,8 +51,8 @@ def numbers() -> list[Built]:
         ),
         stat_panel(
             "Errors",
-            "Share of requests that failed by our fault: error, deadline passed, not ready. What was no image, or given "
-            "up by its client, is left out. The objective is 0.1 %.",
+            "Share of requests that failed by our fault: error, deadline passed, not ready. Requests that are wrong, "
+            "turned away with 429 or given up by their client do not count. The objective is 0.1 %.",
             "percentunit",
             Target(f"{rate('skipnet_requests_total', FAILED)} / {rate('skipnet_requests_total', JUDGED)}"),
             steps("green", (0.001, "orange"), (0.0144, "red")),
