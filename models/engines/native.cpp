@@ -298,8 +298,10 @@ struct Network {
             if (x.height < 2 || x.width < 2) return false;
             hidden = step.gate_pooled = plan.get(GATE_POOLED, x.channels, x.height / 2, x.width / 2);
         }
-        for (size_t j = 0; j < gate.convolutions.size(); ++j)
-            step.gate_hidden.push_back(hidden = plan.after(GATE_HIDDEN + int(j), gate.convolutions[j], *hidden));
+        for (size_t j = 0; j < gate.convolutions.size(); ++j) {
+            hidden = plan.after(GATE_HIDDEN + int(j), gate.convolutions[j], *hidden);
+            step.gate_hidden.push_back(hidden);
+        }
         return true;
     }
 

@@ -81,7 +81,11 @@ def library_name(kind: str) -> str:
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipnet"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipnet"
+    except RuntimeError as error:
+        reason = "this user has no home folder to compile the native engine into: set XDG_CACHE_HOME"
+        raise NativeUnavailable(reason) from error
 
 
 def compile_library(kind: str, library: Path) -> None:

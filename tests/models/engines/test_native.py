@@ -272,6 +272,15 @@ class TestBuild:
         with pytest.raises(NativeUnavailable, match="cannot be compiled into"):
             NativeEngine(fold(routed_network), threads=1)
 
+    def test_no_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_home() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(native_build.Path, "home", no_home)
+        with pytest.raises(NativeUnavailable, match="set XDG_CACHE_HOME"):
+            load_library()
+
     def test_library_that_does_not_load(self, routed_network: SkipNet) -> None:
         kind = native_build.cpu_kinds()[0]
         native_build.SOURCE.with_name(native_build.library_name(kind)).write_text("not a library")
