@@ -43,6 +43,16 @@ def test_auto_takes_the_fastest(checkpoint: Checkpoint, times: dict[str, float])
     assert load_engine(checkpoint, device="cpu", threads=1, routing="branch").name == "onnxruntime"
 
 
+def test_auto_weighs_the_native_engine_against_masking_too(checkpoint: Checkpoint, times: dict[str, float]) -> None:
+    assert times["native"] < times["onnxruntime"]
+    engine = load_engine(checkpoint, device="cpu", threads=1)
+    try:
+        assert isinstance(engine, RoutingSwitch)
+        assert (engine.engines["branch"].name, engine.engines["mask"].name) == ("native", "onnxruntime")
+    finally:
+        engine.close()
+
+
 @pytest.mark.usefixtures("no_native")
 def test_auto_does_without_what_is_missing(
     checkpoint: Checkpoint, times: dict[str, float], caplog: pytest.LogCaptureFixture
