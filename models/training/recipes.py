@@ -61,7 +61,7 @@ def short(stage: Stage) -> Recipe:
     if stage == "hrl":
         return Recipe(
             "short", stage, rate=0.01, schedule="one_cycle", epochs=3, nesterov=True, decay_all=False,
-            weight_decay=5e-4, alpha=0.5, policy_weight=0.5, samples=2, batch=64, sharpen=10.0,
+            weight_decay=5e-4, alpha=0.1, policy_weight=0.5, samples=2, batch=64, sharpen=10.0,
         )  # fmt: skip
     return Recipe(
         "short", stage, rate=0.3, schedule="one_cycle", epochs=30, nesterov=True, decay_all=False,
