@@ -47,6 +47,11 @@ class Architecture:
         )
 
     @property
+    def shape(self) -> tuple[Stem, str, tuple[int, ...], GateKind | None]:
+        """What makes two architectures' weights interchangeable, but for the number of classes."""
+        return self.stem, self.block, self.blocks, self.gates
+
+    @property
     def image_size(self) -> int:
         """Height and width in pixels of the images that the architecture was made for."""
         return 32 if self.stem == "cifar" else 224

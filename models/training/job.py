@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,7 +67,7 @@ def make_job(options: Options) -> Job:
     size = options.size or (row.size if row.size <= LARGEST_IN_MEMORY else architecture.image_size)
     spec = input_spec(row, size)
     train, held_out = split(source, options)
-    network = start_network(architecture, source.classes, options)
+    network, earlier = start_network(architecture, source.classes, options)
     device = torch.device(choose_device(options.device))
     return Job(
         architecture=architecture,
@@ -82,6 +82,7 @@ def make_job(options: Options) -> Job:
         folder=options.output,
         compile=options.compile == "on" or (options.compile == "auto" and can_compile(device)),
         about={"dataset": row.name, "train_images": len(train), "held_out_images": len(held_out)},
+        earlier=earlier,
     )
 
 
@@ -107,16 +108,19 @@ def override(recipe: Recipe, options: Options) -> Recipe:
     return recipe
 
 
-def start_network(architecture: Architecture, classes: list[str], options: Options) -> SkipNet:
-    """Return a fresh network, or the one of the checkpoint to start from."""
+def start_network(
+    architecture: Architecture, classes: list[str], options: Options
+) -> tuple[SkipNet, list[dict[str, Any]]]:
+    """Return a fresh network, or the one of the checkpoint to start from and the stages behind it."""
     if options.init is None:
-        return architecture.build(len(classes))
+        return architecture.build(len(classes)), []
     checkpoint = read_checkpoint(options.init)
-    if find_architecture(checkpoint.config.architecture).build(1).gate_kind != architecture.gates or (
-        checkpoint.config.labels != classes
-    ):
-        raise JobError(f"{options.init} is a {checkpoint.config.architecture} or has other labels; name its own --arch")
-    return checkpoint.network
+    found = find_architecture(checkpoint.config.architecture)
+    if found.shape != architecture.shape:
+        raise JobError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
+    if checkpoint.config.labels != classes:
+        raise JobError(f"{options.init} has other labels than {options.dataset}; train it from the start")
+    return checkpoint.network, checkpoint.config.training.get("stages", [])
 
 
 def input_spec(row: DatasetRow, size: int) -> InputSpec:

@@ -1,6 +1,6 @@
 """Recipes: named sets of hyper-parameters, one for each stage of training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Stage = Literal["plain", "sp", "hrl"]
@@ -71,9 +71,7 @@ def short(stage: Stage) -> Recipe:
 
 def budget(stage: Stage) -> Recipe:
     """``short`` with a computation target in SP: the gates learn to skip before HRL refines them."""
-    recipe = short(stage)
-    changes = {"name": "budget"} if stage != "sp" else {"name": "budget", "target": 0.6}
-    return Recipe(**{**recipe.__dict__, **changes})
+    return replace(short(stage), name="budget", target=0.6 if stage == "sp" else None)
 
 
 RECIPES = {"paper": paper, "short": short, "budget": budget}

@@ -9,9 +9,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,7 +41,9 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides a run. ``batches`` gives a recipe's batches, ``validate`` measures held-out images."""
+    """Everything that decides a run. ``batches`` gives a recipe's batches, ``validate`` measures held-out images;
+    ``earlier`` tells of the stages behind the checkpoint that it starts from.
+    """
 
     architecture: Architecture
     network: SkipNet
@@ -55,6 +57,7 @@ class Job:
     folder: Path
     compile: bool
     about: dict[str, Any]
+    earlier: list[dict[str, Any]]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -63,7 +66,24 @@ class Job:
         return {"architecture": self.architecture.name, "stages": stages, "seed": self.seed, **self.about}
 
 
-def train(job: Job, *, resume: bool, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]) -> Path:
+class Watcher(Protocol):
+    """Is told of a run while it goes on: for metrics that are scraped."""
+
+    def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float) -> None:
+        """Step number ``step`` of the stage's ``steps`` is done, on ``images`` images at learning rate ``rate``."""
+
+    def logged(self, row: dict[str, Any]) -> None:
+        """An epoch is over, and ``row`` was appended to ``log.jsonl``."""
+
+
+def train(
+    job: Job,
+    *,
+    resume: bool,
+    save_every: float,
+    show: Callable[[Iterator[int]], Iterator[int]],
+    watcher: Watcher | None = None,
+) -> Path:
     """Run the job's stages and return the folder of the last stage's checkpoint.
 
     ``show`` wraps the steps of an epoch, for a progress bar. Raises StateError where ``resume`` finds a state that
@@ -76,7 +96,7 @@ def train(job: Job, *, resume: bool, save_every: float, show: Callable[[Iterator
         progress, optimizer_state = state.load(job.network)
     job.network.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for number in range(progress.stage, len(job.recipes)):
-        run_stage(job, job.recipes[number], progress, optimizer_state, state, show)
+        run_stage(job, job.recipes[number], progress, optimizer_state, state, show, watcher)
         write_stage_checkpoint(job, job.recipes[number])
         progress, optimizer_state = Progress(stage=number + 1), None
         state.save(progress, job.network, None)
@@ -90,6 +110,7 @@ def run_stage(
     optimizer_state: dict[str, Any] | None,
     state: StateFile,
     show: Callable[[Iterator[int]], Iterator[int]],
+    watcher: Watcher | None,
 ) -> None:
     batches = job.batches(recipe)
     total = recipe.steps(batches.steps_per_epoch)
@@ -117,9 +138,13 @@ def run_stage(
             step.loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             progress.add(step, len(labels) * recipe.samples, time.perf_counter() - began)
+            if watcher:
+                watcher.stepped(recipe, progress.step, total, len(labels), rate)
             if state.due():
                 state.save(progress, job.network, optimizer)
-        log_epoch(job, recipe, progress, epoch)
+        row = log_epoch(job, recipe, progress, epoch)
+        if watcher:
+            watcher.logged(row)
         state.save(progress, job.network, optimizer)
 
 
@@ -161,8 +186,8 @@ def make_optimizer(network: SkipNet, recipe: Recipe) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=recipe.nesterov)
 
 
-def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> None:
-    """Append the epoch's figures, held-out ones beside them, to ``log.jsonl``, and begin new sums."""
+def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[str, Any]:
+    """Append the epoch's figures, held-out ones beside them, to ``log.jsonl``, begin new sums; return the figures."""
     loss, correct, computation = (
         (progress.sums[:3] / progress.images).tolist() if progress.sums is not None else [0] * 3
     )
@@ -187,9 +212,11 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> None:
     with (job.folder / "log.jsonl").open("a") as log:
         log.write(json.dumps(row) + "\n")
     progress.begin_epoch()
+    return row
 
 
 def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:
+    stages = job.earlier + [stage_summary(done) for done in job.recipes[: job.recipes.index(recipe) + 1]]
     config = Config(
         architecture=job.architecture.name,
         labels=job.labels,
@@ -197,17 +224,13 @@ def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:
         training={
             **job.about,
             "seed": job.seed,
-            "stages": [stage_summary(row) for row in upto(job.recipes, recipe)],
+            "stages": stages,
         },
         code=code_version(),
     )
     write_checkpoint(job.folder / recipe.stage, job.network, config)
 
 
-def upto(recipes: list[Recipe], last: Recipe) -> list[Recipe]:
-    return recipes[: recipes.index(last) + 1]
-
-
 def stage_summary(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe's hyper-parameters as they are written into a checkpoint's config."""
-    return {key: value for key, value in vars(replace(recipe)).items() if value is not None}
+    return {key: value for key, value in asdict(recipe).items() if value is not None}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from models.catalogue import find_architecture
+from models.checkpoint import Config, write_checkpoint
 from models.data.augmentation import crop_flip, normalise
 from models.data.batches import PreparedImages, StreamedBatches
 from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
@@ -110,6 +113,19 @@ def test_held_out_images_are_never_trained_on(tmp_path: Path, pixels: np.ndarray
 def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no gates: its only stage is plain"):
         make_job(Options("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, stages=("sp",)))
+
+
+def test_a_checkpoint_of_another_network_is_no_start(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
+    architecture = find_architecture("cifar10_rnn_gate_38")
+    labels = read_source(CIFAR10, "train", tmp_path).classes
+    config = Config(architecture=architecture.name, labels=labels, input=input_spec(CIFAR10, 32), code="test")
+    write_checkpoint(tmp_path / "start", architecture.build(), config)
+    options = Options("cifar10_rnn_gate_74", "cifar10", tmp_path, data=tmp_path, init=tmp_path / "start", held_out=5)
+    with pytest.raises(ValueError, match="is a cifar10_rnn_gate_38, not a cifar10_rnn_gate_74"):
+        make_job(options)
+    job = make_job(replace(options, arch="cifar10_rnn_gate_rl_38"))
+    assert [recipe.stage for recipe in job.recipes] == ["hrl"]
 
 
 def test_crop_and_flip_move_pixels_and_invent_none() -> None:

@@ -69,6 +69,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
         folder=tmp_path / "run",
         compile=False,
         about={"dataset": "synthetic"},
+        earlier=[],
     )
 
 
@@ -228,3 +229,28 @@ def test_order_and_augmentation_depend_on_seed_epoch_and_step_only(images: tuple
     other = next(batches.epoch(2))
     assert not torch.equal(first[0][0], other[0])
     assert not torch.equal(torch.rand(4, generator=generator(3, 1, 2)), torch.rand(4, generator=generator(3, 2, 1)))
+
+
+class Noted:
+    """A watcher that notes what it was told."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int, int]] = []
+        self.rows: list[dict[str, object]] = []
+
+    def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float) -> None:
+        assert recipe.stage == "sp"
+        assert rate == learning_rate(recipe, step - 1, steps)
+        self.steps.append((step, steps, images))
+
+    def logged(self, row: dict[str, object]) -> None:
+        self.rows.append(row)
+
+
+def test_a_watcher_is_told_of_every_step_and_epoch(job: Job) -> None:
+    noted = Noted()
+    train(replace(job, recipes=job.recipes[:1]), resume=False, save_every=300, show=quiet, watcher=noted)
+    steps = 2 * IMAGES // BATCH
+    assert noted.steps == [(step, steps, BATCH) for step in range(1, steps + 1)]
+    assert noted.rows == [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    assert len(noted.rows) == 2
