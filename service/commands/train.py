@@ -4,12 +4,21 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from pydantic_settings import NoDecode
 
 from service.settings import Options
+
+if TYPE_CHECKING:
+    from models.training.recipes import Stage
+
+STAGES: "dict[str, tuple[Stage, ...]]" = {
+    "plain": ("plain",),
+    "sp": ("sp",),
+    "hrl": ("hrl",),
+    "sp,hrl": ("sp", "hrl"),
+}
 
 
 class Train(Options):
@@ -22,8 +31,8 @@ class Train(Options):
     dataset: str = Field(description="cifar10, cifar100, svhn, imagenet or imagefolder")
     data: Path | None = Field(None, description="local folder of the data set; default: the hub")
     recipe: str = Field("paper", description="hyper-parameters: paper, short or budget")
-    stages: Annotated[list[Literal["plain", "sp", "hrl"]] | None, NoDecode] = Field(
-        None, description="default: sp hrl, or plain for a network without gates; hrl alone needs --init"
+    stages: Literal["plain", "sp", "hrl", "sp,hrl"] | None = Field(
+        None, description="default: sp,hrl, or plain for a network without gates; hrl alone starts from --init"
     )
     init: Path | None = Field(None, description="checkpoint folder to start from")
     epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
@@ -42,6 +51,8 @@ class Train(Options):
     model_repository: Path | None = Field(
         None, description="where given, the trained model becomes the next version of <arch> there"
     )
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="where Prometheus may scrape the run's metrics")
+    metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 is every one")
 
     def cli_cmd(self) -> None:
         from tqdm import tqdm
@@ -50,19 +61,23 @@ class Train(Options):
         from models.training.job import Options as JobOptions
         from models.training.job import make_job
         from models.training.run import train
+        from service.training_metrics import TrainingMetrics
 
         if self.priority == "low":
             os.nice(19)
-        chosen = self.model_dump(exclude={"resume", "save_every", "priority", "model_repository", "output", "stages"})
+        chosen = self.model_dump(include=set(JobOptions.__annotations__) - {"output", "stages"})
         output = self.output or Path("runs") / self.arch
-        stages = tuple(self.stages) if self.stages else None
+        stages = STAGES[self.stages] if self.stages else None
         job = make_job(JobOptions(**chosen, output=output, stages=stages))
         print(f"{job.architecture.name} on {job.device}, {', '.join(recipe.stage for recipe in job.recipes)}: {output}")
 
         def bar(steps: Iterator[int]) -> Iterator[int]:
             return iter(tqdm(steps, unit="step", file=sys.stdout, mininterval=1))
 
-        folder = train(job, resume=self.resume, save_every=self.save_every, show=bar)
+        metrics = TrainingMetrics(job.architecture.name)
+        if self.metrics_port is not None:
+            print("metrics:", metrics.serve(self.metrics_host, self.metrics_port), flush=True)
+        folder = train(job, resume=self.resume, save_every=self.save_every, show=bar, watcher=metrics)
         print("checkpoint:", folder)
         if self.model_repository:
             print("published:", publish(folder, self.model_repository, job.architecture.name))

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.service.parts import until
+from tests.service.parts import picture, until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus/rules"
@@ -86,3 +86,12 @@ class Prometheus:
         series = self.query(expression)
         assert len(series) <= 1, series
         return float(series[0]["value"][1]) if series else float("nan")
+
+
+def write_dataset(folder: Path, images: int) -> None:
+    """Write a few pictures as CIFAR-10 lies on the hub: ``train.parquet`` with columns img and label."""
+    from datasets import Dataset, Features, Image, Value
+
+    rows = {"img": [picture(seed, 32, 32) for seed in range(images)], "label": [seed % 10 for seed in range(images)]}
+    folder.mkdir()
+    Dataset.from_dict(rows, Features({"img": Image(), "label": Value("int64")})).to_parquet(folder / "train.parquet")
