@@ -103,14 +103,8 @@ def predictions(logits: NDArray[np.float32], labels: list[str], top_k: int) -> l
 
 
 def routing(result: ImageResult, checkpoint: "Checkpoint", explain: bool) -> RoutingAnswer:
-    """Return which blocks ran; block i + 1 is column i of the engine's decisions."""
+    """Return which blocks ran, with ``explain`` decision by decision; block i + 1 is column i of the engine's."""
     blocks, dense = len(checkpoint.macs.blocks), checkpoint.macs.dense
-    decisions = [
-        Decision(block=i + 1, executed=executed, probability=round(probability, 6))
-        for i, (executed, probability) in enumerate(
-            zip(result.executed.tolist(), result.probability.tolist(), strict=True)
-        )
-    ]
     return RoutingAnswer(
         blocks=blocks,
         executed=blocks - result.skipped,
@@ -120,8 +114,16 @@ def routing(result: ImageResult, checkpoint: "Checkpoint", explain: bool) -> Rou
         dense_macs=dense,
         saved=round(1 - result.macs / dense, 6),
         mode=result.mode,
-        decisions=decisions if explain else None,
+        decisions=decisions(result) if explain else None,
     )
+
+
+def decisions(result: ImageResult) -> list[Decision]:
+    columns = zip(result.executed.tolist(), result.probability.tolist(), strict=True)
+    return [
+        Decision(block=block, executed=executed, probability=round(probability, 6))
+        for block, (executed, probability) in enumerate(columns, start=1)
+    ]
 
 
 def timing(record: Timing) -> TimingAnswer:

@@ -19,8 +19,6 @@ VERBS = {
     "import": ("importing", "turn a checkpoint of the public code into one of ours"),
     "export": ("exporting", "write a checkpoint as ONNX"),
     "bench": ("bench", "measure the engines' speed on this machine"),
-    "reproduce": ("reproduce", "repeat the paper's experiments"),
-    "report": ("report", "draw figures and tables of what was measured"),
 }
 
 

@@ -1,6 +1,7 @@
 """What Prometheus scrapes. Names begin with skipnet_; labels take only values that the server chose."""
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ SECONDS = (
 BLOCKS = (*range(19), *range(20, 36, 2), 36, 40, 44, 48, 54, 60, 66, 75)
 LAYERS = (*range(37), 39, *range(42, 75, 3), 80, 90, 99, 108, 120, 132, 150)
 VERSION = ("model", "version")
+MODES = ("branch", "mask")
 
 # Each would double a counter's series to say when it began, which process_start_time_seconds tells.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -103,11 +105,12 @@ class Metrics:
             "Share of the evaluated images that a block ran for.",
             (*VERSION, "block"),
         )
+        self._series: WeakKeyDictionary[Served, Series] = WeakKeyDictionary()
         self.ready = gauge("ready", "1 when /health/ready says yes.", ())
 
     def served(self, served: Served, depth: Callable[[], int]) -> None:
         """Begin a version's series, at zero where nothing was counted yet."""
-        name, version = labels = (served.name, str(served.version))
+        labels = (served.name, str(served.version))
         self.model.labels(*labels).info(
             {
                 "architecture": served.checkpoint.config.architecture,
@@ -116,16 +119,10 @@ class Metrics:
             }
         )
         self.queue_depth.labels(*labels).set_function(depth)
-        self._show_mode(name, version, served.mode)
-        for kind in ("executed", "dense"):
-            self.macs.labels(*labels, kind)
+        for mode, gauge in self._series_of(served).modes.items():
+            gauge.set(mode == served.mode)
         for reason in ("client_gone", "deadline"):
             self.dropped.labels(*labels, reason)
-        for metric in (self.engine_seconds, self.dense_seconds, self.layers_skipped, self.blocks_skipped):
-            metric.labels(*labels)
-        for block in range(len(served.checkpoint.macs.blocks)):
-            self.executions.labels(*labels, str(block))
-            self.skips.labels(*labels, str(block))
         evaluation = served.checkpoint.config.evaluation
         if evaluation is not None:
             self.expected_mac_share.labels(*labels).set(evaluation.macs / evaluation.dense_macs)
@@ -143,28 +140,52 @@ class Metrics:
     def ran(self, ran: Ran, macs: NDArray[np.int64]) -> None:
         """Count a batch."""
         served, routed, size = ran.batch.served, ran.routed, len(ran.batch.works)
-        name, version = labels = (served.name, str(served.version))
-        self.batch_size.labels(*labels).observe(size)
-        self.batches.labels(*labels, routed.mode).inc()
-        self.engine_seconds.labels(*labels).inc(ran.seconds)
-        self.dense_seconds.labels(*labels).inc(served.dense_time(size))
-        self.macs.labels(*labels, "executed").inc(int(macs.sum()))
-        self.macs.labels(*labels, "dense").inc(served.checkpoint.macs.dense * size)
-        for block, executed in enumerate([size, *routed.executed.sum(0).tolist()]):
-            self.executions.labels(*labels, str(block)).inc(executed)
-            self.skips.labels(*labels, str(block)).inc(size - executed)
+        series = self._series_of(served)
+        series.batch_size.observe(size)
+        series.batches[routed.mode].inc()
+        series.engine_seconds.inc(ran.seconds)
+        series.dense_seconds.inc(served.dense_time(size))
+        series.macs["executed"].inc(int(macs.sum()))
+        series.macs["dense"].inc(served.checkpoint.macs.dense * size)
+        executions = [size, *routed.executed.sum(0).tolist()]
+        for executed, ran_for, skipped_for in zip(executions, series.executions, series.skips, strict=True):
+            ran_for.inc(executed)
+            skipped_for.inc(size - executed)
         for skipped in (~routed.executed).sum(1).tolist():
-            self.blocks_skipped.labels(*labels).observe(skipped)
-            self.layers_skipped.labels(*labels).observe(skipped * served.checkpoint.network.layers_per_block)
-        self._show_mode(name, version, routed.mode)
+            series.blocks_skipped.observe(skipped)
+            series.layers_skipped.observe(skipped * served.checkpoint.network.layers_per_block)
+        for mode, gauge in series.modes.items():
+            gauge.set(mode == routed.mode)
 
     def answered(self, served: Served, timing: Timing, request_id: str) -> None:
         """Observe an answered request's timing, with its id as the exemplar."""
-        labels, exemplar = (served.name, str(served.version)), {"request_id": request_id}
-        self.request_duration.labels(*labels).observe(timing.total, exemplar)
-        for stage in STAGES:
-            self.stage_duration.labels(*labels, stage).observe(getattr(timing, stage), exemplar)
+        series, exemplar = self._series_of(served), {"request_id": request_id}
+        series.request_duration.observe(timing.total, exemplar)
+        for stage, histogram in series.stages.items():
+            histogram.observe(getattr(timing, stage), exemplar)
 
-    def _show_mode(self, name: str, version: str, mode: str) -> None:
-        for each in ("branch", "mask"):
-            self.engine_mode.labels(name, version, each).set(each == mode)
+    def _series_of(self, served: Served) -> "Series":
+        series = self._series.get(served)
+        if series is None:
+            series = self._series[served] = Series(self, served)
+        return series
+
+
+class Series:
+    """The series of one version: finding them by their labels costs more than counting."""
+
+    def __init__(self, metrics: Metrics, served: Served) -> None:
+        name, version = served.name, str(served.version)
+        blocks = [str(block) for block in range(len(served.checkpoint.macs.blocks))]
+        self.batch_size = metrics.batch_size.labels(name, version)
+        self.batches = {mode: metrics.batches.labels(name, version, mode) for mode in MODES}
+        self.modes = {mode: metrics.engine_mode.labels(name, version, mode) for mode in MODES}
+        self.engine_seconds = metrics.engine_seconds.labels(name, version)
+        self.dense_seconds = metrics.dense_seconds.labels(name, version)
+        self.macs = {kind: metrics.macs.labels(name, version, kind) for kind in ("executed", "dense")}
+        self.executions = [metrics.executions.labels(name, version, block) for block in blocks]
+        self.skips = [metrics.skips.labels(name, version, block) for block in blocks]
+        self.blocks_skipped = metrics.blocks_skipped.labels(name, version)
+        self.layers_skipped = metrics.layers_skipped.labels(name, version)
+        self.request_duration = metrics.request_duration.labels(name, version)
+        self.stages = {stage: metrics.stage_duration.labels(name, version, stage) for stage in STAGES}

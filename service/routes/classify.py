@@ -11,8 +11,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from service.answers import Classification, ModelIdentity, predictions, routing, timing
 from service.budget import choose_threshold
 from service.errors import Code, ServiceError, documented
-from service.middleware import INFERENCE
-from service.routes.dependencies import CoreHere, RecordHere
+from service.middleware import INFERENCE, record_of
+from service.routes.dependencies import core_of
 
 router = APIRouter(tags=[INFERENCE])
 
@@ -74,8 +74,6 @@ class ClassifyQuery(BaseModel):
 )
 async def classify(
     request: Request,
-    core: CoreHere,
-    record: RecordHere,
     query: Annotated[ClassifyQuery, Query()],
     x_request_timeout: Annotated[
         float | None,
@@ -83,6 +81,7 @@ async def classify(
     ] = None,
 ) -> Response:
     """Classify one image, sent as the multipart field `image` or as the body itself."""
+    core, record = core_of(request), record_of(request)
     core.inference_keys.check(request)
     record_timing = record.timing
     deadline = core.deadline(record_timing, x_request_timeout)

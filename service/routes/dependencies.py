@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from service.core import Core
-from service.middleware import Record, record_of
 
 
 def core_of(request: Request) -> Core:
@@ -13,14 +12,9 @@ def core_of(request: Request) -> Core:
     return core
 
 
-# Coroutines: FastAPI would send plain functions through a thread each time.
+# A coroutine: FastAPI would send a plain function through a thread each time.
 async def _core(request: Request) -> Core:
     return core_of(request)
 
 
-async def _record(request: Request) -> Record:
-    return record_of(request)
-
-
 CoreHere = Annotated[Core, Depends(_core)]
-RecordHere = Annotated[Record, Depends(_record)]

@@ -13,10 +13,10 @@ from service.budget import choose_threshold
 from service.core import Core
 from service.errors import Code, ServiceError
 from service.loading import LoadError, Served
-from service.middleware import INFERENCE
+from service.middleware import INFERENCE, record_of
 from service.oip import DATATYPES, InferRequest, read_call, respond
 from service.repository import State
-from service.routes.dependencies import CoreHere, RecordHere
+from service.routes.dependencies import CoreHere, core_of
 
 Content = TypeVar("Content", bound=BaseModel)
 
@@ -196,8 +196,6 @@ async def model_config(core: CoreHere, model: str, version: str | None = None) -
 )
 async def infer(
     request: Request,
-    core: CoreHere,
-    record: RecordHere,
     model: str,
     version: str | None = None,
     inference_header_content_length: Annotated[int | None, Header(ge=0)] = None,
@@ -208,6 +206,7 @@ async def infer(
     Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`; all of them where none is asked for.
     Parameters: `execute_threshold`, `compute_budget`, `timeout` (microseconds), `binary_data_output`.
     """
+    core, record = core_of(request), record_of(request)
     core.inference_keys.check(request)
     timing = record.timing
     deadline = core.deadline(timing, x_request_timeout)

@@ -215,9 +215,10 @@ def test_what_does_not_exist(folder: Path, loaded: Served) -> None:
             with pytest.raises(LoadError, match="holds no"):
                 await shelf.load(name, version)
         await shelf.load(NAME)
-        for name, version in (("nobody", None), (NAME, 9), (None, 9)):
+        cases: list[tuple[str | None, int | None]] = [("nobody", None), (NAME, 9), (None, 9)]
+        for wanted, number in cases:
             with pytest.raises(ServiceError) as caught:
-                shelf.resolve(name, version)
+                shelf.resolve(wanted, number)
             assert caught.value.status == 404
 
     run(story)
