@@ -4,10 +4,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from service.errors import Code, ServiceError
 from service.loading import LoadError, Served
@@ -17,6 +18,9 @@ log = logging.getLogger("skipnet.repository")
 
 Files = tuple[tuple[str, int, int], ...]
 """Name, size in bytes and time of change in ns of each file in a folder: what tells a new version from an old."""
+
+
+Result = TypeVar("Result")
 
 
 class State(StrEnum):
@@ -58,6 +62,7 @@ class Repository:
         self.served: dict[str, dict[int, Served]] = {}
         self.problems: dict[tuple[str, int], str] = {}
         self.loading: set[tuple[str, int]] = set()
+        self.working = False  # the thread is loading, which nothing can interrupt
         self._load = load
         self._on_served = on_served
         self._on_retired = on_retired
@@ -74,7 +79,7 @@ class Repository:
 
         What could not is logged and stands in the index.
         """
-        for name in sorted(await self._names()):
+        for name in sorted(await asyncio.to_thread(scan, self.folder)):
             try:
                 await self.load(name)
             except LoadError as error:
@@ -88,16 +93,16 @@ class Repository:
         Raises LoadError.
         """
         async with self._changing:
-            found = await self._versions(name)
+            found = await self._in_thread(lambda: versions_of(self.folder, name))
             wanted = version if version is not None else max(found, default=None)
             if wanted is None or wanted not in found:
                 raise LoadError(f"{self.folder} holds no {name}{f'/{version}' if version is not None else ''}")
             key = (name, wanted)
             self.loading.add(key)
             folder = self.folder / name / str(wanted)
-            self._tried[key] = await asyncio.to_thread(files_of, folder)
             try:
-                served = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, folder)
+                self._tried[key] = await self._in_thread(lambda: files_of(folder))
+                served = await self._in_thread(lambda: self._load(folder))
             except Exception as error:
                 self.problems[key] = str(error)
                 # Out of memory on a device, say: the version is at fault, not the server.
@@ -180,9 +185,19 @@ class Repository:
         """Return every version in the folder and every one that is served."""
         known = set(self.loading) | set(self.problems)
         known |= {(name, version) for name, versions in self.served.items() for version in versions}
-        for name in await self._names():
-            known |= {(name, version) for version in await self._versions(name)}
+        in_folder = await asyncio.to_thread(scan, self.folder)
+        known |= {(name, version) for name, versions in in_folder.items() for version in versions}
         return [self._entry(name, version) for name, version in sorted(known)]
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        def run() -> Result:
+            self.working = True
+            try:
+                return work()
+            finally:
+                self.working = False
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     def _entry(self, name: str, version: int) -> Entry:
         problem = self.problems.get((name, version), "")
@@ -211,18 +226,15 @@ class Repository:
         if not served.leases:
             self._on_retired(served)
 
-    async def _names(self) -> list[str]:
-        return await asyncio.to_thread(model_names, self.folder)
 
-    async def _versions(self, name: str) -> list[int]:
-        return await asyncio.to_thread(versions_of, self.folder, name)
-
-
-def model_names(folder: Path) -> list[str]:
-    """Return the names of the folders in a repository that hold a numbered folder."""
-    if not folder.is_dir():
-        return []
-    return [model.name for model in folder.iterdir() if any(child.name.isdecimal() for child in model.glob("*/"))]
+def scan(folder: Path) -> dict[str, list[int]]:
+    """Return the models in a repository and their versions, ascending; a model has at least one numbered folder."""
+    found = {}
+    for model in folder.iterdir() if folder.is_dir() else ():
+        versions = sorted(int(child.name) for child in model.glob("*/") if child.name.isdecimal())
+        if versions:
+            found[model.name] = versions
+    return found
 
 
 def files_of(folder: Path) -> Files:
@@ -234,12 +246,9 @@ def files_of(folder: Path) -> Files:
 def newest_files(folder: Path) -> dict[tuple[str, int], Files]:
     """Return the newest version of every model and its files."""
     newest = {}
-    for name in model_names(folder):
-        try:
-            version = max(versions_of(folder, name))
-            newest[name, version] = files_of(folder / name / str(version))
-        except (LoadError, OSError):
-            continue  # A folder that is no model, or one that is being moved.
+    for name, versions in scan(folder).items():
+        with suppress(OSError):  # It is being moved.
+            newest[name, versions[-1]] = files_of(folder / name / str(versions[-1]))
     return newest
 
 

@@ -15,6 +15,7 @@ from service.app import create_app
 from service.core import Core
 from service.loading import Served
 from service.logs import configure
+from service.protocol import BoundedHead
 from service.settings import Settings
 
 log = logging.getLogger("skipnet.server")
@@ -25,7 +26,7 @@ def serve(settings: Settings) -> int:
     configure(settings.log_level, settings.log_format)
     server = build(settings)
     server.run()
-    if server.core.repository.loading:
+    if server.core.repository.working:
         # Nothing is left to finish, and a load can't be interrupted: leave it.
         logging.shutdown()
         os._exit(server.exit_code)
@@ -39,6 +40,7 @@ def build(settings: Settings, load: Callable[[Path], Served] | None = None) -> "
         app,
         host=settings.host,
         port=settings.port,
+        http=BoundedHead,
         log_config=None,
         access_log=False,
         server_header=False,

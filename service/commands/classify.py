@@ -40,9 +40,7 @@ class Classify(EngineOptions):
         engine = load_engine(checkpoint, self.engine, self.device, self.threads, self.routing)
         decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL)
         spec, threshold = checkpoint.config.input, self.execute_threshold
-        thresholds = np.full(
-            1, checkpoint.config.execute_threshold if threshold is None else threshold, np.float32
-        )
+        thresholds = np.full(1, checkpoint.config.execute_threshold if threshold is None else threshold, np.float32)
         for file in self.images:
             try:
                 with decoder.decode(file.read_bytes(), spec.resize) as decoded:
@@ -65,9 +63,9 @@ class Classify(EngineOptions):
     def find_checkpoint(self) -> Path:
         """Return the folder of the model and version asked for; raises UserError."""
         from models.checkpoint import versions
-        from service.repository import model_names
+        from service.repository import scan
 
-        name = self.model if self.model is not None else min(model_names(self.model_repository), default=None)
+        name = self.model if self.model is not None else min(scan(self.model_repository), default=None)
         found = versions(self.model_repository, name) if name is not None else []
         version = self.version if self.version is not None else max(found, default=None)
         if version not in found:
