@@ -16,6 +16,7 @@ from models.data.augmentation import normalise
 from models.data.batches import Batches, MemoryBatches, PreparedImages, StreamedBatches, generator
 from models.data.catalogue import DatasetRow, find_dataset
 from models.data.source import DataError, Source, read_source
+from models.engines.threads import available_cpus
 from models.evaluation import Metrics, evaluate_network
 from models.network import SkipNet
 from models.preprocessing import InputSpec
@@ -60,6 +61,7 @@ def make_job(options: Options) -> Job:
     Raises JobError, DataError, UnknownArchitecture, UnknownDataset, UnknownRecipe or CheckpointError.
     """
     torch.manual_seed(options.seed)
+    torch.set_num_threads(available_cpus())
     architecture, row = find_architecture(options.arch), find_dataset(options.dataset)
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]

@@ -30,7 +30,7 @@ class Bench(Options):
     shares: str = Field("0,0.25,0.5,0.75,1", description="forced shares of the gated blocks")
     size: int | None = Field(None, ge=32, description="side of the images; default: the architecture's")
     seconds: float = Field(5.0, gt=0, description="seconds for each batch size and thread count")
-    output: Path | None = Field(None, description="folder for bench.json and curve.svg")
+    output: Path | None = Field(None, description="folder for bench.json, table.md and curve.svg")
 
     def cli_cmd(self) -> None:
         import json
@@ -38,6 +38,7 @@ class Bench(Options):
         from models.benchmark.curve import draw_curve
         from models.benchmark.machine import describe_machine
         from models.benchmark.suite import run_suite
+        from models.benchmark.table import draw_table
 
         machine = describe_machine()
         print(", ".join(f"{key} {value}" for key, value in machine.items()))
@@ -57,6 +58,7 @@ class Bench(Options):
             self.output.mkdir(parents=True, exist_ok=True)
             document = {"machine": machine, "rows": [row.as_dict() for row in rows]}
             (self.output / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
+            (self.output / "table.md").write_text(draw_table(rows))
             alone = [row for row in rows if row.batch == 1 and row.threads == 1]
             (self.output / "curve.svg").write_text(draw_curve(alone, f"Batch 1, one thread, {machine['processor']}"))
 

@@ -8,6 +8,7 @@ from models.benchmark.curve import draw_curve
 from models.benchmark.forcing import force_route, random_network, spread_evenly, without_gates
 from models.benchmark.measure import interleave
 from models.benchmark.suite import PUBLIC_CODE, Subject, run_suite
+from models.benchmark.table import draw_table
 from models.catalogue import find_architecture
 
 
@@ -55,5 +56,8 @@ def test_a_run_of_the_suite_counts_macs_and_draws_its_curve() -> None:
     assert by_routing["100% of the blocks", "torch"].mac_share == pytest.approx(1.0002, abs=1e-3)
     assert by_routing["its own", PUBLIC_CODE].mac_share == pytest.approx(1.0002, abs=1e-3)
     assert sum(row.wall_share == 1 and row.routing == "dense" for row in rows) == 1
+    table = draw_table(rows).splitlines()
+    assert len(table) == 2 + len(rows)
+    assert {line.count("|") for line in table} == {9}
     picture = ElementTree.fromstring(draw_curve(rows, "A & B"))
     assert len(picture.findall(".//{http://www.w3.org/2000/svg}polyline")) == 1
