@@ -92,7 +92,7 @@ class Running:
     def __init__(self, settings: Settings, load: Callable[[Path], Served] | None = None) -> None:
         self.server = build(settings.model_copy(update={"port": 0}), load)
         self.core = self.server.core
-        self.thread = threading.Thread(target=self.server.run)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         until(lambda: self.server.started)
         self.port: int = self.server.servers[0].sockets[0].getsockname()[1]
@@ -106,7 +106,7 @@ class Running:
         assert not self.thread.is_alive()
 
     def wait_ready(self) -> "Running":
-        until(lambda: self.client.get("/health/ready").status_code == 200)
+        until(lambda: self.client.get("/health/ready").status_code == 200, 120)
         return self
 
     def metric(self, name: str, **labels: str) -> float:
