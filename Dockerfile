@@ -49,7 +49,8 @@ ENV PATH=/opt/skipnet/bin:$PATH \
     SKIPNET_PORT=8000 \
     SKIPNET_MODEL_REPOSITORY=/models
 USER 10001:10001
-WORKDIR /runs
+# So that the default folder of a run, runs/<arch>, lies in the volume.
+WORKDIR /
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['SKIPNET_PORT'] + '/health/live', timeout=4)"]

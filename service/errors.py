@@ -86,8 +86,11 @@ class UserError(Exception):
     """What a person at the command line can mend; the message says how."""
 
 
+OUTCOMES = ("ok", "bad_input", "rejected", "cancelled", "unavailable", "deadline", "error")
+
+
 def outcome_of(status: int) -> str:
-    """Return a status as ok, bad_input, rejected, cancelled, unavailable, deadline or error."""
+    """Return a status as one of OUTCOMES."""
     special = {429: "rejected", 499: "cancelled", 503: "unavailable", 504: "deadline"}
     if status in special:
         return special[status]

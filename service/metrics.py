@@ -18,6 +18,7 @@ from prometheus_client import (
 )
 
 from service.batching import Ran
+from service.errors import OUTCOMES
 from service.loading import Served
 from service.timing import STAGES, Timing
 
@@ -58,6 +59,7 @@ class Metrics:
             "Inference requests by outcome; model and version are empty where none was found.",
             (*VERSION, "outcome"),
         )
+        self._begin_requests("", "")
         self.request_duration = histogram(
             "request_duration_seconds", "From arrival to answer, of requests that were classified.", SECONDS
         )
@@ -121,6 +123,7 @@ class Metrics:
         self.queue_depth.labels(*labels).set_function(depth)
         for mode, gauge in self._series_of(served).modes.items():
             gauge.set(mode == served.mode)
+        self._begin_requests(*labels)
         for reason in ("client_gone", "deadline"):
             self.dropped.labels(*labels, reason)
         evaluation = served.checkpoint.config.evaluation
@@ -163,6 +166,11 @@ class Metrics:
         series.request_duration.observe(timing.total, exemplar)
         for stage, histogram in series.stages.items():
             histogram.observe(getattr(timing, stage), exemplar)
+
+    def _begin_requests(self, name: str, version: str) -> None:
+        """Begin at zero: a series that appears with a burst of errors hides the burst from rate()."""
+        for outcome in OUTCOMES:
+            self.requests.labels(name, version, outcome)
 
     def _series_of(self, served: Served) -> "Series":
         series = self._series.get(served)

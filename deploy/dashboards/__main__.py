@@ -1,16 +1,18 @@
 from pathlib import Path
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from deploy.dashboards import dashboards
 
 FOLDER = Path(__file__).parents[1] / "grafana/dashboards"
 
 
-def main() -> None:
-    for dashboard in dashboards():
-        (FOLDER / f"{dashboard.uid}.json").write_text(JSONEncoder(sort_keys=True, indent=2).encode(dashboard) + "\n")
+def written(dashboard: Dashboard) -> str:
+    """Return a dashboard as the text of its file."""
+    return JSONEncoder(sort_keys=True, indent=2).encode(dashboard) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    for each in dashboards():
+        (FOLDER / f"{each.uid}.json").write_text(written(each))

@@ -1,5 +1,6 @@
 """What our panels share: data source, selectors, legends. A panel is its title, what it means, a unit and targets."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -188,9 +189,10 @@ def dashboard(uid: str, title: str, description: str, variables: list[builders.Q
 
 
 def with_rows(made: builders.Dashboard, rows: dict[str, list[Built]]) -> builders.Dashboard:
-    """Add panels under the titles of their rows."""
+    """Add panels under the titles of their rows, numbered for links to single ones."""
+    numbers = itertools.count(1)
     for title, panels in rows.items():
-        made = made.with_row(builders.Row(title))
+        made = made.with_row(builders.Row(title).id(next(numbers)))
         for panel in panels:
-            made = made.with_panel(panel)
+            made = made.with_panel(panel.id(next(numbers)))
     return made

@@ -1,3 +1,141 @@
-from tests.service.conftest import repository
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-__all__ = ["repository"]
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.checkpoint import Evaluation, read_checkpoint, write_config
+from models.engines.reference import ReferenceEngine
+from models.preprocessing import prepare
+from tests.deploy.parts import Live, Prometheus, write_dataset
+from tests.service.parts import NAME, encoded, picture, until, write_random
+from tests.service.test_server import Process
+
+PATIENCE = 240
+"""Seconds: what is waited for may share its cores with a training run."""
+PNG = {"content-type": "image/png"}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of random weights, evaluated on random colours."""
+    folder = tmp_path_factory.mktemp("repository")
+    version = folder / NAME / "1"
+    write_random(version, seed=0)
+    checkpoint = read_checkpoint(version)
+    config, dense = checkpoint.config, checkpoint.macs.dense
+    images = np.stack([prepare(picture(seed), config.input) for seed in range(16)])
+    engine = ReferenceEngine(checkpoint.network)
+    executed = engine.run(images, np.full(16, config.execute_threshold, np.float32)).executed
+    evaluation = Evaluation(
+        dataset="random colours",
+        split="test",
+        images=16,
+        engine=engine.name,
+        execute_threshold=config.execute_threshold,
+        accuracy=0,
+        computation_percentage=0,
+        macs=float(checkpoint.macs.executed(executed).mean()),
+        dense_macs=dense,
+        decisions_skipped=float(1 - executed.mean()),
+        execution_rate=executed.mean(0).tolist(),
+        accuracy_per_class={},
+    )
+    write_config(version, config.model_copy(update={"evaluation": evaluation}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def live(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """`skipnet serve`, scraped from before its first request on, and what it answered to forty images."""
+    folder = tmp_path_factory.mktemp("live")
+    options = ("--routing", "branch", "--max-queue-size", "4", "--max-batch-size", "4")
+    serve = Process(folder / "log", "--model-repository", str(checkpoints), *options)
+    try:
+        with httpx.Client(base_url=serve.url(), timeout=PATIENCE) as client:
+            refused = client.post("/classify", content=encoded(picture(0)), headers=PNG)
+            assert refused.status_code == 503, "it was ready before it could be asked"
+            until(lambda: client.get("/health/ready").status_code == 200, PATIENCE)
+            trainer = start_training(folder)
+            prometheus = Prometheus(
+                folder,
+                {
+                    "skipnet": f"{client.base_url.host}:{client.base_url.port}",
+                    "skipnet-trainer": metrics_address(folder),
+                },
+            )
+            try:
+                until(lambda: prometheus.value('sum(count_over_time(skipnet_macs_total{kind="dense"}[1m]))') >= 2, 60)
+                yield answered(Live(client, prometheus))
+            finally:
+                prometheus.stop()
+                trainer.kill()
+                trainer.wait()
+    finally:
+        serve.process.kill()
+        serve.process.wait()
+
+
+def start_training(folder: Path) -> subprocess.Popen[bytes]:
+    """Start a training run that goes on for longer than any test, and writes what it says to ``train.log``."""
+    write_dataset(folder / "data", 96)
+    options = "--arch cifar10_rnn_gate_38 --dataset cifar10 --recipe budget --stages sp --epochs 1000 --batch 16"
+    options += f" --held-out 16 --compile off --data {folder}/data --output {folder}/run --metrics-port 0"
+    command = [sys.executable, "-m", "service.cli", "train", *options.split()]
+    with (folder / "train.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def metrics_address(folder: Path) -> str:
+    """Return the host:port that the training run says its metrics are at."""
+    log = folder / "train.log"
+    until(lambda: "/metrics" in log.read_text(), PATIENCE)
+    found = re.search(r"metrics: http://(\S+)/metrics", log.read_text())
+    assert found, log.read_text()
+    return found[1]
+
+
+def answered(live: Live) -> Live:
+    """Classify, add up what the answers say, and wait until Prometheus has seen it."""
+    for seed in range(40):
+        # From every block to none but the first: images that all cost the same would prove little.
+        parameters = {"execute_threshold": seed % 5 / 4} if seed % 2 else {}
+        answer = live.client.post("/classify", params=parameters, content=encoded(picture(seed)), headers=PNG)
+        routing = answer.raise_for_status().json()["routing"]
+        live.executed += routing["macs"]
+        live.dense += routing["dense_macs"]
+        live.skipped += routing["skipped"]
+        live.layers += routing["layers_skipped"]
+    until(lambda: live.prometheus.value('sum(skipnet_macs_total{kind="executed"})') == live.executed, 60)
+    live.moment = time.time()
+    return live
+
+
+@pytest.fixture(scope="session")
+def stressed(live: Live) -> Live:
+    """The same after every kind of failure and more requests than it takes, its rules evaluated since."""
+
+    def send(content: bytes, **headers: str) -> int:
+        with httpx.Client(base_url=live.client.base_url, timeout=PATIENCE) as client:
+            return client.post("/classify", content=content, headers=PNG | headers).status_code
+
+    assert send(b"no image") in (400, 415)
+    assert send(encoded(picture(0))[:200]) == 400
+    # Few bytes to receive, many pixels to decode: the deadline passes in between.
+    image = encoded(Image.new("RGB", (5000, 5000)))
+    assert 504 in (send(image, **{"x-request-timeout": str(0.01 * 1.5**step)}) for step in range(16))
+    with ThreadPoolExecutor(24) as pool:
+        statuses = set(pool.map(send, [image] * 48))
+    assert {200, 429} <= statuses
+    told = live.prometheus
+    until(lambda: told.value('sum(rate(skipnet_requests_total{outcome="rejected"}[1m]))') > 0, 60)
+    until(lambda: told.value("count(job_model_version:skipnet_block_executions:deviation_rate1h)") == 1, 60)
+    until(lambda: told.value("count(skipnet_training_loss)") == 1, PATIENCE)
+    return live

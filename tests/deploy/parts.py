@@ -1,8 +1,10 @@
 """A real Prometheus that scrapes what a test starts."""
 
 import os
+import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +90,36 @@ class Prometheus:
         return float(series[0]["value"][1]) if series else float("nan")
 
 
+@dataclass
+class Live:
+    """A running service, the Prometheus that scrapes it, and the sums of what it answered until ``moment``."""
+
+    client: httpx.Client
+    prometheus: Prometheus
+    moment: float = 0.0
+    executed: int = 0
+    dense: int = 0
+    skipped: int = 0
+    layers: int = 0
+
+    def then(self, expression: str) -> float:
+        """Return the one value that an expression had when Prometheus had seen exactly those answers."""
+        [series] = self.prometheus.query(expression, time=str(self.moment))
+        return float(series["value"][1])
+
+
+def filled(expression: str) -> str:
+    """Return a panel's expression with values for Grafana's variables."""
+    for name, value in {"__rate_interval": "1m", "price": "0.1"}.items():
+        expression = expression.replace(f"${name}", value)
+    return re.sub(r"=~\"\$(job|instance|model|version|architecture)\"", '=~".*"', expression)
+
+
 def write_dataset(folder: Path, images: int) -> None:
     """Write a few pictures as CIFAR-10 lies on the hub: ``train.parquet`` with columns img and label."""
-    from datasets import Dataset, Features, Image, Value
+    from datasets import Dataset, Features, Image, Value, disable_progress_bars
 
+    disable_progress_bars()
     rows = {"img": [picture(seed, 32, 32) for seed in range(images)], "label": [seed % 10 for seed in range(images)]}
     folder.mkdir()
     Dataset.from_dict(rows, Features({"img": Image(), "label": Value("int64")})).to_parquet(folder / "train.parquet")

@@ -1,0 +1,89 @@
+"""Every panel of every dashboard: built from the code, explained, and alive in real traffic."""
+
+import json
+import re
+from typing import Any
+
+import promql_parser
+import pytest
+
+from deploy.dashboards import dashboards
+from deploy.dashboards.__main__ import FOLDER, written
+from tests.deploy.parts import Live, filled
+
+BOARDS = {board["uid"]: board for board in (json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json")))}
+PANELS = [
+    pytest.param(panel, id=f"{uid}: {panel['title']}")
+    for uid, board in BOARDS.items()
+    for panel in board["panels"]
+    if panel["type"] != "row"
+]
+SINCE_START = "since start"
+
+
+def test_the_committed_json_is_what_the_code_builds() -> None:
+    built = {dashboard.uid: written(dashboard) for dashboard in dashboards()}
+    assert {file.stem: file.read_text() for file in FOLDER.glob("*.json")} == built, "python -m deploy.dashboards"
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_every_expression_gives_data(panel: dict[str, Any], stressed: Live) -> None:
+    for target in panel["targets"]:
+        expression = filled(target["expr"])
+        assert "$" not in expression.replace("'0$1'", ""), expression
+        series = stressed.prometheus.query(expression)
+        assert series, expression
+        assert any(each["value"][1] != "NaN" for each in series), expression
+        for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
+            assert all(each["metric"].get(label) for each in series), (label, expression)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_is_explained_and_can_be_pointed_elsewhere(panel: dict[str, Any]) -> None:
+    assert panel["title"] and panel["description"].endswith(".")
+    assert panel["datasource"]["uid"] == "$datasource"
+    defaults = panel["fieldConfig"]["defaults"]
+    assert defaults["unit"]
+    # Grafana's own default is red at 80, whatever the unit.
+    assert defaults["thresholds"]["steps"] and 80 not in [step["value"] for step in defaults["thresholds"]["steps"]]
+    for target in panel["targets"]:
+        promql_parser.parse(filled(target["expr"]))
+        selectors = re.findall(r"\w+{([^}]*)}", target["expr"])
+        assert selectors and all('job=~"$job"' in each and 'instance=~"$instance"' in each for each in selectors)
+        windows = re.findall(r"\[([^\]]+)\]", target["expr"])
+        assert set(windows) <= {"$__rate_interval", "1h"}
+        if SINCE_START not in panel["title"]:
+            counters = re.findall(r"(\w+)\(\w+_(?:total|bucket|count|sum){", target["expr"])
+            assert len(counters) == len(re.findall(r"_(?:total|bucket|count|sum){", target["expr"]))
+            assert set(counters) <= {"rate", "increase"}
+
+
+def test_savings_panels_show_the_sums_of_the_answers(live: Live) -> None:
+    panels = {panel["title"]: panel for panel in BOARDS["skipnet-savings"]["panels"]}
+
+    def shown(title: str) -> float:
+        return live.then(filled(panels[title]["targets"][0]["expr"]))
+
+    saved = 1 - live.executed / live.dense
+    assert shown("MACs saved since start") == pytest.approx(saved, rel=1e-9)
+    assert shown("MACs saved now") == pytest.approx(saved, rel=0.2)
+    assert shown("Money saved since start") == pytest.approx(shown("Engine time saved since start") / 36000)
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_a_dashboard_can_be_chosen_from_and_not_be_changed(board: dict[str, Any]) -> None:
+    assert board["editable"] is False
+    variables = [variable["name"] for variable in board["templating"]["list"]]
+    assert variables[:3] == ["datasource", "job", "instance"]
+    identifiers = [panel["id"] for panel in board["panels"]]
+    assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_what_variables_offer_exists(board: dict[str, Any], stressed: Live) -> None:
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "query":
+            found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"])
+            assert found
+            assert all(found[2] in each["metric"] for each in stressed.prometheus.query(filled(found[1]))), found[0]
+            assert stressed.prometheus.query(filled(found[1])), found[0]
