@@ -7,7 +7,7 @@ PORT ?= 8000
 HOST ?= 127.0.0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format bench clean
+.PHONY: help install serve test lint format bench dashboards containers clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,14 @@ format: $(VENV)/.test ## put the code into the project's format
 bench: $(VENV)/.test ## measure time against multiply-adds on this machine (ARGS=--help for what can be chosen)
 	$(BIN)/skipnet bench $(ARGS)
 
+dashboards: $(VENV)/.test ## write deploy/grafana/dashboards from deploy/dashboards
+	$(BIN)/python -m deploy.dashboards
+
+containers: $(VENV)/.containers ## check Dockerfile, compose file and Kubernetes base against linter and schemas
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
+	$(BIN)/kubernetes-validate --strict --quiet $(filter-out %kustomization.yaml %podmonitor.yaml,$(wildcard deploy/kubernetes/*.yaml))
+
 clean: ## remove the installation and everything built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -46,3 +54,7 @@ $(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[training,test]'
 	touch $(VENV)/.serve $@
+
+$(VENV)/.containers: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[containers]'
+	touch $@
