@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from models.catalogue import UnknownArchitecture, find_architecture
 from models.macs import MacCounts, count_macs
@@ -161,7 +161,8 @@ def write_checkpoint(folder: Path, network: SkipNet, config: Config) -> None:
         if not key.endswith("num_batches_tracked")
     }
     partial = folder / f"{WEIGHTS}.partial"
-    save_file(state, partial)
+    # Not save_file, whose file only its owner may read: trainer and service may be two users.
+    partial.write_bytes(save(state))
     partial.replace(folder / WEIGHTS)
     write_config(folder, config)
 

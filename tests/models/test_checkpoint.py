@@ -31,6 +31,12 @@ def test_what_was_written_is_read(folder: Path) -> None:
         assert torch.equal(first.network(images)[0], second.network(images)[0])
 
 
+def test_whoever_may_read_the_folder_may_read_the_files(folder: Path) -> None:
+    reference = folder / "reference"
+    reference.touch()
+    assert {file.stat().st_mode for file in folder.iterdir()} == {reference.stat().st_mode}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
