@@ -65,6 +65,7 @@ class Core:
     async def start(self) -> None:
         """Start the engine thread and begin to load, without waiting: probes are to be answered at once."""
         self.batcher.start(asyncio.get_running_loop())
+        self._decoding.submit(self.decoder.warm_up)
         self._starting = asyncio.create_task(self.repository.load_all())
         if self.settings.watch_interval:
             self._watching = asyncio.create_task(self.repository.watch(self.settings.watch_interval))
@@ -77,7 +78,7 @@ class Core:
                 task.cancel()
         self._decoding.shutdown(wait=False)
         self.repository.close()
-        await asyncio.to_thread(self.batcher.close)
+        await asyncio.to_thread(self.batcher.close, self.settings.drain_timeout)
 
     @property
     def loaded(self) -> bool:

@@ -61,6 +61,10 @@ class Decoder:
         self.max_pixels = max_pixels
         self.memory = DecodeMemory(max_memory)
 
+    def warm_up(self) -> None:
+        """Load Pillow's decoders, some tenths of a second that the first request would pay for."""
+        Image.init()
+
     @contextmanager
     def decode(self, data: bytes, shorter_side: int = 0) -> Iterator[Image.Image]:
         """Lend the first frame of a JPEG, PNG, WebP, BMP or GIF as an RGB image, turned as EXIF says.
