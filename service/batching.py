@@ -102,13 +102,13 @@ class Batcher:
         self._loop = loop
         self._thread.start()
 
-    def close(self) -> None:
-        """Run what is queued, then end the thread."""
+    def close(self, patience: float) -> None:
+        """Run what is queued, then end the thread; give it up after ``patience`` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(patience)
 
     @property
     def alive(self) -> bool:
@@ -173,6 +173,8 @@ class Batcher:
                 self._run(batch)
                 self._running, self._busy_since = None, None
         except BaseException as error:
+            if self._loop.is_closed():
+                return  # `close` gave this thread up, and with the loop went all who waited.
             log.exception("the engine thread died")
             with self._changed:
                 self.failure = error

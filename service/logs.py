@@ -32,7 +32,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         values = "".join(f" {name}={quoted(value)}" for name, value in named_values(record).items())
-        message = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")
+        message = "".join(each if each.isprintable() else repr(each)[1:-1] for each in record.getMessage())
         line = f"{moment(record)} {record.levelname.lower():<7} {record.name} {message}{values}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 

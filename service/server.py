@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -24,10 +25,12 @@ log = logging.getLogger("skipnet.server")
 def serve(settings: Settings) -> int:
     """Serve until a signal or a broken engine ends it; return the exit code: 0 after a signal, else 1."""
     configure(settings.log_level, settings.log_format)
+    # Threads that decode give way to the event loop sooner than after Python's 5 ms.
+    sys.setswitchinterval(0.0005)
     server = build(settings)
     server.run()
-    if server.core.repository.working:
-        # Nothing is left to finish, and a load can't be interrupted: leave it.
+    if server.core.repository.working or server.core.batcher.alive:
+        # Nobody waits for it any more, and neither a load nor a stuck engine can be interrupted: leave it.
         logging.shutdown()
         os._exit(server.exit_code)
     return server.exit_code

@@ -44,7 +44,7 @@ async def running(max_batch_size: int = 4, delay: float = 0) -> AsyncIterator[Qu
     try:
         yield queue
     finally:
-        await asyncio.to_thread(queue.batcher.close)
+        await asyncio.to_thread(queue.batcher.close, 20)
 
 
 async def hold(queue: Queue, served: Served, image: Pixels) -> asyncio.Future[ImageResult]:
@@ -240,7 +240,7 @@ def test_close_finishes_what_is_queued(served: Served, decoded: Callable[[int], 
         queue = Queue(delay=30)
         queue.batcher.start(asyncio.get_running_loop())
         answers = [queue.put(served, decoded(i)) for i in range(2)]
-        await asyncio.to_thread(queue.batcher.close)
+        await asyncio.to_thread(queue.batcher.close, 20)
         await asyncio.gather(*answers)
         assert not queue.batcher.alive
 

@@ -60,6 +60,16 @@ def test_request_after_the_end_is_refused_with_503(start: Callable[..., Running]
     assert response.headers["connection"] == "close"
 
 
+def test_stuck_engine_does_not_keep_the_process(start: Callable[..., Running], served: Served) -> None:
+    server = start(drain_timeout=0.1)
+    watched(served).open.clear()
+    late = server.client.post("/classify", content=encoded(picture(0)), headers=PNG | {"x-request-timeout": "0.1"})
+    assert late.status_code == 504
+    server.server.handle_exit(signal.SIGTERM, None)
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+
+
 class Process:
     """`skipnet serve` as a process of its own."""
 
