@@ -189,6 +189,21 @@ def versions(repository: Path, name: str) -> list[int]:
     )
 
 
+def find_version(repository: Path, model: str | None, version: int | None) -> Path:
+    """Return the folder of a model's version in a repository: the newest by default, of the first model by name.
+
+    Raises CheckpointError where the repository holds none such.
+    """
+    names = {folder.parent.name for folder in repository.glob("*/*/") if folder.name.isdecimal()}
+    name = model if model is not None else min(names, default=None)
+    found = versions(repository, name) if name is not None else []
+    number = version if version is not None else max(found, default=None)
+    if number not in found:
+        wanted = f"{name or 'model'}{'' if version is None else f' version {version}'}"
+        raise CheckpointError(f"{repository} holds no {wanted}; see --model-repository")
+    return repository / str(name) / str(number)
+
+
 def publish(folder: Path, repository: Path, name: str) -> Path:
     """Copy a checkpoint into a repository as the model's next version; it appears there whole, by one rename."""
     read_config(folder)

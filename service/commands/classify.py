@@ -30,13 +30,13 @@ class Classify(EngineOptions):
     def cli_cmd(self) -> None:
         import numpy as np
 
-        from models.checkpoint import read_checkpoint
+        from models.checkpoint import find_version, read_checkpoint
         from models.engines import load_engine
         from models.preprocessing import prepare
         from service.answers import predictions, routing, split
         from service.decoding import BYTES_PER_PIXEL, Decoder
 
-        checkpoint = read_checkpoint(self.find_checkpoint())
+        checkpoint = read_checkpoint(find_version(self.model_repository, self.model, self.version))
         engine = load_engine(checkpoint, self.engine, self.device, self.threads, self.routing)
         decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL)
         spec, threshold = checkpoint.config.input, self.execute_threshold
@@ -59,21 +59,6 @@ class Classify(EngineOptions):
             saved = f"{way.skipped} of {way.blocks} blocks skipped, {way.saved:.1%} saved"
             print(f"{file}: {names}", f"  {strip(result.executed.tolist())}  {saved}", sep="\n")
         engine.close()
-
-    def find_checkpoint(self) -> Path:
-        """Return the folder of the model and version asked for; raises UserError."""
-        from models.checkpoint import versions
-        from service.repository import scan
-
-        name = self.model if self.model is not None else min(scan(self.model_repository), default=None)
-        found = versions(self.model_repository, name) if name is not None else []
-        version = self.version if self.version is not None else max(found, default=None)
-        if version not in found:
-            raise UserError(
-                f"{self.model_repository} holds no {name or 'model'}"
-                f"{'' if self.version is None else f' version {version}'}; see --model-repository"
-            )
-        return self.model_repository / str(name) / str(version)
 
 
 def strip(executed: Sequence[bool]) -> str:

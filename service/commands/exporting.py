@@ -6,7 +6,6 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from service.errors import UserError
 from service.settings import SHIPPED, Options
 
 
@@ -23,24 +22,13 @@ class Export(Options):
     )
 
     def cli_cmd(self) -> None:
-        from models.checkpoint import read_checkpoint
+        from models.checkpoint import CONFIG, find_version, read_checkpoint
         from models.engines.export import export
 
-        checkpoint = read_checkpoint(self.find_checkpoint())
+        folder = Path(self.model)
+        if not (folder / CONFIG).is_file():
+            folder = find_version(self.model_repository, self.model, self.version)
+        checkpoint = read_checkpoint(folder)
         export(checkpoint, self.output, self.routing)
         size = self.output.stat().st_size / 1e6
         print(f"{self.output}: {checkpoint.name} version {checkpoint.version}, {size:.1f} MB")
-
-    def find_checkpoint(self) -> Path:
-        """Return the folder of the model asked for; raises UserError."""
-        from models.checkpoint import CONFIG, versions
-
-        folder = Path(self.model)
-        if (folder / CONFIG).is_file():
-            return folder
-        found = versions(self.model_repository, self.model)
-        version = self.version if self.version is not None else max(found, default=None)
-        if version not in found:
-            wanted = self.model if version is None else f"{self.model} version {version}"
-            raise UserError(f"{self.model_repository} holds no {wanted}; see --model-repository")
-        return self.model_repository / self.model / str(version)
