@@ -19,6 +19,7 @@ from prometheus_client import (
 
 from service.batching import Ran
 from service.errors import OUTCOMES
+from service.gpu import GpuCollector
 from service.loading import Served
 from service.timing import STAGES, Timing
 
@@ -44,6 +45,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+        registry.register(GpuCollector())
 
         def counter(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Counter:
             return Counter(f"skipnet_{name}", text, labels, registry=registry)
