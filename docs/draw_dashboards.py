@@ -32,6 +32,7 @@ def main() -> None:
     matplotlib.use("svg")
     chosen.output.mkdir(exist_ok=True)
     for file in sorted(FOLDER.glob("*.json")):
+        chosen.job = "skipnet-trainer" if "training" in file.stem else "skipnet"
         draw(json.loads(file.read_text()), chosen)
 
 
@@ -55,6 +56,8 @@ def draw(board: dict[str, Any], chosen: argparse.Namespace) -> None:
         {"stat": stat, "bargauge": bars, "heatmap": heat, "table": table}.get(panel["type"], lines)(
             axes, series, scale, unit
         )
+        if not series and panel["type"] != "stat":
+            axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color="grey")
     figure.savefig(chosen.output / f"{board['uid']}.png", dpi=90)
     plt.close(figure)
 
@@ -62,7 +65,8 @@ def draw(board: dict[str, Any], chosen: argparse.Namespace) -> None:
 def curves(target: dict[str, Any], chosen: argparse.Namespace) -> list[tuple[str, dict[str, str], list[list[float]]]]:
     """Return name, labels and points [seconds, value] of each series that a panel's target gives."""
     expression = target["expr"].replace("$__rate_interval", "30s").replace("$price", "0.10")
-    for variable in ("job", "instance", "model", "version", "architecture"):
+    expression = expression.replace('"$job"', f'"{chosen.job}"')
+    for variable in ("instance", "model", "version", "architecture"):
         expression = expression.replace(f'"${variable}"', '".*"')
     end = time.time()
     query = {"query": expression, "start": end - 60 * chosen.minutes, "end": end, "step": 2}
@@ -122,8 +126,8 @@ def table(axes: Any, series: list[Any], scale: float, unit: str) -> None:
     axes.axis("off")
     hidden = {"__name__", "job"}
     for number, (_, labels, _) in enumerate(series):
-        text = "   ".join(f"{key}={value}" for key, value in sorted(labels.items()) if key not in hidden)
-        axes.text(0, 0.8 - 0.2 * number, text, fontsize=7)
+        text = "\n".join(f"{key}={value}" for key, value in sorted(labels.items()) if key not in hidden)
+        axes.text(0.3 * number, 0.4, text, fontsize=7)
 
 
 if __name__ == "__main__":

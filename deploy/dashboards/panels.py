@@ -148,7 +148,6 @@ def variable(name: str, label: str, expression: str) -> builders.QueryVariable:
         .sort(models.VariableSort.NATURAL_ASC)
         .multi(True)
         .include_all(True)
-        .all_value(".*")
         .current(everything)
     )
 

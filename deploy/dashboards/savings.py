@@ -3,6 +3,7 @@
 from grafana_foundation_sdk.builders.dashboard import Dashboard, TextBoxVariable
 
 from deploy.dashboards.panels import (
+    INSTANCE,
     VARIABLES,
     VERSION,
     Built,
@@ -110,6 +111,13 @@ def numbers() -> list[Built]:
             Target(f"({SECONDS_SAVED}) / 3600 * $price"),
             GAIN,
         ).decimals(4),
+        stat_panel(
+            "GPU energy saved since start",
+            "An estimate: engine time saved since start, at the power that the GPU takes now. Empty without a GPU.",
+            "joule",
+            Target(f"({SECONDS_SAVED}) * {rate('skipnet_gpu_energy_joules_total', INSTANCE)}"),
+            GAIN,
+        ),
     ]
 
 

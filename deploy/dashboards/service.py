@@ -29,7 +29,13 @@ def board() -> Dashboard:
     made = dashboard(
         "skipnet-service", "SkipNet: service", "What the service answers, how fast, and how full it is.", VARIABLES
     )
-    rows = {"Now": numbers(), "Requests": requests(), "Queue and batches": batches(), "Process": process()}
+    rows = {
+        "Now": numbers(),
+        "Requests": requests(),
+        "Queue and batches": batches(),
+        "Process": process(),
+        "GPU": gpu(),
+    }
     return with_rows(made, rows)
 
 
@@ -184,5 +190,32 @@ def process() -> list[Built]:
             "Times that a replica's process started anew, in the last hour.",
             "short",
             Target(f"sum by (instance) (changes(process_start_time_seconds{{{INSTANCE}}}[1h]))", "{{instance}}"),
+        ),
+    ]
+
+
+def gpu() -> list[Built]:
+    each = "{{instance}} GPU {{gpu}}"
+    return [
+        series_panel(
+            "GPU utilization",
+            "Share of time that the GPU ran anything, as NVML tells. Low beside a busy engine: small batches.",
+            "percentunit",
+            Target(f"skipnet_gpu_utilization_ratio{{{INSTANCE}}}", each),
+        )
+        .min(0)
+        .max(1),
+        series_panel(
+            "GPU memory",
+            "Memory in use, by this process and any other.",
+            "bytes",
+            Target(f"skipnet_gpu_memory_used_bytes{{{INSTANCE}}}", each),
+            Target(f"skipnet_gpu_memory_bytes{{{INSTANCE}}}", f"{each}, all there is"),
+        ),
+        series_panel(
+            "GPU power",
+            "Power that the GPU takes.",
+            "watt",
+            Target(rate("skipnet_gpu_energy_joules_total", INSTANCE, "instance, gpu"), each),
         ),
     ]
