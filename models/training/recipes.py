@@ -60,8 +60,8 @@ def short(stage: Stage) -> Recipe:
     """The paper's method on a one-cycle schedule that two CPU cores run in hours."""
     if stage == "hrl":
         return Recipe(
-            "short", stage, rate=0.01, schedule="one_cycle", epochs=3, nesterov=True, decay_all=False,
-            weight_decay=5e-4, alpha=0.1, policy_weight=0.5, samples=2, batch=64, sharpen=10.0,
+            "short", stage, rate=0.003, schedule="one_cycle", epochs=2, nesterov=True, decay_all=False,
+            weight_decay=5e-4, alpha=0.1, policy_weight=0.1, samples=2, batch=64, sharpen=10.0,
         )  # fmt: skip
     return Recipe(
         "short", stage, rate=0.3, schedule="one_cycle", epochs=30, nesterov=True, decay_all=False,
