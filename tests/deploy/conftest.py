@@ -7,61 +7,36 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from PIL import Image
 
-from models.checkpoint import Evaluation, read_checkpoint, write_config
-from models.engines.reference import ReferenceEngine
-from models.preprocessing import prepare
+from models.checkpoint import SHIPPED
 from tests.deploy.parts import Live, Prometheus, write_dataset
-from tests.service.parts import NAME, encoded, picture, until, write_random
+from tests.service.parts import encoded, until
 from tests.service.test_server import Process
 
 PATIENCE = 240
 """Seconds: what is waited for may share its cores with a training run."""
+PHOTOS = Path(__file__).parents[1] / "photos"
 PNG = {"content-type": "image/png"}
 
 
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of random weights, evaluated on random colours."""
-    folder = tmp_path_factory.mktemp("repository")
-    version = folder / NAME / "1"
-    write_random(version, seed=0)
-    checkpoint = read_checkpoint(version)
-    config, dense = checkpoint.config, checkpoint.macs.dense
-    images = np.stack([prepare(picture(seed), config.input) for seed in range(16)])
-    engine = ReferenceEngine(checkpoint.network)
-    executed = engine.run(images, np.full(16, config.execute_threshold, np.float32)).executed
-    evaluation = Evaluation(
-        dataset="random colours",
-        split="test",
-        images=16,
-        engine=engine.name,
-        execute_threshold=config.execute_threshold,
-        accuracy=0,
-        computation_percentage=0,
-        macs=float(checkpoint.macs.executed(executed).mean()),
-        dense_macs=dense,
-        decisions_skipped=float(1 - executed.mean()),
-        execution_rate=executed.mean(0).tolist(),
-        accuracy_per_class={},
-    )
-    write_config(version, config.model_copy(update={"evaluation": evaluation}))
-    return folder
+def photo(seed: int) -> bytes:
+    """Return a part of a real photo; every seed is another one."""
+    with Image.open(PHOTOS / ("cat.jpg", "rocket.jpg")[seed % 2]) as image:
+        side = min(image.size) // 2
+        left, top = (seed * 7) % (image.width - side), (seed * 5) % (image.height - side)
+        return encoded(image.convert("RGB").crop((left, top, left + side, top + side)))
 
 
 @pytest.fixture(scope="session")
-def live(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """`skipnet serve`, scraped from before its first request on, and what it answered to forty images."""
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """`skipnet serve` with the shipped checkpoint, scraped from before its first request on; then forty images."""
     folder = tmp_path_factory.mktemp("live")
     options = ("--routing", "branch", "--max-queue-size", "4", "--max-batch-size", "4")
-    serve = Process(folder / "log", "--model-repository", str(checkpoints), *options)
+    serve = Process(folder / "log", "--model-repository", str(SHIPPED), *options)
     try:
         with httpx.Client(base_url=serve.url(), timeout=PATIENCE) as client:
-            refused = client.post("/classify", content=encoded(picture(0)), headers=PNG)
-            assert refused.status_code == 503, "it was ready before it could be asked"
             until(lambda: client.get("/health/ready").status_code == 200, PATIENCE)
             trainer = start_training(folder)
             prometheus = Prometheus(
@@ -107,7 +82,7 @@ def answered(live: Live) -> Live:
     for seed in range(40):
         # From every block to none but the first: images that all cost the same would prove little.
         parameters = {"execute_threshold": seed % 5 / 4} if seed % 2 else {}
-        answer = live.client.post("/classify", params=parameters, content=encoded(picture(seed)), headers=PNG)
+        answer = live.client.post("/classify", params=parameters, content=photo(seed), headers=PNG)
         routing = answer.raise_for_status().json()["routing"]
         live.executed += routing["macs"]
         live.dense += routing["dense_macs"]
@@ -127,7 +102,7 @@ def stressed(live: Live) -> Live:
             return client.post("/classify", content=content, headers=PNG | headers).status_code
 
     assert send(b"no image") in (400, 415)
-    assert send(encoded(picture(0))[:200]) == 400
+    assert send(photo(0)[:200]) == 400
     # Few bytes to receive, many pixels to decode: the deadline passes in between.
     image = encoded(Image.new("RGB", (5000, 5000)))
     assert 504 in (send(image, **{"x-request-timeout": str(0.01 * 1.5**step)}) for step in range(16))
@@ -136,6 +111,6 @@ def stressed(live: Live) -> Live:
     assert {200, 429} <= statuses
     told = live.prometheus
     until(lambda: told.value('sum(rate(skipnet_requests_total{outcome="rejected"}[1m]))') > 0, 60)
-    until(lambda: told.value("count(job_model_version:skipnet_block_executions:deviation_rate1h)") == 1, 60)
+    until(lambda: told.value("count(job_model_version:skipnet_block_executions:deviation_rate1h)") >= 1, 60)
     until(lambda: told.value("count(skipnet_training_loss)") == 1, PATIENCE)
     return live
