@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 3, 7, 400
+WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 3, 9, 400
+TURN = 0.01
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,36 @@ class Timing:
 
 
 def interleave(contenders: dict[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
-    """Time each contender once a round, for about ``seconds`` in all, after a warm-up of all."""
+    """Time each contender once a round, for about ``seconds`` in all, after a warm-up of all.
+
+    A turn is one run that is not timed, so that the caches are the contender's own as they are in a server under
+    load, and then as many as fill ``TURN``; what counts is their mean.
+    """
+    repeats = {name: max(1, round(TURN / run_time(run))) for name, run in contenders.items()}
     began = time.perf_counter()
-    for _ in range(WARM_UP):
-        for run in contenders.values():
-            run()
-    one_round = (time.perf_counter() - began) / WARM_UP
-    rounds = int(np.clip(seconds / one_round, LEAST_ROUNDS, MOST_ROUNDS))
-    times = np.empty((len(contenders), rounds))
+    for name, run in contenders.items():
+        take_turn(run, repeats[name])
+    rounds = int(np.clip(seconds / (time.perf_counter() - began), LEAST_ROUNDS, MOST_ROUNDS))
+    times = {name: np.empty(rounds) for name in contenders}
     order = np.random.default_rng(0)
-    for column in range(rounds):
-        # A contender's neighbours warm or spoil its caches: no two rounds have the same order.
-        for row in order.permutation(len(contenders)):
-            run = list(contenders.values())[row]
-            start = time.perf_counter()
-            run()
-            times[row, column] = time.perf_counter() - start
-    return {name: Timing(times[row]) for row, name in enumerate(contenders)}
+    for number in range(rounds):
+        # Whoever comes before may leave the processor hot or throttled: no two rounds have the same order.
+        for name in order.permutation(list(contenders)).tolist():
+            times[name][number] = take_turn(contenders[name], repeats[name])
+    return {name: Timing(seconds) for name, seconds in times.items()}
+
+
+def run_time(run: Callable[[], object]) -> float:
+    """Return the seconds of one run, after those that a first run needs for buffers and kernels."""
+    for _ in range(WARM_UP):
+        began = time.perf_counter()
+        run()
+    return time.perf_counter() - began
+
+
+def take_turn(run: Callable[[], object], repeats: int) -> float:
+    run()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - began) / repeats

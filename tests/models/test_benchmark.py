@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.benchmark import measure
 from models.benchmark.curve import draw_curve
 from models.benchmark.forcing import force_route, random_network, spread_evenly, without_gates
 from models.benchmark.measure import interleave
@@ -32,13 +33,17 @@ def test_the_plain_network_is_the_routed_one_with_every_block_executed() -> None
     torch.testing.assert_close(plain, routed)
 
 
-def test_every_round_times_every_contender() -> None:
+def test_every_round_gives_every_contender_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "TURN", 0)
     runs: list[str] = []
     timings = interleave({"a": lambda: runs.append("a"), "b": lambda: runs.append("b")}, seconds=0)
-    assert runs.count("a") == runs.count("b")
-    for first in range(0, len(runs), 2):
-        assert {runs[first], runs[first + 1]} == {"a", "b"}
-    assert len(timings["a"].seconds) == len(timings["b"].seconds) > 0
+    assert runs[: 2 * measure.WARM_UP] == ["a"] * measure.WARM_UP + ["b"] * measure.WARM_UP
+    # A turn is one run that is not timed and, where it fills the turn, one that is.
+    turns = runs[2 * measure.WARM_UP :]
+    for first in range(0, len(turns), 4):
+        assert "".join(turns[first : first + 4]) in ("aabb", "bbaa")
+    assert {"aabb", "bbaa"} == {"".join(turns[first : first + 4]) for first in range(0, len(turns), 4)}
+    assert len(timings["a"].seconds) == len(timings["b"].seconds) == measure.LEAST_ROUNDS
     assert timings["a"].share_of(timings["a"]) == (1, 1, 1)
 
 

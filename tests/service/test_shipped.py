@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.settings import SHIPPED, Settings
+from service.settings import Settings
 from tests.models.test_data import packs
 from tests.service.parts import Running, encoded
 
 PHOTOS = Path(__file__).parents[1] / "photos"
 PNG = {"content-type": "image/png"}
-
-pytestmark = pytest.mark.skipif(not any(SHIPPED.glob("*/*/config.json")), reason="no checkpoint is shipped yet")
 
 
 @pytest.fixture(scope="module")
