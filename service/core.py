@@ -153,6 +153,8 @@ class Core:
         for work, payload in zip(works, payloads, strict=True):
             self._decoding.submit(self._decode, work, payload, perf_counter())
         answers = asyncio.gather(*(work.answer for work in works))
+        # Nobody awaits it any more after a hang-up or a deadline; unread, its error would be logged as a defect.
+        answers.add_done_callback(lambda done: done.cancelled() or done.exception())
         leaving = asyncio.ensure_future(gone)
         try:
             await asyncio.wait(
