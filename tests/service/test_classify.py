@@ -1,5 +1,6 @@
 """POST /classify over a real socket."""
 
+import gc
 import http.client
 import json
 import re
@@ -342,7 +343,9 @@ def test_the_servers_deadline_is_the_most(start: Callable[..., Running], served:
     assert (response.status_code, error_of(response)) == (504, "deadline_exceeded")
 
 
-def test_client_that_hangs_up_is_dropped_and_counted(start: Callable[..., Running], served: Served) -> None:
+def test_client_that_hangs_up_is_dropped_and_counted(
+    start: Callable[..., Running], served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     server = start()
     data = encoded(picture(1))
     watched(served).open.clear()
@@ -362,6 +365,8 @@ def test_client_that_hangs_up_is_dropped_and_counted(start: Callable[..., Runnin
     until(lambda: server.metric("dropped_total", reason="client_gone") == 1)
     assert len(watched(served).batches) == batches
     assert server.core.admission.images == server.core.admission.bytes == 0
+    gc.collect()
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
 
 
 def test_client_that_hangs_up_while_sending(start: Callable[..., Running]) -> None:
