@@ -153,7 +153,7 @@ def held_out_first(source: Source) -> list[int]:
 def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: Options, device: torch.device) -> Batches:
     if recipe.batch > len(train):
         raise DataError(f"{len(train)} training images don't fill a batch of {recipe.batch}; set --batch")
-    if spec.resize > LARGEST_IN_MEMORY:
+    if not fits_memory(train, spec):
         return StreamedBatches(train, spec, recipe.batch, options.seed, device, options.workers)
     images, labels = pixels(train)
     return MemoryBatches(images, labels, train.row, recipe.batch, options.seed, device)
@@ -170,7 +170,7 @@ def validate(network: SkipNet, held_out: Source, spec: InputSpec, device: torch.
 
 def evaluation_batches(source: Source, spec: InputSpec, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield normalised images and labels, in order and without augmentation."""
-    if spec.resize > LARGEST_IN_MEMORY or spec.resize != source.row.size:
+    if not fits_memory(source, spec):
         images = PreparedImages(source, spec)
         for batch, truth in torch.utils.data.DataLoader(images, EVALUATION_BATCH):
             yield batch.to(device), truth
@@ -181,6 +181,11 @@ def evaluation_batches(source: Source, spec: InputSpec, device: torch.device) ->
         yield normalise(batch, spec.mean, spec.std), labels[start : start + EVALUATION_BATCH]
 
 
+def fits_memory(source: Source, spec: InputSpec) -> bool:
+    """Whether a data set's images are small, and used at the very size that they have."""
+    return source.row.size <= LARGEST_IN_MEMORY and (spec.height, spec.width, spec.resize) == (source.row.size,) * 3
+
+
 def choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -188,5 +193,6 @@ def choose_device(device: str) -> str:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile will find what it needs: on the CPU, a C++ compiler."""
-    return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    """Whether torch.compile will find the compiler that it needs: for C++ on the CPU, for C on CUDA."""
+    names = ("gcc", "clang", "cc") if device.type == "cuda" else ("g++", "clang++", "c++")
+    return any(shutil.which(name) for name in names)

@@ -115,6 +115,20 @@ def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:
         make_job(Options("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, stages=("sp",)))
 
 
+def test_an_image_folder_can_train_a_network_of_small_images(tmp_path: Path) -> None:
+    for label, colour in (("dark", 10), ("light", 240)):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (60 + number, 50), (colour,) * 3).save(tmp_path / "train" / label / f"{number}.png")
+    options = Options(
+        "cifar10_rnn_gate_38", "imagefolder", tmp_path, data=tmp_path, size=32, held_out=2, batch=4, workers=0
+    )
+    job = make_job(options)
+    [(images, _)] = job.batches(job.recipes[0]).epoch(0)
+    assert images.shape == (4, 3, 32, 32) and job.labels == ["dark", "light"]
+    assert job.validate(job.network).images == 2
+
+
 def test_a_checkpoint_of_another_network_is_no_start(tmp_path: Path, pixels: np.ndarray) -> None:
     write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
     architecture = find_architecture("cifar10_rnn_gate_38")

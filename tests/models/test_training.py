@@ -50,7 +50,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
     architecture = find_architecture("cifar10_rnn_gate_38")
     recipes = [
         replace(find_recipe("budget", "sp"), epochs=2, batch=BATCH, rate=0.02),
-        replace(find_recipe("budget", "hrl"), epochs=1, batch=BATCH),
+        replace(find_recipe("budget", "hrl"), epochs=1, batch=BATCH, rate=1e-4),
     ]
 
     def batches(recipe: Recipe) -> MemoryBatches:
