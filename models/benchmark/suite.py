@@ -52,7 +52,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to measure, and normalised images [N, 3, H, W] to measure it with."""
+    """A network to measure, and normalised images [N, 3, H, W] to measure it with: along forced routes, or along
+    those that it decides itself.
+    """
 
     architecture: str
     network: SkipNet
@@ -115,7 +117,7 @@ def measure(
         plain = without_gates(subject.network, find_architecture(subject.architecture))
         for engine, mode in DENSE:
             enter(f"{engine}, {'batch as one' if mode == 'mask' else 'image by image'}", plain, engine, mode, "dense")
-        for share in shares:
+        for share in [] if subject.own_routing else shares:
             forced = force_route(subject.network, spread_evenly(subject.network.decision_count, share))
             for engine in engines:
                 enter(engine, forced, engine, "branch", f"{share:.0%} of the blocks")
