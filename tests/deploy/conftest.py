@@ -29,7 +29,7 @@ def photo(seed: int) -> bytes:
         return encoded(image.convert("RGB").crop((left, top, left + side, top + side)))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """`skipnet serve` with the shipped checkpoint, scraped from before its first request on; then forty images."""
     folder = tmp_path_factory.mktemp("live")
@@ -93,7 +93,7 @@ def answered(live: Live) -> Live:
     return live
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stressed(live: Live) -> Live:
     """The same after every kind of failure and more requests than it takes, its rules evaluated since."""
 
