@@ -14,6 +14,7 @@ from models.data.batches import PreparedImages
 from models.data.source import Source
 from models.engines.engine import Engine
 from models.network import SkipNet
+from models.preprocessing import InputSpec
 
 BATCH = 250
 CALIBRATION_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
@@ -89,7 +90,7 @@ def evaluate_engine(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], th
 
 def measure(checkpoint: Checkpoint, engine: Engine, source: Source, split: str, threshold: float) -> Evaluation:
     """Return what a checkpoint does on a split, image by image as the service prepares them."""
-    metrics = evaluate_engine(engine, prepared_batches(source, checkpoint), threshold)
+    metrics = evaluate_engine(engine, prepared_batches(source, checkpoint.config.input), threshold)
     return Evaluation(
         dataset=source.row.name,
         split=split,
@@ -108,7 +109,7 @@ def measure(checkpoint: Checkpoint, engine: Engine, source: Source, split: str, 
 
 def calibrate(checkpoint: Checkpoint, engine: Engine, source: Source) -> list[CalibrationPoint]:
     """Return the curve of the compute dial: what each execute threshold gives on a split's images."""
-    batches = list(prepared_batches(source, checkpoint))
+    batches = list(prepared_batches(source, checkpoint.config.input))
     points = []
     for threshold in CALIBRATION_THRESHOLDS:
         metrics = evaluate_engine(engine, batches, threshold)
@@ -123,6 +124,6 @@ def calibrate(checkpoint: Checkpoint, engine: Engine, source: Source) -> list[Ca
     return points
 
 
-def prepared_batches(source: Source, checkpoint: Checkpoint) -> Iterable[tuple[Tensor, Tensor]]:
-    """Yield network inputs, prepared as the checkpoint's config says, and labels, in the source's order."""
-    return DataLoader(PreparedImages(source, checkpoint.config.input), BATCH)
+def prepared_batches(source: Source, spec: InputSpec) -> Iterable[tuple[Tensor, Tensor]]:
+    """Yield network inputs, prepared as the service prepares them, and labels, in the source's order."""
+    return DataLoader(PreparedImages(source, spec), BATCH)

@@ -49,7 +49,6 @@ class SkipNet(nn.Module):
         width = 16 if stem == "cifar" else 64
         self.stem = cifar_stem(width) if stem == "cifar" else imagenet_stem(width)
         self.layers_per_block = block.layers
-        self.group_sizes = blocks
         members: list[Block] = []
         channels = width
         for group, count in enumerate(blocks):

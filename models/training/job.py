@@ -13,18 +13,17 @@ from torch import Tensor
 from models.catalogue import Architecture, find_architecture
 from models.checkpoint import read_checkpoint
 from models.data.augmentation import normalise
-from models.data.batches import Batches, MemoryBatches, PreparedImages, StreamedBatches, generator
+from models.data.batches import Batches, MemoryBatches, StreamedBatches, generator
 from models.data.catalogue import DatasetRow, find_dataset
 from models.data.source import DataError, Source, read_source
 from models.engines.threads import available_cpus
-from models.evaluation import Metrics, evaluate_network
+from models.evaluation import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import SkipNet
 from models.preprocessing import InputSpec
 from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.run import Job
 
 HELD_OUT_SEED, HELD_OUT = 0, 5000
-EVALUATION_BATCH = 250
 LARGEST_IN_MEMORY = 64
 """Pixels: data sets of larger images are decoded as they are needed."""
 
@@ -171,14 +170,13 @@ def validate(network: SkipNet, held_out: Source, spec: InputSpec, device: torch.
 def evaluation_batches(source: Source, spec: InputSpec, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield normalised images and labels, in order and without augmentation."""
     if not fits_memory(source, spec):
-        images = PreparedImages(source, spec)
-        for batch, truth in torch.utils.data.DataLoader(images, EVALUATION_BATCH):
+        for batch, truth in prepared_batches(source, spec):
             yield batch.to(device), truth
         return
     stored, labels = pixels(source)
-    for start in range(0, len(stored), EVALUATION_BATCH):
-        batch = stored[start : start + EVALUATION_BATCH].to(device)
-        yield normalise(batch, spec.mean, spec.std), labels[start : start + EVALUATION_BATCH]
+    for start in range(0, len(stored), BATCH):
+        batch = stored[start : start + BATCH].to(device)
+        yield normalise(batch, spec.mean, spec.std), labels[start : start + BATCH]
 
 
 def fits_memory(source: Source, spec: InputSpec) -> bool:

@@ -88,3 +88,9 @@ def lively_checkpoint(lively_network: Callable[[str], SkipNet]) -> Callable[[str
         return Checkpoint(Path(architecture) / "1", config, network)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def images(checkpoint: Checkpoint, make_images: Callable[[str], NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Eight images for the network of the module's own fixture ``checkpoint``."""
+    return make_images(checkpoint.config.architecture)

@@ -30,11 +30,6 @@ def checkpoint(request: pytest.FixtureRequest, lively_checkpoint: Callable[[str]
     return lively_checkpoint(request.param)
 
 
-@pytest.fixture(scope="module")
-def images(checkpoint: Checkpoint, make_images: Callable[[str], NDArray[np.float32]]) -> NDArray[np.float32]:
-    return make_images(checkpoint.config.architecture)
-
-
 def bare_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

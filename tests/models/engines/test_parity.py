@@ -36,11 +36,6 @@ def checkpoint(request: pytest.FixtureRequest, lively_checkpoint: Callable[[str]
 
 
 @pytest.fixture(scope="module")
-def images(checkpoint: Checkpoint, make_images: Callable[[str], NDArray[np.float32]]) -> NDArray[np.float32]:
-    return make_images(checkpoint.config.architecture)
-
-
-@pytest.fixture(scope="module")
 def reference(checkpoint: Checkpoint) -> Engine:
     return load_engine(checkpoint, "reference", "cpu")
 
