@@ -64,7 +64,7 @@ def short(stage: Stage) -> Recipe:
             weight_decay=5e-4, alpha=0.1, policy_weight=0.1, samples=2, batch=64, sharpen=10.0,
         )  # fmt: skip
     return Recipe(
-        "short", stage, rate=0.3, schedule="one_cycle", epochs=30, nesterov=True, decay_all=False,
+        "short", stage, rate=0.15, schedule="one_cycle", epochs=30, nesterov=True, decay_all=False,
         weight_decay=5e-4, open_bias=2.0,
     )  # fmt: skip
 
