@@ -51,6 +51,7 @@ class Options:
     size: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     workers: int = 2
 
 
@@ -70,6 +71,7 @@ def make_job(options: Options) -> Job:
     train, held_out = split(source, options)
     network, earlier = start_network(architecture, source.classes, options)
     device = torch.device(choose_device(options.device))
+    mixed = options.precision == "bfloat16" or (options.precision == "auto" and multiplies_bfloat16(device))
     return Job(
         architecture=architecture,
         network=network,
@@ -82,7 +84,13 @@ def make_job(options: Options) -> Job:
         seed=options.seed,
         folder=options.output,
         compile=options.compile == "on" or (options.compile == "auto" and can_compile(device)),
-        about={"dataset": row.name, "train_images": len(train), "held_out_images": len(held_out)},
+        mixed=mixed,
+        about={
+            "dataset": row.name,
+            "train_images": len(train),
+            "held_out_images": len(held_out),
+            "precision": "bfloat16" if mixed else "float32",
+        },
         earlier=earlier,
     )
 
@@ -194,3 +202,10 @@ def can_compile(device: torch.device) -> bool:
     """Whether torch.compile will find the compiler that it needs: for C++ on the CPU, for C on CUDA."""
     names = ("gcc", "clang", "cc") if device.type == "cuda" else ("g++", "clang++", "c++")
     return any(shutil.which(name) for name in names)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16; where it has none, half precision is slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

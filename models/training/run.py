@@ -42,7 +42,7 @@ class TrainingDiverged(RuntimeError):
 @dataclass(frozen=True)
 class Job:
     """Everything that decides a run. ``batches`` gives a recipe's batches, ``validate`` measures held-out images;
-    ``earlier`` tells of the stages behind the checkpoint that it starts from.
+    ``mixed`` runs convolutions in bfloat16; ``earlier`` tells of the stages behind the checkpoint it starts from.
     """
 
     architecture: Architecture
@@ -56,6 +56,7 @@ class Job:
     seed: int
     folder: Path
     compile: bool
+    mixed: bool
     about: dict[str, Any]
     earlier: list[dict[str, Any]]
 
@@ -150,7 +151,7 @@ def run_stage(
 
 def make_step(job: Job, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor, int, int], Step]:
     """Return the stage's step: a batch, the computation target, epoch and step within it, to a `Step`."""
-    mixed = torch.autocast(job.device.type, torch.bfloat16, enabled=job.device.type == "cuda")
+    mixed = torch.autocast(job.device.type, torch.bfloat16, enabled=job.mixed)
 
     def hybrid(images: Tensor, labels: Tensor, target: Tensor, epoch: int, within: int) -> Step:
         del target

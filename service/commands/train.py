@@ -43,6 +43,9 @@ class Train(Options):
     size: int | None = Field(None, ge=32, description="side of the input in pixels; default: the architecture's")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of convolutions while training; auto: bfloat16 where the processor multiplies it"
+    )
     workers: int = Field(2, ge=0, description="processes that decode images too many for memory")
     output: Path | None = Field(None, description="folder of the run; default: runs/<arch>")
     resume: bool = Field(False, description="go on with the run in --output where it stopped")

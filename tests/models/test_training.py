@@ -68,6 +68,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
         seed=3,
         folder=tmp_path / "run",
         compile=False,
+        mixed=False,
         about={"dataset": "synthetic"},
         earlier=[],
     )
