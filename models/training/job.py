@@ -207,5 +207,5 @@ def can_compile(device: torch.device) -> bool:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions that multiply bfloat16; where it has none, half precision is slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
