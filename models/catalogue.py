@@ -47,9 +47,9 @@ class Architecture:
         )
 
     @property
-    def shape(self) -> tuple[Stem, str, tuple[int, ...], GateKind | None]:
-        """What makes two architectures' weights interchangeable, but for the number of classes."""
-        return self.stem, self.block, self.blocks, self.gates
+    def backbone(self) -> tuple[Stem, str, tuple[int, ...]]:
+        """What makes two architectures' weights interchangeable, but for the gates and the number of classes."""
+        return self.stem, self.block, self.blocks
 
     @property
     def image_size(self) -> int:

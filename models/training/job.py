@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from models.catalogue import Architecture, find_architecture
-from models.checkpoint import read_checkpoint
+from models.checkpoint import Checkpoint, read_checkpoint, read_config
 from models.data.augmentation import normalise
 from models.data.batches import Batches, MemoryBatches, StreamedBatches, generator
 from models.data.catalogue import DatasetRow, find_dataset
 from models.data.source import DataError, Source, read_source
 from models.engines.threads import available_cpus
 from models.evaluation import BATCH, Metrics, evaluate_network, prepared_batches
-from models.network import SkipNet
+from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
 from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.run import Job
@@ -43,6 +43,7 @@ class Options:
     stages: tuple[Stage, ...] | None = None
     recipe: str = "paper"
     init: Path | None = None
+    teacher: Path | None = None
     epochs: int | None = None
     batch: int | None = None
     seed: int = 0
@@ -85,6 +86,7 @@ def make_job(options: Options) -> Job:
         folder=options.output,
         compile=options.compile == "on" or (options.compile == "auto" and can_compile(device)),
         mixed=mixed,
+        teacher=find_teacher(recipes, source.classes, options),
         about={
             "dataset": row.name,
             "train_images": len(train),
@@ -99,13 +101,18 @@ def choose_stages(architecture: Architecture, options: Options) -> tuple[Stage, 
     if options.stages is None:
         if architecture.gates is None:
             return ("plain",)
-        return ("hrl",) if options.init else ("sp", "hrl")
+        return ("hrl",) if options.init and gates_of(options.init) is not None else ("sp", "hrl")
     if ("plain" in options.stages) != (architecture.gates is None):
         raise JobError(
             f"{architecture.name} has {'no gates: its only stage is plain' if architecture.gates is None else 'gates:'}"
             f"{'' if architecture.gates is None else ' its stages are sp and hrl'}"
         )
     return options.stages
+
+
+def gates_of(folder: Path) -> GateKind | None:
+    """Return the gates of a checkpoint's architecture; raises CheckpointError or UnknownArchitecture."""
+    return find_architecture(read_config(folder).architecture).gates
 
 
 def override(recipe: Recipe, options: Options) -> Recipe:
@@ -125,11 +132,34 @@ def start_network(
         return architecture.build(len(classes)), []
     checkpoint = read_checkpoint(options.init)
     found = find_architecture(checkpoint.config.architecture)
-    if found.shape != architecture.shape:
+    if found.backbone != architecture.backbone or found.gates not in (architecture.gates, None):
         raise JobError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
+    check_labels(checkpoint, options.init, classes, options)
+    network = checkpoint.network
+    if found.gates != architecture.gates:
+        network = architecture.build(len(classes))
+        # What is missing are the gates, which stay as they were made.
+        network.load_state_dict(checkpoint.network.state_dict(), strict=False)
+    return network, checkpoint.config.training.get("stages", [])
+
+
+def find_teacher(recipes: list[Recipe], classes: list[str], options: Options) -> SkipNet | None:
+    """Return the dense network that the recipes learn from, if one does: --teacher, or else what --init names."""
+    if not any(recipe.distil for recipe in recipes):
+        return None
+    folder = options.teacher or options.init
+    if folder is None:
+        raise JobError(f"recipe {options.recipe} learns from a dense network: name its checkpoint with --teacher")
+    checkpoint = read_checkpoint(folder)
+    if checkpoint.network.gate_kind is not None:
+        raise JobError(f"{folder} has gates; recipe {options.recipe} learns from a dense network: name one, --teacher")
+    check_labels(checkpoint, folder, classes, options)
+    return checkpoint.network.requires_grad_(False)
+
+
+def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], options: Options) -> None:
     if checkpoint.config.labels != classes:
-        raise JobError(f"{options.init} has other labels than {options.dataset}; train it from the start")
-    return checkpoint.network, checkpoint.config.training.get("stages", [])
+        raise JobError(f"{folder} has other labels than {options.dataset}; train it from the start")
 
 
 def input_spec(row: DatasetRow, size: int) -> InputSpec:

@@ -11,6 +11,17 @@ class UnknownRecipe(ValueError):
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A rung of the compute dial: ``share`` of every batch is routed at execute threshold ``threshold``, and may
+    execute the share ``target`` of the blocks for free.
+    """
+
+    share: float
+    threshold: float
+    target: float
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How one stage is trained, by SGD with momentum 0.9.
 
@@ -18,8 +29,10 @@ class Recipe:
     and at three quarters of the run, "one_cycle" rises linearly to ``rate`` in the first 15 % and falls to zero along
     a cosine, "constant" stays. ``warm_up`` steps of a tenth of the rate come first.
 
-    SP: gates start at ``open_bias`` as their logit; above ``target`` (an executed share of the blocks, brought in
-    linearly from 20 % to 60 % of the steps) a batch's computation costs ``target_weight`` times the squared excess.
+    SP: gates start at ``open_bias`` as their logit. Above the target of its rung, the computation of a rung's images
+    costs ``target_weight`` times the squared excess; the targets fall from 1, linearly, between the shares of the
+    steps that ``targets_fall`` names. Without ``rungs``, all images are routed at 0.5 and computation is free.
+    ``distil`` weighs a dense teacher's answer, softened by ``temperature``, against the label (Hinton et al. 2015).
     HRL: ``alpha`` is the reward of skipping all blocks (paper, equation 4), ``policy_weight`` weighs the policy
     gradient against the cross-entropy's, ``samples`` routes are drawn an image, and the gates' logits are multiplied
     by ``sharpen`` before it begins.
@@ -37,8 +50,11 @@ class Recipe:
     nesterov: bool = False
     warm_up: int = 0
     open_bias: float = 0.0
-    target: float | None = None
+    rungs: tuple[Rung, ...] = ()
+    targets_fall: tuple[float, float] = (0.2, 0.6)
     target_weight: float = 20.0
+    distil: float = 0.0
+    temperature: float = 4.0
     alpha: float = 0.1
     policy_weight: float = 0.01
     samples: int = 1
@@ -71,10 +87,24 @@ def short(stage: Stage) -> Recipe:
 
 def budget(stage: Stage) -> Recipe:
     """``short`` with a computation target in SP: the gates learn to skip before HRL refines them."""
-    return replace(short(stage), name="budget", target=0.6 if stage == "sp" else None)
+    return replace(short(stage), name="budget", rungs=(Rung(1, 0.5, 0.6),) if stage == "sp" else ())
 
 
-RECIPES = {"paper": paper, "short": short, "budget": budget}
+def dial(stage: Stage) -> Recipe:
+    """SP from a trained dense network, which also teaches: one network for many budgets.
+
+    A part of every batch runs dense and others at low and high thresholds, so that the gates learn an order of
+    what is worth executing, and the network answers well along each rung's routes.
+    """
+    if stage != "sp":
+        return replace(short(stage), name="dial", sharpen=1.0)
+    return replace(
+        short(stage), name="dial", rate=0.05, epochs=16, targets_fall=(0.05, 0.5), distil=0.7,
+        rungs=(Rung(1 / 8, 0.0, 1.0), Rung(1 / 8, 0.2, 0.75), Rung(1 / 2, 0.5, 0.5), Rung(1 / 4, 0.8, 0.35)),
+    )  # fmt: skip
+
+
+RECIPES = {"paper": paper, "short": short, "budget": budget, "dial": dial}
 
 
 def find_recipe(name: str, stage: Stage) -> Recipe:

@@ -26,7 +26,7 @@ from models.training.objective import Step
 from models.training.readout import open_gates, sharpen_gates
 from models.training.recipes import Recipe
 from models.training.reinforce import freeze_statistics, reinforce_step
-from models.training.schedule import computation_target, learning_rate
+from models.training.schedule import learning_rate, targets_fallen
 from models.training.state import Progress, StateFile
 from models.training.supervised import supervised_step
 
@@ -42,7 +42,8 @@ class TrainingDiverged(RuntimeError):
 @dataclass(frozen=True)
 class Job:
     """Everything that decides a run. ``batches`` gives a recipe's batches, ``validate`` measures held-out images;
-    ``mixed`` runs convolutions in bfloat16; ``earlier`` tells of the stages behind the checkpoint it starts from.
+    ``mixed`` runs convolutions in bfloat16; ``teacher`` is a dense network for the recipes that distil; ``earlier``
+    tells of the stages behind the checkpoint that the run starts from.
     """
 
     architecture: Architecture
@@ -57,6 +58,7 @@ class Job:
     folder: Path
     compile: bool
     mixed: bool
+    teacher: SkipNet | None
     about: dict[str, Any]
     earlier: list[dict[str, Any]]
 
@@ -95,7 +97,8 @@ def train(
     progress, optimizer_state = Progress(), None
     if resume and state.path.exists():
         progress, optimizer_state = state.load(job.network)
-    job.network.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for network in filter(None, (job.network, job.teacher)):
+        network.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for number in range(progress.stage, len(job.recipes)):
         run_stage(job, job.recipes[number], progress, optimizer_state, state, show, watcher)
         write_stage_checkpoint(job, job.recipes[number])
@@ -133,9 +136,9 @@ def run_stage(
             rate = learning_rate(recipe, progress.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            target = computation_target(recipe, progress.step, total)
+            fallen = targets_fallen(recipe, progress.step, total)
             optimizer.zero_grad(set_to_none=True)
-            step = take_step(images, labels, torch.tensor(target, device=job.device), epoch, within)
+            step = take_step(images, labels, torch.tensor(fallen, device=job.device), epoch, within)
             step.loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             progress.add(step, len(labels) * recipe.samples, time.perf_counter() - began)
@@ -150,11 +153,11 @@ def run_stage(
 
 
 def make_step(job: Job, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor, int, int], Step]:
-    """Return the stage's step: a batch, the computation target, epoch and step within it, to a `Step`."""
+    """Return the stage's step: a batch, how far its targets have fallen, epoch and step within it, to a `Step`."""
     mixed = torch.autocast(job.device.type, torch.bfloat16, enabled=job.mixed)
 
-    def hybrid(images: Tensor, labels: Tensor, target: Tensor, epoch: int, within: int) -> Step:
-        del target
+    def hybrid(images: Tensor, labels: Tensor, fallen: Tensor, epoch: int, within: int) -> Step:
+        del fallen
         with mixed:
             return reinforce_step(job.network, images, labels, recipe, generator(job.seed, epoch + SAMPLING, within))
 
@@ -162,10 +165,12 @@ def make_step(job: Job, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor, int
         return hybrid
     step = torch.compile(supervised_step, dynamic=False) if job.compile else supervised_step
 
-    def supervised(images: Tensor, labels: Tensor, target: Tensor, epoch: int, within: int) -> Step:
+    teacher = job.teacher if recipe.distil else None
+
+    def supervised(images: Tensor, labels: Tensor, fallen: Tensor, epoch: int, within: int) -> Step:
         del epoch, within
         with mixed:
-            return step(job.network, images, labels, target, recipe)
+            return step(job.network, images, labels, fallen, recipe, teacher)
 
     return supervised
 

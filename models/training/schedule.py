@@ -1,11 +1,10 @@
-"""The learning rate and the computation target, as functions of the step."""
+"""The learning rate and the fall of the computation targets, as functions of the step."""
 
 import math
 
 from models.training.recipes import Recipe
 
 RISE = 0.15
-TARGET_BEGINS, TARGET_REACHED = 0.2, 0.6
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -22,9 +21,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.rate
 
 
-def computation_target(recipe: Recipe, step: int, steps: int) -> float:
-    """Return the executed share of the blocks that step ``step`` may use for free, falling from 1 to the target."""
-    if recipe.target is None:
-        return 1.0
-    fallen = (step / steps - TARGET_BEGINS) / (TARGET_REACHED - TARGET_BEGINS)
-    return 1 - (1 - recipe.target) * min(max(fallen, 0.0), 1.0)
+def targets_fallen(recipe: Recipe, step: int, steps: int) -> float:
+    """Return how far, from 0 to 1, the computation targets have fallen from 1 to what the recipe's rungs say."""
+    begin, end = recipe.targets_fall
+    return min(max((step / steps - begin) / (end - begin), 0.0), 1.0)

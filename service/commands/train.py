@@ -30,11 +30,16 @@ class Train(Options):
     arch: str = Field(description="architecture, for instance cifar10_rnn_gate_38")
     dataset: str = Field(description="cifar10, cifar100, svhn, imagenet or imagefolder")
     data: Path | None = Field(None, description="local folder of the data set; default: the hub")
-    recipe: str = Field("paper", description="hyper-parameters: paper, short or budget")
+    recipe: str = Field("paper", description="hyper-parameters: paper, short, budget or dial")
     stages: Literal["plain", "sp", "hrl", "sp,hrl"] | None = Field(
         None, description="default: sp,hrl, or plain for a network without gates; hrl alone starts from --init"
     )
-    init: Path | None = Field(None, description="checkpoint folder to start from")
+    init: Path | None = Field(
+        None, description="checkpoint folder to start from; a network with gates can start from the dense one"
+    )
+    teacher: Path | None = Field(
+        None, description="checkpoint folder of the dense network that recipe dial learns from; default: --init"
+    )
     epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
     batch: int | None = Field(None, ge=1, description="images a step; default: the recipe's")
     seed: int = Field(0, ge=0, description="of weights, order, augmentation and sampled gates")

@@ -140,6 +140,25 @@ def test_a_checkpoint_of_another_network_is_no_start(tmp_path: Path, pixels: np.
         make_job(options)
     job = make_job(replace(options, arch="cifar10_rnn_gate_rl_38"))
     assert [recipe.stage for recipe in job.recipes] == ["hrl"]
+    with pytest.raises(ValueError, match="learns from a dense network: name one, --teacher"):
+        make_job(replace(options, arch="cifar10_rnn_gate_38", recipe="dial", stages=("sp",)))
+
+
+def test_a_network_with_gates_starts_from_the_dense_one_and_learns_from_it(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
+    dense = find_architecture("cifar10_resnet_38")
+    labels = read_source(CIFAR10, "train", tmp_path).classes
+    trained = dense.build()
+    config = Config(architecture=dense.name, labels=labels, input=input_spec(CIFAR10, 32), code="test")
+    write_checkpoint(tmp_path / "dense", trained, config)
+    options = Options("cifar10_rnn_gate_38", "cifar10", tmp_path, data=tmp_path, recipe="dial", held_out=5)
+    with pytest.raises(ValueError, match="learns from a dense network: name its checkpoint with --teacher"):
+        make_job(options)
+    job = make_job(replace(options, init=tmp_path / "dense", batch=8))
+    assert [recipe.stage for recipe in job.recipes] == ["sp", "hrl"]
+    started = job.network.state_dict()
+    assert all(torch.equal(started[key], value) for key, value in trained.state_dict().items())
+    assert job.teacher is not None and job.teacher.gate_kind is None
 
 
 def test_crop_and_flip_move_pixels_and_invent_none() -> None:

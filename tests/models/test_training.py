@@ -1,6 +1,7 @@
 """Training on a few synthetic images: what it computes, and that it resumes where it stopped."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,9 @@ from models.training.readout import open_gates, readouts, sharpen_gates
 from models.training.recipes import Recipe, find_recipe
 from models.training.reinforce import advantages, freeze_statistics, returns, run_executed, sampled_forward
 from models.training.run import Job, TrainingDiverged, train
-from models.training.schedule import computation_target, learning_rate
+from models.training.schedule import learning_rate, targets_fallen
 from models.training.state import StateError
-from models.training.supervised import straight_through
+from models.training.supervised import rung_slices, straight_through, supervised_step
 from tests.models.engines.conftest import spread
 
 IMAGES, BATCH = 48, 8
@@ -69,6 +70,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
         folder=tmp_path / "run",
         compile=False,
         mixed=False,
+        teacher=None,
         about={"dataset": "synthetic"},
         earlier=[],
     )
@@ -118,7 +120,7 @@ def test_a_damaged_state_says_what_to_do(job: Job) -> None:
 
 def test_a_diverging_run_stops_and_says_so(job: Job) -> None:
     diverging = replace(job, recipes=[replace(job.recipes[0], rate=1e4)])
-    with pytest.raises(TrainingDiverged, match="epoch 1"):
+    with pytest.raises(TrainingDiverged, match=r"the loss of sp, epoch \d, is (nan|inf)"):
         train(diverging, resume=False, save_every=300, show=quiet)
     assert not (job.folder / "sp").exists()
 
@@ -178,10 +180,12 @@ def test_the_baseline_takes_the_images_difficulty_out() -> None:
 
 def test_supervised_gates_are_hard_forward_and_soft_backward() -> None:
     logits = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
-    decisions = straight_through(0, logits)
-    torch.testing.assert_close(decisions.detach(), torch.tensor([0.0, 0.0, 1.0]))
+    limits = torch.tensor([0.0, 0.0, 2.0])
+    decisions = straight_through(limits)(0, logits)
+    torch.testing.assert_close(decisions.detach(), torch.tensor([0.0, 0.0, 0.0]))
+    torch.testing.assert_close(straight_through(torch.zeros(3))(0, logits).detach(), torch.tensor([0.0, 0.0, 1.0]))
     decisions.sum().backward()
-    probability = torch.sigmoid(logits.detach())
+    probability = torch.sigmoid(logits.detach() - limits)
     torch.testing.assert_close(logits.grad, probability * (1 - probability))
 
 
@@ -216,10 +220,63 @@ def test_the_papers_schedule() -> None:
     assert rates == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001])
 
 
-def test_the_computation_target_falls_between_a_fifth_and_three_fifths() -> None:
-    recipe = replace(find_recipe("budget", "sp"), target=0.5)
-    targets = [computation_target(recipe, step, 100) for step in (0, 20, 40, 60, 99)]
-    assert targets == pytest.approx([1, 1, 0.75, 0.5, 0.5])
+def test_the_computation_targets_fall_between_a_fifth_and_three_fifths() -> None:
+    recipe = find_recipe("budget", "sp")
+    fallen = [targets_fallen(recipe, step, 100) for step in (0, 20, 40, 60, 99)]
+    assert fallen == pytest.approx([0, 0, 0.5, 1, 1])
+
+
+def gates_at(logit: float) -> SkipNet:
+    """Return a network whose every gate answers ``logit``, whatever the image."""
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    with torch.no_grad():
+        for readout in readouts(network):
+            readout.weight.zero_()
+            readout.bias.fill_(logit)
+    return network
+
+
+def test_each_rung_of_the_dial_is_routed_at_its_own_threshold() -> None:
+    recipe = replace(find_recipe("dial", "sp"), distil=0.0, target_weight=0.0)
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    # Thresholds 0, 0.2, 0.5 and 0.8 for 2, 2, 8 and 4 images: a probability of 0.4 executes on the first two rungs.
+    step = supervised_step(gates_at(math.log(0.4 / 0.6)), images, labels, torch.tensor(1.0), recipe)
+    assert step.executions.tolist() == [4] * 17
+
+
+def test_a_rung_pays_for_what_lies_above_its_own_target() -> None:
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    recipe = replace(find_recipe("dial", "sp"), distil=0.0, target_weight=1.0)
+
+    def cost(fallen: float) -> float:
+        torch.manual_seed(0)
+        paid = supervised_step(gates_at(0.1), images, labels, torch.tensor(fallen), recipe)
+        torch.manual_seed(0)
+        costless = replace(recipe, target_weight=0.0)
+        free = supervised_step(gates_at(0.1), images, labels, torch.tensor(fallen), costless)
+        return (paid.loss - free.loss).item()
+
+    assert cost(0.0) == 0
+    # All of the rungs at 0, 0.2 and 0.5 execute everything; that at 0.8 only block 0, below its target.
+    assert cost(1.0) == pytest.approx(0.25**2 / 8 + 0.5**2 / 2, rel=1e-4)
+    assert cost(0.5) == pytest.approx(0.125**2 / 8 + 0.25**2 / 2, rel=1e-4)
+
+
+def test_the_rungs_share_out_a_whole_batch() -> None:
+    for size in (1, 7, 64, 128):
+        parts = rung_slices(find_recipe("dial", "sp").rungs, size)
+        assert [index for part in parts for index in range(part.start, part.stop)] == list(range(size))
+
+
+def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn() -> None:
+    teacher = find_architecture("cifar10_resnet_38").build().eval()
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    recipe = replace(find_recipe("dial", "sp"), rungs=(), distil=1.0)
+    none = torch.tensor(0.0)
+    assert supervised_step(teacher, images, labels, none, recipe, teacher).loss.item() == pytest.approx(0, abs=1e-5)
+    other = find_architecture("cifar10_resnet_38").build().eval()
+    assert supervised_step(other, images, labels, none, recipe, teacher).loss > 1e-3
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_order_and_augmentation_depend_on_seed_epoch_and_step_only(images: tuple[Tensor, Tensor]) -> None:
