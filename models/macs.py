@@ -33,9 +33,14 @@ class MacCounts:
         return self.stem + sum(self.blocks) + sum(self.projections) + self.head
 
     @property
+    def full(self) -> int:
+        """MACs of running every block, gates counted."""
+        return self.dense + sum(self.gates)
+
+    @property
     def unconditional(self) -> int:
         """MACs that every image costs: stem, first block, projections, gates and head."""
-        return self.dense - sum(self.blocks[1:]) + sum(self.gates)
+        return self.full - sum(self.blocks[1:])
 
     def executed(self, executed: NDArray[np.bool_], mode: Mode = "branch") -> NDArray[np.int64]:
         """Return the MACs [N] that decisions [N, B-1] cost; in mode "mask" skipped blocks were computed too."""

@@ -59,8 +59,8 @@ class Admission:
 
     def wait(self, served: "Served") -> float:
         """Return the seconds until the engine has got through every image in the house, all of them dense."""
-        largest = served.batch_sizes[-1]
-        return self.images * served.dense_time(largest) / largest
+        largest = served.clock.sizes[-1]
+        return self.images * served.clock.seconds(largest) / largest
 
     def overloaded(self, reason: str, what: str, served: "Served | None" = None) -> ServiceError:
         """Return the refusal, telling when half of the house will be empty at the rate measured."""

@@ -60,12 +60,13 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A batch and what came of it."""
+    """A batch and what came of it; before that it was run dense for ``sampled`` seconds, 0 where it was not."""
 
     batch: Batch
     routed: "Routed"
     started: float
     seconds: float
+    sampled: float
 
 
 class Batcher:
@@ -80,11 +81,13 @@ class Batcher:
         self,
         max_batch_size: int,
         delay: float,
+        dense_interval: float,
         on_ran: Callable[[Ran, NDArray[np.int64]], None],
         on_dropped: Callable[["Served", str], None],
     ) -> None:
         self.max_batch_size = max_batch_size
         self.delay = delay
+        self.dense_interval = dense_interval
         self.on_ran = on_ran
         self.on_dropped = on_dropped
         self.failure: BaseException | None = None
@@ -233,8 +236,9 @@ class Batcher:
 
     def _run(self, batch: Batch) -> None:
         """Run a batch. One that fails is run again image by image: only the image at fault gets an error."""
-        started = perf_counter()
         try:
+            sampled = self._sample_dense(batch)
+            started = perf_counter()
             routed = batch.served.engine.run(batch.images, batch.thresholds)
         except Exception as error:
             log.exception("a batch of %d failed in %s", len(batch.works), batch.served)
@@ -248,8 +252,18 @@ class Batcher:
             log.warning("the engine runs on after %s", error.__class__.__name__)
             return
         seconds = perf_counter() - started
+        batch.served.clock.ran(seconds)
         self._pace.append((len(batch.works), seconds))
-        self._loop.call_soon_threadsafe(self._deliver, Ran(batch, routed, started, seconds))
+        self._loop.call_soon_threadsafe(self._deliver, Ran(batch, routed, started, seconds, sampled))
+
+    def _sample_dense(self, batch: Batch) -> float:
+        """Run a batch with every block where the dense clock asks for it; return the seconds that took, or 0."""
+        served, size = batch.served, len(batch.works)
+        if not served.clock.due(size, self.dense_interval):
+            return 0.0
+        seconds = served.run_dense(batch.images)
+        served.clock.sampled(size, seconds)
+        return seconds
 
     def _deliver(self, ran: Ran) -> None:
         """Answer a batch's images, in the event loop."""

@@ -38,7 +38,13 @@ class Core:
         cpus = available_cpus()
         self.settings = settings
         self.metrics = Metrics()
-        self.batcher = Batcher(settings.max_batch_size, settings.batch_delay, self.metrics.ran, self._dropped)
+        self.batcher = Batcher(
+            settings.max_batch_size,
+            settings.batch_delay,
+            settings.dense_sample_interval,
+            self.metrics.ran,
+            self._dropped,
+        )
         self.repository = Repository(
             settings.model_repository,
             load or partial(load_version, options=settings, max_batch_size=settings.max_batch_size),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from service.dense_clock import DenseClock
 from service.settings import EngineOptions
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ class Served:
     checkpoint: "Checkpoint"
     engine: "Engine"
     mode: "Mode"
-    batch_sizes: list[int]  # those it was warmed up with, ascending from 1
-    dense_seconds: list[float]  # what a batch of each size takes when every block runs
+    clock: DenseClock
     leases: int = field(default=0, init=False)  # requests that still need it
     retired: bool = field(default=False, init=False)  # no new request gets it
     closed: bool = field(default=False, init=False)  # its engine is closed
@@ -46,13 +46,13 @@ class Served:
         spec = self.checkpoint.config.input
         return 3, spec.height, spec.width
 
-    def dense_time(self, images: int) -> float:
-        """Return the seconds that a batch of ``images`` would take if every block ran, from the warm-up."""
-        return float(np.interp(images, self.batch_sizes, self.dense_seconds))
-
     def probe(self) -> None:
         """Run a blank image; raises what the engine raises."""
-        self.engine.run(np.zeros((1, *self.shape), np.float32), np.zeros(1, np.float32))
+        self.run_dense(np.zeros((1, *self.shape), np.float32))
+
+    def run_dense(self, images: NDArray[np.float32]) -> float:
+        """Run every block for ``images`` [N, 3, H, W] and return the seconds it took; nobody gets the answers."""
+        return timed(self.engine, images, 0.0)[1]
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -100,12 +100,15 @@ def warm_up(checkpoint: "Checkpoint", engine: "Engine", max_batch_size: int) -> 
                 raise LoadError(f"{checkpoint.folder}: the engine {engine.name} does not obey the execute threshold")
         # The first run of a size also pays for buffers and kernels, which matters where a run is short.
         times.append(seconds if seconds > 0.25 else timed(engine, images[:size], 0.0)[1])
-    return Served(checkpoint, engine, routed.mode, sizes, times)
+    return Served(checkpoint, engine, routed.mode, DenseClock(sizes, times))
 
 
 def timed(engine: "Engine", images: NDArray[np.float32], threshold: float) -> "tuple[Routed, float]":
+    """Run images that are no traffic: a switch between branching and masking does not learn from them."""
+    from models.engines.routing_switch import rehearse
+
     start = perf_counter()
-    routed = engine.run(images, np.full(len(images), threshold, np.float32))
+    routed = rehearse(engine, images, np.full(len(images), threshold, np.float32))
     return routed, perf_counter() - start
 
 

@@ -91,7 +91,12 @@ class Metrics:
         self.engine_seconds = counter("engine_seconds_total", "Seconds that the engine ran.")
         self.dense_seconds = counter(
             "dense_seconds_total",
-            "Seconds that the same batches would have taken with every block run, by the warm-up's clock.",
+            "Seconds that the same batches would have taken with every block run, by the dense clock.",
+        )
+        self.dense_samples = counter(
+            "dense_sampled_images_total",
+            "Images that were run with every block, beside their own run, to set the dense clock. Their multiply-adds "
+            "and seconds are counted as executed.",
         )
         self.queue_depth = gauge("queue_depth", "Decoded images that wait for the engine.")
 
@@ -148,9 +153,12 @@ class Metrics:
         series = self._series_of(served)
         series.batch_size.observe(size)
         series.batches[routed.mode].inc()
-        series.engine_seconds.inc(ran.seconds)
-        series.dense_seconds.inc(served.dense_time(size))
+        series.engine_seconds.inc(ran.seconds + ran.sampled)
+        series.dense_seconds.inc(served.clock.seconds(size))
         series.macs["executed"].inc(int(macs.sum()))
+        if ran.sampled:
+            series.dense_samples.inc(size)
+            series.macs["executed"].inc(served.checkpoint.macs.full * size)
         series.macs["dense"].inc(served.checkpoint.macs.dense * size)
         executions = [size, *routed.executed.sum(0).tolist()]
         for executed, ran_for, skipped_for in zip(executions, series.executions, series.skips, strict=True):
@@ -192,6 +200,7 @@ class Series:
         self.modes = {mode: metrics.engine_mode.labels(name, version, mode) for mode in MODES}
         self.engine_seconds = metrics.engine_seconds.labels(name, version)
         self.dense_seconds = metrics.dense_seconds.labels(name, version)
+        self.dense_samples = metrics.dense_samples.labels(name, version)
         self.macs = {kind: metrics.macs.labels(name, version, kind) for kind in ("executed", "dense")}
         self.executions = [metrics.executions.labels(name, version, block) for block in blocks]
         self.skips = [metrics.skips.labels(name, version, block) for block in blocks]

@@ -62,6 +62,11 @@ class Settings(EngineOptions):
         default=0,
         description="seconds to wait for a fuller batch; 0: a batch is what queued while the engine was busy",
     )
+    dense_sample_interval: Seconds = Field(
+        default=10,
+        description="seconds between batches that are also run dense, to know what skipping saves; 0: the warm-up's "
+        "clock. At most 2 % of the engine's time",
+    )
     max_queue_size: int = Field(default=256, ge=1, description="images admitted and not yet answered; more get 429")
     request_timeout: float = Field(
         default=30, gt=0, le=3600, description="seconds until 504; the header X-Request-Timeout can lower it"

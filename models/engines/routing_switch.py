@@ -57,10 +57,14 @@ class RoutingSwitch:
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See ``Engine.run``; ``mode`` of the answer tells which engine ran."""
-        routed = self.engines[self.mode(len(images))].run(images, thresholds)
+        routed = self.rehearse(images, thresholds)
         memory = math.exp(-len(images) / HORIZON_IMAGES)
         self.share = memory * self.share + (1 - memory) * float(routed.executed.mean())
         return routed
+
+    def rehearse(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        """Run images that are no traffic: as ``run``, but ``share`` stays what it is."""
+        return self.engines[self.mode(len(images))].run(images, thresholds)
 
     def mode(self, size: int) -> Mode:
         """Return the mode that a batch of ``size`` images will run in, now."""
@@ -71,6 +75,11 @@ class RoutingSwitch:
         """See ``Engine.close``."""
         for engine in self.engines.values():
             engine.close()
+
+
+def rehearse(engine: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+    """Run an engine on images that are no traffic, so that a switch among engines does not learn from them."""
+    return engine.rehearse(images, thresholds) if isinstance(engine, RoutingSwitch) else engine.run(images, thresholds)
 
 
 def calibrate(branch: Engine, mask: Engine, shape: tuple[int, int, int]) -> dict[int, Costs]:

@@ -35,7 +35,9 @@ def served(loaded: Served) -> Served:
 @pytest.fixture(scope="session")
 def running(repository: Path, loaded: Served) -> Iterator[Running]:
     """One server for the tests that only ask."""
-    server = Running(Settings(model_repository=repository, max_batch_size=8), lambda _: replace(loaded)).wait_ready()
+    server = Running(
+        Settings(model_repository=repository, max_batch_size=8, dense_sample_interval=0), lambda _: replace(loaded)
+    ).wait_ready()
     yield server
     server.stop()
 
@@ -47,6 +49,7 @@ def start(repository: Path, served: Served) -> Iterator[Callable[..., Running]]:
 
     def begin(**settings: object) -> Running:
         options: dict[str, object] = {"model_repository": repository, "max_batch_size": 8} | settings
+        options.setdefault("dense_sample_interval", 0)
         started.append(Running(Settings(**options), lambda _: served))  # type: ignore[arg-type]
         return started[-1].wait_ready()
 

@@ -3,6 +3,7 @@ from time import perf_counter
 import pytest
 
 from service.admission import Admission
+from service.dense_clock import DenseClock
 from service.errors import Code, ServiceError
 from service.loading import Served
 
@@ -48,7 +49,7 @@ def test_retry_after_is_half_the_house_at_the_measured_rate(loaded: Served, rate
 
 def test_before_anything_is_measured_the_warm_up_tells(loaded: Served) -> None:
     door = Door(max_images=1)
-    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, [1, 4], [9.0, 36.0])
+    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, DenseClock([1, 4], [9.0, 36.0]))
     with door.admit(1, slow, later()), pytest.raises(ServiceError) as caught, door.admit(1, slow, later()):
         pytest.fail("was admitted")
     assert caught.value.headers == {"Retry-After": "5"}
@@ -56,7 +57,7 @@ def test_before_anything_is_measured_the_warm_up_tells(loaded: Served) -> None:
 
 def test_deadline_out_of_reach_assumes_that_every_block_runs(loaded: Served) -> None:
     door = Door(max_images=100, rate=1e9)
-    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, [1, 2], [2.0, 2.0])
+    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, DenseClock([1, 2], [2.0, 2.0]))
     with door.admit(4, slow, later()):
         assert door.wait(slow) == 4
         with pytest.raises(ServiceError) as caught, door.admit(1, slow, later(3.9)):
@@ -68,7 +69,7 @@ def test_deadline_out_of_reach_assumes_that_every_block_runs(loaded: Served) -> 
 
 
 def test_an_empty_house_admits_any_deadline(loaded: Served) -> None:
-    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, [1], [100.0])
+    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, DenseClock([1], [100.0]))
     with Door().admit(1, slow, later(0.001)):
         pass
 

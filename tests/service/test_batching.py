@@ -26,7 +26,11 @@ class Queue:
         self.ran: list[Ran] = []
         self.dropped: list[str] = []
         self.batcher = Batcher(
-            max_batch_size, delay, lambda ran, _: self.ran.append(ran), lambda _, reason: self.dropped.append(reason)
+            max_batch_size,
+            delay,
+            0,
+            lambda ran, _: self.ran.append(ran),
+            lambda _, reason: self.dropped.append(reason),
         )
 
     def put(

@@ -35,17 +35,12 @@ class Bent:
 def test_warm_up_runs_and_times_every_batch_size(loaded: Served) -> None:
     engine = Watched(loaded.engine)
     served = warm_up(loaded.checkpoint, engine, max_batch_size=6)
-    assert served.batch_sizes == [1, 2, 4, 6]
+    assert served.clock.sizes == [1, 2, 4, 6]
     assert {len(batch) for batch in engine.batches} == {1, 2, 4, 6}
-    for size in served.batch_sizes:
+    for size in served.clock.sizes:
         seen = {float(batch[0]) for batch in engine.batches if len(batch) == size}
         assert {0.0, 1.0} < seen
-    assert all(seconds > 0 for seconds in served.dense_seconds)
-
-
-def test_dense_time_lies_between_what_was_measured(loaded: Served) -> None:
-    served = replace(loaded, batch_sizes=[1, 2, 4], dense_seconds=[1.0, 1.5, 2.5])
-    assert [served.dense_time(images) for images in (1, 2, 3, 4)] == [1.0, 1.5, 2.0, 2.5]
+    assert all(seconds > 0 for seconds in served.clock.warm)
 
 
 @pytest.mark.parametrize(

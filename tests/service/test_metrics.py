@@ -8,6 +8,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from models.checkpoint import Evaluation
+from service.dense_clock import DenseClock
 from service.loading import Served
 from service.metrics import BLOCKS, LAYERS, SECONDS, Metrics
 from tests.service.parts import NAME, Running, encoded, picture, until, watched
@@ -77,7 +78,20 @@ def test_engine_seconds_stand_beside_what_dense_would_have_taken(start: Callable
     server = start()
     classify(server, 0, "?execute_threshold=1")
     until(lambda: server.metric("engine_seconds_total", **MINE) > 0)
-    assert server.metric("dense_seconds_total", **MINE) == pytest.approx(served.dense_time(1))
+    assert server.metric("dense_seconds_total", **MINE) == pytest.approx(served.clock.seconds(1))
+
+
+def test_a_sampled_batch_is_counted_as_the_work_it_was(start: Callable[..., Running], served: Served) -> None:
+    clock = served.clock = DenseClock([1, 8], [1e-6, 1e-6])
+    server = start(dense_sample_interval=1e-9)
+    engine = watched(served)
+    spent = sum(classify(server, seed)["routing"]["macs"] for seed in range(3))  # type: ignore[index, misc]
+    # The first batch has no engine time behind it that a sample could be a small share of.
+    assert [batch[0] == 0 for batch in engine.batches] == [False, True, False, True, False]
+    full = served.checkpoint.macs.full
+    until(lambda: server.metric("macs_total", kind="executed", **MINE) == spent + 2 * full)
+    assert server.metric("dense_sampled_images_total", **MINE) == 2
+    assert clock.seconds(1) > 1e-6
 
 
 def test_what_is_served_is_named(running: Running) -> None:
