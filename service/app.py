@@ -1,21 +1,21 @@
 """The application: `create_app(settings)` puts core, routes and middleware together."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from service.core import Core
-from service.errors import STATUS, Code, ErrorAnswer, ErrorDetail, ServiceError
+from service.errors import Code, ServiceError
 from service.loading import Served
-from service.middleware import Access, BodyLimit, in_oip
+from service.middleware import Access, BodyLimit, error_answer
 from service.routes import classify, health, metrics, models, page, v2
 from service.settings import Settings
 
@@ -28,8 +28,15 @@ time went: `Server-Timing`, `X-Receive-Time`, `X-Decode-Time`, `X-Queue-Time`, `
 deadline in seconds."""
 
 
-def create_app(settings: Settings | None = None, load: Callable[[Path], Served] | None = None) -> FastAPI:
-    """Return the application, its core at `app.state.core`; ``load`` stands in for reading a checkpoint."""
+def create_app(
+    settings: Settings | None = None,
+    load: Callable[[Path], Served] | None = None,
+    workers: Sequence[Path] = (),
+) -> FastAPI:
+    """Return the application, its core at `app.state.core`; ``load`` stands in for reading a checkpoint.
+
+    ``workers`` are the private sockets of all the processes that serve together, where there are several.
+    """
     core = Core(settings or Settings(), load)
 
     @asynccontextmanager
@@ -48,6 +55,10 @@ def create_app(settings: Settings | None = None, load: Callable[[Path], Served] 
             expose_headers=["*"],
         )
         middleware.insert(1, cors)
+    if workers:
+        from service.collective import Collective
+
+        middleware.append(Middleware(Collective, workers=workers))
     app = FastAPI(
         title="SkipNet Serve",
         version=version("skipnet-serve"),
@@ -68,26 +79,16 @@ def create_app(settings: Settings | None = None, load: Callable[[Path], Served] 
 
 async def service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return error_answer(request, error.code, error.message, error.status, error.headers)
+    return error_answer(request.scope, error.code, error.message, error.headers)
 
 
 async def invalid_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
-    return error_answer(request, Code.INVALID_PARAMETER, problems, STATUS[Code.INVALID_PARAMETER])
+    return error_answer(request.scope, Code.INVALID_PARAMETER, problems)
 
 
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(error.status_code, Code.BAD_REQUEST)
-    return error_answer(request, code, str(error.detail), error.status_code, dict(error.headers or {}))
-
-
-def error_answer(
-    request: Request, code: Code, message: str, status: int, headers: dict[str, str] | None = None
-) -> Response:
-    """Return an error as our own routes word it, or as the Open Inference Protocol does under /v2."""
-    if in_oip(request.scope):
-        return JSONResponse({"error": message}, status, headers)
-    answer = ErrorAnswer(error=ErrorDetail(code=code, message=message))
-    return JSONResponse(answer.model_dump(mode="json"), status, headers)
+    return error_answer(request.scope, code, str(error.detail), error.headers, error.status_code)

@@ -10,17 +10,19 @@ PLAIN = re.compile(r"[^\s\"=]+")
 
 
 def configure(level: str, style: Literal["text", "json"]) -> None:
-    """Send every logger's lines through one handler, uvicorn's warnings too."""
+    """Send every logger's lines through one handler, of the libraries' only warnings."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for library in ("uvicorn", "httpx", "httpcore"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     logging.captureWarnings(True)
 
 
 def named_values(record: logging.LogRecord) -> dict[str, Any]:
     values: dict[str, Any] = getattr(record, "fields", {})
-    return values
+    # Set in one of several workers only.
+    return values if record.processName in (None, "MainProcess") else {**values, "process": record.processName}
 
 
 def moment(record: logging.LogRecord) -> str:

@@ -1,18 +1,19 @@
 """What wraps every request: its id, its record, its log line and counters; and the limit on its body."""
 
-import json
 import logging
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.core import Core
-from service.errors import Code, ServiceError, outcome_of
+from service.errors import STATUS, Code, ServiceError, outcome_of
 from service.timing import Timing
 
 log = logging.getLogger("skipnet.access")
@@ -42,6 +43,14 @@ def in_oip(scope: Scope) -> bool:
     """Return whether a request's errors are worded as the Open Inference Protocol wants them."""
     path: str = scope["path"]
     return path == "/v2" or path.startswith("/v2/")
+
+
+def error_answer(
+    scope: Scope, code: Code, message: str, headers: Mapping[str, str] | None = None, status: int | None = None
+) -> Response:
+    """Return an error as our own routes word it, or as the Open Inference Protocol does under /v2."""
+    detail: dict[str, Any] = {"code": code, "message": message}
+    return JSONResponse({"error": message if in_oip(scope) else detail}, status or STATUS[code], headers)
 
 
 class Access:
@@ -81,16 +90,12 @@ class Access:
         except Exception:
             log.exception("unexpected error", extra={"fields": {"request_id": record.request_id}})
             if status == 0:
-                await answer({"type": "http.response.start", "status": 500, "headers": [JSON]})
-                await answer({"type": "http.response.body", "body": self.apology(scope, record)})
+                message = f"unexpected error; the log has it under request id {record.request_id}"
+                await error_answer(scope, Code.INTERNAL, message)(scope, receive, answer)
             else:
                 status = 500
         finally:
             self.finish(scope, record, status)
-
-    def apology(self, scope: Scope, record: Record) -> bytes:
-        message = f"unexpected error; the log has it under request id {record.request_id}"
-        return json.dumps({"error": message if in_oip(scope) else {"code": Code.INTERNAL, "message": message}}).encode()
 
     def finish(self, scope: Scope, record: Record, status: int) -> None:
         record.timing.finish()
@@ -111,9 +116,6 @@ class Access:
             status,
             extra={"fields": values},
         )
-
-
-JSON = (b"content-type", b"application/json")
 
 
 class BodyLimit:

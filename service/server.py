@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -22,13 +22,16 @@ from service.settings import Settings
 log = logging.getLogger("skipnet.server")
 
 
-def serve(settings: Settings) -> int:
-    """Serve until a signal or a broken engine ends it; return the exit code: 0 after a signal, else 1."""
+def serve(settings: Settings, sockets: list[socket.socket] | None = None, workers: Sequence[Path] = ()) -> int:
+    """Serve until a signal or a broken engine ends it; return the exit code: 0 after a signal, else 1.
+
+    ``sockets`` are open already, for one of several workers; ``workers`` is `create_app`'s.
+    """
     configure(settings.log_level, settings.log_format)
     # Threads that decode give way to the event loop sooner than after Python's 5 ms.
     sys.setswitchinterval(0.0005)
-    server = build(settings)
-    server.run()
+    server = build(settings, workers=workers)
+    server.run(sockets)
     if server.core.repository.working or server.core.batcher.alive:
         # Nobody waits for it any more, and neither a load nor a stuck engine can be interrupted: leave it.
         logging.shutdown()
@@ -36,9 +39,9 @@ def serve(settings: Settings) -> int:
     return server.exit_code
 
 
-def build(settings: Settings, load: Callable[[Path], Served] | None = None) -> "Server":
-    """Return a server that has yet to run; ``load`` is `create_app`'s."""
-    app = create_app(settings, load)
+def build(settings: Settings, load: Callable[[Path], Served] | None = None, workers: Sequence[Path] = ()) -> "Server":
+    """Return a server that has yet to run; ``load`` and ``workers`` are `create_app`'s."""
+    app = create_app(settings, load, workers)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -88,7 +91,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
+        if self.started and sockets is None:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             log.info(
                 "listening",

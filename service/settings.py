@@ -48,6 +48,13 @@ class Settings(EngineOptions):
 
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 is every one")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="processes that serve together, each with an engine, a queue and limits of its own, and its part "
+        "of the CPUs; 1 for each GPU is best",
+    )
     default_model: str | None = Field(
         default=None,
         description="model of requests that name none; default: the only one, or the first by name at start",

@@ -10,5 +10,6 @@ class Serve(Settings):
 
     def cli_cmd(self) -> None:
         from service.server import serve
+        from service.workers import serve_with_workers
 
-        sys.exit(serve(self))
+        sys.exit(serve(self) if self.workers == 1 else serve_with_workers(self))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from models.preprocessing import prepare
 from service.loading import Served, load_version
 from service.settings import EngineOptions, Settings
-from tests.service.parts import NAME, Running, Watched, picture, watched, write_random
+from tests.service.parts import NAME, Process, Running, Watched, picture, watched, write_random
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +62,16 @@ def start(repository: Path, served: Served) -> Iterator[Callable[..., Running]]:
 @pytest.fixture
 def decoded(loaded: Served) -> Callable[[int], NDArray[np.float32]]:
     return lambda seed: prepare(picture(seed), loaded.checkpoint.config.input)
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    launched: list[Process] = []
+
+    def begin(*options: str, **environment: str) -> Process:
+        launched.append(Process(tmp_path / f"log{len(launched)}", *options, **environment))
+        return launched[-1]
+
+    yield begin
+    for each in launched:
+        each.end()

@@ -1,6 +1,10 @@
 """Real parts for the service's tests: a small network with random weights, images, and a server on a real socket."""
 
+import os
 import queue
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -117,6 +121,33 @@ class Running:
             for sample in family.samples
             if sample.name == f"skipnet_{name}" and labels.items() <= sample.labels.items()
         )
+
+
+class Process:
+    """`skipnet serve` as a process of its own."""
+
+    def __init__(self, log: Path, *options: str, **environment: str) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", "serve", "--port", "0", *options],
+                stderr=file,
+                env=os.environ | environment,
+            )
+
+    @property
+    def lines(self) -> str:
+        return self.log.read_text()
+
+    def url(self) -> str:
+        until(lambda: "address=" in self.lines or self.process.poll() is not None, 60)
+        found = re.search(r"address=(\S+)", self.lines)
+        assert found, self.lines
+        return found[1]
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:

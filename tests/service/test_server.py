@@ -1,11 +1,7 @@
 """The process: signals, draining, exit codes."""
 
-import os
-import re
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +9,7 @@ import httpx
 import pytest
 
 from service.loading import Served
-from tests.service.parts import Running, encoded, picture, until, watched
+from tests.service.parts import Process, Running, encoded, picture, until, watched
 
 PNG = {"content-type": "image/png"}
 
@@ -68,43 +64,6 @@ def test_stuck_engine_does_not_keep_the_process(start: Callable[..., Running], s
     server.server.handle_exit(signal.SIGTERM, None)
     server.thread.join(20)
     assert not server.thread.is_alive()
-
-
-class Process:
-    """`skipnet serve` as a process of its own."""
-
-    def __init__(self, log: Path, *options: str, **environment: str) -> None:
-        self.log = log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "serve", "--port", "0", *options],
-                stderr=file,
-                env=os.environ | environment,
-            )
-
-    @property
-    def lines(self) -> str:
-        return self.log.read_text()
-
-    def url(self) -> str:
-        until(lambda: "address=" in self.lines or self.process.poll() is not None, 60)
-        found = re.search(r"address=(\S+)", self.lines)
-        assert found, self.lines
-        return found[1]
-
-
-@pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    launched: list[Process] = []
-
-    def begin(*options: str, **environment: str) -> Process:
-        launched.append(Process(tmp_path / f"log{len(launched)}", *options, **environment))
-        return launched[-1]
-
-    yield begin
-    for each in launched:
-        each.process.kill()
-        each.process.wait()
 
 
 def test_a_process_from_start_to_end(launch: Callable[..., Process], repository: Path) -> None:

@@ -1,0 +1,100 @@
+"""What several workers answer as one: probes, metrics, and changes of what is served."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+from prometheus_client.exposition import choose_encoder
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import Code, ServiceError
+from service.merging import OPENMETRICS, Merged
+from service.middleware import error_answer
+
+CHANGE = re.compile(r"/v2/repository/models/[^/]+/(load|unload)")
+PROBE = re.compile(r"(/v2)?/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
+METRICS = "/metrics"
+
+PATIENCE = 2.0
+"""Seconds in which a worker has to answer what takes a moment only."""
+
+
+class Collective:
+    """Asks every worker where one alone would not tell the whole; every other request passes.
+
+    Probes fail where any worker's does. Changes go through the workers one by one, until one refuses. Metrics are
+    added up, and refused rather than told in part: a sum without one worker would look like a restart.
+    """
+
+    def __init__(self, app: ASGIApp, workers: Sequence[Path]) -> None:
+        self.app = app
+        self.workers = [
+            httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://worker")
+            for path in workers
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # What comes by the private socket, which has no port, is another worker's question.
+        if scope["type"] != "http" or scope["server"][1] is None:
+            await self.app(scope, receive, send)
+            return
+        path, request = scope["path"], Request(scope, receive)
+        try:
+            if path == METRICS and request.method == "GET":
+                response = await self.metrics(request)
+            elif PROBE.fullmatch(path) and request.method == "GET":
+                response = first_failure(await asyncio.gather(*(self.ask(w, request, PATIENCE) for w in self.workers)))
+            elif CHANGE.fullmatch(path) and request.method == "POST":
+                response = await self.change(request)
+            else:
+                await self.app(scope, receive, send)
+                return
+        except httpx.TransportError:
+            response = error_answer(
+                scope, Code.NOT_READY, "a worker does not answer: it is starting, or this server is about to end"
+            )
+        except ServiceError as error:
+            response = error_answer(scope, error.code, error.message, error.headers)
+        await response(scope, receive, send)
+
+    async def metrics(self, request: Request) -> Response:
+        answers = await asyncio.gather(*(self.ask(w, request, PATIENCE, OPENMETRICS) for w in self.workers))
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        text = await asyncio.to_thread(lambda: encode(Merged([answer.text for answer in answers])))
+        return Response(text, headers={"Content-Type": content_type})
+
+    async def change(self, request: Request) -> Response:
+        body = await request.body()
+        for worker in self.workers:
+            answer = await self.ask(worker, request, None, content=body)
+            if answer.is_error:
+                break
+        return plain(answer)
+
+    async def ask(
+        self,
+        worker: httpx.AsyncClient,
+        request: Request,
+        timeout: float | None,
+        accept: str | None = None,
+        content: bytes = b"",
+    ) -> httpx.Response:
+        given = Headers(scope=request.scope)
+        headers = {name: given[name] for name in ("authorization", "x-api-key", "x-request-id") if name in given}
+        if accept:
+            headers["accept"] = accept
+        url = httpx.URL("http://worker").copy_with(raw_path=request.scope["raw_path"])
+        return await worker.request(request.method, url, headers=headers, content=content, timeout=timeout)
+
+
+def first_failure(answers: Sequence[httpx.Response]) -> Response:
+    return plain(next((answer for answer in answers if answer.is_error), answers[0]))
+
+
+def plain(answer: httpx.Response) -> Response:
+    return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))

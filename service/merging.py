@@ -1,0 +1,65 @@
+"""One set of metrics from those of several workers, sample by sample."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from prometheus_client.core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
+"""What to ask a worker for: the format that keeps exemplars."""
+
+# Counters and histograms add up. Of the rest, what says how much there is adds up too; what every worker says of
+# the same thing does not.
+ADDED = (
+    *("skipnet_requests_in_flight", "skipnet_queue_depth", "process_virtual_memory_bytes"),
+    *("process_resident_memory_bytes", "process_open_fds", "process_max_fds"),
+)
+LEAST = ("skipnet_ready", "process_start_time_seconds")
+MOST = (
+    *(
+        "skipnet_model_info",
+        "skipnet_engine_mode",
+        "skipnet_expected_mac_share",
+        "skipnet_expected_block_execution_rate",
+    ),
+    *("skipnet_gpu_utilization_ratio", "skipnet_gpu_memory_used_bytes", "skipnet_gpu_memory_bytes"),
+    *("skipnet_gpu_energy_joules_total", "python_info"),
+)
+
+
+class Merged(Collector):
+    """Workers' metrics, each as OpenMetrics text, as one registry would hold them."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        merged: dict[str, dict[tuple[object, ...], Sample]] = {}
+        for text in self.texts:
+            for family in text_string_to_metric_families(text):  # type: ignore[no-untyped-call]
+                families.setdefault(family.name, family)
+                samples = merged.setdefault(family.name, {})
+                for sample in family.samples:
+                    key = (sample.name, *sample.labels.items())
+                    known = samples.get(key)
+                    samples[key] = sample if known is None else both(known, sample)
+        for name, family in families.items():
+            family.samples = list(merged[name].values())
+            yield family
+
+
+def both(one: Sample, other: Sample) -> Sample:
+    value = rule(one.name)(one.value, other.value)
+    newest = max(
+        (each.exemplar for each in (one, other) if each.exemplar), key=lambda e: e.timestamp or 0, default=None
+    )
+    return one._replace(value=value, exemplar=newest)
+
+
+def rule(name: str) -> Callable[[float, float], float]:
+    if name in LEAST:
+        return min
+    return max if name in MOST else lambda one, other: one + other
