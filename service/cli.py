@@ -15,6 +15,8 @@ VERBS = {
     "serve": ("serve", "serve the models of a repository over HTTP"),
     "classify": ("classify", "classify images from the command line, without a server"),
     "train": ("train", "train a network: supervised, then hybrid reinforcement learning"),
+    "reproduce": ("reproduce", "train the rows of the paper's table and its ablations, one results file each"),
+    "report": ("report", "draw the table and the figure of reproduce's results files"),
     "evaluate": ("evaluate", "measure accuracy and saved computation, into the checkpoint's config.json"),
     "import": ("importing", "turn a checkpoint of the public code into one of ours"),
     "export": ("exporting", "write a checkpoint as ONNX"),

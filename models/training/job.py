@@ -1,9 +1,9 @@
 """From a user's options to a training job: network, data, recipes."""
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ class JobError(ValueError):
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose; see `skipnet train --help`."""
+    """What the user chose; see `skipnet train --help`. ``changes`` are values that replace a recipe's own."""
 
     arch: str
     dataset: str
@@ -42,6 +42,7 @@ class Options:
     data: Path | None = None
     stages: tuple[Stage, ...] | None = None
     recipe: str = "paper"
+    changes: Mapping[str, Any] = field(default_factory=dict)
     init: Path | None = None
     teacher: Path | None = None
     epochs: int | None = None
@@ -116,7 +117,8 @@ def gates_of(folder: Path) -> GateKind | None:
 
 
 def override(recipe: Recipe, options: Options) -> Recipe:
-    """Return the recipe with the user's own epochs and batch size."""
+    """Return the recipe with the user's own epochs, batch size and other changes."""
+    recipe = replace(recipe, **options.changes)
     if options.epochs is not None:
         recipe = replace(recipe, epochs=options.epochs, iterations=None)
     if options.batch is not None:
@@ -177,9 +179,12 @@ def split(source: Source, options: Options) -> tuple[Source, Source]:
     return source.select(sorted(train[: options.limit])), source.select(sorted(held_out[: options.limit]))
 
 
-def held_out_source(source: Source, count: int = HELD_OUT) -> Source:
-    """Return the training images that a run with ``count`` of them held out has never trained on."""
-    return source.select(sorted(held_out_first(source)[:count]))
+def held_out_source(source: Source, training: Mapping[str, Any]) -> Source:
+    """Return the training images that a checkpoint has never seen, by what its config says of its ``training``.
+
+    Where that says nothing, as of an imported checkpoint, the images are those that a run here would hold out.
+    """
+    return source.select(sorted(held_out_first(source)[: training.get("held_out_images", HELD_OUT)]))
 
 
 def held_out_first(source: Source) -> list[int]:
@@ -196,7 +201,8 @@ def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: Option
     return MemoryBatches(images, labels, train.row, recipe.batch, options.seed, device)
 
 
-@cache
+# One run's training and held-out images: of the next run in the same process others are held out.
+@lru_cache(maxsize=2)
 def pixels(source: Source) -> tuple[Tensor, Tensor]:
     return source.in_memory()
 

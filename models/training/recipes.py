@@ -36,6 +36,13 @@ class Recipe:
     HRL: ``alpha`` is the reward of skipping all blocks (paper, equation 4), ``policy_weight`` weighs the policy
     gradient against the cross-entropy's, ``samples`` routes are drawn an image, and the gates' logits are multiplied
     by ``sharpen`` before it begins.
+
+    ``statistics`` of batch norm in HRL: "frozen" as SP left them, of the "executed" images of each batch, or frozen
+    and "re-estimated" when the stage is over.
+
+    For the paper's ablations: ``gates`` may be "soft" in SP, that is the probability itself scales the block and only
+    inference is hard (its Table 3); ``pure`` leaves HRL no gradient but the policy's, the predicted class being one
+    action more.
     """
 
     name: str
@@ -59,6 +66,9 @@ class Recipe:
     policy_weight: float = 0.01
     samples: int = 1
     sharpen: float = 1.0
+    statistics: Literal["frozen", "executed", "re-estimated"] = "frozen"
+    gates: Literal["hard", "soft"] = "hard"
+    pure: bool = False
 
     def steps(self, steps_per_epoch: int) -> int:
         """Return how many steps the stage takes."""

@@ -1,13 +1,15 @@
 """Hybrid reinforcement learning (SkipNet, section 3.2): REINFORCE for the gates, cross-entropy for the rest.
 
 REINFORCE needs no gradient through a skipped block, so the sampled route really skips while it trains: each block
-computes just the images that execute it. Batch norm keeps its running statistics (`freeze_statistics`), since
-statistics taken from whichever images a sampled gate lets through are what makes the published code collapse.
+computes just the images that execute it. Batch norm keeps its running statistics, unless the recipe says otherwise
+(`Recipe.statistics`).
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
 from models.blocks import Block
 from models.network import SkipNet
@@ -20,6 +22,22 @@ def freeze_statistics(network: SkipNet) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
+
+
+@torch.no_grad()
+def re_estimate_statistics(network: SkipNet, batches: Iterable[Tensor]) -> None:
+    """Take batch norm's running statistics anew: the means over batches [N, 3, H, W] along the routes of inference."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentum = [norm.momentum for norm in norms]
+    network.train()
+    for norm in norms:
+        # torch's way to a plain mean. The first batch replaces what was there, which a block that never runs keeps.
+        norm.num_batches_tracked, norm.momentum = torch.tensor(0), None
+    for images in batches:
+        half = torch.full((len(images), network.decision_count), 0.5, device=images.device)
+        sampled_forward(network, images, half)
+    for norm, usual in zip(norms, momentum, strict=True):
+        norm.momentum = usual
 
 
 def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,19 +94,48 @@ def advantages(gate_returns: Tensor, samples: int) -> Tensor:
     return (groups - others).reshape_as(gate_returns)
 
 
+def policy_loss(log_probability: Tensor, action_returns: Tensor, samples: int) -> Tensor:
+    """Return the loss of actions whose log-probabilities and returns are [samples * N, actions] (REINFORCE)."""
+    return -(log_probability * advantages(action_returns, samples)).sum(1).mean()
+
+
+def hybrid_loss(logits: Tensor, labels: Tensor, log_probability: Tensor, decisions: Tensor, recipe: Recipe) -> Tensor:
+    """Return the cross-entropy along the sampled routes plus the weighted policy loss (paper, equation 6)."""
+    losses = cross_entropy(logits, labels, reduction="none")
+    policy = policy_loss(log_probability, returns(losses, decisions, recipe.alpha), recipe.samples)
+    return losses.mean() + recipe.policy_weight * policy
+
+
+def pure_loss(
+    logits: Tensor, labels: Tensor, log_probability: Tensor, decisions: Tensor, recipe: Recipe, drawn: Tensor
+) -> Tensor:
+    """Return the loss of reinforcement learning alone: the class too is drawn, by ``drawn`` [N, 1] from 0..1.
+
+    A wrong class costs 1, and that is all that the network is told of its answer.
+    """
+    classes = log_softmax(logits.float(), 1)
+    answer = (classes.detach().exp().cumsum(1) < drawn).sum(1).clamp(max=classes.shape[1] - 1)
+    wrong = (answer != labels).float()
+    actions = torch.cat((log_probability, classes.gather(1, answer[:, None])), 1)
+    earned = torch.cat((returns(wrong, decisions, recipe.alpha), -wrong[:, None]), 1)
+    return policy_loss(actions, earned, recipe.samples)
+
+
 def reinforce_step(network: SkipNet, images: Tensor, labels: Tensor, recipe: Recipe, random: torch.Generator) -> Step:
-    """Return the hybrid loss of a batch: cross-entropy along the sampled routes plus the weighted policy loss."""
+    """Return what a batch gives along routes sampled from the gates, ``recipe.samples`` of them an image."""
     images, labels = images.repeat(recipe.samples, 1, 1, 1), labels.repeat(recipe.samples)
     images = images.contiguous(memory_format=torch.channels_last)
     uniform = torch.rand(len(images), network.decision_count, generator=random).to(images.device)
     logits, gate_logits, decisions = sampled_forward(network, images, uniform)
-    losses = cross_entropy(logits, labels, reduction="none")
-    advantage = advantages(returns(losses, decisions, recipe.alpha), recipe.samples)
     log_probability = torch.where(decisions, logsigmoid(gate_logits), logsigmoid(-gate_logits))
-    policy_loss = -(log_probability * advantage).sum(1).mean()
+    if recipe.pure:
+        drawn = torch.rand(len(images), 1, generator=random).to(images.device)
+        loss = pure_loss(logits, labels, log_probability, decisions, recipe, drawn)
+    else:
+        loss = hybrid_loss(logits, labels, log_probability, decisions, recipe)
     executions = decisions.float()
     return Step(
-        losses.mean() + recipe.policy_weight * policy_loss,
+        loss,
         (logits.argmax(1) == labels).sum(),
         ((1 + executions.sum(1)) / (1 + executions.shape[1])).sum(),
         executions.sum(0),

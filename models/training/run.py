@@ -7,9 +7,9 @@
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,14 +25,18 @@ from models.preprocessing import InputSpec
 from models.training.objective import Step
 from models.training.readout import open_gates, sharpen_gates
 from models.training.recipes import Recipe
-from models.training.reinforce import freeze_statistics, reinforce_step
+from models.training.reinforce import freeze_statistics, re_estimate_statistics, reinforce_step
 from models.training.schedule import learning_rate, targets_fallen
-from models.training.state import Progress, StateFile
+from models.training.state import Progress, StateFile, Stopwatch
 from models.training.supervised import supervised_step
 
 Evaluate = Callable[[SkipNet], Metrics]
 SAMPLING = 1 << 20
 """Keeps the generator of sampled gates apart from that of augmentation, which knows no such epoch."""
+
+
+RE_ESTIMATED = 100
+"""Batches from which batch norm's statistics are taken anew."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -128,11 +132,11 @@ def run_stage(
         epoch, start = divmod(progress.step, batches.steps_per_epoch)
         stop = min(batches.steps_per_epoch, total - epoch * batches.steps_per_epoch)
         job.network.train()
-        if recipe.stage == "hrl":
+        if recipe.stage == "hrl" and recipe.statistics != "executed":
             freeze_statistics(job.network)
         steps = zip(show(iter(range(start, stop))), batches.epoch(epoch, start), strict=False)
+        watch = Stopwatch()
         for within, (images, labels) in steps:
-            began = time.perf_counter()
             rate = learning_rate(recipe, progress.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -141,11 +145,14 @@ def run_stage(
             step = take_step(images, labels, torch.tensor(fallen, device=job.device), epoch, within)
             step.loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            progress.add(step, len(labels) * recipe.samples, time.perf_counter() - began)
+            progress.add(step, len(labels) * recipe.samples, *watch.lap())
             if watcher:
                 watcher.stepped(recipe, progress.step, total, len(labels), rate)
-            if state.due():
+            # The epoch's last step is saved below, when its row is in the log.
+            if state.due() and within + 1 < stop:
                 state.save(progress, job.network, optimizer)
+        if progress.step == total and recipe.stage == "hrl" and recipe.statistics == "re-estimated":
+            re_estimate_statistics(job.network, (images for images, _ in islice(batches.epoch(0), RE_ESTIMATED)))
         row = log_epoch(job, recipe, progress, epoch)
         if watcher:
             watcher.logged(row)
@@ -214,6 +221,8 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[
         "computation_percentage": round(held_out.computation_percentage, 2),
         "skip_rate": [round(1 - rate, 3) for rate in held_out.execution_rate],
         "images_per_second": round(progress.images / progress.seconds, 1) if progress.seconds else None,
+        "seconds": round(progress.seconds, 1),
+        "cpu_seconds": round(progress.cpu_seconds, 1),
     }
     with (job.folder / "log.jsonl").open("a") as log:
         log.write(json.dumps(row) + "\n")

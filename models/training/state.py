@@ -19,25 +19,43 @@ class StateError(ValueError):
 
 @dataclass
 class Progress:
-    """Where a run stands: ``step`` of stage number ``stage``, and the sums of the epoch it is in (`Step.sums`)."""
+    """Where a run stands: ``step`` of stage number ``stage``, and the sums of the epoch it is in (`Step.sums`).
+
+    ``seconds`` are by the clock, a pause counts; ``cpu_seconds`` are the process's own, on all cores.
+    """
 
     stage: int = 0
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     images: int = 0
     sums: Tensor | None = None
 
-    def add(self, step: Step, images: int, seconds: float) -> None:
+    def add(self, step: Step, images: int, seconds: float, cpu_seconds: float) -> None:
         """Count a step; the sums stay on its device, so that the host need not wait for them."""
         sums = step.sums(images)
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
         self.images += images
         self.seconds += seconds
+        self.cpu_seconds += cpu_seconds
         self.step += 1
 
     def begin_epoch(self) -> None:
         """Forget the last epoch's sums."""
-        self.seconds, self.images, self.sums = 0.0, 0, None
+        self.seconds, self.cpu_seconds, self.images, self.sums = 0.0, 0.0, 0, None
+
+
+class Stopwatch:
+    """Times laps by the clock and by what the process had of the processor."""
+
+    def __init__(self) -> None:
+        self.seconds, self.cpu_seconds = time.perf_counter(), time.process_time()
+
+    def lap(self) -> tuple[float, float]:
+        """Return the seconds and the processor's seconds since the last lap."""
+        before = self.seconds, self.cpu_seconds
+        self.seconds, self.cpu_seconds = time.perf_counter(), time.process_time()
+        return self.seconds - before[0], self.cpu_seconds - before[1]
 
 
 class StateFile:

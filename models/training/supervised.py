@@ -29,6 +29,11 @@ def straight_through(limits: Tensor) -> Decide:
     return decide
 
 
+def soft(_: int, logits: Tensor) -> Tensor:
+    """Return decisions [N] between 0 and 1, the probabilities themselves (paper, Table 3: soft gating)."""
+    return torch.sigmoid(logits)
+
+
 def supervised_step(
     network: SkipNet, images: Tensor, labels: Tensor, fallen: Tensor, recipe: Recipe, teacher: SkipNet | None = None
 ) -> Step:
@@ -40,7 +45,7 @@ def supervised_step(
     limits = images.new_zeros(len(images))
     for rung, part in zip(recipe.rungs, parts, strict=True):
         limits[part] = math.log(rung.threshold / (1 - rung.threshold)) if rung.threshold else ALL
-    logits, routing = network(images, straight_through(limits))
+    logits, routing = network(images, soft if recipe.gates == "soft" else straight_through(limits))
     loss = cross_entropy(logits, labels)
     if teacher is not None:
         loss = (1 - recipe.distil) * loss + recipe.distil * distillation(logits, teacher, images, recipe.temperature)

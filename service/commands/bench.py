@@ -36,9 +36,9 @@ class Bench(Options):
         import json
 
         from models.benchmark.curve import draw_curve
-        from models.benchmark.machine import describe_machine
         from models.benchmark.suite import run_suite
         from models.benchmark.table import draw_table
+        from models.machine import describe_machine
 
         machine = describe_machine()
         print(", ".join(f"{key} {value}" for key, value in machine.items()))

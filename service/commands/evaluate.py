@@ -42,7 +42,8 @@ class Evaluate(Options):
             print(describe(evaluation))
             changes["evaluation"] = evaluation
             if self.calibrate:
-                curve = calibrate(checkpoint, engine, held_out_source(read_source(row, "train", self.data)))
+                kept_apart = held_out_source(read_source(row, "train", self.data), checkpoint.config.training)
+                curve = calibrate(checkpoint, engine, kept_apart)
                 for point in curve:
                     print(
                         f"threshold {point.threshold:4.2f}: accuracy {point.accuracy:6.2%}, "

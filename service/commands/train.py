@@ -63,8 +63,6 @@ class Train(Options):
     metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 is every one")
 
     def cli_cmd(self) -> None:
-        from tqdm import tqdm
-
         from models.checkpoint import publish
         from models.training.job import Options as JobOptions
         from models.training.job import make_job
@@ -79,13 +77,17 @@ class Train(Options):
         job = make_job(JobOptions(**chosen, output=output, stages=stages))
         print(f"{job.architecture.name} on {job.device}, {', '.join(recipe.stage for recipe in job.recipes)}: {output}")
 
-        def bar(steps: Iterator[int]) -> Iterator[int]:
-            return iter(tqdm(steps, unit="step", file=sys.stdout, mininterval=1))
-
         metrics = TrainingMetrics(job.architecture.name)
         if self.metrics_port is not None:
             print("metrics:", metrics.serve(self.metrics_host, self.metrics_port), flush=True)
-        folder = train(job, resume=self.resume, save_every=self.save_every, show=bar, watcher=metrics)
+        folder = train(job, resume=self.resume, save_every=self.save_every, show=progress_bar, watcher=metrics)
         print("checkpoint:", folder)
         if self.model_repository:
             print("published:", publish(folder, self.model_repository, job.architecture.name))
+
+
+def progress_bar(steps: Iterator[int]) -> Iterator[int]:
+    """Return the steps, which draw a bar as they are taken."""
+    from tqdm import tqdm
+
+    return iter(tqdm(steps, unit="step", file=sys.stdout, mininterval=1))

@@ -1,0 +1,164 @@
+"""Reproducing the paper's rows: train one, or go on with it, measure it, and leave a results file."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.checkpoint import CalibrationPoint, Evaluation, code_version, read_checkpoint, write_config
+from models.data.catalogue import find_dataset
+from models.data.source import read_source
+from models.engines import load_engine
+from models.evaluation import calibrate, measure
+from models.machine import describe_machine
+from models.training.job import Options, held_out_source, make_job
+from models.training.results import Result, ResultError, read_result, stage_hours, write_result
+from models.training.rows import Row, Schedule, find_rows
+from models.training.run import Job, Watcher, stage_summary, train
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Where rows are trained, and how. ``shared`` are the options of all of them, ``output`` the folder of the runs;
+    ``command`` is the line that asks for them, but for the row and the seed.
+
+    ``results`` is the folder of results files. ``choose`` leaves the test images alone. ``start`` is a checkpoint
+    that rows start from in place of another row's.
+    """
+
+    shared: Options
+    schedule: Schedule
+    results: Path
+    choose: bool
+    command: str
+    start: Path | None = None
+
+    def rows(self, names: list[str]) -> list[Row]:
+        """Return the rows to run, in order; raises UnknownRow."""
+        return find_rows(names, self.schedule, starts=self.start is None)
+
+    def name(self, row: str, seed: int) -> str:
+        """Return a run's name, which is its folder's and its results file's."""
+        return f"{self.schedule}{'-choose' if self.choose else ''}/{row}-{seed}"
+
+    def options(self, row: Row, seed: int) -> Options:
+        """Return the options of a row's training."""
+        return replace(
+            self.shared,
+            arch=row.architecture,
+            stages=(row.stage,),
+            recipe=row.recipe,
+            changes=row.changes,
+            init=self.starting_point(row, seed),
+            seed=seed,
+            output=self.shared.output / self.name(row.name, seed),
+        )
+
+    def starting_point(self, row: Row, seed: int) -> Path | None:
+        """Return the checkpoint that a row starts from, if it does not start afresh."""
+        if row.start is None or self.start is not None:
+            return self.start if row.start else None
+        [start] = find_rows([row.start], self.schedule, starts=False)
+        return self.shared.output / self.name(start.name, seed) / start.stage
+
+
+def reproduce(
+    plan: Reproduction,
+    row: Row,
+    seed: int,
+    *,
+    save_every: float,
+    show: Callable[[Iterator[int]], Iterator[int]],
+    watcher: Watcher | None = None,
+) -> Result:
+    """Train a row, or go on with its training, and return what it gave; a finished row is read from its file.
+
+    The rows that it starts from must be finished. Raises ResultError where the results file is of a run with other
+    options, and what `make_job` and `train` raise.
+    """
+    options = plan.options(row, seed)
+    job = make_job(options)
+    file = plan.results / f"{plan.name(row.name, seed)}.json"
+    if file.exists():
+        return finished(file, job)
+    # Of one function torch compiles eight versions at most, and each row's recipe asks for one of its own.
+    torch.compiler.reset()
+    folder = train(job, resume=True, save_every=save_every, show=show, watcher=watcher)
+    held_out, test = measure_all(folder, row, options, plan.choose)
+    hours, cpu_hours = stage_hours(job.folder / "log.jsonl", row.stage)
+    result = Result(
+        row=row.name,
+        title=row.title,
+        schedule=plan.schedule,
+        seed=seed,
+        dataset=options.dataset,
+        architecture=row.architecture,
+        recipe=as_json(stage_summary(job.recipes[0])),
+        start=row.start if plan.start is None or row.start is None else str(plan.start),
+        train_images=job.about["train_images"],
+        held_out_images=job.about["held_out_images"],
+        precision=job.about["precision"],
+        hours=round(hours, 3),
+        cpu_hours=round(cpu_hours, 3),
+        machine=describe_machine(),
+        command=f"{plan.command} --rows {row.name} --seeds {seed}",
+        code=code_version(),
+        held_out=held_out,
+        test=test,
+    )
+    write_result(file, result)
+    return result
+
+
+def finished(file: Path, job: Job) -> Result:
+    """Return the result of a run that is over; raises ResultError where its options were not the job's."""
+    result = read_result(file)
+    kept = ("train_images", "held_out_images")
+    asked = as_json(stage_summary(job.recipes[0])) | {key: job.about[key] for key in kept}
+    got = result.recipe | {key: getattr(result, key) for key in kept}
+    differing = [key for key in asked | got if asked.get(key) != got.get(key)]
+    if differing:
+        raise ResultError(
+            f"{file} is of a run with {', '.join(f'{key}={got.get(key)!r}' for key in differing)}; "
+            "run it with the same options, choose another --output, or delete the file and its run"
+        )
+    return result
+
+
+def as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values as they come back from a JSON file, tuples as lists."""
+    same: dict[str, Any] = json.loads(json.dumps(values))
+    return same
+
+
+def measure_all(folder: Path, row: Row, options: Options, choose: bool) -> tuple[Evaluation, Evaluation | None]:
+    """Measure a trained checkpoint on held-out images and, unless ``choose``, on the test images.
+
+    The execute threshold, the test's figures and the curve of the compute dial on held-out images go into its
+    ``config.json``.
+    """
+    checkpoint = read_checkpoint(folder)
+    dataset = find_dataset(options.dataset)
+    kept_apart = held_out_source(read_source(dataset, "train", options.data), checkpoint.config.training)
+    engine = load_engine(checkpoint, "auto", options.device)
+    try:
+        curve = calibrate(checkpoint, engine, kept_apart) if checkpoint.network.decision_count else []
+        threshold = choose_threshold(curve, row.at_most, checkpoint.config.execute_threshold)
+        held_out = measure(checkpoint, engine, kept_apart, "held_out", threshold)
+        test = None
+        if not choose:
+            test = measure(checkpoint, engine, read_source(dataset, "test", options.data), "test", threshold)
+    finally:
+        engine.close()
+    changes = {"execute_threshold": threshold, "evaluation": test, "calibration": curve}
+    write_config(folder, checkpoint.config.model_copy(update=changes))
+    return held_out, test
+
+
+def choose_threshold(curve: list[CalibrationPoint], at_most: float | None, default: float) -> float:
+    """Return the threshold of the best accuracy among those that compute at most so much, if there is one."""
+    within = [point for point in curve if at_most is not None and point.computation_percentage <= at_most]
+    return max(within, key=lambda point: point.accuracy).threshold if within else default

@@ -1,0 +1,117 @@
+"""skipnet reproduce"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from service.commands.train import progress_bar
+from service.settings import Options
+
+if TYPE_CHECKING:
+    from models.training.reproduction import Reproduction
+    from models.training.results import Result
+    from models.training.rows import Row
+
+HELD_OUT, HELD_OUT_TO_CHOOSE = 1000, 5000
+
+
+class Reproduce(Options):
+    """Train rows of the paper's table and its ablations; each leaves a results file. Killed, it goes on where it was.
+
+    A try of a minute or two: skipnet reproduce cifar10 --rows hrl-70 --seeds 0 --epochs 1 --limit 1280 --output try
+    """
+
+    dataset: CliPositionalArg[Literal["cifar10"]] = Field(description="data set of the table")
+    rows: Annotated[str, Field(description="rows or groups of them, separated by commas; --show-rows lists them")] = (
+        "table"
+    )
+    schedule: Literal["paper", "short"] = Field("short", description="recipes: the paper's, or what two cores can run")
+    seeds: str | None = Field(
+        None, pattern=r"^\d+(,\d+)*$", description="seeds, separated by commas; default: each row's own"
+    )
+    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
+    output: Path = Field(Path("runs/reproduce"), description="folder of the runs")
+    results: Path | None = Field(None, description="folder of the results files; default: results in --output")
+    choose: bool = Field(False, description="hold 5,000 images out and leave the test images alone: for choosing")
+    held_out: int | None = Field(
+        None, ge=1, description="training images kept apart; default: 1000 to watch a run that is reported by"
+    )
+    start: Path | None = Field(None, description="checkpoint to start from, where a row would from another row's")
+    epochs: int | None = Field(None, ge=1, description="epochs of each row; default: the recipe's")
+    limit: int | None = Field(None, ge=1, description="train on so many images only")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of convolutions while training")
+    save_every: float = Field(300, ge=0, description="seconds between saves of a run's state, at most")
+    priority: Literal["normal", "low"] = Field("normal", description="low yields the CPU to everything else")
+    show_rows: bool = Field(False, description="list the rows, and train none")
+
+    def cli_cmd(self) -> None:
+        from models.training.reproduction import reproduce
+
+        plan = self.plan()
+        rows = plan.rows(self.rows.split(","))
+        if self.show_rows:
+            print("\n".join(describe(row) for row in rows))
+            return
+        if self.priority == "low":
+            os.nice(19)
+        for seed in self.chosen_seeds(rows):
+            for row in rows:
+                if self.seeds is None and seed not in row.seeds:
+                    continue
+                print(f"{plan.name(row.name, seed)}: {row.title}", flush=True)
+                result = reproduce(plan, row, seed, save_every=self.save_every, show=progress_bar)
+                print(outcome(result), flush=True)
+
+    def plan(self) -> "Reproduction":
+        """Return where and how the rows are trained."""
+        from models.training.job import Options as JobOptions
+        from models.training.reproduction import Reproduction
+
+        held_out = self.held_out or (HELD_OUT_TO_CHOOSE if self.choose else HELD_OUT)
+        shared = JobOptions(
+            arch="",
+            dataset=self.dataset,
+            output=self.output,
+            data=self.data,
+            epochs=self.epochs,
+            held_out=held_out,
+            limit=self.limit,
+            device=self.device,
+            compile=self.compile,
+            precision=self.precision,
+        )
+        said = {"epochs": self.epochs, "limit": self.limit, "start": self.start}
+        command = f"skipnet reproduce {self.dataset} --schedule {self.schedule} --held-out {held_out}"
+        command += " --choose" * self.choose
+        command += "".join(f" --{name} {value}" for name, value in said.items() if value is not None)
+        return Reproduction(
+            shared, self.schedule, self.results or self.output / "results", self.choose, command, self.start
+        )
+
+    def chosen_seeds(self, rows: "list[Row]") -> "list[int]":
+        """Return the seeds that were asked for, else all that a row has."""
+        if self.seeds is not None:
+            return [int(seed) for seed in self.seeds.split(",")]
+        return sorted({seed for row in rows for seed in row.seeds})
+
+
+def describe(row: "Row") -> str:
+    seeds = ", ".join(map(str, row.seeds))
+    changes = ", ".join(f"{name} {value}" for name, value in row.changes.items())
+    start = f"from {row.start}" if row.start else "from scratch"
+    return (
+        f"{row.name:<24} {row.title}; {row.architecture}, {row.stage} {start}, seeds {seeds}; {changes or row.recipe}"
+    )
+
+
+def outcome(result: "Result") -> str:
+    figures = result.figures
+    return (
+        f"{figures.split}: accuracy {figures.accuracy:.2%}, computation percentage "
+        f"{figures.computation_percentage:.1f}, MACs {figures.macs / figures.dense_macs:.1%} of dense"
+    )
