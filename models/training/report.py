@@ -10,8 +10,8 @@ from models.training.results import Result
 from models.training.rows import Published, Row, ablations, table
 
 HEADING = """\
-| row | published: top-1 @ computation percentage | top-1 @ computation percentage | share of dense MACs | measured on | \
-seeds | schedule | hours | processor hours |
+| row | published: top-1 @ computation percentage | top-1 @ computation percentage | share of dense MACs \
+| measured on | seeds | schedule | hours | processor hours |
 |---|---|---|---|---|---|---|---|---|
 """
 

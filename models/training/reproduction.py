@@ -1,7 +1,7 @@
 """Reproducing the paper's rows: train one, or go on with it, measure it, and leave a results file."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from models.evaluation import calibrate, measure
 from models.machine import describe_machine
 from models.training.job import Options, held_out_source, make_job
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
-from models.training.rows import Row, Schedule, find_rows
+from models.training.rows import Row, Schedule, find_row, find_runs
 from models.training.run import Job, Watcher, stage_summary, train
 
 
@@ -36,9 +36,9 @@ class Reproduction:
     command: str
     start: Path | None = None
 
-    def rows(self, names: list[str]) -> list[Row]:
-        """Return the rows to run, in order; raises UnknownRow."""
-        return find_rows(names, self.schedule, starts=self.start is None)
+    def runs(self, names: Iterable[str], seeds: Sequence[int] | None) -> list[tuple[Row, int]]:
+        """Return rows and seeds in the order to run them; raises UnknownRow."""
+        return find_runs(names, self.schedule, seeds, starts=self.start is None)
 
     def name(self, row: str, seed: int) -> str:
         """Return a run's name, which is its folder's and its results file's."""
@@ -61,8 +61,8 @@ class Reproduction:
         """Return the checkpoint that a row starts from, if it does not start afresh."""
         if row.start is None or self.start is not None:
             return self.start if row.start else None
-        [start] = find_rows([row.start], self.schedule, starts=False)
-        return self.shared.output / self.name(start.name, seed) / start.stage
+        start = find_row(row.start, self.schedule)
+        return self.shared.output / self.name(start.name, row.seed_of_start(seed)) / start.stage
 
 
 def reproduce(

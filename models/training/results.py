@@ -65,9 +65,13 @@ def read_result(file: Path) -> Result:
 
 def read_results(places: Iterable[Path]) -> list[Result]:
     """Read results files, and all those in folders; raises ResultError where there are none."""
+    places = list(places)
+    for place in places:
+        if not place.exists():
+            raise ResultError(f"{place} is not here; `skipnet reproduce cifar10` makes results files")
     files = [file for place in places for file in (sorted(place.rglob("*.json")) if place.is_dir() else [place])]
     if not files:
-        raise ResultError("there are no results files there; `skipnet reproduce cifar10` makes them")
+        raise ResultError(f"{', '.join(map(str, places))}: no results files; `skipnet reproduce cifar10` makes them")
     return [read_result(file) for file in files]
 
 

@@ -1,6 +1,6 @@
 """The rows of `skipnet reproduce`: the paper's results for ResNet-38 on CIFAR-10 and its ablations, as data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -28,10 +28,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """One stage of training, and the row whose checkpoint of the same seed it starts from; None starts afresh.
+    """One stage of training, and the row whose checkpoint it starts from; None starts afresh.
 
-    ``changes`` replace values of ``recipe``. Where ``at_most`` is a computation percentage, the execute threshold is
-    the one of the best accuracy on held-out images among those that compute no more.
+    A run starts from that row's run of the same seed, or of ``start_seed``. ``changes`` replace values of ``recipe``.
+    Where ``at_most`` is a computation percentage, the execute threshold is the one of the best accuracy on held-out
+    images among those that compute no more.
     """
 
     name: str
@@ -41,37 +42,39 @@ class Row:
     stage: Stage
     recipe: str
     start: str | None = None
+    start_seed: int | None = None
     seeds: tuple[int, ...] = (0,)
     changes: Mapping[str, Any] = field(default_factory=dict)
     at_most: float | None = None
     published: Published | None = None
 
+    def seed_of_start(self, seed: int) -> int:
+        """Return the seed of the run that the row's run of ``seed`` starts from."""
+        return seed if self.start_seed is None else self.start_seed
+
 
 def table(schedule: Schedule) -> list[Row]:
     """Return the rows of the paper's table, each after the one that it starts from."""
-    three = (0, 1, 2)
     # On the short schedule gates are given to a trained network; the paper's SP starts afresh.
     recipe, dense = ("dial", "plain") if schedule == "short" else ("paper", None)
+    three = (0, 1, 2)
 
-    def row(name: str, title: str, architecture: str, stage: Stage, start: str | None, **rest: Any) -> Row:
-        return Row(name, title, "table", architecture, stage, recipe, start, **rest)
+    def sp(name: str, title: str, architecture: str, **rest: Any) -> Row:
+        return Row(name, title, "table", architecture, "sp", recipe, dense, start_seed=0, at_most=90, **rest)
+
+    def hrl(name: str, title: str, architecture: str, start: str, at_most: float, **rest: Any) -> Row:
+        return Row(name, title, "table", architecture, "hrl", recipe, start, at_most=at_most, **rest)
 
     return [
-        Row(
-            "plain", "plain ResNet-38", "table", PLAIN, "plain", schedule, seeds=three,
-            published=Published(92.50, 100.0, "Table 2"),
-        ),
-        row(
-            "sp", "SP, RNN gate", RNN, "sp", dense, seeds=three, at_most=90,
-            published=Published(None, 89.0, "Figure 4"),
-        ),
-        row(
-            "hrl-70", "SP + HRL, RNN gate", RNN, "hrl", "sp", seeds=three, at_most=70,
+        Row("plain", "plain ResNet-38", "table", PLAIN, "plain", schedule, published=Published(92.50, 100, "Table 2")),
+        sp("sp", "SP, RNN gate", RNN, seeds=three, published=Published(None, 89, "Figure 4")),
+        hrl(
+            "hrl-70", "SP + HRL, RNN gate", RNN, "sp", 70, seeds=three,
             published=Published(92.75, 70.27, "public checkpoint"),
         ),
-        row("hrl-50", "SP + HRL, RNN gate, half", RNN, "hrl", "sp", seeds=three, changes={"alpha": 1.0}, at_most=50),
-        row("ff-sp", "SP, FFGate-I", FEED_FORWARD, "sp", dense, at_most=90),
-        row("ff-hrl", "SP + HRL, FFGate-I", FEED_FORWARD, "hrl", "ff-sp", at_most=70),
+        hrl("hrl-50", "SP + HRL, RNN gate, half", RNN, "sp", 50, seeds=three, changes={"alpha": 1.0}),
+        sp("ff-sp", "SP, FFGate-I", FEED_FORWARD),
+        hrl("ff-hrl", "SP + HRL, FFGate-I", FEED_FORWARD, "ff-sp", 70),
     ]  # fmt: skip
 
 
@@ -114,24 +117,30 @@ def ablations(schedule: Schedule) -> list[Row]:
     ]  # fmt: skip
 
 
-def find_rows(names: Iterable[str], schedule: Schedule, starts: bool = True) -> list[Row]:
-    """Return the rows of the given names or groups ("table", "ablations"); with ``starts``, before each of them the
-    one that it starts from.
-
-    Raises UnknownRow.
-    """
+def find_row(name: str, schedule: Schedule) -> Row:
+    """Return the row called ``name``; raises UnknownRow, listing the names, where there is none."""
     rows = {row.name: row for row in (*table(schedule), *ablations(schedule))}
-    wanted: dict[str, Row] = {}
+    if name not in rows:
+        raise UnknownRow(f"no row is called {name!r}; there are table, ablations and {', '.join(rows)}")
+    return rows[name]
 
-    def want(row: Row) -> None:
+
+def find_runs(
+    names: Iterable[str], schedule: Schedule, seeds: Sequence[int] | None = None, starts: bool = True
+) -> list[tuple[Row, int]]:
+    """Return the rows of the given names or groups ("table", "ablations"), once for each seed; None for their own.
+
+    With ``starts``, the run that a run starts from comes before it. Raises UnknownRow.
+    """
+    groups: dict[str, list[Row]] = {"table": table(schedule), "ablations": ablations(schedule)}
+    runs: dict[tuple[str, int], tuple[Row, int]] = {}
+
+    def want(row: Row, seed: int) -> None:
         if starts and row.start is not None:
-            want(rows[row.start])
-        wanted[row.name] = row
+            want(find_row(row.start, schedule), row.seed_of_start(seed))
+        runs[row.name, seed] = row, seed
 
-    for name in names:
-        chosen = [row for row in rows.values() if name in (row.name, row.group)]
-        if not chosen:
-            raise UnknownRow(f"no row is called {name!r}; there are table, ablations and {', '.join(rows)}")
-        for row in chosen:
-            want(row)
-    return list(wanted.values())
+    for row in [row for name in names for row in groups.get(name) or [find_row(name, schedule)]]:
+        for seed in row.seeds if seeds is None else seeds:
+            want(row, seed)
+    return list(runs.values())

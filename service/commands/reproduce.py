@@ -37,7 +37,7 @@ class Reproduce(Options):
     results: Path | None = Field(None, description="folder of the results files; default: results in --output")
     choose: bool = Field(False, description="hold 5,000 images out and leave the test images alone: for choosing")
     held_out: int | None = Field(
-        None, ge=1, description="training images kept apart; default: 1000 to watch a run that is reported by"
+        None, ge=1, description="training images kept apart; default: 1000, with --choose 5000"
     )
     start: Path | None = Field(None, description="checkpoint to start from, where a row would from another row's")
     epochs: int | None = Field(None, ge=1, description="epochs of each row; default: the recipe's")
@@ -53,19 +53,17 @@ class Reproduce(Options):
         from models.training.reproduction import reproduce
 
         plan = self.plan()
-        rows = plan.rows(self.rows.split(","))
+        seeds = None if self.seeds is None else [int(seed) for seed in self.seeds.split(",")]
+        runs = plan.runs(self.rows.split(","), seeds)
         if self.show_rows:
-            print("\n".join(describe(row) for row in rows))
+            print("\n".join(dict.fromkeys(describe(row) for row, _ in runs)))
             return
         if self.priority == "low":
             os.nice(19)
-        for seed in self.chosen_seeds(rows):
-            for row in rows:
-                if self.seeds is None and seed not in row.seeds:
-                    continue
-                print(f"{plan.name(row.name, seed)}: {row.title}", flush=True)
-                result = reproduce(plan, row, seed, save_every=self.save_every, show=progress_bar)
-                print(outcome(result), flush=True)
+        for row, seed in runs:
+            print(f"{plan.name(row.name, seed)}: {row.title}", flush=True)
+            result = reproduce(plan, row, seed, save_every=self.save_every, show=progress_bar)
+            print(describe_result(result), flush=True)
 
     def plan(self) -> "Reproduction":
         """Return where and how the rows are trained."""
@@ -93,12 +91,6 @@ class Reproduce(Options):
             shared, self.schedule, self.results or self.output / "results", self.choose, command, self.start
         )
 
-    def chosen_seeds(self, rows: "list[Row]") -> "list[int]":
-        """Return the seeds that were asked for, else all that a row has."""
-        if self.seeds is not None:
-            return [int(seed) for seed in self.seeds.split(",")]
-        return sorted({seed for row in rows for seed in row.seeds})
-
 
 def describe(row: "Row") -> str:
     seeds = ", ".join(map(str, row.seeds))
@@ -109,7 +101,7 @@ def describe(row: "Row") -> str:
     )
 
 
-def outcome(result: "Result") -> str:
+def describe_result(result: "Result") -> str:
     figures = result.figures
     return (
         f"{figures.split}: accuracy {figures.accuracy:.2%}, computation percentage "

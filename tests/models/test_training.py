@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,7 +20,15 @@ from models.network import SkipNet
 from models.training.job import input_spec
 from models.training.readout import open_gates, readouts, sharpen_gates
 from models.training.recipes import Recipe, find_recipe
-from models.training.reinforce import advantages, freeze_statistics, returns, run_executed, sampled_forward
+from models.training.reinforce import (
+    advantages,
+    freeze_statistics,
+    pure_loss,
+    re_estimate_statistics,
+    returns,
+    run_executed,
+    sampled_forward,
+)
 from models.training.run import Job, TrainingDiverged, train
 from models.training.schedule import learning_rate, targets_fallen
 from models.training.state import StateError
@@ -164,6 +173,63 @@ def test_hybrid_learning_leaves_batch_norms_statistics_alone() -> None:
     sampled_forward(network, torch.randn(4, 3, 32, 32), torch.rand(4, network.decision_count))
     for key, value in network.named_buffers():
         assert torch.equal(value, before[key]), key
+
+
+def test_statistics_taken_anew_are_those_of_the_routes_and_only_of_blocks_that_run() -> None:
+    images = torch.randn(32, 3, 32, 32)
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    open_gates(network, 5.0)
+    stem, first = network.stem[1], network.blocks[1].residual[1]  # type: ignore[index]
+    kept = {key: value.clone() for key, value in network.state_dict().items()}
+    re_estimate_statistics(network, [images, images])
+    torch.testing.assert_close(stem.running_mean, network.stem[0](images).mean((0, 2, 3)))
+    assert not torch.equal(first.running_mean, kept["blocks.1.residual.1.running_mean"])
+    for key, parameter in network.named_parameters():
+        assert torch.equal(parameter, kept[key]), key
+    network.load_state_dict(kept)
+    open_gates(network, -5.0)
+    re_estimate_statistics(network, [images])
+    assert torch.equal(first.running_mean, kept["blocks.1.residual.1.running_mean"])
+    assert stem.momentum == 0.1
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "executed", "re-estimated"])
+def test_a_stage_takes_batch_norms_statistics_as_its_recipe_says(
+    job: Job, statistics: Literal["frozen", "executed", "re-estimated"]
+) -> None:
+    before = job.network.state_dict()["stem.1.running_mean"].clone()
+    train(
+        replace(job, recipes=[replace(job.recipes[1], statistics=statistics, iterations=2)]),
+        resume=False, save_every=300, show=quiet,
+    )  # fmt: skip
+    after = job.network.state_dict()["stem.1.running_mean"]
+    assert torch.equal(before, after) == (statistics == "frozen")
+
+
+def test_soft_gates_scale_the_block_by_their_probability() -> None:
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    step = supervised_step(
+        network, images, labels, torch.tensor(1.0), replace(find_recipe("short", "sp"), gates="soft")
+    )
+    # Fresh gates are undecided: each block counts about half, where hard gates would give a whole number.
+    executed = 18 * step.computation - 4
+    assert 0.3 * 68 < executed < 0.7 * 68
+    assert abs(float(executed) - round(float(executed))) > 1e-4
+
+
+def test_pure_reinforcement_is_told_nothing_but_whether_the_class_was_right() -> None:
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0]], requires_grad=True)
+    recipe = replace(find_recipe("short", "hrl"), pure=True, samples=1, alpha=0.0)
+    decisions = torch.tensor([[True], [False]])
+    gates = torch.zeros(2, 1, requires_grad=True)
+    # The first image is called class 0, the second class 1; class 0 is right.
+    loss = pure_loss(logits, torch.tensor([0, 0]), gates, decisions, recipe, torch.tensor([[0.1], [0.99]]))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None and gates.grad is not None
+    assert (logits.grad[:, 0] < 0).all() and (logits.grad[:, 1] > 0).all()
+    # Twice the advantage of the right one over the mean of the others, shared by both images.
+    torch.testing.assert_close(gates.grad, torch.tensor([[-0.5], [0.5]]))
 
 
 def test_returns_are_the_papers() -> None:

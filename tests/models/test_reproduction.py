@@ -1,0 +1,189 @@
+"""Rows of the paper's table, trained on a few real images: killed and resumed, finished, for choosing only."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.checkpoint import CalibrationPoint, read_config
+from models.training.job import Options
+from models.training.recipes import Rung, find_recipe
+from models.training.report import draw_figure, draw_report
+from models.training.reproduction import Reproduction, choose_threshold, reproduce
+from models.training.results import Result, ResultError, read_results
+from models.training.rows import Published, Row, Schedule, UnknownRow, ablations, find_row, find_runs, table
+from tests.models.test_data import packs, write_parquet
+
+TRAIN, TEST, HELD_OUT = 36, 16, 20
+TINY = {"epochs": 2, "batch": 8, "rate": 0.01}
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+def quiet(steps: Iterator[int]) -> Iterator[int]:
+    return steps
+
+
+class Killed(Exception):
+    pass
+
+
+def never(steps: Iterator[int]) -> Iterator[int]:
+    del steps
+    raise AssertionError("trained again")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real images of CIFAR-10, in the hub's schema."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        pixels, labels = packs().read("cifar10", split)
+        write_parquet(folder / f"{split}.parquet", pixels[:count], labels[:count].tolist())
+    return folder
+
+
+def plan_in(folder: Path, data: Path, choose: bool = False) -> Reproduction:
+    shared = Options("", "cifar10", folder, data, held_out=HELD_OUT, compile="off", precision="float32")
+    return Reproduction(shared, "short", folder / "results", choose, "skipnet reproduce cifar10")
+
+
+def tiny(name: str) -> Row:
+    row = find_row(name, "short")
+    return replace(row, changes={**row.changes, **TINY})
+
+
+def test_a_killed_row_goes_on_and_gives_the_same_figures(tmp_path: Path, data: Path) -> None:
+    row = tiny("sp-first")
+    whole = reproduce(plan_in(tmp_path / "whole", data), row, 0, save_every=0, show=quiet)
+
+    taken = 0
+
+    def killing(steps: Iterator[int]) -> Iterator[int]:
+        nonlocal taken
+        for step in steps:
+            if taken == 3:
+                raise Killed
+            taken += 1
+            yield step
+
+    plan = plan_in(tmp_path / "killed", data)
+    with pytest.raises(Killed):
+        reproduce(plan, row, 0, save_every=0, show=killing)
+    assert not plan.results.exists()
+    resumed = reproduce(plan, row, 0, save_every=0, show=quiet)
+    assert taken == 3
+    apart = {"hours", "cpu_hours"}
+    assert resumed.model_dump(exclude=apart) == whole.model_dump(exclude=apart)
+    assert resumed.hours and resumed.cpu_hours
+    assert resumed.test and (resumed.test.images, resumed.held_out.images) == (TEST, HELD_OUT)
+    assert (resumed.train_images, resumed.held_out_images) == (TRAIN - HELD_OUT, HELD_OUT)
+
+    [written] = read_results([plan.results])
+    assert written == reproduce(plan, row, 0, save_every=0, show=never) == resumed
+    with pytest.raises(ResultError, match="epochs=2"):
+        reproduce(plan, replace(row, changes={**row.changes, "epochs": 3}), 0, save_every=0, show=never)
+
+
+def test_hybrid_learning_starts_from_that_seeds_supervised_run(tmp_path: Path, data: Path) -> None:
+    plan = plan_in(tmp_path, data)
+    runs = plan.runs(["alpha-1"], [7])
+    assert [(row.name, seed) for row, seed in runs] == [("sp-first", 7), ("alpha-1", 7)]
+    for row, seed in runs:
+        result = reproduce(plan, tiny(row.name), seed, save_every=300, show=quiet)
+    assert (result.start, result.recipe["alpha"], result.command) == (
+        "sp-first", 1.0, "skipnet reproduce cifar10 --rows alpha-1 --seeds 7",
+    )  # fmt: skip
+    config = read_config(tmp_path / "short" / "alpha-1-7" / "hrl")
+    assert [stage["stage"] for stage in config.training["stages"]] == ["sp", "hrl"]
+    assert config.evaluation == result.test
+    assert len(config.calibration) > 10
+
+
+def test_choosing_leaves_the_test_images_alone(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.parquet").symlink_to(data / "train.parquet")
+    plan = plan_in(tmp_path / "runs", tmp_path / "data", choose=True)
+    result = reproduce(plan, tiny("plain"), 0, save_every=300, show=quiet)
+    assert result.test is None
+    assert result.figures.split == "held_out"
+    assert (tmp_path / "runs" / "results" / "short-choose" / "plain-0.json").is_file()
+
+
+def test_the_threshold_is_the_best_one_within_the_budget() -> None:
+    curve = [
+        CalibrationPoint(threshold=threshold, accuracy=accuracy, computation_percentage=computation, mac_share=0)
+        for threshold, accuracy, computation in ((0.2, 0.93, 75), (0.5, 0.91, 60), (0.7, 0.92, 55), (0.9, 0.80, 40))
+    ]
+    assert choose_threshold(curve, 70, 0.5) == 0.7
+    assert choose_threshold(curve, 30, 0.5) == 0.5
+    assert choose_threshold(curve, None, 0.5) == 0.5
+
+
+@pytest.mark.parametrize("schedule", ["paper", "short"])
+def test_every_row_is_a_recipe_and_follows_its_start(schedule: Schedule) -> None:
+    runs = find_runs(["table", "ablations"], schedule)
+    seen = set()
+    for row, seed in runs:
+        replace(find_recipe(row.recipe, row.stage), **row.changes)
+        if row.start:
+            assert (row.start, row.seed_of_start(seed)) in seen
+        seen.add((row.name, seed))
+    assert len(seen) == len(runs) >= len(table(schedule)) + len(ablations(schedule))
+
+
+def test_only_what_was_asked_for_and_what_it_needs_is_run() -> None:
+    assert [(row.name, seed) for row, seed in find_runs(["hrl-70"], "short", [1])] == [
+        ("plain", 0), ("sp", 1), ("hrl-70", 1),
+    ]  # fmt: skip
+    assert [row.name for row, _ in find_runs(["hrl-70"], "short", [1], starts=False)] == ["hrl-70"]
+    with pytest.raises(UnknownRow, match=r"'hrl'; there are table, ablations and plain, sp"):
+        find_runs(["hrl"], "short")
+
+
+def test_ablations_that_begin_afresh_are_equally_long() -> None:
+    rows = [row for row in ablations("short") if row.start is None and row.name != "sp-longer"]
+    assert len({row.changes["epochs"] for row in rows}) == 1
+    hard, soft = find_row("gates-hard", "short"), find_row("gates-soft", "short")
+    assert soft.changes == {**hard.changes, "gates": "soft"}
+    assert hard.changes["rungs"] == (Rung(1, 0.5, 0.6),)
+
+
+def result_of(row: str, seed: int, accuracy: float, computation: float) -> Result:
+    shipped = read_results([RESULTS])[0]
+    assert shipped.test
+    figures = shipped.test.model_copy(update={"accuracy": accuracy, "computation_percentage": computation})
+    return shipped.model_copy(update={"row": row, "title": f"{row} <&>", "seed": seed, "test": figures})
+
+
+def test_the_report_puts_seeds_together_beside_what_is_published() -> None:
+    results = [result_of("hrl-70", 0, 0.92, 68), result_of("other", 0, 0.9, 50), result_of("hrl-70", 1, 0.93, 70)]
+    assert find_row("hrl-70", "short").published == Published(92.75, 70.27, "public checkpoint")
+    lines = draw_report(results).splitlines()
+    assert {line.count("|") for line in lines} == {10}
+    assert "| 92.75 @ 70.3 (public checkpoint) | 92.50 (92.00-93.00) @ 69.0 (68.0-70.0) |" in lines[2]
+    assert "| 0, 1 |" in lines[2]
+    assert "| 90.00 @ 50.0 |" in lines[3]
+    picture = ElementTree.fromstring(draw_figure(results))
+    assert len(picture.findall(".//{http://www.w3.org/2000/svg}circle")) == 3 + 2 + 3
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+    for content, message in ((None, "is not here"), ("{}", "no results file")):
+        if content is not None:
+            (tmp_path / "a.json").write_text(content)
+        with pytest.raises(ResultError, match=message):
+            read_results([tmp_path / "a.json"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ResultError, match="reproduce"):
+        read_results([tmp_path / "empty"])
+
+
+def test_the_results_in_the_repository_are_read_and_drawn() -> None:
+    results = read_results([RESULTS])
+    assert (RESULTS / "table.md").read_text() == draw_report(results)
+    assert (RESULTS / "curve.svg").read_text() == draw_figure(results)
+    for result in results:
+        assert json.dumps(result.model_dump(mode="json")).find("/root") == -1
