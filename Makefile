@@ -7,7 +7,7 @@ PORT ?= 8000
 HOST ?= 127.0.0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format bench dashboards containers clean
+.PHONY: help install serve test lint format bench dashboards containers image clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ containers: $(VENV)/.containers ## check Dockerfile, compose file and Kubernetes
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
 	$(BIN)/kubernetes-validate --strict --quiet $(filter-out %kustomization.yaml %podmonitor.yaml,$(wildcard deploy/kubernetes/*.yaml))
+
+image: $(VENV)/.test ## build the image without a container engine, run service and trainer in it (as root; buildah, debootstrap)
+	$(BIN)/python -m pytest -m image --log-cli-level INFO tests/image
 
 clean: ## remove the installation and everything built
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

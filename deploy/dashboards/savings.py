@@ -91,9 +91,9 @@ def numbers() -> list[Built]:
         ),
         stat_panel(
             "Engine time saved now",
-            "1 - engine seconds / seconds that the same batches would have taken with every block run, as measured on "
-            "batches that are also run dense now and then. This is what skipping is worth; saved MACs are what it could "
-            "be worth.",
+            "1 - engine seconds / seconds that the same batches would have taken with every block run, measured on "
+            "batches that are also run dense now and then. This is what skipping is worth; saved MACs are what it "
+            "could be worth.",
             "percentunit",
             Target(time_saved()),
             GAIN,

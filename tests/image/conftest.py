@@ -1,0 +1,97 @@
+"""The image, built and run without a container engine: by buildah, in chroots, on a base made by debootstrap.
+
+The base stands in for the official Python image: the same Debian release and the same Python, from Debian's packages.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = ("buildah", "debootstrap")
+ISOLATION = ("--isolation", "chroot")
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+
+
+def run(*command: object) -> str:
+    """Run a command to its end and return what it printed; what it says on standard error goes to the test's."""
+    return subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+@dataclass(frozen=True)
+class Image:
+    """The built image, in storage of its own."""
+
+    storage: tuple[str, ...]
+    name: str
+
+    def buildah(self, verb: str, *arguments: object) -> str:
+        return run("buildah", *self.storage, verb, *arguments)
+
+    def start(self, command: list[str], volumes: dict[Path, str], log: Path, **env: str) -> subprocess.Popen[bytes]:
+        """Start a command in a container of its own, as the image's user."""
+        container = self.buildah("from", "--pull-never", self.name)
+        options = [f"--volume={host}:{inside}" for host, inside in volumes.items()]
+        options += [f"--env={name}={value}" for name, value in env.items()]
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                ["buildah", *self.storage, "run", *ISOLATION, *options, container, "--", *command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    if missing or os.geteuid() != 0:
+        pytest.fail(f"building the image needs root and Debian's packages {' '.join(PROGRAMS)}")
+    folder = tmp_path_factory.mktemp("image")
+    storage = ("--root", str(folder / "storage"), "--runroot", str(folder / "run"), "--storage-driver", "vfs")
+    made = Image(storage, "localhost/skipnet")
+    build_base(made, folder / "base")
+    mounts = [f"--volume={path}:{path}:ro" for path in pip_folders()]
+    made.buildah("bud", *ISOLATION, "--pull-never", *mounts, "--tag", made.name, ROOT)
+    yield made
+    shutil.rmtree(folder)
+
+
+def build_base(image: Image, folder: Path) -> None:
+    """Tag a minimal Debian with Python under the name that the Dockerfile starts from."""
+    [name] = set(re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    release = name.rpartition("-")[2]
+    run("debootstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", release, folder, mirror())
+    (folder / "usr/local/bin/python").symlink_to("/usr/bin/python3")
+    shutil.copyfile(CERTIFICATES, folder / CERTIFICATES.relative_to("/"))
+    (folder / "etc/pip.conf").write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in pip_settings()))
+    container = image.buildah("from", "scratch")
+    image.buildah("add", "--quiet", container, folder, "/")
+    image.buildah("commit", "--quiet", "--rm", container, name)
+    shutil.rmtree(folder)
+
+
+def mirror() -> str:
+    """Return where this machine gets Debian's packages from; Debian's own address where it is no Debian."""
+    policy = run("apt-cache", "policy") if shutil.which("apt-cache") else ""
+    found = re.search(r"(https?://\S+) \S+/main", policy)
+    return found[1] if found else "http://deb.debian.org/debian"
+
+
+def pip_settings() -> list[tuple[str, str]]:
+    """Return how pip finds packages on this machine, so that it finds them in the build too."""
+    listed = run(sys.executable, "-m", "pip", "config", "list")
+    settings = re.findall(r"^(?:global|:env:)\.(index-url|extra-index-url|find-links)='(.*)'$", listed, re.MULTILINE)
+    return list({key: value.replace("\\n", " ") for key, value in settings}.items())
+
+
+def pip_folders() -> set[str]:
+    """Return the local folders among them, which the build must see."""
+    paths = {path for _, value in pip_settings() for path in re.findall(r"(?:file://|(?<!\S))(/[^\s]*)", value)}
+    return {path for path in paths if Path(path).is_dir()}
