@@ -189,13 +189,27 @@ def versions(repository: Path, name: str) -> list[int]:
     )
 
 
+def models(repository: Path) -> list[str]:
+    """Return the models of a repository, by name, but those without gates last: the first is what to use by default."""
+    names = sorted({folder.parent.name for folder in repository.glob("*/*/") if folder.name.isdecimal()})
+    return sorted(names, key=lambda name: is_plain(repository, name))
+
+
+def is_plain(repository: Path, name: str) -> bool:
+    """Whether a model's newest version is a network without gates; one that can't be read is none."""
+    try:
+        newest = read_config(repository / name / str(max(versions(repository, name))))
+        return find_architecture(newest.architecture).gates is None
+    except (CheckpointError, UnknownArchitecture):
+        return False
+
+
 def find_version(repository: Path, model: str | None, version: int | None) -> Path:
-    """Return the folder of a model's version in a repository: the newest by default, of the first model by name.
+    """Return the folder of a model's version in a repository: the newest by default, of the first of `models`.
 
     Raises CheckpointError where the repository holds none such.
     """
-    names = {folder.parent.name for folder in repository.glob("*/*/") if folder.name.isdecimal()}
-    name = model if model is not None else min(names, default=None)
+    name = model if model is not None else next(iter(models(repository)), None)
     found = versions(repository, name) if name is not None else []
     number = version if version is not None else max(found, default=None)
     if number not in found:

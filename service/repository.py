@@ -79,7 +79,7 @@ class Repository:
 
         What could not is logged and stands in the index.
         """
-        for name in sorted(await asyncio.to_thread(scan, self.folder)):
+        for name in await self._in_thread(lambda: models_of(self.folder)):
             try:
                 await self.load(name)
             except LoadError as error:
@@ -252,9 +252,16 @@ def newest_files(folder: Path) -> dict[tuple[str, int], Files]:
     return newest
 
 
+def models_of(folder: Path) -> list[str]:
+    """Return the models in a repository, the one to use by default first."""
+    # Imports torch, which must not keep the server from binding its socket.
+    from models.checkpoint import models
+
+    return models(folder)
+
+
 def versions_of(folder: Path, name: str) -> list[int]:
     """Return a model's versions; raises LoadError for a name that could leave the folder."""
-    # Imports torch, which must not keep the server from binding its socket.
     from models.checkpoint import CheckpointError, versions
 
     try:

@@ -57,7 +57,7 @@ class Settings(EngineOptions):
     )
     default_model: str | None = Field(
         default=None,
-        description="model of requests that name none; default: the only one, or the first by name at start",
+        description="model of requests that name none; default: the first by name at start, those without gates last",
     )
 
     watch_interval: Seconds = Field(

@@ -6,7 +6,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.catalogue import find_architecture
-from models.checkpoint import CheckpointError, Config, publish, read_checkpoint, versions, write_checkpoint
+from models.checkpoint import (
+    CheckpointError,
+    Config,
+    find_version,
+    publish,
+    read_checkpoint,
+    versions,
+    write_checkpoint,
+)
 from models.importing import public_input
 
 ARCHITECTURE = find_architecture("cifar10_rnn_gate_38")
@@ -87,3 +95,15 @@ def test_publishing_makes_the_next_version(folder: Path, tmp_path: Path) -> None
 def test_names_cannot_leave_the_repository(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="can't be a model's name"):
         versions(tmp_path, name)
+
+
+def test_a_network_that_skips_is_the_default_before_a_plain_one(folder: Path) -> None:
+    repository = folder.parents[1]
+    plain = find_architecture("cifar10_resnet_38")
+    config = Config(architecture=plain.name, labels=list("abcdefghij"), input=public_input(plain), code="test")
+    write_checkpoint(repository / "first" / "1", plain.build(), config)
+    assert find_version(repository, None, None) == folder
+    (folder / "config.json").unlink()
+    assert find_version(repository, None, None) == folder
+    folder.rename(repository / "away")
+    assert find_version(repository, None, None) == repository / "first" / "1"
