@@ -31,10 +31,15 @@ class InputSpec(BaseModel):
 
 def prepare(image: Image.Image, spec: InputSpec) -> NDArray[np.float32]:
     """Return the network's input, float32 [3, H, W], for an RGB image of any size."""
-    pixels = np.asarray(crop_centre(resize_shorter_side(image, spec), spec), np.float32)
+    pixels = np.asarray(fit(image, spec), np.float32)
     scale = 1 / (255 * np.asarray(spec.std, np.float32))
     shift = np.asarray(spec.mean, np.float32) / np.asarray(spec.std, np.float32)
     return np.ascontiguousarray((pixels * scale - shift).transpose(2, 0, 1))
+
+
+def fit(image: Image.Image, spec: InputSpec) -> Image.Image:
+    """Return the image at the network's height and width: resized, and its centre cut out."""
+    return crop_centre(resize_shorter_side(image, spec), spec)
 
 
 def resize_shorter_side(image: Image.Image, spec: InputSpec) -> Image.Image:

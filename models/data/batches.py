@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models.data.augmentation import crop_flip, normalise
+from models.data.augmentation import crop_centre, crop_flip, normalise, random_boxes, random_resized_crop
 from models.data.catalogue import Augmentation, DatasetRow
 from models.data.source import Source
 from models.preprocessing import InputSpec, prepare
@@ -36,23 +36,30 @@ def generator(seed: int, *position: int) -> torch.Generator:
 
 
 class MemoryBatches:
-    """Batches of a small data set that lives on ``device`` as uint8 and is augmented there, a batch at a time."""
+    """Batches of a data set that lives on ``device`` as uint8 and is augmented there, a batch at a time.
+
+    Images may be larger than ``size``, the side of the network's input: then the centre or a random box is cut out.
+    """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, row: DatasetRow, batch: int, seed: int, device: torch.device
+        self, images: Tensor, labels: Tensor, row: DatasetRow, size: int, batch: int, seed: int, device: torch.device
     ) -> None:
         self.images, self.labels = images.to(device), labels.to(device)
-        self.row, self.batch, self.seed = row, batch, seed
+        self.row, self.size, self.batch, self.seed = row, size, batch, seed
         self.steps_per_epoch = len(images) // batch
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         order = torch.randperm(len(self.images), generator=generator(self.seed, number))
         for step in range(start, self.steps_per_epoch):
             chosen = order[step * self.batch : (step + 1) * self.batch].to(self.images.device)
-            images = self.images[chosen]
-            if self.row.augmentation == "crop_flip":
-                images = crop_flip(images, generator(self.seed, number, step))
+            images = self.augment(self.images[chosen], generator(self.seed, number, step))
             yield normalise(images, self.row.mean, self.row.std), self.labels[chosen]
+
+    def augment(self, images: Tensor, random: torch.Generator) -> Tensor:
+        if self.row.augmentation == "random_resized_crop":
+            return random_resized_crop(images, self.size, random)
+        centre = crop_centre(images, self.size)
+        return crop_flip(centre, random) if self.row.augmentation == "crop_flip" else centre
 
 
 class StreamedBatches:
@@ -93,24 +100,14 @@ class PreparedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.source.image(index)
         if self.augmentation == "random_resized_crop":
-            image = random_resized_crop(image, self.spec, generator(self.seed, self.epoch, index))
+            image = resized_box(image, self.spec, generator(self.seed, self.epoch, index))
         return torch.from_numpy(prepare(image, self.spec)), label
 
 
-def random_resized_crop(image: Image.Image, spec: InputSpec, random: torch.Generator) -> Image.Image:
-    """Return a random 8 to 100 % of the image's area, sides between 3:4 and 4:3, at the spec's size; flip half.
-
-    Szegedy et al. 2015, section 6: the augmentation that ImageNet's ResNets are trained with.
-    """
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=random))
-
-    area = image.width * image.height * uniform(0.08, 1)
-    ratio = 2 ** uniform(-0.415, 0.415)
-    width = min(image.width, max(1, round((area * ratio) ** 0.5)))
-    height = min(image.height, max(1, round((area / ratio) ** 0.5)))
-    left, top = round(uniform(0, image.width - width)), round(uniform(0, image.height - height))
+def resized_box(image: Image.Image, spec: InputSpec, random: torch.Generator) -> Image.Image:
+    """Return a random box of the image at the spec's size, flipped in half of the cases."""
+    boxes, flips = random_boxes(1, image.width, image.height, random)
+    left, top, width, height = boxes[0].tolist()
     size = (spec.width, spec.height)
     crop = image.resize(size, Image.Resampling.BILINEAR, (left, top, left + width, top + height))
-    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if uniform(0, 1) < 0.5 else crop
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips.item() else crop

@@ -13,7 +13,10 @@ class UnknownDataset(ValueError):
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """A data set on the hub. ``mean`` and ``std`` are of its training pixels in 0..1, per channel."""
+    """A data set on the hub. ``mean`` and ``std`` are of its training pixels in 0..1, per channel.
+
+    ``size`` is the side in pixels of its images, or where they differ (not ``uniform``), the one they are used at.
+    """
 
     name: str
     hub: str
@@ -26,6 +29,11 @@ class DatasetRow:
     mean: Statistics
     std: Statistics
     augmentation: Augmentation
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all images have one size, ``size``."""
+        return self.augmentation != "random_resized_crop"
 
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.data.catalogue import CIFAR10_CLASSES, DatasetRow
+from models.preprocessing import InputSpec, fit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,18 +41,23 @@ class Source:
         """Return the source of the rows ``indices`` only."""
         return Source(self.rows.select(indices), self.row, self.classes)
 
-    def in_memory(self) -> tuple[Tensor, Tensor]:
-        """Return all images, uint8 [N, 3, H, W], and labels, int64 [N]; the images must be of one size."""
-        pixels = np.empty((len(self), self.row.size, self.row.size, 3), np.uint8)
+    def in_memory(self, side: int) -> tuple[Tensor, Tensor]:
+        """Return all images, uint8 [N, 3, side, side], and labels, int64 [N].
+
+        An image of another size is resized and its centre square taken, as the service does; raises DataError where
+        the data set's images are all of one size and this one isn't.
+        """
+        square = InputSpec(height=side, width=side, resize=side, mean=self.row.mean, std=self.row.std)
+        pixels = np.empty((len(self), side, side, 3), np.uint8)
         labels = np.empty(len(self), np.int64)
         for index in range(len(self)):
             image, labels[index] = self.image(index)
-            if image.size != (self.row.size, self.row.size):
+            if self.row.uniform and image.size != (self.row.size, self.row.size):
                 raise DataError(
                     f"image {index} of {self.row.name} is {image.size[0]}x{image.size[1]} pixels, "
                     f"where all are to be {self.row.size}x{self.row.size}"
                 )
-            pixels[index] = np.asarray(image)
+            pixels[index] = np.asarray(fit(image, square))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
 
 
@@ -92,7 +98,9 @@ def read_folder(datasets: Any, data: Path, split: str) -> "Dataset":
         if files:
             return datasets.load_dataset("parquet", data_files={name: files}, split=name)
         if (data / name).is_dir():
-            return datasets.load_dataset("imagefolder", data_dir=str(data / name), split="train")
+            # Left to itself the library takes a split from the files' names: ILSVRC2012_val_1.JPEG for validation.
+            folder = str(data / name)
+            return datasets.load_dataset("imagefolder", data_dir=folder, data_files={name: "**"}, split=name)
     raise DataError(
         f"{data} has no split {split!r}: expected {' or '.join(f'{name}.parquet' for name in names)} "
         f"or a folder of images {' or '.join(f'{name}/' for name in names)}"

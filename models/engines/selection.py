@@ -43,6 +43,8 @@ def select(checkpoint: Checkpoint, name: str, device: str, threads: int | None, 
     masking = engine.name if "mask" in MODES[engine.name] else "onnxruntime"
     if wanted is not None or checkpoint.network.gate_kind is None or (name != "auto" and masking != engine.name):
         return engine
+    if MODES[engine.name] == ("mask",):
+        return engine
     masked = build(checkpoint, masking, engine.device, threads, "mask")
     return RoutingSwitch(engine, masked, image_shape(checkpoint), expected_share(checkpoint))
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from models.catalogue import find_architecture
 from models.checkpoint import Config, write_checkpoint
-from models.data.augmentation import crop_flip, normalise
-from models.data.batches import PreparedImages, StreamedBatches
+from models.data.augmentation import crop_flip, normalise, random_boxes, random_resized_crop
+from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
 from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
 from models.data.source import DataError, read_source
 from models.training.job import Options, input_spec, make_job, split
@@ -53,7 +53,7 @@ def test_parquet_in_the_hubs_schema(name: str, tmp_path: Path, pixels: np.ndarra
     row = DATASETS[name]
     for part in row.train_splits:
         write_parquet(tmp_path / f"{part}.parquet", pixels, list(range(20)), (row.image_column, row.label_column))
-    images, labels = read_source(row, "train", tmp_path).in_memory()
+    images, labels = read_source(row, "train", tmp_path).in_memory(32)
     assert images.dtype == torch.uint8 and len(images) == 20 * len(row.train_splits)
     np.testing.assert_array_equal(images[:20].permute(0, 2, 3, 1).numpy(), pixels)
     assert labels[:20].tolist() == list(range(20))
@@ -64,7 +64,10 @@ def test_an_image_folder(tmp_path: Path) -> None:
         for label, colour in (("dark", 10), ("light", 240)):
             (tmp_path / split_name / label).mkdir(parents=True)
             for number in range(3):
-                Image.new("L", (60 + number, 50), colour).save(tmp_path / split_name / label / f"{number}.png")
+                # ImageNet's own names say "val", wherever the file lies.
+                name = f"ILSVRC2012_val_{number}.png" if number else "0.png"
+                Image.new("L", (60 + number, 50), colour).save(tmp_path / split_name / label / name)
+    assert len(read_source(find_dataset("imagefolder"), "train", tmp_path)) == 6
     source = read_source(find_dataset("imagefolder"), "test", tmp_path)
     assert source.classes == ["dark", "light"] and len(source) == 6
     image, label = source.image(5)
@@ -97,7 +100,7 @@ def test_an_unknown_data_set_lists_what_there_is() -> None:
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", np.zeros((1, 8, 8, 3), np.uint8), [0])
     with pytest.raises(DataError, match="8x8 pixels, where all are to be 32x32"):
-        read_source(CIFAR10, "train", tmp_path).in_memory()
+        read_source(CIFAR10, "train", tmp_path).in_memory(32)
 
 
 def test_held_out_images_are_never_trained_on(tmp_path: Path, pixels: np.ndarray) -> None:
@@ -124,9 +127,29 @@ def test_an_image_folder_can_train_a_network_of_small_images(tmp_path: Path) -> 
         "cifar10_rnn_gate_38", "imagefolder", tmp_path, data=tmp_path, size=32, held_out=2, batch=4, workers=0
     )
     job = make_job(options)
-    [(images, _)] = job.batches(job.recipes[0]).epoch(0)
+    batches = job.batches(job.recipes[0])
+    assert isinstance(batches, MemoryBatches) and batches.images.shape == (6, 3, 37, 37)
+    [(images, _)] = batches.epoch(0)
     assert images.shape == (4, 3, 32, 32) and job.labels == ["dark", "light"]
     assert job.validate(job.network).images == 2
+
+
+def test_photos_too_many_for_memory_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for label in ("dark", "light"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (50, 50), (number * 60,) * 3).save(tmp_path / "train" / label / f"{number}.png")
+    options = Options(
+        "imagenet_rnn_gate_18", "imagefolder", tmp_path, data=tmp_path, size=32, held_out=2, batch=2, workers=0
+    )
+    job = make_job(options)
+    in_memory = job.validate(job.network)
+    monkeypatch.setattr("models.training.job.IN_MEMORY", 2 * 3 * 37**2 - 1)
+    batches = job.batches(job.recipes[0])
+    assert isinstance(batches, StreamedBatches)
+    [(images, _)] = batches.epoch(0)
+    assert images.shape == (2, 3, 32, 32)
+    np.testing.assert_array_equal(job.validate(job.network).executed, in_memory.executed)
 
 
 def test_a_checkpoint_of_another_network_is_no_start(tmp_path: Path, pixels: np.ndarray) -> None:
@@ -173,11 +196,35 @@ def test_crop_and_flip_move_pixels_and_invent_none() -> None:
     assert len({image[0, 16, 16].item() for image in moved}) > 20
 
 
+def test_boxes_lie_in_the_image_and_keep_their_bounds() -> None:
+    boxes, flips = random_boxes(4000, 200, 100, torch.Generator().manual_seed(0))
+    left, top, width, height = boxes.unbind(1)
+    assert min(left.min(), top.min()) >= 0
+    assert (left + width).max() <= 200.01 and (top + height).max() <= 100.01
+    area = width * height / 20_000
+    assert area.min() > 0.079 and area.max() > 0.75
+    assert (width / height).max() <= 2 and (width / height).min() >= 0.74
+    assert 0.45 < flips.float().mean() < 0.55
+
+
+def test_a_batch_is_cropped_as_pillow_crops_each_image() -> None:
+    coarse = torch.randint(0, 256, (24, 3, 6, 6), generator=torch.Generator().manual_seed(0)).float()
+    images = torch.nn.functional.interpolate(coarse, (40, 60), mode="bilinear").round().to(torch.uint8)
+    cropped = random_resized_crop(images, 48, torch.Generator().manual_seed(1))
+    boxes, flips = random_boxes(24, 60, 40, torch.Generator().manual_seed(1))
+    for image, made, (left, top, width, height), flip in zip(images, cropped, boxes.tolist(), flips, strict=True):
+        photo = Image.fromarray(image.permute(1, 2, 0).numpy())
+        box = left, top, left + width, top + height
+        expected = np.asarray(photo.resize((48, 48), Image.Resampling.BILINEAR, box), np.float32)
+        drawn = made.permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(drawn[:, ::-1] if flip else drawn, expected, atol=4)
+
+
 def test_normalise_is_what_the_service_does(pixels: np.ndarray, tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", pixels, list(range(20)))
     source = read_source(CIFAR10, "test", tmp_path)
     served = torch.stack([image for image, _ in PreparedImages(source, input_spec(CIFAR10, 32))])
-    torch.testing.assert_close(normalise(source.in_memory()[0], CIFAR10.mean, CIFAR10.std), served, atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalise(source.in_memory(32)[0], CIFAR10.mean, CIFAR10.std), served, atol=1e-5, rtol=0)
 
 
 def packs() -> ModuleType:
@@ -191,7 +238,7 @@ def packs() -> ModuleType:
 def test_the_real_cifar_10_through_the_same_loader(tmp_path: Path) -> None:
     images, labels = packs().read("cifar10", "test")
     write_parquet(tmp_path / "test.parquet", images[:200], labels[:200].tolist())
-    read, truth = read_source(CIFAR10, "test", tmp_path).in_memory()
+    read, truth = read_source(CIFAR10, "test", tmp_path).in_memory(32)
     np.testing.assert_array_equal(read.permute(0, 2, 3, 1).numpy(), images[:200])
     np.testing.assert_array_equal(truth.numpy(), labels[:200])
     assert read_source(CIFAR10, "test", tmp_path).classes[3] == "cat"

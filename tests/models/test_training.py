@@ -64,7 +64,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
     ]
 
     def batches(recipe: Recipe) -> MemoryBatches:
-        return MemoryBatches(*images, ROW, recipe.batch, 3, torch.device("cpu"))
+        return MemoryBatches(*images, ROW, 32, recipe.batch, 3, torch.device("cpu"))
 
     return Job(
         architecture=architecture,
@@ -346,7 +346,7 @@ def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn() -> None:
 
 
 def test_order_and_augmentation_depend_on_seed_epoch_and_step_only(images: tuple[Tensor, Tensor]) -> None:
-    batches = MemoryBatches(*images, ROW, BATCH, 3, torch.device("cpu"))
+    batches = MemoryBatches(*images, ROW, 32, BATCH, 3, torch.device("cpu"))
     first = list(batches.epoch(1))
     for (expected, labels), (resumed, again) in zip(first[4:], batches.epoch(1, start=4), strict=True):
         assert torch.equal(expected, resumed) and torch.equal(labels, again)
