@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import Checkpoint
-from models.engines.compaction import TorchEngine
+from models.engines.eager import TorchEngine
 from models.engines.engine import Engine, EngineError
 from models.engines.folding import fold
 from models.engines.native import NativeEngine, NativeUnavailable

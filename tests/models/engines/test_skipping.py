@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.engines import onnx_session
-from models.engines.compaction import TorchEngine
+from models.engines.eager import TorchEngine
 from models.engines.engine import Engine
 from models.engines.folding import FoldedNetwork, fold
 from models.engines.native import NativeEngine

@@ -1,0 +1,151 @@
+"""The CUDA graph engine: a whole forward pass in half precision, recorded once for each batch size and replayed.
+
+The host launches one graph and reads one answer; between the two nothing waits for it. On the CPU, which has no
+graphs, the function that would be recorded is called instead: so everything but the recording is tested there.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.engines.engine import EngineError, Routed, plain_answer
+from models.engines.folding import FoldedNetwork
+from models.engines.forward import arrange, forward, limits_of
+from models.engines.skipping import OnDevice, buckets, mask
+from models.macs import Mode
+
+LARGEST = 1024
+PIXELS = 64 * 224 * 224
+"""Images that run together at most, and their pixels: a graph keeps the memory of its maps."""
+RUNS_BEFORE = 3
+"""cuDNN and the allocator settle in the first runs, which may not happen inside a recording."""
+
+
+class CudaGraphEngine:
+    """A folded network, batch norm gone, maps and convolutions in ``dtype``, channels last.
+
+    In mode "mask" every block is run and the decision chooses. In mode "branch" a block runs on those images of a
+    batch that execute it, see ``OnDevice``. A batch is padded to the next power of two with images that skip
+    every block; a large one is split. Raises EngineError where the device cannot do that.
+    """
+
+    name = "cuda_graph"
+
+    def __init__(
+        self, folded: FoldedNetwork, device: str, mode: Mode = "mask", dtype: torch.dtype = torch.float16
+    ) -> None:
+        if mode == "branch" and device != "cpu" and folded.gates:
+            require_conditional_nodes()
+        self.device = device
+        self.mode: Mode = mode
+        self.dtype = dtype
+        self.stream = None if device == "cpu" else torch.cuda.Stream(device)
+        with self.on_stream():
+            self.network = arrange(folded, device, dtype)
+        self.recordings: dict[tuple[int, ...], Recording] = {}
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        """See ``Engine.run``."""
+        limits = limits_of(torch.from_numpy(thresholds))
+        with torch.inference_mode(), self.on_stream():
+            step = largest_batch(*images.shape[2:])
+            answers = [
+                self.run_batch(torch.from_numpy(images[start : start + step]), limits[start : start + step])
+                for start in range(0, len(images), step)
+            ]
+        scores, logits = torch.cat(answers).split([len(self.network.head_bias), len(self.network.gates)], 1)
+        if not self.network.gates:
+            return plain_answer(scores.numpy(), len(self.network.blocks), self.mode)
+        executed = logits > limits[:, None]
+        return Routed(scores.numpy(), executed.numpy(), torch.sigmoid(logits).numpy(), self.mode)
+
+    def run_batch(self, images: Tensor, limits: Tensor) -> Tensor:
+        """Return class logits and gate logits side by side, on the host: the one wait for the device."""
+        size = 1 << (len(images) - 1).bit_length()
+        shape = size, *images.shape[1:]
+        recording = self.recordings.get(shape)
+        if recording is None:
+            recording = self.recordings[shape] = Recording(self, shape)
+        return recording.run(images, limits)
+
+    def on_stream(self) -> AbstractContextManager[object]:
+        """Return a context in which the device's work goes to this engine's own stream."""
+        if self.stream is None:
+            return nullcontext()
+        stack = ExitStack()
+        stack.enter_context(torch.cuda.device(self.device))
+        stack.enter_context(torch.cuda.stream(self.stream))
+        return stack
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        self.recordings.clear()
+
+
+class Recording:
+    """The forward pass of one batch size, between two buffers on the device."""
+
+    def __init__(self, engine: CudaGraphEngine, shape: tuple[int, ...]) -> None:
+        self.network, self.dtype = engine.network, engine.dtype
+        self.images = torch.zeros(shape, device=engine.device)
+        self.limits = torch.full(shape[:1], torch.inf, device=engine.device)
+        branches = engine.mode == "branch"
+        self.skipping = OnDevice(len(self.network.gates), shape[0], engine.device) if branches else None
+        self.replay = self.forward if engine.stream is None else self.record(engine.stream)
+
+    def forward(self) -> Tensor:
+        """Return class logits and gate logits [N, classes + B-1], float32, of what the buffers hold."""
+        images = self.images.to(self.dtype, memory_format=torch.channels_last)
+        return torch.cat(forward(self.network, images, self.limits, self.skipping or mask), 1)
+
+    def record(self, stream: torch.cuda.Stream) -> Callable[[], Tensor]:
+        """Return a function that replays ``forward`` on ``stream``."""
+        for executing in buckets(len(self.images)) * RUNS_BEFORE:
+            # So that every branch has run: each block of each bucket's number of images, then of none.
+            self.limits.fill_(torch.inf)
+            self.limits[:executing] = -torch.inf
+            self.forward()
+        graph = torch.cuda.CUDAGraph()
+        nodes = conditional_nodes() if self.skipping else nullcontext()
+        # Another thread may serve another model meanwhile, and allocate.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"), nodes:
+            answer = self.forward()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return answer
+
+        return replay
+
+    def run(self, images: Tensor, limits: Tensor) -> Tensor:
+        """Fill the buffers, replay, and wait for the answer; images that only fill up skip every block."""
+        self.images[: len(images)].copy_(images)
+        self.limits[: len(images)].copy_(limits)
+        self.limits[len(images) :].fill_(torch.inf)
+        return self.replay()[: len(images)].cpu()
+
+
+def largest_batch(height: int, width: int) -> int:
+    """Return the largest power of two of images that may run together."""
+    return int(min(LARGEST, 1 << max(0, (PIXELS // (height * width)).bit_length() - 1)))
+
+
+def conditional_nodes() -> AbstractContextManager[object]:
+    """Return a context in which a recording turns ``torch.cond`` into conditional nodes (pytorch PR #168912)."""
+    from torch._higher_order_ops.cudagraph_conditional_nodes import CUDAGraphCaptureControlFlowOpDispatchMode
+
+    return CUDAGraphCaptureControlFlowOpDispatchMode()  # type: ignore[no-any-return]
+
+
+def require_conditional_nodes() -> None:
+    """Raise EngineError where this torch cannot put conditions into a CUDA graph."""
+    try:
+        conditional_nodes()
+    except ImportError as error:
+        raise EngineError(f"torch {torch.__version__} cannot record torch.cond; 2.13 can") from error
+    if tuple(map(int, (torch.version.cuda or "0.0").split(".")[:2])) < (12, 4):
+        raise EngineError(f"conditional nodes need CUDA 12.4; this torch is built for {torch.version.cuda}")

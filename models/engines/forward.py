@@ -1,0 +1,112 @@
+"""A folded network's forward pass in torch, for every engine that runs in torch. How a decision is applied to a
+block is the caller's: see ``skipping``.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.engines.folding import Convolution, FoldedBlock, FoldedNetwork, Gate, RecurrentGate
+
+Apply = Callable[[FoldedBlock, Tensor, Tensor], Tensor]
+"""Block, its input [N, C, H, W] and decisions [N] in, what follows it [N, C', H', W'] out; may write to the input."""
+State = tuple[Tensor, Tensor] | None
+Part = TypeVar("Part")
+
+
+def forward(network: FoldedNetwork, images: Tensor, limits: Tensor, apply: Apply) -> tuple[Tensor, Tensor]:
+    """Return class logits [N, classes] and gate logits [N, B-1] (no columns in a plain ResNet), both float32.
+
+    ``images`` [N, 3, H, W] have the precision of the network's convolutions. A block is executed where its gate's
+    logit is greater than the image's ``limits`` [N], float32. Averages over maps, recurrent gates and the head
+    are float32 whatever the precision of the maps, since a decision is made of them.
+    """
+    x = torch.relu_(convolve(images, network.stem))
+    if network.stem_pools:
+        x = functional.max_pool2d(x, 3, 2, 1)
+    x = execute(network.blocks[0], x, shortcut(network.blocks[0], x))
+    logits: list[Tensor] = []
+    state: State = None
+    if not network.gates:
+        for block in network.blocks[1:]:
+            x = execute(block, x, shortcut(block, x))
+    for gate, block in zip(network.gates, network.blocks[1:], strict=False):
+        logit, state = gate_logit(gate, x, state)
+        x = apply(block, x, logit > limits)
+        logits.append(logit)
+    scores = functional.linear(average(x), network.head_weight, network.head_bias)
+    return scores, torch.stack(logits, 1) if logits else scores[:, :0]
+
+
+def limits_of(thresholds: Tensor) -> Tensor:
+    """Return the gate logits [N], float32, whose probabilities are ``thresholds`` [N].
+
+    Comparing logits spares a sigmoid at every gate, and is exact at thresholds 0 and 1.
+    """
+    return torch.special.logit(thresholds.double()).float()
+
+
+def shortcut(block: FoldedBlock, x: Tensor) -> Tensor:
+    return x if block.projection is None else convolve(x, block.projection)
+
+
+def execute(block: FoldedBlock, x: Tensor, skip: Tensor) -> Tensor:
+    return torch.relu_(residual(block, x).add_(skip))
+
+
+def residual(block: FoldedBlock, x: Tensor) -> Tensor:
+    *first, last = block.residual
+    for convolution in first:
+        x = torch.relu_(convolve(x, convolution))
+    return convolve(x, last)
+
+
+def convolve(x: Tensor, convolution: Convolution) -> Tensor:
+    return functional.conv2d(x, convolution.weight, convolution.bias, convolution.stride, convolution.padding)
+
+
+def average(x: Tensor) -> Tensor:
+    return x.mean((2, 3), dtype=torch.float32)
+
+
+def gate_logit(gate: Gate, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """Return ``gate``'s logit [N] for a map ``x`` [N, C, H, W], and the recurrent state for the next gate."""
+    if isinstance(gate, RecurrentGate):
+        pooled = average(x)
+        if state is None:
+            zero = pooled.new_zeros(len(x), gate.recurrent.shape[1])
+            state = (zero, zero)
+        state = torch.lstm_cell(pooled, state, gate.weight, gate.recurrent, gate.bias, gate.bias)
+        return state[0] @ gate.readout + gate.readout_bias, state
+    if gate.pools:
+        x = functional.max_pool2d(x, 2)
+    for convolution in gate.convolutions:
+        x = torch.relu_(convolve(x, convolution))
+    return average(x) @ gate.weight + gate.bias, None
+
+
+def arrange(part: Part, device: str, dtype: torch.dtype = torch.float32) -> Part:
+    """Return a folded network, or a part of one, as ``forward`` wants it on ``device``.
+
+    Convolutions get the precision ``dtype`` and the channels-last layout; all else stays float32.
+    """
+    precision = dtype if isinstance(part, Convolution) else torch.float32
+    if isinstance(part, RecurrentGate):
+        # torch's cell on CUDA takes two biases or none: each gets half, which is exact.
+        part = dataclasses.replace(part, bias=part.bias / 2)
+
+    def arranged(value: object) -> object:
+        if isinstance(value, Tensor):
+            layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
+            return value.to(device, precision, memory_format=layout)
+        if isinstance(value, tuple):
+            return tuple(arranged(item) for item in value)
+        return arrange(value, device, dtype) if dataclasses.is_dataclass(value) else value
+
+    fields = dataclasses.fields(part)  # type: ignore[arg-type]
+    changes = {field.name: arranged(getattr(part, field.name)) for field in fields}
+    return dataclasses.replace(part, **changes)  # type: ignore[type-var]
