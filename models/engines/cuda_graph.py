@@ -43,7 +43,7 @@ class CudaGraphEngine:
         self.device = device
         self.mode: Mode = mode
         self.dtype = dtype
-        self.stream = None if device == "cpu" else torch.cuda.Stream(device)
+        self.stream = None if device == "cpu" else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with self.on_stream():
             self.network = arrange(folded, device, dtype)
         self.recordings: dict[tuple[int, ...], Recording] = {}
@@ -57,7 +57,9 @@ class CudaGraphEngine:
                 self.run_batch(torch.from_numpy(images[start : start + step]), limits[start : start + step])
                 for start in range(0, len(images), step)
             ]
-        scores, logits = torch.cat(answers).split([len(self.network.head_bias), len(self.network.gates)], 1)
+        classes = len(self.network.head_bias)
+        answer = torch.cat(answers)
+        scores, logits = answer[:, :classes], answer[:, classes:]
         if not self.network.gates:
             return plain_answer(scores.numpy(), len(self.network.blocks), self.mode)
         executed = logits > limits[:, None]
@@ -138,7 +140,7 @@ def conditional_nodes() -> AbstractContextManager[object]:
     """Return a context in which a recording turns ``torch.cond`` into conditional nodes (pytorch PR #168912)."""
     from torch._higher_order_ops.cudagraph_conditional_nodes import CUDAGraphCaptureControlFlowOpDispatchMode
 
-    return CUDAGraphCaptureControlFlowOpDispatchMode()  # type: ignore[no-any-return]
+    return CUDAGraphCaptureControlFlowOpDispatchMode()
 
 
 def require_conditional_nodes() -> None:

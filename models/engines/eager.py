@@ -43,9 +43,7 @@ class TorchEngine:
             if not self.network.gates:
                 return plain_answer(scores.cpu().numpy(), len(self.network.blocks), self.mode)
             executed = logits > limits[:, None]
-            return Routed(
-                scores.cpu().numpy(), executed.cpu().numpy(), torch.sigmoid(logits).cpu().numpy(), self.mode
-            )
+            return Routed(scores.cpu().numpy(), executed.cpu().numpy(), torch.sigmoid(logits).cpu().numpy(), self.mode)
 
     def close(self) -> None:
         """See ``Engine.close``."""

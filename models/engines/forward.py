@@ -38,8 +38,8 @@ def forward(network: FoldedNetwork, images: Tensor, limits: Tensor, apply: Apply
         logit, state = gate_logit(gate, x, state)
         x = apply(block, x, logit > limits)
         logits.append(logit)
-    scores = functional.linear(average(x), network.head_weight, network.head_bias)
-    return scores, torch.stack(logits, 1) if logits else scores[:, :0]
+    scores: Tensor = functional.linear(average(x), network.head_weight, network.head_bias)
+    return scores, torch.stack(logits, 1) if logits else scores.narrow(1, 0, 0)
 
 
 def limits_of(thresholds: Tensor) -> Tensor:
@@ -47,7 +47,8 @@ def limits_of(thresholds: Tensor) -> Tensor:
 
     Comparing logits spares a sigmoid at every gate, and is exact at thresholds 0 and 1.
     """
-    return torch.special.logit(thresholds.double()).float()
+    limits: Tensor = torch.special.logit(thresholds.double())
+    return limits.float()
 
 
 def shortcut(block: FoldedBlock, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Choosing an engine: by name, or by a short measurement."""
+"""Choosing an engine: by name, or by a short measurement of those that are to be had and answer rightly."""
 
 import logging
+from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
@@ -15,38 +16,53 @@ from models.engines.onnx_session import OnnxRuntimeEngine
 from models.engines.reference import ReferenceEngine
 from models.engines.routing_switch import RoutingSwitch, seconds
 from models.engines.threads import available_cpus
+from models.engines.trial import try_apart
+from models.engines.verification import Verification
 from models.macs import Mode
 
 MODES: dict[str, tuple[Mode, ...]] = {
     "native": ("branch",),
     "onnxruntime": ("branch", "mask"),
+    "persistent": ("branch",),
+    "cuda_graph": ("branch", "mask"),
     "torch": ("branch", "mask"),
     "reference": ("mask",),
 }
+# On CUDA, ONNX Runtime waits for the device at every gate.
+CANDIDATES = {"cpu": ("native", "onnxruntime"), "cuda": ("persistent", "cuda_graph")}
+TRIED_APART = {("persistent", "branch"), ("cuda_graph", "branch")}
+"""A kernel of our own, and conditional nodes: both can hang or end the use of the GPU where they are at fault."""
+LAST_RESORT = "torch"
+
+OnFallback = Callable[[str, str], None]
+"""Told the name of an engine that auto does without, and why."""
 
 log = logging.getLogger(__name__)
 
 
-def select(checkpoint: Checkpoint, name: str, device: str, threads: int | None, routing: str) -> Engine:
-    """See ``load_engine``. Where auto finds the native engine fastest, ONNX Runtime is its masked alternative."""
+def select(
+    checkpoint: Checkpoint,
+    name: str,
+    device: str,
+    threads: int | None,
+    routing: str,
+    on_fallback: OnFallback | None = None,
+) -> Engine:
+    """See ``load_engine``. Under auto, branching and masking may be two engines."""
     if name not in (*MODES, "auto"):
         raise EngineError(f"no engine is called {name!r}; choose auto, {', '.join(MODES)}")
     if routing not in (*get_args(Mode), "auto"):
         raise EngineError(f"no routing is called {routing!r}; choose auto, {', '.join(get_args(Mode))}")
-    device = find_device(device, name)
-    threads = threads or available_cpus()
-    wanted: Mode | None = None if routing == "auto" else "mask" if routing == "mask" else "branch"
-    if name == "auto":
-        engine = fastest(checkpoint, device, threads, wanted or "branch")
-    else:
-        engine = build(checkpoint, name, device, threads, wanted or MODES[name][0])
-    masking = engine.name if "mask" in MODES[engine.name] else "onnxruntime"
-    if wanted is not None or checkpoint.network.gate_kind is None or (name != "auto" and masking != engine.name):
-        return engine
-    if MODES[engine.name] == ("mask",):
-        return engine
-    masked = build(checkpoint, masking, engine.device, threads, "mask")
-    return RoutingSwitch(engine, masked, image_shape(checkpoint), expected_share(checkpoint))
+    selection = Selection(checkpoint, find_device(device, name), threads or available_cpus(), on_fallback)
+    modes: tuple[Mode, ...] = ("mask",) if routing == "mask" else ("branch",)
+    if routing == "auto":
+        modes = ("branch", "mask") if name == "auto" else MODES[name]
+    if checkpoint.network.gate_kind is None:
+        modes = modes[:1]
+    engines = [selection.fastest(mode) if name == "auto" else selection.verified(name, mode) for mode in modes]
+    if len(engines) == 1:
+        return engines[0]
+    return RoutingSwitch(engines[0], engines[1], image_shape(checkpoint), expected_share(checkpoint))
 
 
 def find_device(device: str, engine: str) -> str:
@@ -66,10 +82,80 @@ def find_device(device: str, engine: str) -> str:
     return f"cuda:{index or 0}"
 
 
+class Selection:
+    """The engines to be had for one checkpoint on one device. On a GPU, each must answer as the reference does."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str, threads: int, on_fallback: OnFallback | None) -> None:
+        self.checkpoint, self.device, self.threads, self.on_fallback = checkpoint, device, threads, on_fallback
+        self.verification = None if device == "cpu" else Verification(checkpoint)
+        self.refused: set[tuple[str, str]] = set()
+
+    def fastest(self, mode: Mode) -> Engine:
+        """Return the engine that answers a single image first."""
+        image = np.random.default_rng(0).standard_normal((1, *image_shape(self.checkpoint)), np.float32)
+        threshold = np.array([self.checkpoint.config.execute_threshold], np.float32)
+        timed: list[tuple[float, Engine]] = []
+        for name in self.candidates(mode):
+            try:
+                engine = self.verified(name, mode)
+            except EngineError as error:
+                self.refuse(name, str(error))
+                continue
+            timed.append((seconds(engine, image, threshold), engine))
+        if not timed:
+            return self.verified(LAST_RESORT, mode)
+        timed.sort(key=lambda pair: pair[0])
+        times = ", ".join(f"{engine.name} {taken * 1e3:.3f} ms" for taken, engine in timed)
+        log.info("auto takes %s on %s to %s: %s an image", timed[0][1].name, self.device, mode, times)
+        for _, slower in timed[1:]:
+            slower.close()
+        return timed[0][1]
+
+    def candidates(self, mode: Mode) -> list[str]:
+        names = [name for name in CANDIDATES[self.device.partition(":")[0]] if mode in MODES[name]]
+        if "persistent" in names:
+            from models.engines.persistent import suits
+
+            _, height, width = image_shape(self.checkpoint)
+            if not suits(fold(self.checkpoint.network), height, width):
+                names.remove("persistent")
+        return names
+
+    def verified(self, name: str, mode: Mode) -> Engine:
+        """Return the engine called ``name``, on a GPU having answered as the reference does.
+
+        Raises EngineError with a reason of one line: compilers, drivers and libraries have exceptions of their own.
+        """
+        if self.verification is None:
+            return build(self.checkpoint, name, self.device, self.threads, mode)
+        if (name, mode) in TRIED_APART and self.checkpoint.folder.is_dir():
+            try_apart(self.checkpoint.folder, name, self.device, mode)
+        engine: Engine | None = None
+        try:
+            engine = build(self.checkpoint, name, self.device, self.threads, mode)
+            self.verification.check(engine)
+        except Exception as error:
+            if engine is not None:
+                engine.close()
+            if isinstance(error, EngineError):
+                raise
+            raise EngineError(describe(error)) from error
+        return engine
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Do without an engine: said once, though each mode may find the same reason."""
+        if (name, reason) not in self.refused:
+            self.refused.add((name, reason))
+            log.warning("auto does without the engine %s: %s", name, reason)
+            if self.on_fallback is not None:
+                self.on_fallback(name, reason)
+
+
 def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mode) -> Engine:
     """Return the engine called ``name`` in one mode. Raises EngineError where it cannot be had."""
     if mode not in MODES[name]:
-        others = [other for other, modes in MODES.items() if mode in modes]
+        elsewhere = CANDIDATES["cuda"] if device == "cpu" else ("native",)
+        others = [other for other, modes in MODES.items() if mode in modes and other not in elsewhere]
         raise EngineError(f"the engine {name} has no routing {mode!r}; choose {' or '.join(others)}")
     if name == "reference":
         return ReferenceEngine(checkpoint.network, device)
@@ -78,6 +164,14 @@ def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mo
         return TorchEngine(folded, device, mode, threads)
     if name == "onnxruntime":
         return OnnxRuntimeEngine(folded, device, mode, threads)
+    if name in CANDIDATES["cuda"]:
+        if device == "cpu":
+            raise EngineError(f"the engine {name} runs on a GPU only; choose the engine auto")
+        from models.engines import cuda_graph, persistent
+
+        if name == "persistent":
+            return persistent.PersistentEngine(folded, device)
+        return cuda_graph.CudaGraphEngine(folded, device, mode)
     if device != "cpu":
         raise EngineError(f"the native engine runs on the CPU only, not on {device}; choose the engine torch")
     try:
@@ -86,28 +180,11 @@ def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mo
         raise EngineError(f"{error}. Or choose the engine onnxruntime") from error
 
 
-def fastest(checkpoint: Checkpoint, device: str, threads: int, mode: Mode) -> Engine:
-    """Return the engine that answers a single image first, of those to be had here."""
-    # On CUDA, ONNX Runtime waits for the device at every gate: torch has never been behind it.
-    candidates = ("native", "onnxruntime") if device == "cpu" else ("torch",)
-    image = np.random.default_rng(0).standard_normal((1, *image_shape(checkpoint)), np.float32)
-    threshold = np.array([checkpoint.config.execute_threshold], np.float32)
-    timed: list[tuple[float, Engine]] = []
-    for name in candidates:
-        if mode not in MODES[name]:
-            continue
-        try:
-            engine = build(checkpoint, name, device, threads, mode)
-        except EngineError as error:
-            log.warning("auto does without the engine %s: %s", name, error)
-            continue
-        timed.append((seconds(engine, image, threshold), engine))
-    if not timed:
-        return build(checkpoint, "torch", device, threads, mode)
-    timed.sort(key=lambda pair: pair[0])
-    for _, slower in timed[1:]:
-        slower.close()
-    return timed[0][1]
+def describe(error: Exception) -> str:
+    """Return a reason of one line; those that this code did not raise come with their type."""
+    if isinstance(error, EngineError):
+        return str(error)
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'without a message')}"
 
 
 def image_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ QUARTERS = (1, 2, 3, 4)
 def mask(block: FoldedBlock, x: Tensor, decision: Tensor) -> Tensor:
     """Run ``block`` on all of ``x`` [N, C, H, W] and choose by ``decision`` [N]: nobody waits, nothing is saved."""
     skip = shortcut(block, x)
-    return torch.where(decision[:, None, None, None], execute(block, x, skip), skip)
+    return torch.where(decision.view(-1, 1, 1, 1), execute(block, x, skip), skip)
 
 
 def compact(block: FoldedBlock, x: Tensor, decision: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class OnDevice:
         smaller = 0
         for index, bucket in enumerate(self.buckets):
             fits = (count > smaller) & (count <= bucket)
-            operands = skip, x, decision, order, self.ran[self.gate, index]
+            operands = skip, x, decision, order, self.ran.select(0, self.gate).select(0, index)
             torch.ops.higher_order.cond(fits, partial(run_bucket, block, bucket), leave_out, operands)
             smaller = bucket
         self.gate = (self.gate + 1) % len(self.ran)
@@ -78,18 +78,18 @@ def run_bucket(
     if len(x) == 1:
         skip.add_(residual(block, x)).relu_()
         return ()
-    rows = order[:bucket]
+    rows = order.narrow(0, 0, bucket)
     before = take(skip, rows)
     taken = before if block.projection is None else take(x, rows)
     after = torch.relu_(residual(block, taken).add_(before))
-    chosen = torch.where(decision[rows][:, None, None, None], after, before)
+    chosen = torch.where(decision.index_select(0, rows).view(-1, 1, 1, 1), after, before)
     last_channels(skip).index_copy_(0, rows, last_channels(chosen))
     return ()
 
 
-def leave_out(skip: Tensor, x: Tensor, decision: Tensor, order: Tensor, ran: Tensor) -> tuple[()]:
+def leave_out(*operands: Tensor) -> tuple[()]:
     """The other branch: it must hold some work, as drivers before r570 can hang on an empty one (openxla/xla#25769)."""
-    ran.zero_()
+    operands[-1].zero_()
     return ()
 
 

@@ -20,6 +20,9 @@ TOLERANCE = 0.02
 class Disagreement(EngineError):
     """An engine answers otherwise than the reference."""
 
+    def __init__(self, what: str) -> None:
+        super().__init__(f"it answers otherwise than the reference: {what}")
+
 
 @dataclass(frozen=True)
 class Question:
@@ -90,13 +93,14 @@ def compare(answer: Routed, question: Question) -> None:
             f"where the reference has {expected.probability[image, gate]:.4f}"
         )
     error = np.abs(answer.logits - expected.logits).max(1) / np.abs(expected.logits).max(1)
-    for image in np.flatnonzero((error > TOLERANCE) & ~undecided.any(1)):
+    for image, _ in disputes(((error > TOLERANCE) & ~undecided.any(1))[:, None]):
         raise Disagreement(f"image {image} of {len(thresholds)}: logits {error[image]:.1%} off the reference's")
 
 
 def disputes(wrong: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    for image, gate in np.argwhere(wrong):
-        yield int(image), int(gate)
+    """Yield row and column of what is wrong."""
+    for row, column in np.argwhere(wrong):
+        yield int(row), int(column)
 
 
 def verb(routed: Routed, image: int, gate: int) -> str:

@@ -1,0 +1,235 @@
+"""How an engine is checked before it serves on a GPU, and that selection does without those that fail."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from models.checkpoint import Checkpoint
+from models.engines import cuda_graph, load_engine, persistent, routing_switch, selection
+from models.engines.cuda_graph import CudaGraphEngine
+from models.engines.eager import TorchEngine
+from models.engines.engine import Engine, EngineError, Routed
+from models.engines.folding import FoldedNetwork, fold
+from models.engines.routing_switch import RoutingSwitch
+from models.engines.verification import IMAGES, Disagreement, Verification
+from models.macs import Mode
+
+Bend = Callable[[Routed], Routed]
+
+
+@pytest.fixture(scope="module", params=["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_resnet_38"])
+def checkpoint(request: pytest.FixtureRequest, lively_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
+    return lively_checkpoint(request.param)
+
+
+@pytest.fixture(scope="module")
+def verification(checkpoint: Checkpoint) -> Verification:
+    return Verification(checkpoint)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Bent:
+    """An engine whose answers, in batches of some size only where one is given, are bent."""
+
+    name, device = "persistent", "cpu"
+
+    def __init__(self, engine: Engine, bend: Bend, size: int | None = None) -> None:
+        self.engine, self.bend, self.size, self.closed = engine, bend, size, False
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        routed = self.engine.run(images, thresholds)
+        return self.bend(routed) if self.size in (None, len(images)) else routed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("mode", ["mask", "branch"])
+def test_right_engines_pass(verification: Verification, checkpoint: Checkpoint, mode: Mode, dtype: torch.dtype) -> None:
+    verification.check(CudaGraphEngine(fold(checkpoint.network), "cpu", mode, dtype))
+
+
+def flip_last_decision(routed: Routed) -> Routed:
+    executed = routed.executed.copy()
+    executed[0, -1] ^= True
+    return replace(routed, executed=executed)
+
+
+def shift_probability(routed: Routed) -> Routed:
+    probability = routed.probability.copy()
+    probability[-1, 0] += 0.05
+    return replace(routed, probability=probability)
+
+
+def swap_images(routed: Routed) -> Routed:
+    return replace(routed, logits=routed.logits[::-1].copy())
+
+
+def shift_logit(routed: Routed) -> Routed:
+    logits = routed.logits.copy()
+    logits[-1, -1] += 0.05 * np.abs(logits[-1]).max()
+    return replace(routed, logits=logits)
+
+
+def spoil(routed: Routed) -> Routed:
+    return replace(routed, logits=routed.logits * np.nan)
+
+
+WRONG: dict[str, tuple[Bend, int | None, str]] = {
+    "decision": (flip_last_decision, None, r"gate \d+: .* where the reference"),
+    "decision of an image alone": (flip_last_decision, 1, r"image 0 of 1, gate \d+"),
+    "probability": (shift_probability, None, r"gate 0: probability .* where the reference has"),
+    "logit": (shift_logit, None, r"logits [\d.]+% off the reference's"),
+    "order of images": (swap_images, IMAGES, r"logits [\d.]+% off"),
+    "not a number": (spoil, None, "not finite"),
+    "shape": (lambda routed: replace(routed, logits=routed.logits[:, 1:]), None, r"shape \(5, 9\)"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("checkpoint", ["cifar10_rnn_gate_38"], indirect=True)
+def test_wrong_answers_are_found(verification: Verification, checkpoint: Checkpoint, wrong: str) -> None:
+    bend, size, message = WRONG[wrong]
+    with pytest.raises(Disagreement, match=message):
+        verification.check(Bent(TorchEngine(fold(checkpoint.network)), bend, size))
+
+
+def test_questions_route_in_more_than_one_way(verification: Verification, checkpoint: Checkpoint) -> None:
+    own, everything, nothing = (question.expected.executed for question in verification.questions)
+    assert everything.all()
+    if checkpoint.network.gate_kind is not None:
+        assert not nothing.any()
+        assert len(np.unique(own, axis=0)) > 1
+
+
+@pytest.fixture
+def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selection as on a machine with a GPU; what it builds for cuda:0 runs on the CPU."""
+    graph, eager = cuda_graph.CudaGraphEngine, selection.TorchEngine
+
+    def build_eager(folded: FoldedNetwork, _: str, mode: Mode, threads: int) -> TorchEngine:
+        return eager(folded, "cpu", mode, threads)
+
+    monkeypatch.setattr(selection, "find_device", lambda *_: "cuda:0")
+    monkeypatch.setattr(selection, "available_cpus", lambda: 1)
+    monkeypatch.setattr(routing_switch, "SIZES", (1, 2))
+    monkeypatch.setattr(selection, "TorchEngine", build_eager)
+    monkeypatch.setattr(
+        cuda_graph, "CudaGraphEngine", lambda folded, _, mode: graph(folded, "cpu", mode, torch.float32)
+    )
+
+
+@pytest.fixture
+def rnn_checkpoint(lively_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
+    return lively_checkpoint("cifar10_rnn_gate_38")
+
+
+def raising(*_: object) -> Engine:
+    raise RuntimeError("nvrtc: error: invalid value for --gpu-architecture\nand more lines")
+
+
+def unavailable(*_: object) -> Engine:
+    raise persistent.PersistentUnavailable("cuda-core is not installed")
+
+
+def bent(bend: Bend) -> Callable[[FoldedNetwork, str], Engine]:
+    return lambda folded, _: Bent(TorchEngine(folded), bend)
+
+
+BROKEN: dict[str, tuple[Callable[[FoldedNetwork, str], Engine], str]] = {
+    "a wrong decision": (bent(flip_last_decision), "where the reference"),
+    "wrong logits": (bent(shift_logit), "off the reference's"),
+    "a compile error": (raising, "RuntimeError: nvrtc: error: invalid value for --gpu-architecture$"),
+    "a missing library": (unavailable, "^cuda-core is not installed$"),
+}
+
+
+@pytest.mark.usefixtures("cuda_here")
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_engine_is_told_once_and_done_without(
+    rnn_checkpoint: Checkpoint, fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, reason = BROKEN[fault]
+    monkeypatch.setattr(persistent, "PersistentEngine", broken)
+    told: list[tuple[str, str]] = []
+    with caplog.at_level(logging.INFO):
+        engine = load_engine(rnn_checkpoint, routing="branch", on_fallback=lambda *fallback: told.append(fallback))
+    assert (engine.name, getattr(engine, "mode", None)) == ("cuda_graph", "branch")
+    [(name, why)] = told
+    assert name == "persistent"
+    assert "\n" not in why
+    with pytest.raises(EngineError, match=reason):
+        load_engine(rnn_checkpoint, "persistent")
+    [warning] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning == f"auto does without the engine persistent: {why}"
+    assert "auto takes cuda_graph on cuda:0 to branch: cuda_graph" in caplog.text
+
+
+@pytest.mark.usefixtures("cuda_here")
+def test_the_fastest_right_engine_is_taken(
+    rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(persistent, "PersistentEngine", bent(lambda routed: routed))
+    times = {"persistent": 0.1, "cuda_graph": 0.2}
+    monkeypatch.setattr(selection, "seconds", lambda engine, *_: times[engine.name])
+    with caplog.at_level(logging.INFO):
+        engine = load_engine(rnn_checkpoint)
+    assert isinstance(engine, RoutingSwitch)
+    assert [each.name for each in engine.engines.values()] == ["persistent", "cuda_graph"]
+    assert (
+        "auto takes persistent on cuda:0 to branch: persistent 100.000 ms, cuda_graph 200.000 ms an image"
+        in caplog.text
+    )
+    times["persistent"] = 0.3
+    assert load_engine(rnn_checkpoint, routing="branch").name == "cuda_graph"
+
+
+@pytest.mark.usefixtures("cuda_here")
+def test_without_graphs_torch_serves_and_each_reason_is_told_once(
+    rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistent, "PersistentEngine", unavailable)
+    monkeypatch.setattr(cuda_graph, "CudaGraphEngine", raising)
+    told: list[str] = []
+    engine = load_engine(rnn_checkpoint, on_fallback=lambda name, _: told.append(name))
+    assert engine.name == "torch"
+    assert told == ["persistent", "cuda_graph"]
+
+
+@pytest.mark.usefixtures("cuda_here")
+def test_nothing_wrong_is_served(rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the last resort disagrees too, the GPU itself is at fault."""
+    for module, name in ((persistent, "PersistentEngine"), (cuda_graph, "CudaGraphEngine"), (selection, "TorchEngine")):
+        monkeypatch.setattr(module, name, lambda folded, *_: Bent(TorchEngine(folded), shift_logit))
+    with pytest.raises(Disagreement, match="logits"):
+        load_engine(rnn_checkpoint)
+
+
+@pytest.mark.usefixtures("cuda_here")
+def test_imagenet_networks_are_not_offered_to_the_persistent_kernel(
+    lively_checkpoint: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistent, "PersistentEngine", raising)
+    told: list[str] = []
+    engine = load_engine(
+        lively_checkpoint("imagenet_rnn_gate_18"), routing="branch", on_fallback=lambda name, _: told.append(name)
+    )
+    assert (engine.name, told) == ("cuda_graph", [])
+
+
+def test_on_the_cpu_nothing_is_asked(rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Verification, "check", raising)
+    load_engine(rnn_checkpoint, "torch", "cpu", threads=1, routing="branch").close()
