@@ -1,6 +1,6 @@
 """One version of a model, made ready to serve: read, verified, warmed up and timed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ class Served:
     engine: "Engine"
     mode: "Mode"
     clock: DenseClock
+    fallbacks: list[str] = field(default_factory=list)  # engines that auto does without; the log says why
     leases: int = field(default=0, init=False)  # requests that still need it
     retired: bool = field(default=False, init=False)  # no new request gets it
     closed: bool = field(default=False, init=False)  # its engine is closed
@@ -70,12 +71,20 @@ def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> S
         checkpoint = read_checkpoint(folder)
     except CheckpointError as error:
         raise LoadError(str(error)) from error
+    fallbacks: list[str] = []
     try:
-        engine = load_engine(checkpoint, options.engine, options.device, options.threads, options.routing)
+        engine = load_engine(
+            checkpoint,
+            options.engine,
+            options.device,
+            options.threads,
+            options.routing,
+            on_fallback=lambda name, _: fallbacks.append(name),
+        )
     except Exception as error:
         raise LoadError(f"{folder} can't run on {options.engine}, {options.device}: {error}") from error
     try:
-        return warm_up(checkpoint, engine, max_batch_size)
+        return replace(warm_up(checkpoint, engine, max_batch_size), fallbacks=fallbacks)
     except Exception:
         engine.close()
         raise

@@ -101,6 +101,12 @@ class Metrics:
         self.queue_depth = gauge("queue_depth", "Decoded images that wait for the engine.")
 
         self.model = Info("skipnet_model", "What is served.", VERSION, registry=registry)
+        self.fallbacks = counter(
+            "engine_fallbacks_total",
+            "Engines that a load had to do without: not to be had here, or not answering as the reference does. "
+            "The engine that was taken instead is there with 0; the log has the reasons.",
+            (*VERSION, "engine"),
+        )
         self.engine_mode = gauge(
             "engine_mode",
             "1 for how the last batch ran: branch leaves skipped blocks out, mask runs them in vain.",
@@ -127,6 +133,9 @@ class Metrics:
                 "device": served.engine.device,
             }
         )
+        self.fallbacks.labels(*labels, served.engine.name)
+        for engine in served.fallbacks:
+            self.fallbacks.labels(*labels, engine).inc()
         self.queue_depth.labels(*labels).set_function(depth)
         for mode, gauge in self._series_of(served).modes.items():
             gauge.set(mode == served.mode)

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 # Not `models.checkpoint.SHIPPED`: importing that loads torch, and the server binds its socket before.
 SHIPPED = Path(__file__).parent.parent / "models/repository"
 
-EngineName = Literal["auto", "torch", "onnxruntime", "native", "reference"]
+EngineName = Literal["auto", "native", "onnxruntime", "persistent", "cuda_graph", "torch", "reference"]
 DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

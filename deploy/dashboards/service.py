@@ -186,6 +186,16 @@ def process() -> list[Built]:
             hide=("job",),
         ),
         series_panel(
+            "Engines done without since start",
+            "Loads that could not use an engine: not to be had there, or not answering as the reference does; the log "
+            "has the reason. The engine in use is at 0.",
+            "short",
+            Target(
+                f"sum by (instance, model, engine) (skipnet_engine_fallbacks_total{{{VERSION}}})",
+                "{{instance}} {{model}}: {{engine}}",
+            ),
+        ),
+        series_panel(
             "Restarts",
             "Times that a replica's process started anew, in the last hour.",
             "short",

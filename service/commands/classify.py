@@ -15,9 +15,7 @@ class Classify(EngineOptions):
     """Classify images without a server, and show which blocks each of them needed."""
 
     images: CliPositionalArg[list[Path]] = Field(description="image files")
-    model: str | None = Field(
-        default=None, description="default: the first by name, those without gates last"
-    )
+    model: str | None = Field(default=None, description="default: the first by name, those without gates last")
     version: int | None = Field(default=None, ge=0, description="default: the newest")
     top_k: int = Field(default=1, ge=1, description="predictions to show for each image")
     execute_threshold: float | None = Field(

@@ -9,8 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from models.engines import selection
 from models.engines.engine import Engine, Routed
+from models.engines.native import NativeUnavailable
 from service.loading import LoadError, Served, load_version, warm_up
+from service.metrics import Metrics
 from service.settings import EngineOptions
 from tests.service.parts import NAME, Watched
 
@@ -122,3 +125,21 @@ def test_damaged_checkpoint_is_refused_with_the_reason(copy: Path, harm: Callabl
 def test_engine_that_is_not_there_is_named(copy: Path) -> None:
     with pytest.raises(LoadError, match="cuda"):
         load_version(copy, EngineOptions(engine="torch", device="cuda:7"), 2)
+
+
+def test_an_engine_done_without_is_told_with_its_reason(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> Engine:
+        raise NativeUnavailable("no C++ compiler here")
+
+    monkeypatch.setattr(selection, "NativeEngine", broken)
+    served = load_version(copy, EngineOptions(device="cpu", threads=1, routing="branch"), 1)
+    assert (served.engine.name, served.fallbacks) == ("onnxruntime", ["native"])
+    assert "auto does without the engine native: no C++ compiler here" in caplog.text
+    metrics = Metrics()
+    metrics.served(served, lambda: 0)
+    told = metrics.registry.get_sample_value
+    labels = {"model": NAME, "version": "1"}
+    assert told("skipnet_engine_fallbacks_total", labels | {"engine": "native"}) == 1
+    assert told("skipnet_engine_fallbacks_total", labels | {"engine": "onnxruntime"}) == 0
