@@ -7,7 +7,7 @@ PORT ?= 8000
 HOST ?= 127.0.0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format bench dashboards containers image clean
+.PHONY: help install serve test lint format bench verify-gpu dashboards containers image clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ format: $(VENV)/.test ## put the code into the project's format
 
 bench: $(VENV)/.test ## measure time against multiply-adds on this machine (ARGS=--help for what can be chosen)
 	$(BIN)/skipnet bench $(ARGS)
+
+verify-gpu: $(VENV)/.test ## check the GPU engines' answers, speed and energy on this machine (ARGS=--help)
+	$(BIN)/skipnet verify-gpu $(ARGS)
 
 dashboards: $(VENV)/.test ## write deploy/grafana/dashboards from deploy/dashboards
 	$(BIN)/python -m deploy.dashboards

@@ -23,6 +23,31 @@ def describe_machine() -> dict[str, str]:
     }
 
 
+def describe_gpu(device: str) -> dict[str, str]:
+    """Return name, architecture, memory and driver of a CUDA device; nothing for the CPU."""
+    if device == "cpu":
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "architecture": f"sm_{properties.major}{properties.minor}",
+        "multiprocessors": str(properties.multi_processor_count),
+        "gpu memory": f"{properties.total_memory / 2**30:.0f} GiB",
+        "driver": driver_version(),
+        "cuda": str(torch.version.cuda),
+    }
+
+
+def driver_version() -> str:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return "unknown"
+
+
 def processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -21,6 +21,7 @@ VERBS = {
     "import": ("importing", "turn a checkpoint of the public code into one of ours"),
     "export": ("exporting", "write a checkpoint as ONNX"),
     "bench": ("bench", "measure the engines' speed on this machine"),
+    "verify-gpu": ("verification", "check the GPU engines' answers, speed and energy on this machine"),
 }
 
 

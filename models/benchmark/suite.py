@@ -1,32 +1,29 @@
 """What `skipnet bench` measures: a network's routed engines against the best dense engine and the masked way."""
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.benchmark.dense import dense_engines
+from models.benchmark.energy import joules_a_run, open_meter
 from models.benchmark.forcing import force_route, spread_evenly, without_gates
 from models.benchmark.measure import Timing, interleave
+from models.benchmark.subject import Subject
 from models.catalogue import find_architecture
-from models.checkpoint import Checkpoint, Config
-from models.engines.engine import Engine, EngineError
-from models.engines.selection import build
+from models.engines.engine import Engine
+from models.engines.selection import build, describe
 from models.macs import Mode
 from models.network import SkipNet
-from models.preprocessing import InputSpec
 
-DENSE: tuple[tuple[str, Mode], ...] = (
-    ("onnxruntime", "mask"),
-    ("onnxruntime", "branch"),
-    ("torch", "mask"),
-    ("native", "branch"),
-)
-"""Ways to run the plain ResNet: a batch as one, or image by image on all cores."""
 PUBLIC_CODE = "masked, unfolded"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,29 +42,10 @@ class Row:
     wall_share_high: float
     dense_engine: str
     dense_milliseconds: float
+    joules_per_image: float | None = None
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network to measure, and normalised images [N, 3, H, W] to measure it with: along forced routes, or along
-    those that it decides itself.
-    """
-
-    architecture: str
-    network: SkipNet
-    images: NDArray[np.float32]
-    own_routing: bool
-
-    def checkpoint(self, network: SkipNet) -> Checkpoint:
-        """Return a checkpoint in memory of one of the subject's variants."""
-        height, width = self.images.shape[2:]
-        spec = InputSpec(height=height, width=width, resize=height, mean=(0, 0, 0), std=(1, 1, 1))
-        labels = [str(label) for label in range(network.head.out_features)]
-        config = Config(architecture=self.architecture, labels=labels, input=spec, code="bench")
-        return Checkpoint(Path("bench"), config, network)
 
 
 def run_suite(
@@ -79,22 +57,24 @@ def run_suite(
     shares: list[float],
     seconds: float,
     report: Callable[[Row], None],
+    device: str = "cpu",
 ) -> list[Row]:
     """Measure a subject at every batch size and thread count; ``report`` is told each row as it is known.
 
-    ``seconds`` is about how long each combination takes.
+    ``engines`` are names, or name:mode where it is not to branch. ``seconds`` is about how long each combination
+    takes. What cannot be had, or has no memory for a batch, is left out, and the log says why.
     """
     rows = []
     for lanes in threads:
         for batch in batches:
-            for row in measure(subject, engines, batch, lanes, shares, seconds):
+            for row in measure(subject, engines, batch, lanes, shares, seconds, device):
                 report(row)
                 rows.append(row)
     return rows
 
 
 def measure(
-    subject: Subject, engines: list[str], batch: int, threads: int, shares: list[float], seconds: float
+    subject: Subject, engines: list[str], batch: int, threads: int, shares: list[float], seconds: float, device: str
 ) -> list[Row]:
     """Return the rows of one batch size and thread count, all measured in the same rounds."""
     torch.set_num_threads(threads)
@@ -104,29 +84,40 @@ def measure(
     contenders: dict[str, Callable[[], object]] = {}
     with ExitStack() as open_engines:
 
-        def enter(name: str, network: SkipNet, engine: str, mode: Mode, routing: str) -> None:
+        def enter(name: str, network: SkipNet, make: Callable[[], Engine], routing: str) -> None:
             try:
-                built = build(subject.checkpoint(network), engine, "cpu", threads, mode)
-            except EngineError:
+                built = make()
+                open_engines.callback(built.close)
+                share = executed_share(subject, network, built, images, thresholds)
+            except Exception as error:
+                # No compiler, no memory, no library: compilers and drivers have exceptions of their own.
+                log.warning("%s at batch %d is left out: %s", name, batch, describe(error))
                 return
-            open_engines.callback(built.close)
             key = f"{routing}|{name}"
-            mac_shares[key] = executed_share(subject, network, built, images, thresholds)
+            mac_shares[key] = share
             contenders[key] = lambda: built.run(images, thresholds)
 
+        def route(network: SkipNet, routing: str) -> None:
+            for engine in engines:
+                name, _, mode = engine.partition(":")
+                way: Mode = "mask" if mode == "mask" else "branch"
+                enter(engine, network, partial(build, subject.checkpoint(network), name, device, threads, way), routing)
+
         plain = without_gates(subject.network, find_architecture(subject.architecture))
-        for engine, mode in DENSE:
-            enter(f"{engine}, {'batch as one' if mode == 'mask' else 'image by image'}", plain, engine, mode, "dense")
-        for share in [] if subject.own_routing else shares:
-            forced = force_route(subject.network, spread_evenly(subject.network.decision_count, share))
-            for engine in engines:
-                enter(engine, forced, engine, "branch", f"{share:.0%} of the blocks")
+        for label, make in dense_engines(subject.checkpoint(plain), device, threads).items():
+            enter(label, plain, make, "dense")
         if subject.own_routing:
-            for engine in engines:
-                enter(engine, subject.network, engine, "branch", "its own")
-        enter(PUBLIC_CODE, subject.network, "reference", "mask", "its own")
+            route(subject.network, "its own")
+        else:
+            for share in shares:
+                executed = spread_evenly(subject.network.decision_count, share)
+                route(force_route(subject.network, executed), f"{share:.0%} of the blocks")
+        masked = partial(build, subject.checkpoint(subject.network), "reference", device, threads, "mask")
+        enter(PUBLIC_CODE, subject.network, masked, "its own")
         timings = interleave(contenders, seconds)
-    return tabulate(subject, batch, threads, timings, mac_shares)
+        meter = open_meter(device)
+        joules = {} if meter is None else {key: joules_a_run(run, meter) / batch for key, run in contenders.items()}
+    return tabulate(subject, batch, threads, timings, mac_shares, joules)
 
 
 def executed_share(
@@ -143,7 +134,12 @@ def executed_share(
 
 
 def tabulate(
-    subject: Subject, batch: int, threads: int, timings: dict[str, Timing], mac_shares: dict[str, float]
+    subject: Subject,
+    batch: int,
+    threads: int,
+    timings: dict[str, Timing],
+    mac_shares: dict[str, float],
+    joules: dict[str, float],
 ) -> list[Row]:
     dense = min((key for key in timings if key.startswith("dense|")), key=lambda key: timings[key].median)
     rows = []
@@ -164,6 +160,7 @@ def tabulate(
                 wall_share_high=high,
                 dense_engine=dense.removeprefix("dense|"),
                 dense_milliseconds=timings[dense].median * 1e3,
+                joules_per_image=joules.get(key),
             )
         )
     return rows

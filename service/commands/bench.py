@@ -8,7 +8,8 @@ from pydantic import Field
 from service.settings import SHIPPED, Options
 
 if TYPE_CHECKING:
-    from models.benchmark.suite import Row, Subject
+    from models.benchmark.subject import Subject
+    from models.benchmark.suite import Row
 
 
 class Bench(Options):
@@ -64,27 +65,17 @@ class Bench(Options):
 
     def subjects(self) -> "list[Subject]":
         """Return the architectures with random weights, and the checkpoint where there are images for it."""
-        import numpy as np
-
-        from models.benchmark.forcing import random_network
-        from models.benchmark.suite import Subject
-        from models.catalogue import find_architecture
+        from models.benchmark.subject import forced_subject, routed_subject
         from models.checkpoint import read_checkpoint
         from models.data.catalogue import find_dataset
         from models.data.source import read_source
-        from models.preprocessing import prepare
 
-        found = []
-        for name in filter(None, self.model.split(",")):
-            size = self.size or find_architecture(name).image_size
-            images = np.random.default_rng(0).standard_normal((max(numbers(self.batches)), 3, size, size), np.float32)
-            found.append(Subject(name, random_network(name), images, own_routing=False))
+        most = max(numbers(self.batches))
+        found = [forced_subject(name, most, self.size) for name in filter(None, self.model.split(","))]
         if self.checkpoint and self.data:
             checkpoint = read_checkpoint(self.checkpoint)
-            source = read_source(find_dataset(checkpoint.config.training["dataset"]), "test", self.data)
-            spec = checkpoint.config.input
-            prepared = np.stack([prepare(source.image(index)[0], spec) for index in range(min(256, len(source)))])
-            found.append(Subject(checkpoint.config.architecture, checkpoint.network, prepared, own_routing=True))
+            dataset = find_dataset(checkpoint.config.training["dataset"])
+            found.append(routed_subject(checkpoint, read_source(dataset, "test", self.data)))
         return found
 
 
@@ -101,7 +92,8 @@ def heading() -> str:
 
 def line(row: "Row") -> str:
     wall = f"{row.wall_share:.3f} ({row.wall_share_low:.3f}-{row.wall_share_high:.3f})"
+    energy = "" if row.joules_per_image is None else f" {row.joules_per_image:>9.4f} J an image"
     return (
         f"{row.architecture:<24} {row.batch:>5} {row.threads:>7}  {row.routing:<20} {row.engine:<28} "
-        f"{row.mac_share:>9.3f} {wall:>24} {row.milliseconds:>9.3f}"
+        f"{row.mac_share:>9.3f} {wall:>24} {row.milliseconds:>9.3f}{energy}"
     )

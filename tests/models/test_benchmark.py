@@ -1,14 +1,20 @@
 import xml.etree.ElementTree as ElementTree
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
+import pynvml
 import pytest
 import torch
 
 from models.benchmark import measure
 from models.benchmark.curve import draw_curve
+from models.benchmark.dense import DenseTorch
+from models.benchmark.energy import joules_a_run, open_meter
 from models.benchmark.forcing import force_route, random_network, spread_evenly, without_gates
 from models.benchmark.measure import interleave
-from models.benchmark.suite import PUBLIC_CODE, Row, Subject, run_suite
+from models.benchmark.subject import Subject
+from models.benchmark.suite import PUBLIC_CODE, Row, run_suite
 from models.benchmark.table import draw_table
 from models.catalogue import find_architecture
 
@@ -69,3 +75,46 @@ def test_a_run_of_the_suite_counts_macs_and_draws_its_curve() -> None:
     assert {line.count("|") for line in table} == {9}
     picture = ElementTree.fromstring(draw_curve(rows, "A & B"))
     assert len(picture.findall(".//{http://www.w3.org/2000/svg}polyline")) == 1
+
+
+def test_energy_is_the_meters_difference_over_the_runs() -> None:
+    drawn = [0.0]
+
+    def run() -> None:
+        drawn[0] += 0.25
+
+    assert joules_a_run(run, lambda: drawn[0], span_s=0.01) == pytest.approx(0.25)
+    assert open_meter("cpu") is None
+
+
+def test_a_gpu_without_an_energy_counter_has_no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(_: object) -> int:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="8f-1"))
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    asked: list[str] = []
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", asked.append)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", lambda _: 2500)
+    meter = open_meter("cuda:0")
+    assert meter is not None and meter() == 2.5
+    assert asked == ["GPU-8f-1"]
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", unsupported)
+    assert open_meter("cuda:0") is None
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dense_torch_answers_as_the_network_does(compiled: bool) -> None:
+    """Compiled by torch's own tracer, whose result is run as it is: what max-autotune and TensorRT start from."""
+    plain = without_gates(random_network("cifar10_rnn_gate_38"), find_architecture("cifar10_rnn_gate_38"))
+    trace = partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
+    engine = DenseTorch(plain, "cpu", *([trace] if compiled else []), dtype=torch.float32)
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+    with torch.inference_mode():
+        expected, _ = plain(torch.from_numpy(images))
+    answer = engine.run(images, np.zeros(2, np.float32))
+    np.testing.assert_allclose(answer.logits, expected.numpy(), rtol=1e-4, atol=1e-4)
+    assert answer.executed.all()
+    half = DenseTorch(plain, "cpu", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.network.parameters()} == {torch.bfloat16}
+    assert np.isfinite(half.run(images, np.zeros(2, np.float32)).logits).all()

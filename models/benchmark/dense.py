@@ -1,0 +1,86 @@
+"""The plain ResNet in every way that is fast somewhere: what skipping has to beat."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.checkpoint import Checkpoint
+from models.engines.engine import Engine, Routed, plain_answer
+from models.engines.selection import build
+from models.macs import Mode
+from models.network import SkipNet
+
+ON_CPU: dict[str, tuple[str, Mode]] = {
+    "onnxruntime, batch as one": ("onnxruntime", "mask"),
+    "onnxruntime, image by image": ("onnxruntime", "branch"),
+    "torch, batch as one": ("torch", "mask"),
+    "native, image by image": ("native", "branch"),
+}
+ON_CUDA: dict[str, tuple[str, Mode]] = {
+    "cuda_graph": ("cuda_graph", "mask"),
+    "persistent": ("persistent", "branch"),
+}
+TENSORRT = "torch_tensorrt"
+
+
+def dense_engines(checkpoint: Checkpoint, device: str, threads: int) -> dict[str, Callable[[], Engine]]:
+    """Return what makes an engine for a plain ResNet, by the name that a table gives it.
+
+    On CUDA that is, beside our own, half precision in the channels-last layout: operator by operator, compiled by
+    ``torch.compile`` in its mode max-autotune, and by TensorRT where torch_tensorrt is installed.
+    """
+    ours = ON_CPU if device == "cpu" else ON_CUDA
+    makers: dict[str, Callable[[], Engine]] = {
+        label: partial(build, checkpoint, name, device, threads, mode) for label, (name, mode) in ours.items()
+    }
+    if device != "cpu":
+        makers["torch, operator by operator"] = partial(DenseTorch, checkpoint.network, device)
+        makers["torch.compile max-autotune"] = partial(DenseTorch, checkpoint.network, device, compile_autotuned)
+        if find_spec(TENSORRT):
+            makers["TensorRT"] = partial(DenseTorch, checkpoint.network, device, compile_tensorrt)
+    return makers
+
+
+Function = Callable[[Tensor], Tensor]
+
+
+class DenseTorch:
+    """A plain ResNet as a user of torch would serve it, in ``dtype`` and channels last."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        network: SkipNet,
+        device: str,
+        compiled: Callable[[Function], Function] = lambda function: function,
+        dtype: torch.dtype = torch.float16,
+    ) -> None:
+        self.device, self.dtype = device, dtype
+        self.blocks = len(network.blocks)
+        self.network = copy.deepcopy(network).to(device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.function = compiled(lambda images: self.network(images)[0])
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        """See ``Engine.run``."""
+        del thresholds  # A plain ResNet decides nothing.
+        with torch.inference_mode():
+            x = torch.from_numpy(images).to(self.device).to(self.dtype, memory_format=torch.channels_last)
+            return plain_answer(self.function(x).float().cpu().numpy(), self.blocks, "mask")
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+
+
+def compile_autotuned(function: Function) -> Function:
+    return torch.compile(function, mode="max-autotune")
+
+
+def compile_tensorrt(function: Function) -> Function:
+    return torch.compile(function, backend=TENSORRT, dynamic=False)
