@@ -67,7 +67,7 @@ def build_base(image: Image, folder: Path) -> None:
     """Tag a minimal Debian with Python under the name that the Dockerfile starts from."""
     [name] = set(re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
     release = name.rpartition("-")[2]
-    run("debootstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", release, folder, mirror())
+    run("debootstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", release, folder)
     (folder / "usr/local/bin/python").symlink_to("/usr/bin/python3")
     shutil.copyfile(CERTIFICATES, folder / CERTIFICATES.relative_to("/"))
     (folder / "etc/pip.conf").write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in pip_settings()))
@@ -77,13 +77,6 @@ def build_base(image: Image, folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def mirror() -> str:
-    """Return where this machine gets Debian's packages from; Debian's own address where it is no Debian."""
-    policy = run("apt-cache", "policy") if shutil.which("apt-cache") else ""
-    found = re.search(r"(https?://\S+) \S+/main", policy)
-    return found[1] if found else "http://deb.debian.org/debian"
-
-
 def pip_settings() -> list[tuple[str, str]]:
     """Return how pip finds packages on this machine, so that it finds them in the build too."""
     listed = run(sys.executable, "-m", "pip", "config", "list")
@@ -91,7 +84,9 @@ def pip_settings() -> list[tuple[str, str]]:
     return list({key: value.replace("\\n", " ") for key, value in settings}.items())
 
 
-def pip_folders() -> set[str]:
-    """Return the local folders among them, which the build must see."""
-    paths = {path for _, value in pip_settings() for path in re.findall(r"(?:file://|(?<!\S))(/[^\s]*)", value)}
-    return {path for path in paths if Path(path).is_dir()}
+def pip_folders() -> set[Path]:
+    """Return the local folders among them, which the build must see: an index's files lie beside its pages."""
+    values = [value for _, value in pip_settings()]
+    indexes = {Path(found).parent for value in values for found in re.findall(r"file://(/\S+)", value)}
+    links = {Path(found) for value in values for found in re.findall(r"(?<!\S)(/\S+)", value)}
+    return {folder for folder in indexes | links if folder.is_dir()}
