@@ -98,10 +98,11 @@ def test_what_the_trainer_publishes_is_served_without_a_restart(
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     runs, data = tmp_path / "runs", tmp_path / "data"
-    write_photos(data)
+    write_photos(data / "photos")
     runs.mkdir()
-    os.chown(runs, USER, USER)
-    options = f"--arch {ARCH} --dataset imagefolder --data /data --size 32 --recipe short --stages sp --epochs 1"
+    for folder in (runs, data):
+        os.chown(folder, USER, USER)
+    options = f"--arch {ARCH} --dataset imagefolder --data /data/photos --size 32 --recipe short --stages sp --epochs 1"
     options += " --held-out 16 --batch 32 --compile off --workers 0 --model-repository /models"
     log = tmp_path / "log"
     trainer = image.start(
