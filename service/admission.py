@@ -44,7 +44,7 @@ class Admission:
                 f"{images} images in one request; at most {self.max_images} are admitted",
             )
         if images and self.images + images > self.max_images:
-            raise self.overloaded("queue_full", f"{self.images} images are being worked on", served)
+            raise self.queue_full(served)
         if images and self.images and perf_counter() + self.wait(served) > deadline:
             raise self.overloaded(
                 "deadline_out_of_reach",
@@ -56,6 +56,13 @@ class Admission:
             yield
         finally:
             self.images -= images
+
+    @property
+    def full(self) -> bool:
+        return self.images >= self.max_images
+
+    def queue_full(self, served: "Served | None" = None) -> ServiceError:
+        return self.overloaded("queue_full", f"{self.images} images are being worked on", served)
 
     def wait(self, served: "Served") -> float:
         """Return the seconds until the engine has got through every image in the house, all of them dense."""

@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.core import Core
 from service.errors import Code, ServiceError
 from service.loading import Served
-from service.middleware import Access, BodyLimit, error_answer
+from service.middleware import Access, BodyLimit, Overload, error_answer
 from service.routes import classify, health, metrics, models, page, v2
 from service.settings import Settings
 
@@ -45,7 +45,7 @@ def create_app(
         yield
         await core.stop()
 
-    middleware = [Middleware(Access, core=core), Middleware(BodyLimit, core=core)]
+    middleware = [Middleware(each, core=core) for each in (Access, Overload, BodyLimit)]
     if core.settings.cors_origins:
         cors = Middleware(
             CORSMiddleware,

@@ -5,7 +5,9 @@ cold, for routed and dense runs alike: set against the warm-up's clock, skipping
 then a batch is run dense before it is run as usual, as cold as any.
 """
 
+import math
 from collections import deque
+from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -21,13 +23,13 @@ class DenseClock:
     def __init__(self, sizes: list[int], seconds: list[float]) -> None:
         """``sizes``: batch sizes that the warm-up ran, ascending from 1; ``seconds``: what each took."""
         self.sizes, self.warm = sizes, seconds
-        self._factors: dict[int, deque[float]] = {size: deque(maxlen=SAMPLES) for size in sizes}
+        self._samples: dict[int, deque[float]] = {size: deque(maxlen=SAMPLES) for size in sizes}
+        self._factors = dict.fromkeys(sizes, 1.0)  # what the samples come to, which every request asks for
         self._last, self._ran = perf_counter(), 0.0
 
     def seconds(self, images: int) -> float:
         """Return the seconds that a batch of ``images`` takes when every block runs."""
-        factors = self._factors[self._nearest(images)]
-        return self._warm(images) * (float(np.median(factors)) if factors else 1.0)
+        return self._warm(images) * self._factors[self._nearest(images)]
 
     def due(self, images: int, interval: float) -> bool:
         """Whether a batch of ``images`` should be a sample: the last one is ``interval`` seconds ago, and the engine
@@ -42,11 +44,13 @@ class DenseClock:
 
     def sampled(self, images: int, seconds: float) -> None:
         """Note how long a batch of ``images`` took with every block run."""
-        self._factors[self._nearest(images)].append(seconds / self._warm(images))
+        size = self._nearest(images)
+        self._samples[size].append(seconds / self._warm(images))
+        self._factors[size] = median(self._samples[size])
         self._last, self._ran = perf_counter(), 0.0
 
     def _warm(self, images: int) -> float:
         return float(np.interp(images, self.sizes, self.warm))
 
     def _nearest(self, images: int) -> int:
-        return min(self.sizes, key=lambda size: abs(np.log(size / images)))
+        return min(self.sizes, key=lambda size: abs(math.log(size / images)))

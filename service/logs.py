@@ -2,7 +2,9 @@
 
 import json
 import logging
+import multiprocessing
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -11,42 +13,53 @@ PLAIN = re.compile(r"[^\s\"=]+")
 
 def configure(level: str, style: Literal["text", "json"]) -> None:
     """Send every logger's lines through one handler, of the libraries' only warnings."""
+    # What no line says, and what would cost every line as much as writing it.
+    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    process = multiprocessing.current_process().name
+    # Of one among several workers only.
+    common = {"process": process} if process.startswith("worker") else {}
+    handler.setFormatter(JsonFormatter(common) if style == "json" else TextFormatter(common))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for library in ("uvicorn", "httpx", "httpcore"):
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.captureWarnings(True)
 
 
-def named_values(record: logging.LogRecord) -> dict[str, Any]:
-    values: dict[str, Any] = getattr(record, "fields", {})
-    # Set in one of several workers only.
-    return values if record.processName in (None, "MainProcess") else {**values, "process": record.processName}
+class Formatter(logging.Formatter):
+    """What lines of either kind hold beside their message; ``common`` is in every one."""
+
+    def __init__(self, common: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.common = dict(common or {})
+
+    def named_values(self, record: logging.LogRecord) -> dict[str, Any]:
+        values: dict[str, Any] = getattr(record, "fields", {})
+        return values | self.common
 
 
 def moment(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class TextFormatter(logging.Formatter):
+class TextFormatter(Formatter):
     """``time level logger message name=value …``; what a client sent can't begin a line of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        values = "".join(f" {name}={quoted(value)}" for name, value in named_values(record).items())
+        values = "".join(f" {name}={quoted(value)}" for name, value in self.named_values(record).items())
         message = "".join(each if each.isprintable() else repr(each)[1:-1] for each in record.getMessage())
         line = f"{moment(record)} {record.levelname.lower():<7} {record.name} {message}{values}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": moment(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **named_values(record),
+            **self.named_values(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -171,13 +171,18 @@ class Metrics:
         series.macs["dense"].inc(served.checkpoint.macs.dense * size)
         executions = [size, *routed.executed.sum(0).tolist()]
         for executed, ran_for, skipped_for in zip(executions, series.executions, series.skips, strict=True):
-            ran_for.inc(executed)
-            skipped_for.inc(size - executed)
+            # Counting nothing costs as much as counting.
+            if executed:
+                ran_for.inc(executed)
+            if executed < size:
+                skipped_for.inc(size - executed)
         for skipped in (~routed.executed).sum(1).tolist():
             series.blocks_skipped.observe(skipped)
             series.layers_skipped.observe(skipped * served.checkpoint.network.layers_per_block)
-        for mode, gauge in series.modes.items():
-            gauge.set(mode == routed.mode)
+        if routed.mode != series.mode:
+            series.mode = routed.mode
+            for mode, gauge in series.modes.items():
+                gauge.set(mode == routed.mode)
 
     def answered(self, served: Served, timing: Timing, request_id: str) -> None:
         """Observe an answered request's timing, with its id as the exemplar."""
@@ -206,6 +211,7 @@ class Series:
         blocks = [str(block) for block in range(len(served.checkpoint.macs.blocks))]
         self.batch_size = metrics.batch_size.labels(name, version)
         self.batches = {mode: metrics.batches.labels(name, version, mode) for mode in MODES}
+        self.mode = served.mode  # the one that `modes` shows
         self.modes = {mode: metrics.engine_mode.labels(name, version, mode) for mode in MODES}
         self.engine_seconds = metrics.engine_seconds.labels(name, version)
         self.dense_seconds = metrics.dense_seconds.labels(name, version)

@@ -19,8 +19,8 @@ from service.timing import Timing
 log = logging.getLogger("skipnet.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,63}")
-INFERENCE = "inference"
-"""The tag of the routes that classify; their requests are counted in skipnet_requests_total."""
+INFERENCE_PATH = re.compile(r"/classify|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+"""What classifies: counted in skipnet_requests_total, and refused while the house is full."""
 
 
 @dataclass(slots=True)
@@ -43,6 +43,10 @@ def in_oip(scope: Scope) -> bool:
     """Return whether a request's errors are worded as the Open Inference Protocol wants them."""
     path: str = scope["path"]
     return path == "/v2" or path.startswith("/v2/")
+
+
+def is_inference(scope: Scope) -> bool:
+    return scope["method"] == "POST" and INFERENCE_PATH.fullmatch(scope["path"]) is not None
 
 
 def error_answer(
@@ -99,7 +103,7 @@ class Access:
 
     def finish(self, scope: Scope, record: Record, status: int) -> None:
         record.timing.finish()
-        inference = INFERENCE in getattr(scope.get("route"), "tags", ())
+        inference = is_inference(scope)
         probe = "/health/" in scope["path"]
         # A connection that broke before any answer leaves no status.
         status = status or 499
@@ -116,6 +120,25 @@ class Access:
             status,
             extra={"fields": values},
         )
+
+
+class Overload:
+    """Refuses to classify while the house is full, before any work is done for a request.
+
+    Refusing has to be far cheaper than answering: under an overload of many times what can be answered it would
+    otherwise take the place of answering.
+    """
+
+    def __init__(self, app: ASGIApp, core: Core) -> None:
+        self.app = app
+        self.admission = core.admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self.admission.full and is_inference(scope):
+            error = self.admission.queue_full()
+            await error_answer(scope, error.code, error.message, error.headers)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 class BodyLimit:

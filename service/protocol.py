@@ -1,6 +1,7 @@
 """HTTP as uvicorn speaks it, with bounds on what comes before a request's body."""
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -8,6 +9,35 @@ MAX_HEAD = 64 << 10
 HEAD_SECONDS = 30.0
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class OneWrite:
+    """A transport that sends together what is written in one step of the event loop.
+
+    uvicorn writes an answer's head and its body apart: two system calls, and two packets for a client to wake for.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport = transport
+        self.loop = loop
+        self.held: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self.held:
+            self.loop.call_soon(self.flush)
+        self.held.append(data)
+
+    def flush(self) -> None:
+        if self.held:
+            self.transport.write(b"".join(self.held))
+            self.held.clear()
+
+    def close(self) -> None:
+        self.flush()
+        self.transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
 
 
 class BoundedHead(HttpToolsProtocol):
@@ -24,7 +54,7 @@ class BoundedHead(HttpToolsProtocol):
     head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
         self.expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,9 +1,8 @@
 """POST /classify: an image in, its labels and the blocks it needed out."""
 
 from time import perf_counter
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -11,10 +10,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from service.answers import Classification, ModelIdentity, predictions, routing, timing
 from service.budget import choose_threshold
 from service.errors import Code, ServiceError, documented
-from service.middleware import INFERENCE, record_of
-from service.routes.dependencies import core_of
+from service.middleware import record_of
+from service.routes.dependencies import core_of, described, read_parameters
 
-router = APIRouter(tags=[INFERENCE])
+router = APIRouter(tags=["inference"])
 
 FILE = {"type": "string", "format": "binary"}
 REQUEST_BODY = {
@@ -50,6 +49,16 @@ class ClassifyQuery(BaseModel):
     explain: bool = Field(False, description="list every gate's decision in routing.decisions")
 
 
+class ClassifyHeaders(BaseModel):
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        alias="x-request-timeout",
+        description="seconds until 504; the server's setting is the most",
+    )
+
+
 @router.post(
     "/classify",
     response_model=Classification,
@@ -70,21 +79,18 @@ class ClassifyQuery(BaseModel):
         Code.NOT_READY,
         Code.DEADLINE,
     ),
-    openapi_extra={"requestBody": REQUEST_BODY},
+    openapi_extra={
+        "parameters": described(ClassifyQuery, "query") + described(ClassifyHeaders, "header"),
+        "requestBody": REQUEST_BODY,
+    },
 )
-async def classify(
-    request: Request,
-    query: Annotated[ClassifyQuery, Query()],
-    x_request_timeout: Annotated[
-        float | None,
-        Header(gt=0, allow_inf_nan=False, description="seconds until 504; the server's setting is the most"),
-    ] = None,
-) -> Response:
+async def classify(request: Request) -> Response:
     """Classify one image, sent as the multipart field `image` or as the body itself."""
     core, record = core_of(request), record_of(request)
     core.inference_keys.check(request)
+    query = read_parameters(ClassifyQuery, request.query_params)
     record_timing = record.timing
-    deadline = core.deadline(record_timing, x_request_timeout)
+    deadline = core.deadline(record_timing, read_parameters(ClassifyHeaders, request.headers).timeout)
     core.accept()
     with core.repository.lease(query.model, query.version) as served:
         record.model, record.version = served.name, str(served.version)

@@ -1,10 +1,15 @@
-"""What routes are handed."""
+"""What routes are handed, and how they read what a request asks for."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 
 from service.core import Core
+
+Parameters = TypeVar("Parameters", bound=BaseModel)
 
 
 def core_of(request: Request) -> Core:
@@ -18,3 +23,19 @@ async def _core(request: Request) -> Core:
 
 
 CoreHere = Annotated[Core, Depends(_core)]
+
+
+def read_parameters(model: type[Parameters], given: Mapping[str, str]) -> Parameters:
+    """Return a model of query parameters or headers, as FastAPI's own would be at ten times the cost."""
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+
+def described(model: type[BaseModel], place: str) -> list[dict[str, Any]]:
+    """Return the OpenAPI parameters that a model stands for; ``place`` is "query" or "header"."""
+    return [
+        {"name": name, "in": place, "required": False, "description": schema.pop("description"), "schema": schema}
+        for name, schema in model.model_json_schema()["properties"].items()
+    ]

@@ -13,7 +13,7 @@ from service.budget import choose_threshold
 from service.core import Core
 from service.errors import Code, ServiceError
 from service.loading import LoadError, Served
-from service.middleware import INFERENCE, record_of
+from service.middleware import record_of
 from service.oip import DATATYPES, InferRequest, read_call, respond
 from service.repository import State
 from service.routes.dependencies import CoreHere, core_of
@@ -184,13 +184,13 @@ async def model_config(core: CoreHere, model: str, version: str | None = None) -
 
 @router.post(
     "/models/{model}/infer",
-    tags=[INFERENCE],
+    tags=["inference"],
     responses=failing(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=taking(InferRequest),
 )
 @router.post(
     "/models/{model}/versions/{version}/infer",
-    tags=[INFERENCE],
+    tags=["inference"],
     responses=failing(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=taking(InferRequest),
 )
