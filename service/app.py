@@ -8,6 +8,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -59,7 +60,9 @@ def create_app(
         from service.collective import Collective
 
         middleware.append(Middleware(Collective, workers=workers))
-    app = FastAPI(
+    # Its pages bring their own scripts: many servers, and many browsers that look at them, have no internet.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="SkipNet Serve",
         version=version("skipnet-serve"),
         description=DESCRIPTION,

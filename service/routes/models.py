@@ -22,7 +22,7 @@ class ServedVersion(ModelIdentity):
     mode: str = Field(description="branch: skipped blocks are not run; mask: they are run and masked away")
     blocks: int
     dense_macs: int
-    accuracy: float | None = Field(description="top-1 where it was evaluated, in 0..1")
+    accuracy: float | None = Field(None, description="top-1 where it was evaluated, in 0..1")
 
 
 class RepositoryEntry(BaseModel):

@@ -18,6 +18,17 @@ def test_landing_page_is_one_file(running: Running) -> None:
         assert running.client.get(link).status_code == 200
 
 
+def test_api_page_needs_no_internet(running: Running) -> None:
+    page = running.client.get("/docs").text
+    assets = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert len(assets) >= 3
+    for asset in assets:
+        assert asset.startswith("/")
+        assert running.client.get(asset).status_code == 200
+    assert "http://" not in page
+    assert "https://" not in page
+
+
 def test_openapi_tells_of_bodies_and_errors(running: Running) -> None:
     api = running.client.get("/openapi.json").json()
     classify = api["paths"]["/classify"]["post"]

@@ -310,13 +310,16 @@ def test_full_queue_answers_429_at_once_and_probes_go_on(start: Callable[..., Ru
         refused = post(server, encoded(picture(0)))
         assert (refused.status_code, error_of(refused)) == (429, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
+        # Before any work: neither the parameters nor the content type were looked at.
+        unread = post(server, b"", "?top_k=x", headers={"content-type": "text/plain"})
+        assert (unread.status_code, error_of(unread)) == (429, "overloaded")
         for path in ("/health/live", "/health/ready", "/metrics", "/models", "/"):
             assert server.client.get(path).status_code == 200
         watched(served).open.set()
         assert [each.result().status_code for each in admitted] == [200] * 3
     assert post(server, encoded(picture(0))).status_code == 200
-    assert server.metric("rejections_total", reason="queue_full") == 1
-    assert server.metric("requests_total", outcome="rejected") == 1
+    assert server.metric("rejections_total", reason="queue_full") == 2
+    assert server.metric("requests_total", outcome="rejected") == 2
 
 
 def test_deadline_in_the_queue_is_504_and_never_computed(start: Callable[..., Running], served: Served) -> None:

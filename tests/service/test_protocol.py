@@ -1,8 +1,10 @@
+import asyncio
 import socket
+from typing import cast
 
 import pytest
 
-from service.protocol import MAX_HEAD, BoundedHead
+from service.protocol import MAX_HEAD, BoundedHead, OneWrite
 from tests.service.parts import Running
 
 
@@ -57,3 +59,31 @@ def test_body_may_take_longer_than_the_head(running: Running, monkeypatch: pytes
             b"Connection: close\r\nContent-Length: 9\r\n\r\n"
         )
         assert everything(client).startswith(b"HTTP/1.1 408 ")
+
+
+class Wire:
+    """A transport that notes what it is told to do."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes | str] = []
+
+    def write(self, data: bytes) -> None:
+        self.told.append(data)
+
+    def close(self) -> None:
+        self.told.append("close")
+
+
+def test_head_and_body_of_an_answer_are_written_at_once() -> None:
+    async def answer() -> list[bytes | str]:
+        wire = Wire()
+        transport = OneWrite(cast(asyncio.Transport, wire), asyncio.get_running_loop())
+        transport.write(b"head")
+        transport.write(b"body")
+        await asyncio.sleep(0)
+        transport.write(b"next")
+        transport.close()
+        await asyncio.sleep(0)
+        return wire.told
+
+    assert asyncio.run(answer()) == [b"headbody", b"next", "close"]
