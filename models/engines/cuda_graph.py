@@ -18,9 +18,10 @@ from models.engines.forward import arrange, forward, limits_of
 from models.engines.skipping import OnDevice, buckets, mask
 from models.macs import Mode
 
-LARGEST = 1024
-PIXELS = 64 * 224 * 224
-"""Images that run together at most, and their pixels: a graph keeps the memory of its maps."""
+LARGEST: dict[Mode, int] = {"mask": 1024, "branch": 256}
+PIXELS: dict[Mode, int] = {"mask": 64 * 224 * 224, "branch": 32 * 224 * 224}
+"""Images that run together at most, and their pixels. A graph keeps the memory of its maps, and conditional nodes do
+not share theirs (pytorch PRs #191533 and #192098)."""
 RUNS_BEFORE = 3
 """cuDNN and the allocator settle in the first runs, which may not happen inside a recording."""
 
@@ -30,7 +31,8 @@ class CudaGraphEngine:
 
     In mode "mask" every block is run and the decision chooses. In mode "branch" a block runs on those images of a
     batch that execute it, see ``OnDevice``. A batch is padded to the next power of two with images that skip
-    every block; a large one is split. Raises EngineError where the device cannot do that.
+    every block; one that is large, or for which there is no memory, is split. Raises EngineError where the device
+    cannot do that.
     """
 
     name = "cuda_graph"
@@ -47,16 +49,13 @@ class CudaGraphEngine:
         with self.on_stream():
             self.network = arrange(folded, device, dtype)
         self.recordings: dict[tuple[int, ...], Recording] = {}
+        self.affordable = LARGEST[mode]
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See ``Engine.run``."""
         limits = limits_of(torch.from_numpy(thresholds))
         with torch.inference_mode(), self.on_stream():
-            step = largest_batch(*images.shape[2:])
-            answers = [
-                self.run_batch(torch.from_numpy(images[start : start + step]), limits[start : start + step])
-                for start in range(0, len(images), step)
-            ]
+            answers = self.run_parts(torch.from_numpy(images), limits)
         classes = len(self.network.head_bias)
         answer = torch.cat(answers)
         scores, logits = answer[:, :classes], answer[:, classes:]
@@ -65,14 +64,28 @@ class CudaGraphEngine:
         executed = logits > limits[:, None]
         return Routed(scores.numpy(), executed.numpy(), torch.sigmoid(logits).numpy(), self.mode)
 
-    def run_batch(self, images: Tensor, limits: Tensor) -> Tensor:
-        """Return class logits and gate logits side by side, on the host: the one wait for the device."""
-        size = 1 << (len(images) - 1).bit_length()
-        shape = size, *images.shape[1:]
-        recording = self.recordings.get(shape)
-        if recording is None:
-            recording = self.recordings[shape] = Recording(self, shape)
-        return recording.run(images, limits)
+    def run_parts(self, images: Tensor, limits: Tensor) -> list[Tensor]:
+        """Return class logits and gate logits side by side, on the host, for one part of the batch after another."""
+        step = min(self.affordable, largest_batch(self.mode, *images.shape[2:]))
+        answers: list[Tensor] = []
+        for start in range(0, len(images), step):
+            part = slice(start, start + step)
+            try:
+                answers.append(self.recording(images[part].shape).run(images[part], limits[part]))
+            except RuntimeError as error:
+                size = padded(len(images[part]))
+                if size == 1 or not lacks_memory(error):
+                    raise
+                self.affordable = size // 2
+                return answers + self.run_parts(images[start:], limits[start:])
+        return answers
+
+    def recording(self, shape: tuple[int, ...]) -> "Recording":
+        """Return the recording that has room for a batch of ``shape``, made where there is none yet."""
+        shape = padded(shape[0]), *shape[1:]
+        if shape not in self.recordings:
+            self.recordings[shape] = Recording(self, shape)
+        return self.recordings[shape]
 
     def on_stream(self) -> AbstractContextManager[object]:
         """Return a context in which the device's work goes to this engine's own stream."""
@@ -124,16 +137,28 @@ class Recording:
         return replay
 
     def run(self, images: Tensor, limits: Tensor) -> Tensor:
-        """Fill the buffers, replay, and wait for the answer; images that only fill up skip every block."""
+        """Fill the buffers, replay, and wait for the answer, the one wait there is. Images that only fill the batch up
+        skip every block.
+        """
         self.images[: len(images)].copy_(images)
         self.limits[: len(images)].copy_(limits)
         self.limits[len(images) :].fill_(torch.inf)
         return self.replay()[: len(images)].cpu()
 
 
-def largest_batch(height: int, width: int) -> int:
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error is, or was raised while handling, a lack of memory: ending a broken recording raises another."""
+    return error is not None and (isinstance(error, torch.OutOfMemoryError) or lacks_memory(error.__context__))
+
+
+def padded(images: int) -> int:
+    """Return the next power of two."""
+    return 1 << (images - 1).bit_length()
+
+
+def largest_batch(mode: Mode, height: int, width: int) -> int:
     """Return the largest power of two of images that may run together."""
-    return int(min(LARGEST, 1 << max(0, (PIXELS // (height * width)).bit_length() - 1)))
+    return int(min(LARGEST[mode], 1 << max(0, (PIXELS[mode] // (height * width)).bit_length() - 1)))
 
 
 def conditional_nodes() -> AbstractContextManager[object]:

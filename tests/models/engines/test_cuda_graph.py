@@ -137,7 +137,7 @@ def test_a_large_batch_is_split(
     folded: FoldedNetwork, pictures: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = CudaGraphEngine(folded, "cpu", "mask", torch.float32).run(pictures, np.full(8, 0.5, np.float32))
-    monkeypatch.setattr(cuda_graph, "LARGEST", 2)
+    monkeypatch.setitem(cuda_graph.LARGEST, "mask", 2)
     engine = CudaGraphEngine(folded, "cpu", "mask", torch.float32)
     split = engine.run(pictures[:7], np.full(7, 0.5, np.float32))
     np.testing.assert_array_equal(split.executed, together.executed[:7])
@@ -145,9 +145,53 @@ def test_a_large_batch_is_split(
     assert sorted(shape[0] for shape in engine.recordings) == [1, 2]
 
 
+@pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38"], indirect=True)
+def test_a_batch_without_memory_is_split(
+    folded: FoldedNetwork, pictures: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thresholds = np.full(8, 0.5, np.float32)
+    together = CudaGraphEngine(folded, "cpu", "branch", torch.float32).run(pictures, thresholds)
+    tried: list[int] = []
+
+    class Recorded(Recording):
+        def __init__(self, engine: CudaGraphEngine, shape: tuple[int, ...]) -> None:
+            tried.append(shape[0])
+            if shape[0] > most:
+                try:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                finally:
+                    if shape[0] == 8:
+                        raise RuntimeError("capture was invalidated")
+            super().__init__(engine, shape)
+
+    monkeypatch.setattr(cuda_graph, "Recording", Recorded)
+    engine, most = CudaGraphEngine(folded, "cpu", "branch", torch.float32), 2
+    for _ in range(2):
+        split = engine.run(pictures, thresholds)
+        np.testing.assert_array_equal(split.executed, together.executed)
+        np.testing.assert_allclose(split.logits, together.logits, atol=1e-4, rtol=1e-4)
+    # What failed once is not tried again.
+    assert tried == [8, 4, 2]
+    engine, most = CudaGraphEngine(folded, "cpu", "branch", torch.float32), 0
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.run(pictures, thresholds)
+    monkeypatch.setattr(cuda_graph, "Recording", Broken)
+    engine = CudaGraphEngine(folded, "cpu", "branch", torch.float32)
+    with pytest.raises(RuntimeError, match="misaligned"):
+        engine.run(pictures, thresholds)
+    assert set(engine.recordings) == set()
+
+
+class Broken(Recording):
+    def __init__(self, *_: object) -> None:
+        raise RuntimeError("misaligned address")
+
+
 def test_batches_are_bounded_by_pixels() -> None:
-    assert (largest_batch(32, 32), largest_batch(224, 224), largest_batch(225, 224)) == (1024, 64, 32)
-    assert largest_batch(10_000, 10_000) == 1
+    sizes = [largest_batch("mask", 32, 32), largest_batch("mask", 224, 224), largest_batch("mask", 225, 224)]
+    assert sizes == [1024, 64, 32]
+    assert (largest_batch("branch", 32, 32), largest_batch("branch", 224, 224)) == (256, 32)
+    assert largest_batch("mask", 10_000, 10_000) == 1
 
 
 class Trace(TorchDispatchMode):
