@@ -124,8 +124,10 @@ class Recording:
             self.limits.fill_(torch.inf)
             self.limits[:executing] = -torch.inf
             self.forward()
+        rehearsal, nodes = conditional_nodes() if self.skipping else (nullcontext(), nullcontext())
+        with rehearsal:
+            self.forward()
         graph = torch.cuda.CUDAGraph()
-        nodes = conditional_nodes() if self.skipping else nullcontext()
         # Another thread may serve another model meanwhile, and allocate.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"), nodes:
             answer = self.forward()
@@ -161,18 +163,20 @@ def largest_batch(mode: Mode, height: int, width: int) -> int:
     return int(min(LARGEST[mode], 1 << max(0, (PIXELS[mode] // (height * width)).bit_length() - 1)))
 
 
-def conditional_nodes() -> AbstractContextManager[object]:
-    """Return a context in which a recording turns ``torch.cond`` into conditional nodes (pytorch PR #168912)."""
-    from torch._higher_order_ops.cudagraph_conditional_nodes import CUDAGraphCaptureControlFlowOpDispatchMode
+def conditional_nodes() -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """Return the context in which torch rehearses each ``torch.cond``, in a recording that it throws away, and the one
+    in which a recording turns it into conditional nodes (pytorch PR #168912).
+    """
+    from torch._higher_order_ops import cudagraph_conditional_nodes as torchs
 
-    return CUDAGraphCaptureControlFlowOpDispatchMode()
+    return torchs.ControlFlowOpWarmupDispatchMode(), torchs.CUDAGraphCaptureControlFlowOpDispatchMode()
 
 
 def require_conditional_nodes() -> None:
     """Raise EngineError where this torch cannot put conditions into a CUDA graph."""
-    try:
-        conditional_nodes()
-    except ImportError as error:
-        raise EngineError(f"torch {torch.__version__} cannot record torch.cond; 2.13 can") from error
     if tuple(map(int, (torch.version.cuda or "0.0").split(".")[:2])) < (12, 4):
         raise EngineError(f"conditional nodes need CUDA 12.4; this torch is built for {torch.version.cuda}")
+    try:
+        conditional_nodes()
+    except (ImportError, AttributeError) as error:
+        raise EngineError(f"torch {torch.__version__} cannot record torch.cond; 2.13 can") from error

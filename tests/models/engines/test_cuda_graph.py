@@ -1,5 +1,6 @@
 """The CUDA graph engine on a machine without CUDA: the function that would be recorded is called instead."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch._higher_order_ops import cudagraph_conditional_nodes
+from torch._higher_order_ops.cudagraph_conditional_nodes import CUDAGraphCaptureControlFlowOpDispatchMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -301,7 +303,7 @@ def test_torch_records_a_condition_for_each_bucket_of_each_block(
     monkeypatch.setattr(cudagraph_conditional_nodes, "_if_body", body)
     with pretended_cuda(folded) as network:
         recording = pretended_recording(network, "branch", 8, pictures.shape[-1])
-        with cuda_graph.conditional_nodes():
+        with CUDAGraphCaptureControlFlowOpDispatchMode():
             answer = recording.forward()
     assert answer.shape == (8, len(folded.head_bias) + len(folded.gates))
     # Each condition is two nodes: one for where it holds, one for where it does not.
@@ -316,7 +318,7 @@ def test_every_branch_has_run_before_it_is_recorded(
     replays: list[bool] = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: replays.append(True)))
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(cuda_graph, "conditional_nodes", nullcontext)
+    monkeypatch.setattr(cuda_graph, "conditional_nodes", lambda: (nullcontext(), nullcontext()))
     engine = CudaGraphEngine(folded, "cpu", "branch", torch.float32)
     ran = torch.zeros(len(folded.gates), len(buckets(8)), dtype=torch.bool)
 
@@ -375,6 +377,11 @@ def test_buckets() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_torch_without_conditional_nodes_says_what_is_missing() -> None:
-    with pytest.raises(EngineError, match=r"conditional nodes need CUDA 12\.4"):
+def test_a_torch_without_conditional_nodes_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match=r"conditional nodes need CUDA 12\.4; this torch is built for None"):
+        cuda_graph.require_conditional_nodes()
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setitem(sys.modules, "torch._higher_order_ops.cudagraph_conditional_nodes", None)
+    monkeypatch.delattr(torch._higher_order_ops, "cudagraph_conditional_nodes")
+    with pytest.raises(EngineError, match=r"cannot record torch\.cond"):
         cuda_graph.require_conditional_nodes()

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import SHIPPED, Checkpoint, read_checkpoint
 from models.engines import cuda_graph, load_engine, persistent, routing_switch, selection
 from models.engines.cuda_graph import CudaGraphEngine
 from models.engines.eager import TorchEngine
@@ -207,6 +208,28 @@ def test_without_graphs_torch_serves_and_each_reason_is_told_once(
     engine = load_engine(rnn_checkpoint, on_fallback=lambda name, _: told.append(name))
     assert engine.name == "torch"
     assert told == ["persistent", "cuda_graph"]
+
+
+@pytest.mark.usefixtures("cuda_here")
+def test_what_could_do_harm_is_tried_in_a_process_of_its_own_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, str, str]] = []
+
+    def hang(folder: Path, name: str, device: str, mode: str) -> None:
+        assert folder == shipped.folder
+        tried.append((name, device, mode))
+        raise EngineError("its trial hung, and was ended after 180 s")
+
+    shipped = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1")
+    built: list[str] = []
+    monkeypatch.setattr(selection, "try_apart", hang)
+    monkeypatch.setattr(persistent, "PersistentEngine", lambda *_: built.append("persistent"))
+    told: list[tuple[str, str]] = []
+    engine = load_engine(shipped, on_fallback=lambda *fallback: told.append(fallback))
+    assert isinstance(engine, RoutingSwitch)
+    assert [each.name for each in engine.engines.values()] == ["torch", "cuda_graph"]
+    assert tried == [("persistent", "cuda:0", "branch"), ("cuda_graph", "cuda:0", "branch")]
+    assert told == [(name, "its trial hung, and was ended after 180 s") for name in ("persistent", "cuda_graph")]
+    assert built == []
 
 
 @pytest.mark.usefixtures("cuda_here")
