@@ -152,11 +152,14 @@ def read_config(folder: Path) -> Config:
         raise CheckpointError(f"{folder / CONFIG} can't be read: {error}") from error
 
 
-def write_checkpoint(folder: Path, network: SkipNet, config: Config) -> None:
-    """Write a checkpoint folder; each file appears whole or not at all, ``config.json`` last."""
+def write_checkpoint(folder: Path, network: SkipNet, config: Config, half: bool = False) -> None:
+    """Write a checkpoint folder; each file appears whole or not at all, ``config.json`` last.
+
+    ``half`` keeps matrices as float16; batch norm's numbers and biases, which are few, stay float32.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
-        key: value.detach().cpu().contiguous()
+        key: (value.half() if half and value.ndim > 1 else value).detach().cpu().contiguous()
         for key, value in network.state_dict().items()
         if not key.endswith("num_batches_tracked")
     }

@@ -5,7 +5,7 @@ computes just the images that execute it. Batch norm keeps its running statistic
 (`Recipe.statistics`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,6 +16,9 @@ from models.blocks import Block
 from models.network import SkipNet
 from models.training.objective import Step
 from models.training.recipes import Recipe
+
+RunBlock = Callable[[Block, Tensor, Tensor], Tensor]
+"""A block, its input [N, C, H, W] and the decisions [N] in, its output out, like `run_executed`."""
 
 
 def freeze_statistics(network: SkipNet) -> None:
@@ -36,13 +39,13 @@ def re_estimate_statistics(network: SkipNet, batches: Iterable[Tensor]) -> None:
         norm.num_batches_tracked, norm.momentum = torch.tensor(0), None
     for images in batches:
         half = torch.full((len(images), network.decision_count), 0.5, device=images.device)
-        sampled_forward(network, images, half)
+        sampled_forward(network, images, half, run_executed)
     for norm, usual in zip(norms, momentum, strict=True):
         norm.momentum = usual
 
 
-def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Run images [N, 3, H, W] along routes sampled from the gates, computing executed blocks only.
+def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor, run: RunBlock) -> tuple[Tensor, Tensor, Tensor]:
+    """Run images [N, 3, H, W] along routes sampled from the gates, each block by ``run``.
 
     ``uniform`` [N, B-1], drawn from 0..1, decides: a block runs where it lies below the gate's probability.
     Returns class logits [N, classes], gate logits [N, B-1] and decisions [N, B-1].
@@ -55,7 +58,7 @@ def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor) -> tuple[
         # The policy gradient alone trains the gates: what they read is given to them, not taught by them.
         logit, state = network.gate_logit(index, x.detach(), state)
         decision = uniform[:, index] < torch.sigmoid(logit.detach())
-        x = run_executed(block, x, decision)
+        x = run(block, x, decision)
         logits.append(logit)
         decisions.append(decision)
     return network.classify(x), torch.stack(logits, 1), torch.stack(decisions, 1)
@@ -64,13 +67,15 @@ def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor) -> tuple[
 def run_executed(block: Block, x: Tensor, decision: Tensor) -> Tensor:
     """Return the block's output for images [N, C, H, W], computed only where ``decision`` [N] is true."""
     active = decision.nonzero().squeeze(1)
-    if len(active) == len(x):
-        return block(x)  # type: ignore[no-any-return]
-    beside, kept = Part.apply(block.shortcut(x), active)  # type: ignore[no-untyped-call]
+    shortcut: Tensor = block.shortcut(x)
     if len(active) == 0:
-        return kept
+        return shortcut
+    if len(active) == len(x):
+        return block.execute(x, shortcut)
+    beside, kept = Part.apply(shortcut, active)  # type: ignore[no-untyped-call]
     chosen = take(x, active) if block.projects else beside
-    return Join.apply(kept, block.execute(chosen, beside), active)  # type: ignore[no-any-return, no-untyped-call]
+    outputs: Tensor = Join.apply(kept, block.execute(chosen, beside), active)  # type: ignore[no-untyped-call]
+    return outputs
 
 
 def take(x: Tensor, active: Tensor) -> Tensor:
@@ -160,12 +165,19 @@ def pure_loss(
     return policy_loss(actions, earned, recipe.samples)
 
 
-def reinforce_step(network: SkipNet, images: Tensor, labels: Tensor, recipe: Recipe, random: torch.Generator) -> Step:
+def reinforce_step(
+    network: SkipNet,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    random: torch.Generator,
+    run: RunBlock = run_executed,
+) -> Step:
     """Return what a batch gives along routes sampled from the gates, ``recipe.samples`` of them an image."""
     images, labels = images.repeat(recipe.samples, 1, 1, 1), labels.repeat(recipe.samples)
     images = images.contiguous(memory_format=torch.channels_last)
     uniform = torch.rand(len(images), network.decision_count, generator=random).to(images.device)
-    logits, gate_logits, decisions = sampled_forward(network, images, uniform)
+    logits, gate_logits, decisions = sampled_forward(network, images, uniform, run)
     log_probability = torch.where(decisions, logsigmoid(gate_logits), logsigmoid(-gate_logits))
     if recipe.pure:
         drawn = torch.rand(len(images), 1, generator=random).to(images.device)

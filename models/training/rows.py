@@ -106,7 +106,7 @@ def ablations(schedule: Schedule) -> list[Row]:
         row("sp-longer", "SP for as many epochs as SP + HRL", "sp", longer),
         *(after(f"alpha-{alpha:g}", f"HRL, alpha {alpha:g}", {"alpha": alpha}) for alpha in ALPHAS),
         *(
-            after(f"statistics-{kind}", f"HRL, batch norm's statistics {kind}", {"statistics": kind})
+            after(f"statistics-{kind}", f"HRL, batch norm's statistics {kind}", {"statistics": kind, "sharpen": 1.0})
             for kind in ("frozen", "executed", "re-estimated")
         ),
         row("scratch", "HRL from scratch", "hrl", afresh),

@@ -1,5 +1,6 @@
 """skipnet evaluate"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,8 @@ from pydantic_settings import CliPositionalArg
 from service.settings import DeviceName, EngineName, Options
 
 if TYPE_CHECKING:
-    from models.checkpoint import Evaluation
+    from models.checkpoint import Checkpoint, Evaluation
+    from models.data.source import Source
 
 
 class Evaluate(Options):
@@ -22,10 +24,15 @@ class Evaluate(Options):
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N")
     execute_threshold: float | None = Field(None, ge=0, le=1, description="default: the checkpoint's own")
     calibrate: bool = Field(False, description="measure the threshold curve too, on held-out training images")
-    write: bool = Field(False, description="write the figures into the checkpoint's config.json")
+    half: bool = Field(
+        False, description="round the weights to half precision, if on held-out images decisions and accuracy stay"
+    )
+    write: bool = Field(
+        False, description="write the figures into the checkpoint's config.json, and with --half its weights"
+    )
 
     def cli_cmd(self) -> None:
-        from models.checkpoint import read_checkpoint, write_config
+        from models.checkpoint import read_checkpoint, write_checkpoint, write_config
         from models.data.catalogue import find_dataset
         from models.data.source import read_source
         from models.engines import load_engine
@@ -33,16 +40,22 @@ class Evaluate(Options):
         from models.training.job import held_out_source
 
         checkpoint = read_checkpoint(self.checkpoint)
-        row = find_dataset(self.dataset or checkpoint.config.training.get("dataset", "(none named)"))
-        threshold = checkpoint.config.execute_threshold if self.execute_threshold is None else self.execute_threshold
+        config = checkpoint.config
+        row = find_dataset(self.dataset or config.training.get("dataset", "(none named)"))
+        threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
+        test = read_source(row, "test", self.data)
+        if self.calibrate or self.half:
+            kept_apart = held_out_source(read_source(row, "train", self.data), config.training)
+        if self.half:
+            checkpoint = self.rounded(checkpoint, kept_apart, threshold)
         engine = load_engine(checkpoint, self.engine, self.device)
         changes: dict[str, object] = {}
         try:
-            evaluation = measure(checkpoint, engine, read_source(row, "test", self.data), "test", threshold)
+            evaluation = measure(checkpoint, engine, test, "test", threshold)
             print(describe(evaluation))
+            print(compare(evaluation, config.evaluation))
             changes["evaluation"] = evaluation
             if self.calibrate:
-                kept_apart = held_out_source(read_source(row, "train", self.data), checkpoint.config.training)
                 curve = calibrate(checkpoint, engine, kept_apart)
                 for point in curve:
                     print(
@@ -52,8 +65,47 @@ class Evaluate(Options):
                 changes["calibration"] = curve
         finally:
             engine.close()
-        if self.write:
-            write_config(self.checkpoint, checkpoint.config.model_copy(update=changes))
+        if self.write and self.half:
+            write_checkpoint(self.checkpoint, checkpoint.network, config.model_copy(update=changes), half=True)
+        elif self.write:
+            write_config(self.checkpoint, config.model_copy(update=changes))
+
+    def rounded(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
+        """Return the checkpoint as half precision leaves it; raises PrecisionLost where it answers otherwise."""
+        from models.engines import load_engine
+        from models.evaluation import prepared_batches
+        from models.precision import measure_rounding, round_weights
+
+        after = replace(checkpoint, network=round_weights(checkpoint.network))
+        engine, rounded = (load_engine(each, self.engine, self.device) for each in (checkpoint, after))
+        try:
+            batches = prepared_batches(kept_apart, checkpoint.config.input)
+            rounding = measure_rounding(engine, rounded, batches, threshold)
+        finally:
+            engine.close()
+            rounded.close()
+        rounding.check()
+        print(
+            f"half precision, on {len(kept_apart)} held-out images: {rounding.flipped:.3%} of the decisions flip, "
+            f"accuracy {rounding.accuracy:.2%} -> {rounding.rounded_accuracy:.2%}"
+        )
+        return after
+
+
+def compare(measured: "Evaluation", said: "Evaluation | None") -> str:
+    """Return whether figures are those that the checkpoint's config.json holds, whatever engine they came from."""
+    if said is None:
+        return "config.json holds no figures yet"
+    same = measured.model_dump(exclude={"engine"}) == said.model_dump(exclude={"engine"})
+    return (
+        "as in config.json"
+        if same
+        else (
+            f"config.json says          accuracy {said.accuracy:.2%}, computation percentage "
+            f"{said.computation_percentage:.2f}, {said.macs / 1e6:.2f} M MACs at threshold {said.execute_threshold} "
+            f"({said.dataset} {said.split}, {said.images} images, engine {said.engine})"
+        )
+    )
 
 
 def describe(evaluation: "Evaluation") -> str:

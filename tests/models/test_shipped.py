@@ -61,6 +61,43 @@ def test_its_figures_are_measured_again(checkpoint: Checkpoint) -> None:
     np.testing.assert_allclose(metrics.execution_rate, evaluation.execution_rate, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "torch", "reference"])
+def test_every_engine_gives_the_same_figures(checkpoint: Checkpoint, name: str) -> None:
+    evaluation = checkpoint.config.evaluation
+    assert evaluation is not None
+    pixels, _ = packs().read(evaluation.dataset, "test")
+    inputs = np.stack([prepare(Image.fromarray(image), checkpoint.config.input) for image in pixels[:200]])
+    answers = []
+    for engine in (load_engine(checkpoint), load_engine(checkpoint, name)):
+        try:
+            answers.append(engine.run(inputs, np.full(200, evaluation.execute_threshold, np.float32)))
+        finally:
+            engine.close()
+    first, second = answers
+    np.testing.assert_array_equal(first.executed, second.executed)
+    np.testing.assert_array_equal(first.logits.argmax(1), second.logits.argmax(1))
+
+
+def test_its_card_says_what_its_config_says(checkpoint: Checkpoint) -> None:
+    card = (checkpoint.folder / "README.md").read_text()
+    evaluation = checkpoint.config.evaluation
+    assert evaluation is not None
+    saved = 1 - evaluation.macs / evaluation.dense_macs
+    for said in (
+        f"| top-1 accuracy | {evaluation.accuracy:.2%} |",
+        f"| decisions that skip | {evaluation.decisions_skipped:.1%} |",
+        f"| computation percentage (the paper's) | {evaluation.computation_percentage:.1f} |",
+        f"{evaluation.macs / 1e6:.2f} M of {evaluation.dense_macs / 1e6:.2f} M dense: {saved:.1%} saved",
+        *(f"{label} {accuracy:.1%}" for label, accuracy in evaluation.accuracy_per_class.items()),
+        *(
+            f"| {point.threshold:.2f} | {point.accuracy:.1%} | {point.computation_percentage:.1f} "
+            f"| {point.mac_share:.2f} |"
+            for point in checkpoint.config.calibration
+        ),
+    ):
+        assert said in card, said
+
+
 def test_it_decides_by_image(checkpoint: Checkpoint) -> None:
     pixels, _ = packs().read(checkpoint.config.training["dataset"], "test")
     inputs = np.stack([prepare(Image.fromarray(image), checkpoint.config.input) for image in pixels[:200]])

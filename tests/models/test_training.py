@@ -148,7 +148,7 @@ def test_a_sampled_route_is_the_masked_forward_of_the_same_decisions() -> None:
     images = torch.randn(6, 3, 32, 32)
     network = lively(find_architecture("cifar10_rnn_gate_38").build().eval(), images)
     uniform = torch.rand(6, network.decision_count)
-    logits, _, decisions = sampled_forward(network, images, uniform)
+    logits, _, decisions = sampled_forward(network, images, uniform, run_executed)
     assert 0 < decisions.float().mean() < 1
     masked, routing = network(images, lambda index, _: decisions[:, index].float())
     torch.testing.assert_close(logits, masked, atol=1e-5, rtol=1e-4)
@@ -170,7 +170,7 @@ def test_hybrid_learning_leaves_batch_norms_statistics_alone() -> None:
     before = {key: value.clone() for key, value in network.named_buffers()}
     network.train()
     freeze_statistics(network)
-    sampled_forward(network, torch.randn(4, 3, 32, 32), torch.rand(4, network.decision_count))
+    sampled_forward(network, torch.randn(4, 3, 32, 32), torch.rand(4, network.decision_count), run_executed)
     for key, value in network.named_buffers():
         assert torch.equal(value, before[key]), key
 

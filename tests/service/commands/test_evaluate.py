@@ -1,0 +1,70 @@
+"""`skipnet evaluate` on a copy of the shipped checkpoint and a few real images."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.checkpoint import SHIPPED, read_checkpoint, read_config
+from models.precision import PrecisionLost, Rounding
+from service.cli import main
+from tests.models.test_data import packs, write_parquet
+
+TEST, TRAIN = 24, 16
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SHIPPED / "cifar10_rnn_gate_38" / "1", tmp_path / "checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cifar10")
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        pixels, labels = packs().read("cifar10", split)
+        write_parquet(folder / f"{split}.parquet", pixels[:count], labels[:count].tolist())
+    return folder
+
+
+def evaluate(checkpoint: Path, data: Path, *options: str) -> None:
+    main(["evaluate", str(checkpoint), "--data", str(data), "--engine", "torch", *options])
+
+
+def test_written_figures_are_found_again(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(checkpoint, data)
+    assert "config.json says          accuracy 87.91%" in capsys.readouterr().out
+    evaluate(checkpoint, data, "--write")
+    evaluate(checkpoint, data)
+    assert capsys.readouterr().out.endswith("as in config.json\n")
+    evaluation = read_config(checkpoint).evaluation
+    assert evaluation is not None and evaluation.images == TEST
+
+
+def test_half_precision_halves_the_file_and_keeps_the_answers(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = checkpoint / "model.safetensors"
+    before, size = read_checkpoint(checkpoint).network, weights.stat().st_size
+    evaluate(checkpoint, data, "--half")
+    assert weights.stat().st_size == size
+    evaluate(checkpoint, data, "--half", "--write")
+    assert f"on {TRAIN} held-out images: 0.000% of the decisions flip" in capsys.readouterr().out
+    assert weights.stat().st_size < 0.55 * size
+    stored = load_file(weights)
+    assert {value.dtype for value in stored.values() if value.ndim > 1} == {torch.float16}
+    assert {value.dtype for value in stored.values() if value.ndim == 1} == {torch.float32}
+    after = read_checkpoint(checkpoint)
+    assert after.config.evaluation is not None and after.config.evaluation.images == TEST
+    for (name, old), new in zip(before.named_parameters(), after.network.parameters(), strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_half_precision_that_changes_the_answers_is_refused() -> None:
+    Rounding(flipped=0.0005, accuracy=0.9, rounded_accuracy=0.8995).check()
+    with pytest.raises(PrecisionLost, match=r"0\.200% of the decisions flip"):
+        Rounding(flipped=0.002, accuracy=0.9, rounded_accuracy=0.9).check()
+    with pytest.raises(PrecisionLost, match=r"from 90.00% to 89.50%; keep float32"):
+        Rounding(flipped=0.0, accuracy=0.9, rounded_accuracy=0.895).check()
