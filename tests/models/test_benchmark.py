@@ -7,7 +7,7 @@ import pynvml
 import pytest
 import torch
 
-from models.benchmark import measure
+from models.benchmark import measure, training
 from models.benchmark.curve import draw_curve
 from models.benchmark.dense import DenseTorch
 from models.benchmark.energy import joules_a_run, open_meter
@@ -118,3 +118,33 @@ def test_dense_torch_answers_as_the_network_does(compiled: bool) -> None:
     half = DenseTorch(plain, "cpu", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.network.parameters()} == {torch.bfloat16}
     assert np.isfinite(half.run(images, np.zeros(2, np.float32)).logits).all()
+
+
+def test_training_steps_are_measured_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, value in (
+        (measure, "WARM_UP", 1), (measure, "TURN", 0), (measure, "LEAST_ROUNDS", 2),
+        (training, "BATCH", 4), (training, "IMAGES", 8), (training, "WORKERS", 0),
+        (training, "can_compile", lambda _: False),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    supervised, hybrid = training.compare_steps("cifar10_rnn_gate_38", 0, 1)
+    for found in (supervised, hybrid):
+        assert found.time_share_low <= found.time_share <= found.time_share_high
+        assert found.images_per_second > 0 and found.rival_images_per_second > 0
+    assert supervised.step.startswith("SP, ours") and "public code" in supervised.rival
+    assert "skipping" in hybrid.step and "masked" in hybrid.rival
+
+
+def test_images_augmented_one_by_one_are_windows_of_the_padded_image() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8)
+    augmented = training.AugmentedOneByOne(pixels)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (training.ROW.mean, training.ROW.std))
+    found = [augmented[0][0] * std + mean for _ in range(40)]
+    whole = torch.from_numpy(pixels[0]).permute(2, 0, 1) / 255
+    # Every image is a window of the padded one, as it is or mirrored.
+    padded = torch.nn.functional.pad(whole, (4,) * 4)
+    windows = padded.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 32, 32)
+    windows = torch.cat((windows, windows.flip(3)))
+    for image in found:
+        assert (windows - image).abs().amax((1, 2, 3)).min() < 1e-5
+    assert len({float(image.sum()) for image in found}) > 20

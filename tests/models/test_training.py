@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.benchmark.training import run_masked
 from models.catalogue import find_architecture
 from models.checkpoint import read_checkpoint
 from models.data.batches import MemoryBatches, generator
@@ -163,6 +164,26 @@ def test_a_block_computes_only_the_images_that_execute_it() -> None:
     out = run_executed(network.blocks[1], x, torch.tensor([True, False, False, True, False]))  # type: ignore[arg-type]
     assert seen == [2]
     assert torch.equal(out[1], x[1]) and not torch.equal(out[0], x[0])
+
+
+@pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38"])
+def test_the_gradient_of_a_compacted_route_is_the_masked_ones(name: str) -> None:
+    images, uniform = torch.randn(6, 3, 32, 32), torch.rand(6, 17)
+    network = lively(find_architecture(name).build().eval(), images)
+    # Blocks that none and that all of the images execute are among them.
+    uniform[:, 3], uniform[:, 4] = 2.0, -1.0
+    network.train()
+    freeze_statistics(network)
+    gradients = []
+    for run in (run_executed, run_masked):
+        network.zero_grad(set_to_none=True)
+        logits, gate_logits, _ = sampled_forward(network, images, uniform, run)
+        (logits.square().mean() + gate_logits.square().mean()).backward()  # type: ignore[no-untyped-call]
+        gradients.append({key: value.grad for key, value in network.named_parameters() if value.grad is not None})
+    compacted, masked = gradients
+    for key, expected in masked.items():
+        found = compacted.get(key, torch.zeros_like(expected))
+        torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()) + 1e-9, rtol=1e-4, msg=key)
 
 
 def test_hybrid_learning_leaves_batch_norms_statistics_alone() -> None:
