@@ -1,0 +1,129 @@
+"""The persistent kernel's own source, built for the CPU (shim.hpp, driver.cpp), as an engine."""
+
+import ctypes
+import hashlib
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.engines import persistent_build
+from models.engines.engine import Routed, strict_thresholds
+from models.engines.folding import ConvolutionalGate, FoldedNetwork
+from models.engines.persistent_layout import filter_stream, gate_stream
+
+HERE = Path(__file__).parent
+KERNEL = persistent_build.SOURCE.parent
+OPTIONS = ("-std=c++17", "-O2", "-march=native", "-fno-math-errno", "-Wno-unknown-pragmas", "-shared", "-fPIC")
+
+
+class Launch(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("images", "thresholds", "filters", "gates")),
+        *((name, ctypes.c_void_p) for name in ("logits", "probability", "executed", "queue")),
+        *((name, ctypes.c_int) for name in ("count", "blocks1", "blocks2", "blocks3", "classes")),
+    ]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a run did: instructions of warps, barriers of thread blocks, bytes, and what must never happen."""
+
+    multiplies: int
+    matrices: int
+    barriers: int
+    fetched: int
+    shared_read: int
+    shared_written: int
+    conflicts: int
+    outside: int
+    races: int
+    diverged: int
+
+
+def build(mutations: tuple[tuple[str, str], ...] = ()) -> Path:
+    """Compile the kernel for the CPU, once for each source; ``mutations`` are texts to replace in it, all found."""
+    texts = {path.name: path.read_text() for path in sorted(KERNEL.glob("persistent*.cu*"))}
+    for old, new in mutations:
+        found = [name for name, text in texts.items() if old in text]
+        assert len(found) == 1 and texts[found[0]].count(old) == 1, f"{old!r} is not once in the kernel: {found}"
+        texts[found[0]] = texts[found[0]].replace(old, new)
+    texts |= {name: (HERE / name).read_text() for name in ("shim.hpp", "driver.cpp")}
+    digest = hashlib.sha256("".join([*texts.values(), *OPTIONS]).encode()).hexdigest()[:12]
+    library = Path(tempfile.gettempdir()) / f"skipnet-persistent-{os.getuid()}-{digest}.so"
+    if library.exists():
+        return library
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in texts.items():
+            (Path(folder) / name).write_text(text)
+        made = Path(folder) / library.name
+        command = [os.environ.get("CXX") or "c++", *OPTIONS, str(Path(folder) / "driver.cpp"), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True)
+        made.replace(library)
+    return library
+
+
+class SimulatedEngine:
+    """Runs a folded network on ``grid`` thread blocks, whose warps go on in an order that ``order`` seeds."""
+
+    name = "persistent"
+    device = "cpu"
+
+    def __init__(self, folded: FoldedNetwork, grid: int = 1, order: int = 1, library: Path | None = None) -> None:
+        self.library = ctypes.CDLL(str(library or build()))
+        self.folded, self.grid, self.order = folded, grid, order
+        # Aligned as the GPU's allocator aligns; fetch counts what is not.
+        self.filters, self.gates = (aligned(stream(folded)) for stream in (filter_stream, gate_stream))
+        self.queue = np.zeros(2, np.uint32)
+        self.counts = Counts(*[0] * 10)
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        """See Engine.run; ``counts`` then says what the run did."""
+        count, blocks = len(images), len(self.folded.blocks)
+        images, thresholds = np.ascontiguousarray(images), strict_thresholds(thresholds)
+        logits = np.full((count, len(self.folded.head_bias)), np.nan, np.float32)
+        probability = np.full((count, blocks - 1), np.nan, np.float32)
+        executed = np.full((count, blocks - 1), 255, np.uint8)
+        widths = [len(block.residual[-1].bias) for block in self.folded.blocks]
+        arrays = images, thresholds, self.filters, self.gates, logits, probability, executed, self.queue
+        launch = Launch(
+            *(array.ctypes.data for array in arrays),
+            count,
+            *(widths.count(width) for width in (16, 32, 64)),
+            len(self.folded.head_bias),
+        )
+        counted = np.zeros(10, np.int64)
+        self.library.run_kernel(
+            gate_number(self.folded),
+            ctypes.c_uint(min(self.grid, count)),
+            ctypes.c_uint64(self.order),
+            ctypes.byref(launch),
+            ctypes.c_void_p(counted.ctypes.data),
+        )
+        self.counts = Counts(*counted.tolist())
+        if not self.folded.gates:
+            return Routed(logits, np.ones_like(executed, np.bool_), np.ones_like(probability), "branch")
+        assert executed.max(initial=0) <= 1, "a decision was not written down"
+        return Routed(logits, executed.astype(np.bool_), probability, "branch")
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def gate_number(folded: FoldedNetwork) -> int:
+    """Return which of driver.cpp's kernels runs a network."""
+    if not folded.gates:
+        return 0
+    gate = folded.gates[0]
+    return 1 if not isinstance(gate, ConvolutionalGate) else 2 if gate.pools else 3
+
+
+def aligned(words: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    room = np.empty(len(words) + 16, np.uint8)
+    start = -room.ctypes.data % 16
+    room[start : start + len(words)] = words
+    return room[start : start + len(words)]
