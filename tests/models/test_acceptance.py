@@ -69,7 +69,7 @@ def real() -> list[Batch]:
     row = find_dataset("cifar10")
     pixels, labels = packs().read("cifar10", "test")
     images = normalise(torch.from_numpy(pixels[:200]).permute(0, 3, 1, 2), row.mean, row.std).contiguous()
-    return list(zip(images.split(100), torch.from_numpy(labels[:200]).split(100), strict=True))
+    return list(zip(images.split(50), torch.from_numpy(labels[:200]).split(50), strict=True))
 
 
 @pytest.mark.parametrize("mode", ["mask", "branch"])
@@ -81,14 +81,14 @@ def test_half_precision_decides_alike_on_real_images(shipped: Checkpoint, real: 
     assert agreement.decisions >= 0.999
 
 
-def test_eight_bits_would_not_decide_alike(shipped: Checkpoint, real: list[Batch]) -> None:
-    """What the demand is good for: rounding weights to 3 bits of mantissa is found out."""
+def test_weights_of_three_bits_do_not_decide_alike(shipped: Checkpoint, real: list[Batch]) -> None:
+    """The demand can fail."""
     coarse = read_checkpoint(shipped.folder).network
     with torch.no_grad():
         for parameter in coarse.parameters():
             mantissa, exponent = torch.frexp(parameter)
             parameter.copy_(torch.ldexp(torch.round(mantissa * 8) / 8, exponent))
-    agreement = compare_engines(ReferenceEngine(coarse), ReferenceEngine(shipped.network), real[:1], 0.5)
+    agreement = compare_engines(ReferenceEngine(coarse), ReferenceEngine(shipped.network), real[:2], 0.5)
     assert not agreement.holds
 
 
@@ -100,9 +100,9 @@ def test_accuracy_counts_beside_decisions() -> None:
 
 
 def test_a_checkpoint_is_checked_on_as_many_images_as_asked_for(shipped: Checkpoint, real: list[Batch]) -> None:
-    checks = list(check_checkpoint(shipped, "cpu", lambda: real, 50))
+    checks = list(check_checkpoint(shipped, "cpu", lambda: real, 30))
     assert [check.engine for check in checks] == ["cuda_graph:branch", "cuda_graph:mask"]
-    assert all(check.passed and check.found.endswith(" 100 images") for check in checks), checks
+    assert all(check.passed and check.found.endswith(" 50 images") for check in checks), checks
 
 
 def test_what_fails_is_found_and_the_rest_goes_on(shipped: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from models.engines import cuda_graph, skipping
 from models.engines.cuda_graph import CudaGraphEngine, Recording, largest_batch
 from models.engines.engine import Engine, EngineError, Routed
 from models.engines.folding import ConvolutionalGate, FoldedBlock, FoldedNetwork, fold
-from models.engines.forward import arrange, forward
+from models.engines.forward import arrange, average, forward
 from models.engines.reference import ReferenceEngine
 from models.engines.skipping import OnDevice, buckets, compact, mask
 from models.macs import Mode
@@ -133,6 +133,9 @@ def test_what_fills_a_batch_up_changes_nothing(
     np.testing.assert_array_equal(answers[0].logits, answers[1].logits)
     np.testing.assert_array_equal(answers[0].executed, answers[1].executed)
     assert set(used.recordings) == {pictures.shape}
+    used.run(pictures[:5], np.ones(5, np.float32))
+    skipping = used.recordings[pictures.shape].skipping
+    assert skipping is None or not skipping.ran.any(), "what fills up was computed"
 
 
 def test_a_large_batch_is_split(
@@ -194,6 +197,13 @@ def test_batches_are_bounded_by_pixels() -> None:
     assert sizes == [1024, 64, 32]
     assert (largest_batch("branch", 32, 32), largest_batch("branch", 224, 224)) == (256, 32)
     assert largest_batch("mask", 10_000, 10_000) == 1
+
+
+def test_averages_of_half_precision_maps_are_float32() -> None:
+    """Rounded to float16, this average would be 1."""
+    x = torch.ones(1, 1, 32, 32, dtype=torch.float16)
+    x[0, 0, 0, 0] = 1.25
+    assert average(x).item() == 1 + 0.25 / 1024
 
 
 class Trace(TorchDispatchMode):

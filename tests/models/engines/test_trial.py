@@ -16,11 +16,6 @@ def test_an_engine_that_answers_rightly_passes() -> None:
     try_apart(SHIPPED_CHECKPOINT, "torch", "cpu", "branch")
 
 
-def test_an_engine_that_cannot_be_had_says_why() -> None:
-    with pytest.raises(EngineError, match="warp"):
-        try_apart(SHIPPED_CHECKPOINT, "torch", "warp", "branch")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_cuda_the_reason_is_torchs_own() -> None:
     with pytest.raises(EngineError, match=r"CUDA|NVIDIA|conditional nodes"):
