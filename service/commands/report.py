@@ -12,7 +12,7 @@ class Report(Options):
     """Draw the table of results files, and with --output the figure of accuracy over computation too."""
 
     results: CliPositionalArg[list[Path]] = Field(
-        [Path("runs/reproduce/results")], description="results files and folders of them"
+        [], description="results files and folders of them; default: runs/reproduce/results"
     )
     output: Path | None = Field(None, description="folder for table.md and curve.svg")
 
@@ -20,7 +20,7 @@ class Report(Options):
         from models.training.report import draw_figure, draw_report
         from models.training.results import read_results
 
-        results = read_results(self.results)
+        results = read_results(self.results or [Path("runs/reproduce/results")])
         table = draw_report(results)
         print(table, end="")
         if self.output is not None:

@@ -94,7 +94,7 @@ class Reproduce(Options):
 
 def describe(row: "Row") -> str:
     seeds = ", ".join(map(str, row.seeds))
-    changes = ", ".join(f"{name} {value}" for name, value in row.changes.items())
+    changes = ", ".join(f"{name} {value}" for name, value in row.changes.items() if name != "rungs")
     start = f"from {row.start}" if row.start else "from scratch"
     return (
         f"{row.name:<24} {row.title}; {row.architecture}, {row.stage} {start}, seeds {seeds}; {changes or row.recipe}"
