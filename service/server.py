@@ -1,5 +1,6 @@
 """The process: binds its socket, loads behind it, and on SIGTERM finishes what it admitted."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -20,6 +21,10 @@ from service.protocol import BoundedHead
 from service.settings import Settings
 
 log = logging.getLogger("skipnet.server")
+
+ACCEPTS = 32
+"""New connections in one turn of the event loop. libuv takes one a turn for each listening handle, and a turn is long
+under load: probes, and whoever should get a 429, would wait unheard for seconds."""
 
 
 def serve(settings: Settings, sockets: list[socket.socket] | None = None, workers: Sequence[Path] = ()) -> int:
@@ -91,12 +96,27 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.started:
+            await self.listen_often()
         if self.started and sockets is None:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             log.info(
                 "listening",
                 extra={"fields": {"address": f"http://{f'[{host}]' if ':' in host else host}:{port}"}},
             )
+
+    async def listen_often(self) -> None:
+        """Put ACCEPTS handles on each socket that is listened at."""
+
+        def connection() -> asyncio.Protocol:
+            return BoundedHead(self.config, self.server_state, self.lifespan.state)
+
+        for listener in [listener for server in self.servers for listener in server.sockets]:
+            for _ in range(ACCEPTS - 1):
+                again = socket.socket(fileno=os.dup(listener.fileno()))
+                self.servers.append(
+                    await asyncio.get_running_loop().create_server(connection, sock=again, backlog=self.config.backlog)
+                )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # In the same step of the loop as uvicorn closes its sockets: what is admitted now is finished, what

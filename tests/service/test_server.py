@@ -1,6 +1,8 @@
 """The process: signals, draining, exit codes."""
 
 import signal
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +48,30 @@ def test_drain_goes_on_serving_for_the_pause_then_finishes_what_was_admitted(
     assert not server.thread.is_alive()
     assert server.server.exit_code == 0
     assert server.metric("requests_total", outcome="ok") == 2
+
+
+def test_new_connections_are_heard_while_the_event_loop_is_busy(start: Callable[..., Running]) -> None:
+    server = start()
+    loop, turns = server.core.batcher._loop, 0
+
+    def busy() -> None:
+        nonlocal turns
+        turns += 1
+        time.sleep(0.01)
+        loop.call_soon(busy)
+
+    clients = [socket.socket() for _ in range(200)]
+    loop.call_soon_threadsafe(busy)
+    for client in clients:
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    began = turns
+    for client in clients:
+        client.settimeout(20)
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        client.close()
+    # One a turn would have taken two hundred.
+    assert turns - began < 100
 
 
 def test_request_after_the_end_is_refused_with_503(start: Callable[..., Running]) -> None:
