@@ -7,7 +7,7 @@ PORT ?= 8000
 HOST ?= 127.0.0.1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format bench verify-gpu dashboards containers image clean
+.PHONY: help install serve test lint format bench loadtest verify-gpu dashboards containers image clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ bench: $(VENV)/.test ## measure time against multiply-adds on this machine (ARGS
 verify-gpu: $(VENV)/.test ## check the GPU engines' answers, speed and energy on this machine (ARGS=--help)
 	$(BIN)/skipnet verify-gpu $(ARGS)
 
+loadtest: $(VENV)/.test build/peers/.installed ## load the service, and others beside it, on this machine (ARGS=--help)
+	$(BIN)/python -m tests.load $(ARGS)
+
 dashboards: $(VENV)/.test ## write deploy/grafana/dashboards from deploy/dashboards
 	$(BIN)/python -m deploy.dashboards
 
@@ -60,6 +63,12 @@ $(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[training,test]'
 	touch $(VENV)/.serve $@
+
+# The servers that ours is compared with, in an environment of their own; one that can't be installed is reported so.
+build/peers/.installed: tests/load/peers/requirements.txt
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 $(VENV)/.containers: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[containers]'
