@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from service.metrics import Metrics
 from service.repository import Repository
 from service.settings import Settings
 from service.timing import Timing
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 log = logging.getLogger("skipnet.core")
 
@@ -59,6 +63,11 @@ class Core:
         self._decoding = ThreadPoolExecutor(settings.decode_threads or cpus, thread_name_prefix="decode")
         self.inference_keys = inference_keys(settings)
         self.management_keys = management_keys(settings)
+        self.tracing: Tracing | None = None
+        if settings.tracing:
+            from service import tracing
+
+            self.tracing = tracing.Tracing()
         self.draining = False
         self.closed = False  # draining, and past the pause in which new requests are still answered
         self._starting: asyncio.Task[bool] | None = None
@@ -85,6 +94,8 @@ class Core:
         self._decoding.shutdown(wait=False)
         self.repository.close()
         await asyncio.to_thread(self.batcher.close, self.settings.drain_timeout)
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     @property
     def loaded(self) -> bool:

@@ -109,6 +109,8 @@ class Access:
         status = status or 499
         if inference:
             self.core.metrics.requests.labels(record.model, record.version, outcome_of(status)).inc()
+            if self.core.tracing is not None:
+                self.core.tracing.finished(scope, record, status)
         values = {"request_id": record.request_id, "ms": record.timing.total * 1e3, **record.fields}
         if record.model:
             values |= {"model": f"{record.model}/{record.version}"}

@@ -121,3 +121,8 @@ class Settings(EngineOptions):
         default="info", description="least severe line to write"
     )
     log_format: Literal["text", "json"] = Field(default="text", description="one line per request either way")
+    tracing: bool = Field(
+        default=False,
+        description="send an OpenTelemetry span of each request to classify, as the OTEL_… variables say; needs "
+        "the extra skipnet-serve[tracing]",
+    )
