@@ -5,9 +5,9 @@
 // block is a branch that is not taken; neither its weights nor its maps are touched. Thread blocks draw images
 // from a queue, so any batch is one launch of as many thread blocks as the GPU holds.
 //
-// Maps and weights are fp16, sums fp32; batch norm is folded into the weights. These come as one stream of
-// 16-byte words in the order of use, so that the kernel needs no table of where they lie: what is skipped is
-// stepped over. persistent_layout.py writes the streams and is the other half of this file.
+// Maps and weights are fp16, sums fp32; batch norm is folded into the weights. These come as streams of 16-byte
+// words in the order of use, one a group of blocks, so that the kernel needs no table of where they lie: what is
+// skipped is stepped over. persistent_layout.py writes the streams and is the other half of this file.
 
 #ifndef DEVICE
 #include "persistent_machine.cuh"
@@ -53,16 +53,16 @@ template <class M> DEVICE void execute_block(const uint4* stream, int map, int s
     __syncthreads();
 }
 
-// The blocks of a group after its first one. Returns where the stream goes on.
+// The blocks of a group after its first one.
 template <class M, class Gate>
-DEVICE const uint4* run_group(Router<Gate>& router, const uint4* stream, int blocks, int map, int spare) {
+DEVICE void run_group(Router<Gate>& router, const uint4* stream, int blocks, int map, int spare) {
     constexpr int WORDS = 2 * Convolution<M, M, 1>::WORDS;
     for (int i = 1; i < blocks; ++i)
         if (router.template executes<M, M>(map, spare)) execute_block<M>(stream + (i - 1) * WORDS, map, spare);
-    return stream + (blocks - 1) * WORDS;
 }
 
-// A group's first block: half the side, twice the channels. Its shortcut is a projection, executed or not.
+// A group's first block: half the side, twice the channels. Its shortcut is a projection, executed or not. Returns
+// where the stream goes on.
 template <class In, class Out, class Gate>
 DEVICE const uint4* reduce(Router<Gate>& router, const uint4* stream, int map, int spare, int shortcut, int hidden) {
     using Projection = Convolution<In, Out, 2, 1>;
@@ -111,12 +111,12 @@ DEVICE void classify(const uint4* stream, float* logits, int classes) {
 
 // images [count][3][32][32] and thresholds [count] in, logits [count][classes], probability and executed
 // [count][blocks - 1] out. Launch up to `count` thread blocks of THREADS threads with SHARED_BYTES of dynamic
-// shared memory. Two fit on a multiprocessor that has 136 KB of it, within 128 registers a thread.
+// shared memory. Two fit on a multiprocessor that has 158 KB of it, within 128 registers a thread.
 template <class Gate>
 __global__ void __launch_bounds__(THREADS, 2)
-    route(const float* images, const float* thresholds, const uint4* filters, const uint4* gates, float* logits,
-          float* probability, unsigned char* executed, Queue* queue, int count, int blocks1, int blocks2, int blocks3,
-          int classes) {
+    route(const float* images, const float* thresholds, const uint4* stem_and_group1, const uint4* group2,
+          const uint4* group3, const uint4* head, const uint4* gates, float* logits, float* probability,
+          unsigned char* executed, Queue* queue, int count, int blocks1, int blocks2, int blocks3, int classes) {
     using Stem = Convolution<Map1, Map1, 1>;
     if (threadIdx.x < ZERO_BYTES / 4) write_shared(ZEROS + threadIdx.x * 4, 0u);
     Gate gate(gates);
@@ -124,9 +124,7 @@ __global__ void __launch_bounds__(THREADS, 2)
         Router<Gate> router{gate, probability, executed, blocks1 + blocks2 + blocks3 - 1, 0};
         gate.begin(gates);
         read_image(images + size_t(image) * 3 * Map1::SIDE * Map1::SIDE, RIGHT);
-        const uint4* stream = filters;
-        asm volatile("" : "+l"(stream));
-        Stem stem(stream);
+        Stem stem(stem_and_group1);
         __syncthreads();
         // After everyone has read the last ones. The next image's number is long here before it is needed.
         if (threadIdx.x == 0) {
@@ -136,16 +134,15 @@ __global__ void __launch_bounds__(THREADS, 2)
         }
         stem.accumulate(RIGHT);
         stem.template finish<RELU | STORE>(LEFT);
-        stream += Stem::WORDS;
         __syncthreads();
-        execute_block<Map1>(stream, LEFT, RIGHT);
-        stream += 2 * Convolution<Map1, Map1, 1>::WORDS;
-        stream = run_group<Map1>(router, stream, blocks1, LEFT, RIGHT);
-        stream = reduce<Map1, Map2>(router, stream, LEFT, RIGHT, RIGHT, RIGHT + Map2::BYTES);
-        stream = run_group<Map2>(router, stream, blocks2, RIGHT, RIGHT + Map2::BYTES);
-        stream = reduce<Map2, Map3>(router, stream, RIGHT, LEFT, LEFT, LEFT + Map3::BYTES);
-        stream = run_group<Map3>(router, stream, blocks3, LEFT, LEFT + Map3::BYTES);
-        classify(stream, logits + size_t(read_shared<int>(IMAGE)) * classes, classes);
+        const uint4* group1 = stem_and_group1 + Stem::WORDS;
+        execute_block<Map1>(group1, LEFT, RIGHT);
+        run_group<Map1>(router, group1 + 2 * Stem::WORDS, blocks1, LEFT, RIGHT);
+        const uint4* rest2 = reduce<Map1, Map2>(router, group2, LEFT, RIGHT, RIGHT, RIGHT + Map2::BYTES);
+        run_group<Map2>(router, rest2, blocks2, RIGHT, RIGHT + Map2::BYTES);
+        const uint4* rest3 = reduce<Map2, Map3>(router, group3, RIGHT, LEFT, LEFT, LEFT + Map3::BYTES);
+        run_group<Map3>(router, rest3, blocks3, LEFT, LEFT + Map3::BYTES);
+        classify(head, logits + size_t(read_shared<int>(IMAGE)) * classes, classes);
     }
     if (threadIdx.x == 0) leave(queue);
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.engines.engine import Routed, strict_thresholds
 from models.engines.folding import ConvolutionalGate, FoldedNetwork
 from models.engines.persistent_build import SHARED_BYTES, THREADS, PersistentUnavailable, compile_kernel, kernel_name
-from models.engines.persistent_layout import filter_stream, gate_stream
+from models.engines.persistent_layout import filter_streams, gate_stream
 
 if TYPE_CHECKING:
     from cuda.core import Device, Kernel
@@ -95,9 +95,9 @@ class PersistentEngine:
         resident = self.kernel.occupancy.max_active_blocks_per_multiprocessor(THREADS, SHARED_BYTES)
         self.thread_blocks = resident * self.gpu.properties.multiprocessor_count
         self.stream = self.gpu.create_stream()
-        self.filters, self.gates = (
-            torch.from_numpy(words).to(self.torch_device) for words in (filter_stream(folded), gate_stream(folded))
-        )
+        self.weights = [
+            torch.from_numpy(words).to(self.torch_device) for words in (*filter_streams(folded), gate_stream(folded))
+        ]
         self.queue = torch.zeros(2, dtype=torch.int32, device=self.torch_device)
         torch.cuda.synchronize(self.torch_device)
         self.batch = Batch.of(1, self.classes, self.decisions)
@@ -130,7 +130,7 @@ class PersistentEngine:
         self.gpu.set_current()
         grid = min(count, self.thread_blocks)
         config = LaunchConfig(grid=grid, block=THREADS, shmem_size=SHARED_BYTES)
-        inputs = batch.images, batch.thresholds, self.filters, self.gates
+        inputs = batch.images, batch.thresholds, *self.weights
         outputs = batch.logits, batch.probability, batch.executed, self.queue
         pointers = (tensor.data_ptr() for tensor in inputs + outputs)
         launch(self.stream, config, self.kernel, *pointers, np.int32(count), *self.shape, np.int32(self.classes))
@@ -138,7 +138,7 @@ class PersistentEngine:
 
     def close(self) -> None:
         """Give back the GPU's and the pinned memory."""
-        self.filters = self.gates = self.queue = torch.empty(0)
+        self.weights, self.queue = [], torch.empty(0)
         self.batch = Batch(*[torch.empty(0)] * 5)
 
 

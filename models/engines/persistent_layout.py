@@ -1,4 +1,4 @@
-"""A folded network as the two streams of 16-byte words that persistent.cu reads front to back.
+"""A folded network as the streams of 16-byte words that persistent.cu reads front to back.
 
 Filters are laid out in the order in which a warp's 32 lanes hold them, as B fragments of mma.m16n8k16 (PTX ISA,
 "Matrix Fragments for mma.m16n8k16 with floating point type"), so that a thread fetches its part of two fragments
@@ -20,17 +20,19 @@ COLUMN = LANE // 4
 """[32 lanes]: the column of B (output channel) whose weights a lane holds."""
 
 
-def filter_stream(folded: FoldedNetwork) -> Words:
-    """Return stem, blocks (projection, then the two convolutions) and head."""
-    parts = [pack_convolution(folded.stem)]
+def filter_streams(folded: FoldedNetwork) -> list[Words]:
+    """Return stem and first group, second and third group, and head; a block is its projection, if it has one, and
+    its two convolutions.
+    """
+    groups: dict[int, list[Words]] = {16: [pack_convolution(folded.stem)], 32: [], 64: []}
     for block in folded.blocks:
         convolutions = (() if block.projection is None else (block.projection,)) + block.residual
-        parts += [pack_convolution(convolution) for convolution in convolutions]
+        groups[len(block.residual[-1].bias)] += [pack_convolution(convolution) for convolution in convolutions]
     classes, channels = folded.head_weight.shape
     head = np.zeros((channels + 1, -(-classes // 4) * 4), np.float32)
     head[:-1, :classes] = folded.head_weight.numpy().T / pixels(folded, len(folded.blocks) - 1)
     head[-1, :classes] = folded.head_bias.numpy()
-    return np.concatenate([*parts, as_bytes(head)])
+    return [*(np.concatenate(parts) for parts in groups.values()), as_bytes(head)]
 
 
 def gate_stream(folded: FoldedNetwork) -> Words:

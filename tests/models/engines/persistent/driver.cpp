@@ -8,7 +8,7 @@ namespace {
 
 struct Launch {
     const float *images, *thresholds;
-    const uint4 *filters, *gates;
+    const uint4 *group1, *group2, *group3, *head, *gates;
     float *logits, *probability;
     unsigned char* executed;
     Queue* queue;
@@ -17,7 +17,7 @@ struct Launch {
 
 template <class Gate> void thread() {
     const Launch& l = launch;
-    route<Gate>(l.images, l.thresholds, l.filters, l.gates, l.logits, l.probability, l.executed, l.queue, l.count,
+    route<Gate>(l.images, l.thresholds, l.group1, l.group2, l.group3, l.head, l.gates, l.logits, l.probability, l.executed, l.queue, l.count,
                 l.blocks1, l.blocks2, l.blocks3, l.classes);
 }
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.engines import persistent_build
 from models.engines.engine import Routed, strict_thresholds
 from models.engines.folding import ConvolutionalGate, FoldedNetwork
-from models.engines.persistent_layout import filter_stream, gate_stream
+from models.engines.persistent_layout import filter_streams, gate_stream
 
 HERE = Path(__file__).parent
 KERNEL = persistent_build.SOURCE.parent
@@ -23,7 +23,7 @@ OPTIONS = ("-std=c++17", "-O2", "-march=native", "-fno-math-errno", "-Wno-unknow
 
 class Launch(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("images", "thresholds", "filters", "gates")),
+        *((name, ctypes.c_void_p) for name in ("images", "thresholds", "group1", "group2", "group3", "head", "gates")),
         *((name, ctypes.c_void_p) for name in ("logits", "probability", "executed", "queue")),
         *((name, ctypes.c_int) for name in ("count", "blocks1", "blocks2", "blocks3", "classes")),
     ]
@@ -77,7 +77,7 @@ class SimulatedEngine:
         self.library = ctypes.CDLL(str(library or build()))
         self.folded, self.grid, self.order = folded, grid, order
         # Aligned as the GPU's allocator aligns; fetch counts what is not.
-        self.filters, self.gates = (aligned(stream(folded)) for stream in (filter_stream, gate_stream))
+        self.weights = [aligned(words) for words in (*filter_streams(folded), gate_stream(folded))]
         self.queue = np.zeros(2, np.uint32)
         self.counts = Counts(*[0] * 10)
 
@@ -89,7 +89,7 @@ class SimulatedEngine:
         probability = np.full((count, blocks - 1), np.nan, np.float32)
         executed = np.full((count, blocks - 1), 255, np.uint8)
         widths = [len(block.residual[-1].bias) for block in self.folded.blocks]
-        arrays = images, thresholds, self.filters, self.gates, logits, probability, executed, self.queue
+        arrays = images, thresholds, *self.weights, logits, probability, executed, self.queue
         launch = Launch(
             *(array.ctypes.data for array in arrays),
             count,
