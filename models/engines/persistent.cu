@@ -57,6 +57,7 @@ template <class M> DEVICE void execute_block(const uint4* stream, int map, int s
 template <class M, class Gate>
 DEVICE void run_group(Router<Gate>& router, const uint4* stream, int blocks, int map, int spare) {
     constexpr int WORDS = 2 * Convolution<M, M, 1>::WORDS;
+#pragma unroll 1
     for (int i = 1; i < blocks; ++i)
         if (router.template executes<M, M>(map, spare)) execute_block<M>(stream + (i - 1) * WORDS, map, spare);
 }

@@ -127,6 +127,7 @@ template <class In, class Out, int STRIDE, int TAPS = 3> struct Convolution {
                 const int start = beside ? nowhere : source + first, step = beside ? 0 : In::ROW_BYTES;
 #pragma unroll
                 for (int row = 0; row < READS; ++row) {
+                    if (row % STRIDE >= TAPS) continue;  // a row that a projection steps over
                     // Only the outermost rows can lie outside; lanes beyond a small map's end read zeros too.
                     const bool outer = row == 0 || row == READS - 1 || PARTIAL;
                     const bool outside = outer && unsigned(y + row) >= unsigned(In::SIDE);

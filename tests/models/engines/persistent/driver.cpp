@@ -1,4 +1,4 @@
-// The persistent kernel as a CPU library: called from Python with the arguments of a launch.
+// The persistent kernel for KIND_OF_GATE as a CPU library: called with the arguments of a launch.
 
 #include "shim.hpp"
 
@@ -15,20 +15,19 @@ struct Launch {
     int count, blocks1, blocks2, blocks3, classes;
 } launch;
 
-template <class Gate> void thread() {
+void classify_images() {
     const Launch& l = launch;
-    route<Gate>(l.images, l.thresholds, l.group1, l.group2, l.group3, l.head, l.gates, l.logits, l.probability, l.executed, l.queue, l.count,
-                l.blocks1, l.blocks2, l.blocks3, l.classes);
+    route<KIND_OF_GATE>(l.images, l.thresholds, l.group1, l.group2, l.group3, l.head, l.gates, l.logits, l.probability,
+                l.executed, l.queue, l.count, l.blocks1, l.blocks2, l.blocks3, l.classes);
 }
 
 }  // namespace
 
 extern "C" int shared_bytes() { return SHARED_BYTES; }
 
-extern "C" void run_kernel(int gate, unsigned grid, uint64_t order, const Launch* given, shim::Counts* counts) {
-    void (*const kernels[])() = {thread<NoGate>, thread<RecurrentGate>, thread<PooledGate>, thread<StridedGate>};
+extern "C" void run_kernel(unsigned grid, uint64_t order, const Launch* given, shim::Counts* counts) {
     launch = *given;
     gridDim.x = grid;
-    shim::run(grid, THREADS, SHARED_BYTES, order, kernels[gate]);
+    shim::run(grid, THREADS, SHARED_BYTES, order, classify_images);
     *counts = shim::counts;
 }

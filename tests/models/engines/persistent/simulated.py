@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engines import persistent_build
 from models.engines.engine import Routed, strict_thresholds
-from models.engines.folding import ConvolutionalGate, FoldedNetwork
+from models.engines.folding import FoldedNetwork
+from models.engines.persistent import gate_kind
+from models.engines.persistent_build import GATES, SOURCE
 from models.engines.persistent_layout import filter_streams, gate_stream
 
 HERE = Path(__file__).parent
-KERNEL = persistent_build.SOURCE.parent
+KERNEL = SOURCE.parent
 OPTIONS = ("-std=c++17", "-O2", "-march=native", "-fno-math-errno", "-Wno-unknown-pragmas", "-shared", "-fPIC")
 
 
@@ -45,15 +46,19 @@ class Counts:
     diverged: int
 
 
-def build(mutations: tuple[tuple[str, str], ...] = ()) -> Path:
-    """Compile the kernel for the CPU, once for each source; ``mutations`` are texts to replace in it, all found."""
+def build(gate: str, *mutations: tuple[str, str]) -> Path:
+    """Compile the kernel for one kind of gate for the CPU, once for each source.
+
+    ``mutations`` are texts, each to be found once in the source, and what to put in their place.
+    """
     texts = {path.name: path.read_text() for path in sorted(KERNEL.glob("persistent*.cu*"))}
     for old, new in mutations:
-        found = [name for name, text in texts.items() if old in text]
-        assert len(found) == 1 and texts[found[0]].count(old) == 1, f"{old!r} is not once in the kernel: {found}"
+        found = [name for name, text in texts.items() for _ in range(text.count(old))]
+        assert len(found) == 1, f"{old!r} is not once in the kernel, but in {found}"
         texts[found[0]] = texts[found[0]].replace(old, new)
     texts |= {name: (HERE / name).read_text() for name in ("shim.hpp", "driver.cpp")}
-    digest = hashlib.sha256("".join([*texts.values(), *OPTIONS]).encode()).hexdigest()[:12]
+    options = (*OPTIONS, f"-DKIND_OF_GATE={gate}")
+    digest = hashlib.sha256("".join([*texts.values(), *options]).encode()).hexdigest()[:12]
     library = Path(tempfile.gettempdir()) / f"skipnet-persistent-{os.getuid()}-{digest}.so"
     if library.exists():
         return library
@@ -61,7 +66,7 @@ def build(mutations: tuple[tuple[str, str], ...] = ()) -> Path:
         for name, text in texts.items():
             (Path(folder) / name).write_text(text)
         made = Path(folder) / library.name
-        command = [os.environ.get("CXX") or "c++", *OPTIONS, str(Path(folder) / "driver.cpp"), "-o", str(made)]
+        command = [os.environ.get("CXX") or "c++", *options, str(Path(folder) / "driver.cpp"), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(library)
     return library
@@ -74,7 +79,7 @@ class SimulatedEngine:
     device = "cpu"
 
     def __init__(self, folded: FoldedNetwork, grid: int = 1, order: int = 1, library: Path | None = None) -> None:
-        self.library = ctypes.CDLL(str(library or build()))
+        self.library = ctypes.CDLL(str(library or build(GATES[gate_kind(folded)])))
         self.folded, self.grid, self.order = folded, grid, order
         # Aligned as the GPU's allocator aligns; fetch counts what is not.
         self.weights = [aligned(words) for words in (*filter_streams(folded), gate_stream(folded))]
@@ -98,7 +103,6 @@ class SimulatedEngine:
         )
         counted = np.zeros(10, np.int64)
         self.library.run_kernel(
-            gate_number(self.folded),
             ctypes.c_uint(min(self.grid, count)),
             ctypes.c_uint64(self.order),
             ctypes.byref(launch),
@@ -112,14 +116,6 @@ class SimulatedEngine:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-def gate_number(folded: FoldedNetwork) -> int:
-    """Return which of driver.cpp's kernels runs a network."""
-    if not folded.gates:
-        return 0
-    gate = folded.gates[0]
-    return 1 if not isinstance(gate, ConvolutionalGate) else 2 if gate.pools else 3
 
 
 def aligned(words: NDArray[np.uint8]) -> NDArray[np.uint8]:
