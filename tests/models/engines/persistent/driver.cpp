@@ -24,6 +24,7 @@ void classify_images() {
 }  // namespace
 
 extern "C" int shared_bytes() { return SHARED_BYTES; }
+extern "C" int threads() { return THREADS; }
 
 extern "C" void run_kernel(unsigned grid, uint64_t order, const Launch* given, shim::Counts* counts) {
     launch = *given;

@@ -1,0 +1,191 @@
+"""The persistent kernel, on simulated thread blocks, answers as the reference does."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.benchmark.forcing import force_route
+from models.checkpoint import SHIPPED, read_checkpoint
+from models.data.augmentation import normalise
+from models.data.catalogue import find_dataset
+from models.engines.engine import Routed
+from models.engines.folding import fold
+from models.engines.native import NativeEngine
+from models.engines.reference import ReferenceEngine
+from models.network import SkipNet
+from models.parity import THRESHOLD, read_case
+from models.preprocessing import prepare
+from tests.models.engines.persistent.simulated import SimulatedEngine
+from tests.models.test_data import packs
+from tests.research import shared
+
+ARCHITECTURES = [
+    "cifar10_resnet_38",
+    "cifar10_rnn_gate_38",
+    "cifar100_feedforward_38",
+    "cifar10_feedforward_110",
+]
+CASES = ["cifar10_resnet_38", "cifar10_rnn_gate_38", "cifar10_rnn_gate_rl_38", "cifar10_feedforward_38"]
+PHOTOS = sorted((Path(__file__).parents[3] / "photos").glob("*.jpg"))
+NEAR = 1e-3
+"""A probability this near to its threshold may fall to either side in half precision."""
+HALF = 0.01
+"""Error of a logit in half precision, as a share of the largest: rounding of 2**-11 in each of 38 to 110 layers."""
+
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++")
+
+Build = Callable[[str], SkipNet]
+Images = Callable[[str], NDArray[np.float32]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def agree(answer: Routed, expected: Routed, thresholds: NDArray[np.float32]) -> int:
+    """Assert parity of the images that no gate finds undecided; return how many others there are."""
+    forced = (thresholds <= 0) | (thresholds >= 1)
+    clear = forced | (np.abs(expected.probability - thresholds[:, None]) > NEAR).all(1)
+    np.testing.assert_array_equal(answer.executed[clear], expected.executed[clear])
+    np.testing.assert_allclose(answer.probability[clear], expected.probability[clear], rtol=0, atol=HALF)
+    largest = float(np.abs(expected.logits).max())
+    np.testing.assert_allclose(answer.logits[clear], expected.logits[clear], rtol=0, atol=HALF * largest)
+    return int((~clear).sum())
+
+
+def never(engine: SimulatedEngine) -> None:
+    """What must not happen in any run."""
+    assert (engine.counts.races, engine.counts.outside, engine.counts.diverged) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_gate_and_stage(architecture: str, lively_network: Build, make_images: Images) -> None:
+    """Thresholds differ within the batch: every block, none, and the gates' own routing."""
+    network, images = lively_network(architecture), make_images(architecture)[:5]
+    reference = ReferenceEngine(network)
+    thresholds = np.array([0, 1, 0.5, 0.4, 0.6], np.float32)
+    expected = reference.run(images, thresholds)
+    engine = SimulatedEngine(fold(network), grid=2)
+
+    answer = engine.run(images, thresholds)
+
+    never(engine)
+    assert agree(answer, expected, thresholds) <= 1
+    if network.gate_kind is not None:
+        assert answer.executed[0].all()
+        assert not answer.executed[1].any()
+        assert 0.1 < expected.executed[2:].mean() < 0.9
+
+
+def test_depth_and_classes_are_known_at_run_time_only(lively_network: Build, make_images: Images) -> None:
+    """The library of the kernel is the same for 38 layers and 10 classes and for 152 and 100."""
+    network, images = lively_network("cifar100_rnn_gate_152"), make_images("cifar100_rnn_gate_152")[3:4]
+    thresholds = np.array([0.5], np.float32)
+    engine = SimulatedEngine(fold(network))
+    answer, expected = engine.run(images, thresholds), ReferenceEngine(network).run(images, thresholds)
+    never(engine)
+    assert answer.logits.shape == (1, 100)
+    assert answer.executed.shape == (1, 74)
+    assert (answer.executed == expected.executed).mean() > 0.9
+
+
+@pytest.fixture(scope="module")
+def shipped() -> SkipNet:
+    return read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1").network
+
+
+def test_photos_on_the_shipped_checkpoint(shipped: SkipNet) -> None:
+    spec = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1").config.input
+    images = np.stack([prepare(Image.open(photo).convert("RGB"), spec) for photo in PHOTOS])
+    thresholds = np.full(len(images), 0.5, np.float32)
+    engine = SimulatedEngine(fold(shipped))
+    undecided = agree(engine.run(images, thresholds), ReferenceEngine(shipped).run(images, thresholds), thresholds)
+    never(engine)
+    assert undecided < len(images)
+
+
+@pytest.fixture(scope="module")
+def real() -> NDArray[np.float32]:
+    """The first 48 test images of CIFAR-10."""
+    row = find_dataset("cifar10")
+    pixels, _ = packs().read("cifar10", "test")
+    images: NDArray[np.float32] = normalise(
+        torch.from_numpy(pixels[:48]).permute(0, 3, 1, 2), row.mean, row.std
+    ).numpy()
+    return images
+
+
+def test_real_images_on_the_shipped_checkpoint(shipped: SkipNet, real: NDArray[np.float32]) -> None:
+    """Half precision decides alike: the kernel itself, on a sample."""
+    thresholds = np.full(len(real), 0.5, np.float32)
+    engine = SimulatedEngine(fold(shipped), grid=3)
+    answer, expected = engine.run(real, thresholds), ReferenceEngine(shipped).run(real, thresholds)
+    never(engine)
+    assert agree(answer, expected, thresholds) <= 4
+    assert (answer.executed == expected.executed).mean() >= 0.995
+    assert (answer.logits.argmax(1) == expected.logits.argmax(1)).mean() >= 0.97
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_public_codes_answers(name: str) -> None:
+    """No probability of a case is nearer to the threshold than 0.02: every decision must be the same."""
+    case = read_case(shared(f"reference/parity/{name}.npz"))
+    engine = SimulatedEngine(fold(case.checkpoint.network))
+    few = slice(0, 6)
+    answer = engine.run(case.images[few], np.full(6, THRESHOLD, np.float32))
+    never(engine)
+    np.testing.assert_array_equal(answer.executed, case.expected.executed[few])
+    largest = np.abs(case.expected.logits).max()
+    np.testing.assert_allclose(answer.logits, case.expected.logits[few], rtol=0, atol=HALF * largest)
+
+
+@pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_feedforward_110"])
+def test_two_schedules_answer_in_the_same_bits(architecture: str, lively_network: Build, make_images: Images) -> None:
+    """Whatever the order of warps and thread blocks, the batch, and who drew which image."""
+    folded, images = fold(lively_network(architecture)), make_images(architecture)[2:5]
+    thresholds = np.array([0.5, 0.3, 0.7], np.float32)
+    first = SimulatedEngine(folded, grid=1, order=1).run(images, thresholds)
+    engine = SimulatedEngine(folded, grid=3, order=2)
+    second = engine.run(images, thresholds)
+    alone = engine.run(images[1:2], thresholds[1:2])
+    for name in ("logits", "probability", "executed"):
+        np.testing.assert_array_equal(getattr(second, name), getattr(first, name))
+        np.testing.assert_array_equal(getattr(alone, name), getattr(first, name)[1:2])
+
+
+def test_the_queue_is_ready_for_the_next_launch(shipped: SkipNet, make_images: Images) -> None:
+    engine = SimulatedEngine(fold(shipped), grid=2)
+    images, thresholds = make_images("cifar10_rnn_gate_38")[:3], np.ones(3, np.float32)
+    first = engine.run(images, thresholds)
+    assert not engine.queue.any()
+    np.testing.assert_array_equal(engine.run(images, thresholds).logits, first.logits)
+
+
+def test_saturated_gates_obey_extreme_thresholds(shipped: SkipNet, make_images: Images) -> None:
+    """Probabilities that round to exactly 0 and 1 are still above threshold 0 and not above threshold 1."""
+    route = np.arange(17) % 2 > 0
+    network = force_route(shipped, route)
+    with torch.no_grad():
+        assert network.controller is not None
+        network.controller.projection.weight.mul_(20)
+    answer = SimulatedEngine(fold(network)).run(make_images("cifar10")[:2], np.array([0, 1], np.float32))
+    np.testing.assert_array_equal(answer.probability, np.broadcast_to(route.astype(np.float32), (2, 17)))
+    assert answer.executed[0].all()
+    assert not answer.executed[1].any()
+
+
+def test_ten_classes_alike_on_the_native_engine(shipped: SkipNet, make_images: Images) -> None:
+    """Another engine that starts from the same folded network, in float32."""
+    images, thresholds = make_images("cifar10_rnn_gate_38")[:2], np.array([0.0, 1.0], np.float32)
+    answer = SimulatedEngine(fold(shipped)).run(images, thresholds)
+    agree(answer, NativeEngine(fold(shipped), threads=1).run(images, thresholds), thresholds)

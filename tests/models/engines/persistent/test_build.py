@@ -1,0 +1,63 @@
+"""The kernel compiles for every GPU that it is meant for, without one, and takes no more than each has."""
+
+import ctypes
+import shutil
+
+import pytest
+
+from models.benchmark.forcing import random_network
+from models.engines import persistent_build
+from models.engines.folding import fold
+from models.engines.persistent import PersistentEngine, PersistentUnavailable, suits
+from models.engines.persistent_build import ARCHITECTURES, GATES, SHARED_BYTES, THREADS, resources
+from tests.models.engines.persistent.simulated import build
+
+pytest.importorskip("cuda.core", reason="the package cuda-core is not here: pip install -e '.[test]'")
+
+COMPILED = [("sm_80", "rnn"), ("sm_90", "rnn"), ("sm_100", "rnn"), ("sm_120", "rnn")]
+COMPILED += [("sm_90", gates) for gates in GATES if gates != "rnn"]
+
+
+@pytest.mark.parametrize(("architecture", "gates"), COMPILED)
+def test_it_fits(architecture: str, gates: str | None) -> None:
+    took = resources(gates, architecture)
+    assert (took.spilled, took.stack) == (0, 0)
+    kilobytes = ARCHITECTURES[architecture][1]
+    assert took.shared <= (kilobytes - 1) * 1024
+    # Two thread blocks hide each other's waiting, where there is the memory for two.
+    assert took.blocks(architecture) == (2 if kilobytes > 160 else 1)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++")
+def test_python_knows_what_a_launch_takes() -> None:
+    library = ctypes.CDLL(str(build("NoGate")))
+    assert (library.shared_bytes(), library.threads()) == (SHARED_BYTES, THREADS)
+
+
+def test_what_the_compiler_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(persistent_build.GATES, "rnn", "NoSuchGate")
+    with pytest.raises(
+        PersistentUnavailable, match=r"NVRTC cannot compile the persistent engine for sm_90: .*NoSuchGate"
+    ):
+        persistent_build.compile_kernel("rnn", "sm_90")
+
+
+def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(PersistentUnavailable, match="needs a GPU"):
+        PersistentEngine(fold(random_network("cifar10_rnn_gate_38")), "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "side", "expected"),
+    [
+        ("cifar10_resnet_38", 32, True),
+        ("svhn_rnn_gate_152", 32, True),
+        ("cifar100_feedforward_110", 32, True),
+        ("cifar10_rnn_gate_38", 64, False),
+        ("imagenet_rnn_gate_18", 32, False),
+        ("imagenet_rnn_gate_50", 224, False),
+    ],
+)
+def test_which_networks_suit_it(architecture: str, side: int, expected: bool) -> None:
+    assert suits(fold(random_network(architecture)), side, side) == expected

@@ -1,0 +1,120 @@
+"""The proof can fail: a barrier left out, a wrong swizzle, a wrong index in the kernel's source are each caught."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.blocks import BasicBlock
+from models.engines.folding import FoldedNetwork, fold
+from models.engines.reference import ReferenceEngine
+from models.network import SkipNet
+from tests.models.engines.persistent.simulated import SimulatedEngine, build
+from tests.models.engines.persistent.test_work import expected_work
+
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++")
+
+MUTATIONS = {
+    "barrier between a block's convolutions": (
+        "    __syncthreads();\n    second.accumulate(spare);",
+        "    second.accumulate(spare);",
+    ),
+    "barrier after a block": (
+        "(map, SUMS);\n    __syncthreads();",
+        "(map, SUMS);",
+    ),
+    "barrier in the gate": (
+        "        copy_weights<Next::CHANNELS>();\n        __syncthreads();",
+        "        copy_weights<Next::CHANNELS>();",
+    ),
+    "waiting for the gate's weights": ("            await_copies();", ""),
+    "gates' sums in turn": ("decision % 2 * SUM_BYTES", "0"),
+    "swizzle that conflicts": ("(pixel >> 1) & 3", "(pixel >> 2) & 3"),
+    "swizzle of later channels": ("^ (chunk << 5)", "+ (chunk << 5)"),
+    "row below the map": ("unsigned(y + row) >= unsigned(In::SIDE)", "unsigned(y + row) > unsigned(In::SIDE)"),
+    "fragment of the other eight channels": ("pixels, weight.z, weight.w", "pixels, weight.w, weight.z"),
+    "bias of the other eight channels": ("biases + half * 4", "biases + 4 - half * 4"),
+    "skipped block that runs": (
+        "if (router.template executes<M, M>(map, spare)) execute",
+        "router.template executes<M, M>(map, spare), execute",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def network() -> SkipNet:
+    """Two blocks a group, gates on both sides of a half."""
+    torch.manual_seed(3)
+    network = SkipNet(stem="cifar", block=BasicBlock, blocks=(2, 2, 2), classes=5, gates="rnn").eval()
+    with torch.no_grad():
+        assert network.controller is not None
+        network.controller.projection.weight.mul_(8)
+        for parameter in network.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return network
+
+
+@pytest.fixture(scope="module")
+def libraries() -> dict[str, Path]:
+    def one(name: str) -> Path:
+        return build("RecurrentGate", *([MUTATIONS[name]] if name else []))
+
+    names = ["", *MUTATIONS]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(names, pool.map(one, names), strict=True))
+
+
+def caught(folded: FoldedNetwork, network: SkipNet, library: Path) -> set[str]:
+    """Return which of the proofs a kernel fails."""
+    images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    thresholds = np.array([0.5, 0.0, 1.0], np.float32)
+    expected = ReferenceEngine(network).run(images, thresholds)
+    found = set()
+    answers = []
+    for order in (1, 2):
+        engine = SimulatedEngine(folded, grid=1, order=order, library=library)
+        answer = engine.run(images, thresholds)
+        answers.append(answer)
+        if engine.counts.races:
+            found.add("race")
+        if engine.counts.outside:
+            found.add("outside")
+        # Strided convolutions of the two projecting blocks: the only reads whose rows share banks.
+        if engine.counts.conflicts > STRIDED_CONFLICTS * len(images):
+            found.add("conflict")
+        work = sum(expected_work(folded, executed)[0] for executed in answer.executed)
+        if engine.counts.multiplies != work:
+            found.add("work")
+        wrong = (answer.executed != expected.executed).any()
+        error = np.abs(answer.logits - expected.logits).max()
+        if wrong or not error < 0.01 * np.abs(expected.logits).max():
+            found.add("answer")
+    if not np.array_equal(answers[0].logits, answers[1].logits, equal_nan=True):
+        found.add("schedule")
+    return found
+
+
+STRIDED_CONFLICTS = 2080
+
+
+def test_the_kernel_itself_passes(network: SkipNet, libraries: dict[str, Path]) -> None:
+    probability = ReferenceEngine(network).run(np.zeros((1, 3, 32, 32), np.float32), np.ones(1, np.float32)).probability
+    assert (np.abs(probability - 0.5) > 1e-3).all()
+    assert caught(fold(network), network, libraries[""]) == set()
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_fault_is_caught(mutation: str, network: SkipNet, libraries: dict[str, Path]) -> None:
+    found = caught(fold(network), network, libraries[mutation])
+    if mutation.startswith("barrier"):
+        # However the warps happened to be scheduled.
+        assert "race" in found
+    elif mutation == "swizzle that conflicts":
+        assert found == {"conflict"}
+    elif mutation == "skipped block that runs":
+        assert "work" in found
+    assert found, f"nothing noticed: {mutation}"
