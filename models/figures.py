@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 WIDTH, LEFT, TOP, RIGHT = 480, 64, 44, 16
+LEFT_OF_NAMES = 116
+"""Where the y axis has names and no label of its own."""
 BELOW, ENTRY, ROW = 56, 22, 22
 """Heights in units: axis labels under the plot, a legend's entry, a named row."""
 QUOTED = {'"': "&quot;"}
@@ -85,10 +87,14 @@ class Plane:
     y: Axis
     height: float
 
+    @property
+    def left(self) -> int:
+        return LEFT if self.y.label else LEFT_OF_NAMES
+
     def place(self, x: float, y: float) -> tuple[float, float]:
         across = (x - self.x.low) / (self.x.high - self.x.low)
         up = (y - self.y.low) / (self.y.high - self.y.low)
-        return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(TOP + (1 - up) * self.height, 1)
+        return round(self.left + across * (WIDTH - self.left - RIGHT), 1), round(TOP + (1 - up) * self.height, 1)
 
 
 def draw_chart(
@@ -135,10 +141,10 @@ def draw_frame(title: str, plane: Plane) -> str:
     for at, text in plane.y.ticks:
         _, y = plane.place(plane.x.low, at)
         parts.append(
-            f'<path class="grid" d="M{LEFT} {y}H{right}"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4.5}" text-anchor="end">{escape(text)}</text>'
+            f'<path class="grid" d="M{plane.left} {y}H{right}"/>'
+            f'<text x="{plane.left - 6}" y="{y + 4.5}" text-anchor="end">{escape(text)}</text>'
         )
-    across, down = (LEFT + right) / 2, TOP + plane.height / 2
+    across, down = (plane.left + right) / 2, TOP + plane.height / 2
     parts.append(
         f'<text class="quiet" x="{across}" y="{bottom + 40}" text-anchor="middle">{escape(plane.x.label)}</text>'
         f'<text class="quiet" transform="translate(16 {down}) rotate(-90)" text-anchor="middle">'

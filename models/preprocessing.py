@@ -31,10 +31,14 @@ class InputSpec(BaseModel):
 
 def prepare(image: Image.Image, spec: InputSpec) -> NDArray[np.float32]:
     """Return the network's input, float32 [3, H, W], for an RGB image of any size."""
-    pixels = np.asarray(fit(image, spec), np.float32)
+    return normalise(np.asarray(fit(image, spec)), spec)
+
+
+def normalise(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
+    """Return network inputs float32 [..., 3, H, W] for pixels uint8 [..., H, W, 3] of their size."""
     scale = 1 / (255 * np.asarray(spec.std, np.float32))
     shift = np.asarray(spec.mean, np.float32) / np.asarray(spec.std, np.float32)
-    return np.ascontiguousarray((pixels * scale - shift).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.moveaxis(pixels.astype(np.float32) * scale - shift, -1, -3))
 
 
 def fit(image: Image.Image, spec: InputSpec) -> Image.Image:

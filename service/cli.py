@@ -18,6 +18,7 @@ VERBS = {
     "reproduce": ("reproduce", "train the rows of the paper's table and its ablations, one results file each"),
     "report": ("report", "draw the table and the figure of reproduce's results files"),
     "evaluate": ("evaluate", "measure accuracy and saved computation, into the checkpoint's config.json"),
+    "analyze": ("analyze", "show what a checkpoint does with images, as a report with pictures"),
     "import": ("importing", "turn a checkpoint of the public code into one of ours"),
     "export": ("exporting", "write a checkpoint as ONNX"),
     "bench": ("bench", "measure the engines' speed on this machine"),

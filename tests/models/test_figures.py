@@ -37,7 +37,7 @@ def test_ranges_take_a_row_each() -> None:
     rows = [(0, 0.25, 0.5, 0.75, 1), (0.2, 0.2, 0.2, 0.2, 0.2), (0, 0, 0, 0, 1)]
     drawn = ElementTree.fromstring(draw_chart("T", X, Axis.of_names("class", ["a", "b", "c"]), [Ranges("all", rows)]))
     dots = [dot.attrib for dot in drawn.iter(f"{SVG}circle") if dot.get("r") == "5"][:3]
-    assert [float(dot["cx"]) for dot in dots] == [264, 144, 64]
+    assert [float(dot["cx"]) for dot in dots] == [290, 185.6, 116]
     assert [float(dot["cy"]) for dot in dots] == [99, 77, 55]
 
 
