@@ -4,6 +4,7 @@ What stands between the two marks is written by `skipnet evaluate --write` and `
 for a person to write, and stays.
 """
 
+import re
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def draw_dial(checkpoint: Checkpoint) -> str:
     count = checkpoint.config.training.get("held_out_images")
     images = f"{count:,} training images" if count else "training images"
     rows = [
-        f"| {point.threshold:.2f} | {point.accuracy:.1%} | {point.computation_percentage:.1f} | {point.mac_share:.2f} |"
+        f"| {point.threshold:.6g} | {point.accuracy:.1%} | {point.computation_percentage:.1f} | {point.mac_share:.2f} |"
         for point in checkpoint.config.calibration
     ]
     return "\n".join(
@@ -144,7 +145,7 @@ def draw_analysis(analysis: Analysis) -> str:
     settled = sum(rate < 0.01 or rate > 0.99 for rate in analysis.execution_rate[1:])
     lines = [
         f"Routes of {analysis.images:,} {analysis.split} images: {analysis.paths} distinct ones, the most frequent "
-        f"taken by {analysis.path_shares[0]:.0%}; {settled} of {analysis.blocks - 1} gates decide alike for 99 % of images. "
+        f"taken by {analysis.path_shares[0]:.0%}; {settled} of {analysis.blocks - 1} gates decide alike for 99 %. "
         f"Fewest of {analysis.blocks} blocks: {', '.join(f'{row.label} {row.blocks:.1f}' for row in easy)}; "
         f"most: {', '.join(f'{row.label} {row.blocks:.1f}' for row in hard)}.",
         "",
@@ -187,17 +188,30 @@ def draw_training(checkpoint: Checkpoint) -> str:
             "",
         ]
     where = f"models/repository/{checkpoint.name}/{checkpoint.version}"
-    names = ",".join(str(stage["stage"]) for stage in stages)
-    train = (
-        f"skipnet train --arch {config.architecture} --dataset {training.get('dataset')} --recipe {stages[-1]['name']} "
-        f"--stages {names} --seed {training.get('seed', 0)} --held-out {training.get('held_out_images')}\n"
-        if stages
-        else ""
-    )
-    return "\n".join(lines) + (
-        f"The figures above come from:\n\n```\n{train}"
-        f"skipnet evaluate {where} --calibrate --write\nskipnet analyze {where} DATA --output report --write\n```"
-    )
+    commands = [
+        *draw_commands(config.architecture, training),
+        f"skipnet evaluate {where} --calibrate --write",
+        f"skipnet analyze {where} DATA --output report --write",
+    ]
+    return "\n".join([*lines, "```", *commands, "```"])
+
+
+def draw_commands(architecture: str, training: dict[str, Any]) -> list[str]:
+    """Return the commands that train the stages, each from the one before."""
+    commands: list[str] = []
+    stages: list[dict[str, Any]] = training.get("stages", [])
+    for before, stage in zip([None, *stages], stages, strict=False):
+        name, plain = stage["stage"], re.sub("_(rnn_gate|feedforward)(_rl)?_", "_resnet_", architecture)
+        parts = [f"skipnet train --arch {plain if name == 'plain' else architecture} --dataset {training['dataset']}"]
+        parts.append(f"--recipe {stage['name']} --stages {name} --seed {training['seed']}")
+        parts.append(f"--held-out {training['held_out_images']}")
+        if not stage.get("iterations"):
+            parts.append(f"--epochs {stage['epochs']}")
+        if before is not None:
+            run = plain if before["stage"] == "plain" else architecture
+            parts.append(f"--init runs/{run}/{before['stage']}")
+        commands.append(" ".join(parts))
+    return commands
 
 
 def draw_stage(stage: dict[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """Measuring a network: accuracy, the paper's computation percentage, true MACs, execution rates."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ from models.preprocessing import InputSpec
 
 BATCH = 250
 CALIBRATION_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
+REFINEMENTS, WIDEST_STEP, CLOSEST, EDGE = 16, 0.04, 0.25, 1e-6
+"""Of the curve: thresholds added at most, the widest step in shares of dense MACs that is left alone, and in logits
+the closest that thresholds come to each other and to 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -108,20 +113,52 @@ def measure(checkpoint: Checkpoint, engine: Engine, source: Source, split: str, 
 
 
 def calibrate(checkpoint: Checkpoint, engine: Engine, source: Source) -> list[CalibrationPoint]:
-    """Return the curve of the compute dial: what each execute threshold gives on a split's images."""
+    """Return the curve of the compute dial: what each execute threshold gives on a split's images, ascending.
+
+    Where a step of the threshold saves much at once, thresholds between are measured too, until no step is wide or
+    nothing lies between: gates that are nearly certain decide close to 0 and to 1.
+    """
     batches = list(prepared_batches(source, checkpoint.config.input))
-    points = []
-    for threshold in CALIBRATION_THRESHOLDS:
+
+    def point(threshold: float) -> CalibrationPoint:
         metrics = evaluate_engine(engine, batches, threshold)
-        points.append(
-            CalibrationPoint(
-                threshold=threshold,
-                accuracy=metrics.accuracy,
-                computation_percentage=metrics.computation_percentage,
-                mac_share=float(checkpoint.macs.executed(metrics.executed).mean() / checkpoint.macs.dense),
-            )
+        return CalibrationPoint(
+            threshold=threshold,
+            accuracy=metrics.accuracy,
+            computation_percentage=metrics.computation_percentage,
+            mac_share=float(checkpoint.macs.executed(metrics.executed).mean() / checkpoint.macs.dense),
         )
+
+    points = [point(threshold) for threshold in CALIBRATION_THRESHOLDS]
+    for _ in range(REFINEMENTS):
+        step = widest_step(points)
+        if step is None:
+            break
+        points.insert(step + 1, point(halfway(points[step].threshold, points[step + 1].threshold)))
     return points
+
+
+def widest_step(points: list[CalibrationPoint]) -> int | None:
+    """Return which step of the curve is the widest in MACs, of those wide enough to be split and that can be."""
+    steps = [
+        (abs(before.mac_share - after.mac_share), number)
+        for number, (before, after) in enumerate(pairwise(points))
+        if log_odds(after.threshold) - log_odds(before.threshold) > CLOSEST
+    ]
+    width, number = max(steps, default=(0.0, 0))
+    return number if width > WIDEST_STEP else None
+
+
+def halfway(low: float, high: float) -> float:
+    """Return the threshold between two others at which the gates' logits, not their probabilities, are halved."""
+    threshold = 1 / (1 + math.exp(-(log_odds(low) + log_odds(high)) / 2))
+    return float(f"{threshold:.7f}")
+
+
+def log_odds(threshold: float) -> float:
+    """Return the logit of a threshold; of 0 and 1, that of the last ones that float32 tells from them."""
+    inside = min(max(threshold, EDGE), 1 - EDGE)
+    return math.log(inside / (1 - inside))
 
 
 def prepared_batches(source: Source, spec: InputSpec) -> Iterable[tuple[Tensor, Tensor]]:

@@ -6,6 +6,9 @@ import numpy as np
 
 from service.errors import Code, ServiceError
 
+WIDEST_STEP = 0.1
+"""Of the curve, as a share of dense multiply-adds, that is taken to be linear."""
+
 if TYPE_CHECKING:
     from models.checkpoint import CalibrationPoint, Config
 
@@ -27,7 +30,9 @@ def choose_threshold(
 def threshold_for(calibration: "list[CalibrationPoint]", budget: float) -> float:
     """Return the lowest threshold at which an image of the calibration spends at most ``budget`` on average.
 
-    ``budget`` is a share of dense multiply-adds; between two points of the curve the share is taken to be linear.
+    ``budget`` is a share of dense multiply-adds. Between two points of the curve the share is taken to be linear, but
+    for a step so wide that gates which are nearly certain flip in it all at once: there the budget is kept for sure, at
+    the step's upper end.
     """
     if not calibration:
         raise ServiceError(
@@ -43,4 +48,9 @@ def threshold_for(calibration: "list[CalibrationPoint]", budget: float) -> float
             Code.INVALID_PARAMETER,
             f"compute_budget {budget:g} can't be met: with every gated block skipped an image spends {shares[-1]:.4f}",
         )
-    return float(np.interp(budget, shares[::-1], [point.threshold for point in points[::-1]]))
+    first = int(np.argmax(shares <= budget))
+    within = points[first].threshold
+    if first == 0 or shares[first - 1] - shares[first] > WIDEST_STEP:
+        return within
+    ends = points[first - 1].threshold, within
+    return float(np.interp(budget, (shares[first], shares[first - 1]), ends[::-1]))

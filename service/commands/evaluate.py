@@ -32,6 +32,7 @@ class Evaluate(Options):
     )
 
     def cli_cmd(self) -> None:
+        from models.card import write_card
         from models.checkpoint import read_checkpoint, write_checkpoint, write_config
         from models.data.catalogue import find_dataset
         from models.data.source import read_source
@@ -59,7 +60,7 @@ class Evaluate(Options):
                 curve = calibrate(checkpoint, engine, kept_apart)
                 for point in curve:
                     print(
-                        f"threshold {point.threshold:4.2f}: accuracy {point.accuracy:6.2%}, "
+                        f"threshold {point.threshold:8.6g}: accuracy {point.accuracy:6.2%}, "
                         f"computation {point.computation_percentage:5.1f} %, MACs {point.mac_share:6.1%} of dense"
                     )
                 changes["calibration"] = curve
@@ -69,6 +70,8 @@ class Evaluate(Options):
             write_checkpoint(self.checkpoint, checkpoint.network, config.model_copy(update=changes), half=True)
         elif self.write:
             write_config(self.checkpoint, config.model_copy(update=changes))
+        if self.write:
+            print("card:", write_card(self.checkpoint))
 
     def rounded(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
         """Return the checkpoint as half precision leaves it; raises PrecisionLost where it answers otherwise."""

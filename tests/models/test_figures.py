@@ -35,7 +35,7 @@ def test_columns_stand_on_zero_in_the_colours_of_their_groups() -> None:
 
 def test_ranges_take_a_row_each() -> None:
     rows = [(0, 0.25, 0.5, 0.75, 1), (0.2, 0.2, 0.2, 0.2, 0.2), (0, 0, 0, 0, 1)]
-    drawn = ElementTree.fromstring(draw_chart("T", X, Axis.of_names("class", ["a", "b", "c"]), [Ranges("all", rows)]))
+    drawn = ElementTree.fromstring(draw_chart("T", X, Axis.of_names("", ["a", "b", "c"]), [Ranges("all", rows)]))
     dots = [dot.attrib for dot in drawn.iter(f"{SVG}circle") if dot.get("r") == "5"][:3]
     assert [float(dot["cx"]) for dot in dots] == [290, 185.6, 116]
     assert [float(dot["cy"]) for dot in dots] == [99, 77, 55]

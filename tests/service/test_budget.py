@@ -13,16 +13,22 @@ def curve(*points: tuple[float, float]) -> list[CalibrationPoint]:
     ]
 
 
-CURVE = curve((0, 1.0), (0.25, 0.8), (0.5, 0.6), (0.75, 0.2), (1, 0.1))
+CURVE = curve((0, 1.0), (0.25, 0.91), (0.5, 0.82), (0.75, 0.2), (1, 0.1))
 
 
 @pytest.mark.parametrize(
     ("budget", "threshold"),
-    [(1, 0), (0.8, 0.25), (0.7, 0.375), (0.6, 0.5), (0.4, 0.625), (0.2, 0.75), (0.15, 0.875), (0.1, 1)],
+    [(1, 0), (1.0003, 0), (0.91, 0.25), (0.865, 0.375), (0.82, 0.5), (0.2, 0.75), (0.15, 0.875), (0.1, 1)],
 )
 def test_threshold_of_a_budget(budget: float, threshold: float) -> None:
     assert threshold_for(CURVE, budget) == pytest.approx(threshold)
     assert threshold_for(CURVE[::-1], budget) == pytest.approx(threshold)
+
+
+@pytest.mark.parametrize("budget", [0.8199, 0.5, 0.2001])
+def test_a_budget_is_kept_where_gates_flip_all_at_once(budget: float) -> None:
+    # Nothing is known between 0.82 and 0.2: most of that step may lie at either end.
+    assert threshold_for(CURVE, budget) == 0.75
 
 
 def test_budget_below_what_always_runs_is_refused_with_the_least_possible() -> None:
@@ -42,7 +48,7 @@ def test_what_a_request_asks_for() -> None:
     config = Config(architecture=NAME, labels=LABELS, input=SPEC, execute_threshold=0.4, calibration=CURVE, code="test")
     assert choose_threshold(config) == 0.4
     assert choose_threshold(config, execute_threshold=0.0) == 0.0
-    assert choose_threshold(config, compute_budget=0.6) == pytest.approx(0.5)
+    assert choose_threshold(config, compute_budget=0.82) == pytest.approx(0.5)
     with pytest.raises(ServiceError) as caught:
         choose_threshold(config, 0.5, 0.5)
     assert caught.value.code == Code.INVALID_PARAMETER

@@ -1,0 +1,40 @@
+"""The shipped checkpoint, and pictures that it routes differently."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from models.analysis.images import Sample
+from models.analysis.routes import Runner
+from models.checkpoint import SHIPPED, Checkpoint, read_checkpoint
+from models.engines import load_engine
+from tests.service.parts import picture
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    return read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1")
+
+
+@pytest.fixture(scope="session")
+def sample() -> Sample:
+    pixels = np.stack([np.asarray(picture(seed, 32, 32)) for seed in range(24)])
+    return Sample(pixels, np.arange(24) % 10)
+
+
+@pytest.fixture(scope="session")
+def runner(checkpoint: Checkpoint) -> Iterator[Runner]:
+    engine = load_engine(checkpoint, "onnxruntime", threads=1, routing="branch")
+    yield Runner(engine, checkpoint.config.input, checkpoint.config.execute_threshold)
+    engine.close()

@@ -1,0 +1,52 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from models.analysis.study import ANALYSIS, AnalysisError, read_analysis
+from models.card import BEGIN, CARD, END, draw_figures, split_card, write_card
+from models.checkpoint import SHIPPED, CheckpointError, read_checkpoint
+
+FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the shipped checkpoint, to write on."""
+    return Path(shutil.copytree(FOLDERS[0], tmp_path / FOLDERS[0].parent.name / "7"))
+
+
+@pytest.mark.parametrize("shipped", FOLDERS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+def test_a_shipped_card_says_what_its_config_does(shipped: Path) -> None:
+    _, figures, _ = split_card(shipped / CARD)
+    assert figures == draw_figures(read_checkpoint(shipped), read_analysis(shipped))
+
+
+def test_what_a_person_wrote_stays(folder: Path) -> None:
+    card = folder / CARD
+    before, figures, after = split_card(card)
+    card.write_text(f"{before}Mine.\n\n{BEGIN}\nold\n{END}{after}\nMine too.\n")
+    assert write_card(folder) == card
+    # The commands name the folder, which is another version here.
+    assert card.read_text() == f"{before}Mine.\n\n{figures.replace('_38/1', '_38/7')}{after}\nMine too.\n"
+
+
+def test_a_checkpoint_without_a_card_gets_one_to_fill_in(folder: Path) -> None:
+    (folder / CARD).unlink()
+    text = write_card(folder).read_text()
+    assert text.startswith(f"# {folder.parent.name}, version 7\n") and "## Limits" in text
+    accuracy = read_checkpoint(folder).config.evaluation.accuracy  # type: ignore[union-attr]
+    assert f"| top-1 accuracy | {accuracy:.2%} |" in text
+
+
+def test_a_card_without_marks_is_left_alone(folder: Path) -> None:
+    (folder / CARD).write_text("# All mine\n")
+    with pytest.raises(CheckpointError, match="no place for figures: put these two lines there"):
+        write_card(folder)
+    assert (folder / CARD).read_text() == "# All mine\n"
+
+
+def test_a_damaged_analysis_says_what_to_do(folder: Path) -> None:
+    (folder / ANALYSIS).write_text('{"model": "half')
+    with pytest.raises(AnalysisError, match="run `skipnet analyze"):
+        read_analysis(folder)
