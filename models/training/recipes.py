@@ -87,7 +87,7 @@ def short(stage: Stage) -> Recipe:
     if stage == "hrl":
         return Recipe(
             "short", stage, rate=0.003, schedule="one_cycle", epochs=2, nesterov=True, decay_all=False,
-            weight_decay=5e-4, alpha=0.1, policy_weight=0.1, samples=2, batch=64, sharpen=10.0,
+            weight_decay=5e-4, alpha=0.1, policy_weight=0.1, samples=2, batch=64, sharpen=10.0, statistics="re-estimated",
         )  # fmt: skip
     return Recipe(
         "short", stage, rate=0.15, schedule="one_cycle", epochs=30, nesterov=True, decay_all=False,
@@ -107,7 +107,7 @@ def dial(stage: Stage) -> Recipe:
     what is worth executing, and the network answers well along each rung's routes.
     """
     if stage != "sp":
-        return replace(short(stage), name="dial", sharpen=1.0)
+        return replace(short(stage), name="dial", sharpen=1.0, statistics="frozen")
     return replace(
         short(stage), name="dial", rate=0.05, epochs=16, targets_fall=(0.05, 0.5), distil=0.7,
         rungs=(Rung(1 / 8, 0.0, 1.0), Rung(1 / 8, 0.2, 0.75), Rung(1 / 2, 0.5, 0.5), Rung(1 / 4, 0.8, 0.35)),

@@ -74,20 +74,26 @@ def describe_published(published: Published | None) -> str:
 
 def describe_schedule(result: Result) -> str:
     iterations = result.recipe.get("iterations")
-    length = f"{iterations:,} steps" if iterations else f"{result.recipe['epochs']} epochs"
-    return f"{result.recipe['name']}, {length}{f', from {result.start}' if result.start else ''}"
+    epochs = result.recipe["epochs"]
+    length = f"{iterations:,} steps" if iterations else f"{epochs} epoch{'s' * (epochs > 1)}"
+    start = f", from {result.start}" if result.start else ""
+    return f"{result.recipe['name']}, {length} of {result.train_images:,} images{start}"
 
 
 def hours(members: list[Result], of: Callable[[Result], float | None]) -> str:
     """Return the mean hours of a run, if they are known."""
     known = [value for result in members if (value := of(result)) is not None]
-    return f"{mean(known):.1f}" if known else ""
+    return f"{mean(known):.2f}" if known else ""
 
 
 def draw_figure(results: Iterable[Result]) -> str:
-    """Return accuracy over computation percentage as an SVG document: a point a seed, and what is published."""
+    """Return accuracy over computation percentage as an SVG document: a point a seed, and what is published.
+
+    Ablations are left out: their schedules are shorter.
+    """
     lines = []
-    for members in together(results):
+    apart = {row.name for row in ablations("short")}
+    for members in together(result for result in results if result.row not in apart):
         points = [(result.figures.computation_percentage, 100 * result.figures.accuracy) for result in members]
         lines.append(Line(members[0].title, points, describe_schedule(members[0]), joined=False))
     published = [row.published for row in all_rows().values() if row.published]
