@@ -87,7 +87,8 @@ def short(stage: Stage) -> Recipe:
     if stage == "hrl":
         return Recipe(
             "short", stage, rate=0.003, schedule="one_cycle", epochs=2, nesterov=True, decay_all=False,
-            weight_decay=5e-4, alpha=0.1, policy_weight=0.1, samples=2, batch=64, sharpen=10.0, statistics="re-estimated",
+            weight_decay=5e-4, alpha=0.1, policy_weight=0.1, samples=2, batch=64, sharpen=10.0,
+            statistics="re-estimated",
         )  # fmt: skip
     return Recipe(
         "short", stage, rate=0.15, schedule="one_cycle", epochs=30, nesterov=True, decay_all=False,

@@ -221,8 +221,8 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[
         "computation_percentage": round(held_out.computation_percentage, 2),
         "skip_rate": [round(1 - rate, 3) for rate in held_out.execution_rate],
         "images_per_second": round(progress.images / progress.seconds, 1) if progress.seconds else None,
-        "seconds": round(progress.seconds, 1),
-        "cpu_seconds": round(progress.cpu_seconds, 1),
+        "seconds": round(progress.seconds, 3),
+        "cpu_seconds": round(progress.cpu_seconds, 3),
     }
     with (job.folder / "log.jsonl").open("a") as log:
         log.write(json.dumps(row) + "\n")

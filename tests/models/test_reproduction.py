@@ -91,7 +91,8 @@ def test_hybrid_learning_starts_from_that_seeds_supervised_run(tmp_path: Path, d
     runs = plan.runs(["alpha-1"], [7])
     assert [(row.name, seed) for row, seed in runs] == [("sp-first", 7), ("alpha-1", 7)]
     for row, seed in runs:
-        result = reproduce(plan, tiny(row.name), seed, save_every=300, show=quiet)
+        gently = replace(tiny(row.name), changes={**tiny(row.name).changes, "rate": 1e-4})
+        result = reproduce(plan, gently, seed, save_every=300, show=quiet)
     assert (result.start, result.recipe["alpha"], result.command) == (
         "sp-first", 1.0, "skipnet reproduce cifar10 --rows alpha-1 --seeds 7",
     )  # fmt: skip

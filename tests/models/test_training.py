@@ -168,6 +168,7 @@ def test_a_block_computes_only_the_images_that_execute_it() -> None:
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38"])
 def test_the_gradient_of_a_compacted_route_is_the_masked_ones(name: str) -> None:
+    torch.manual_seed(0)
     images, uniform = torch.randn(6, 3, 32, 32), torch.rand(6, 17)
     network = lively(find_architecture(name).build().eval(), images)
     # Blocks that none and that all of the images execute are among them.
@@ -181,9 +182,10 @@ def test_the_gradient_of_a_compacted_route_is_the_masked_ones(name: str) -> None
         (logits.square().mean() + gate_logits.square().mean()).backward()  # type: ignore[no-untyped-call]
         gradients.append({key: value.grad for key, value in network.named_parameters() if value.grad is not None})
     compacted, masked = gradients
+    largest = max(float(gradient.abs().max()) for gradient in masked.values())
     for key, expected in masked.items():
         found = compacted.get(key, torch.zeros_like(expected))
-        torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()) + 1e-9, rtol=1e-4, msg=key)
+        torch.testing.assert_close(found, expected, atol=1e-5 * largest, rtol=1e-3, msg=key)
 
 
 def test_hybrid_learning_leaves_batch_norms_statistics_alone() -> None:
