@@ -183,12 +183,12 @@ def peers_side_by_side(chosen: argparse.Namespace) -> dict[str, object]:
         network = find_architecture("cifar10_resnet_38").build(len(checkpoint.config.labels)).eval()
         onnx.save(build_graph(fold(network), spec.height, spec.width, "mask"), Path(folder) / "dense.onnx")
         (Path(folder) / "input.json").write_text(spec.model_dump_json())
-        ours = Ours(chosen.output / "ours.log")
-        try:
-            report["SkipNet Serve, routed"] = measure(ours.port, chosen.seconds)
-            report["SkipNet Serve, every block"] = measure(ours.port, chosen.seconds, "?execute_threshold=0")
-        finally:
-            ours.end()
+        for workers in ("1", "2"):
+            ours = Ours(chosen.output / "ours.log", "--workers", workers)
+            try:
+                report[f"SkipNet Serve, workers: {workers}"] = measure(ours.port, chosen.seconds)
+            finally:
+                ours.end()
         for name, command in peers(chosen.peers / "bin/python", port := free_port()).items():
             try:
                 server = Server(command, chosen.output / f"{name}.log", SKIPNET_DENSE=folder)
