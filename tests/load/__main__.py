@@ -6,6 +6,7 @@ Server and load share this machine's cores; what the load took of them is report
 import argparse
 import asyncio
 import json
+import os
 import signal
 import socket
 import tempfile
@@ -34,6 +35,7 @@ from service.decoding import Decoder
 from service.settings import SHIPPED
 from tests.load.generator import LOST, REFUSED, Result, closed_loop, form, open_loop, post
 from tests.load.servers import ROOT, Ours, Server, peers
+from tests.load.table import draw
 
 PHOTO = ROOT / "tests/photos/cat.jpg"
 DEADLINE = 1.0
@@ -48,15 +50,17 @@ def main() -> None:
     options.add_argument("--drains", type=int, default=50)
     options.add_argument("--requests", type=int, default=200_000, help="of the memory run")
     options.add_argument("--peers", type=Path, default=ROOT / "build/peers", help="environment of the peers")
-    options.add_argument("--output", type=Path, default=ROOT / "build/load", help="folder for load.json")
+    options.add_argument("--output", type=Path, default=ROOT / "build/load", help="folder for load.json and table.md")
     chosen = options.parse_args()
     chosen.output.mkdir(parents=True, exist_ok=True)
     file = chosen.output / "load.json"
     report = json.loads(file.read_text()) if file.exists() else {}
     report["machine"] = describe_machine()
     for part in chosen.only.split(","):
-        report[part] = PARTS[part](chosen)
+        busy = os.getloadavg()[0]
+        report[part] = PARTS[part](chosen) | {"other_load": busy}
         file.write_text(json.dumps(report, indent=1) + "\n")
+        (chosen.output / "table.md").write_text(draw(report))
         print(part, json.dumps(report[part], indent=1), flush=True)
 
 

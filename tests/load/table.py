@@ -1,0 +1,101 @@
+"""The figures of `load.json` as tables."""
+
+from typing import Any
+
+
+def draw(report: dict[str, Any]) -> str:
+    """Return Markdown of every part that was run."""
+    machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
+    parts = [draw_part(report[name]) for name, draw_part in PARTS.items() if name in report]
+    busy = max(report[name]["other_load"] for name in PARTS if name in report)
+    note = (
+        f"Machine: {machine}. Before the runs up to {busy:.1f} processes were ready to run on it: above a few tenths, "
+        "others took part of the time.\n"
+    )
+    return "\n".join([note, *parts])
+
+
+def rows(head: list[str], body: list[list[object]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(shown(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def shown(cell: object) -> str:
+    return (
+        f"{cell:.2f}"
+        if isinstance(cell, float) and cell < 100
+        else f"{cell:.0f}"
+        if isinstance(cell, float)
+        else str(cell)
+    )
+
+
+def images(part: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: value for name, value in part.items() if isinstance(value, dict)}
+
+
+def latency(part: dict[str, Any]) -> str:
+    head = ["one request at a time, ms", "decode and engine alone p50", "p99", "service p50", "p99", "overhead p50"]
+    body = [
+        [
+            *(name, one["engine_alone_p50_ms"], one["engine_alone_p99_ms"], one["service_p50_ms"]),
+            *(one["service_p99_ms"], one["overhead_p50_ms"]),
+        ]
+        for name, one in images(part).items()
+    ]
+    return rows(head, body)
+
+
+def overload(part: dict[str, Any]) -> str:
+    head = [
+        "open loop",
+        "offered/s",
+        "200/s",
+        "of capacity",
+        "p99 ms",
+        "429",
+        "504",
+        "lost",
+        "probes p50 ms",
+        "most ms",
+    ]
+    body = [
+        [
+            *(f"{name}, {times}", one["offered"], one["goodput"], one["share_of_capacity"], one["p99_ms"]),
+            *(one["statuses"].get("429", 0), one["statuses"].get("504", 0), one["lost"]),
+            *(one["probe_p50_ms"], one["probe_max_ms"]),
+        ]
+        for name, runs in images(part).items()
+        for times, one in images(runs).items()
+    ]
+    return rows(head, body)
+
+
+def peers(part: dict[str, Any]) -> str:
+    head = ["64 requests under way", "image", "requests/s", "p50 ms", "p99 ms", "one at a time, p50 ms"]
+    body: list[list[object]] = []
+    for server, measured in images(part).items():
+        if "problem" in measured:
+            body.append([server, "did not run", "", "", "", ""])
+        body += [
+            [server, name, one["requests_per_second"], one["p50_ms_64"], one["p99_ms_64"], one["p50_ms_1"]]
+            for name, one in images(measured).items()
+        ]
+    return rows(head, body)
+
+
+def accounts(what: str, part: dict[str, Any]) -> str:
+    statuses = ", ".join(f"{count} x {status}" for status, count in part["statuses"].items())
+    more = ", ".join(f"{name}: {shown(value)}" for name, value in part.items() if name not in STANDARD)
+    return rows([what, "requests", "answers", "lost", ""], [["", part["requests"], statuses, part["lost"], more]])
+
+
+STANDARD = ("requests", "statuses", "lost", "other_load")
+PARTS = {
+    "latency": latency,
+    "overload": overload,
+    "peers": peers,
+    "swaps": lambda part: accounts("swaps under load", part),
+    "drains": lambda part: accounts("drains under load", part),
+    "memory": lambda part: accounts("memory", part),
+}
