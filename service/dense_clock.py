@@ -15,6 +15,8 @@ import numpy as np
 LARGEST_SHARE = 0.02
 """Of the engine's time, at most, that samples may take."""
 SAMPLES = 5
+DISTURBED = 3.0
+"""Times the dense figure: routing alone makes no run so long, but another process on the same core does."""
 
 
 class DenseClock:
@@ -30,6 +32,14 @@ class DenseClock:
     def seconds(self, images: int) -> float:
         """Return the seconds that a batch of ``images`` takes when every block runs."""
         return self._warm(images) * self._factors[self._nearest(images)]
+
+    def instead(self, images: int, seconds: float) -> float:
+        """Return what a batch of ``images`` that took ``seconds`` would have taken with every block run.
+
+        What made a run far longer than a dense one is not routing, and would have come on top of the dense run too.
+        """
+        dense = self.seconds(images)
+        return dense + max(0.0, seconds - DISTURBED * dense)
 
     def due(self, images: int, interval: float) -> bool:
         """Whether a batch of ``images`` should be a sample: the last one is ``interval`` seconds ago, and the engine

@@ -163,7 +163,7 @@ class Metrics:
         series.batch_size.observe(size)
         series.batches[routed.mode].inc()
         series.engine_seconds.inc(ran.seconds + ran.sampled)
-        series.dense_seconds.inc(served.clock.seconds(size))
+        series.dense_seconds.inc(served.clock.instead(size, ran.seconds))
         series.macs["executed"].inc(int(macs.sum()))
         if ran.sampled:
             series.dense_samples.inc(size)

@@ -44,3 +44,9 @@ def test_samples_are_an_interval_apart_and_never_without_one(clock: DenseClock) 
     clock.ran(1000.0)
     assert not clock.due(1, 3600.0)
     assert not clock.due(1, 0.0)
+
+
+def test_what_disturbs_a_run_would_have_disturbed_a_dense_one(clock: DenseClock) -> None:
+    assert [clock.instead(1, seconds) for seconds in (0.5, 1.2, 3.0)] == [1.0, 1.0, 1.0]
+    # A run that another process held up for 200 seconds tells nothing about routing.
+    assert clock.instead(1, 203.0) == 201.0
