@@ -1,4 +1,4 @@
-"""An analysis as one HTML page: no files beside it, light and dark, for telephones and for paper."""
+"""An analysis as one HTML page: no files beside it, light and dark, for telephones and for paper; and as Markdown."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from io import BytesIO
 
 from PIL import Image
 
+from models.analysis.claims import judge_claims
 from models.analysis.study import Analysis
 
 STYLE = """
@@ -18,20 +19,20 @@ p{margin:.5rem 0;max-width:44rem}.quiet{color:var(--quiet)}.charts{display:grid;
 grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr))}figure{margin:0;break-inside:avoid}
 svg.chart,figure img{width:100%;height:auto;display:block}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem}th,td{padding:.25rem .75rem .25rem 0;text-align:right;
-border-bottom:1px solid var(--line)}th:first-child,td:first-child{text-align:left}
+vertical-align:top;border-bottom:1px solid var(--line)}th:first-child,td:first-child{text-align:left}
 @media print{body{font-size:11px;max-width:none}h2{break-after:avoid}.charts{grid-template-columns:1fr 1fr}}
 """
 
 
 def draw_report(analysis: Analysis, charts: Mapping[str, str], sheets: Mapping[str, Image.Image]) -> str:
-    """Return the page."""
+    """Return the page; ``sheets`` may be empty."""
+    claims = judge_claims(analysis)
     parts = [
         f"<h1>{escape(analysis.model)}</h1>",
-        f'<p class="quiet">{analysis.images:,} images of {escape(analysis.dataset)} {escape(analysis.split)}, engine '
-        f"{escape(analysis.engine)}, execute threshold {analysis.execute_threshold:g}</p>",
-        f"<p>An image executes {analysis.mean_blocks:.1f} of {analysis.blocks} blocks on average, "
-        f"{analysis.mac_share:.1%} of the dense multiply-adds, along one of {analysis.paths} paths; "
-        f"{analysis.accuracy:.2%} are classified right.</p>",
+        f'<p class="quiet">{escape(origin(analysis))}</p>',
+        f"<p>{escape(summary(analysis))}</p>",
+        "<h2>The paper's account of it</h2>",
+        table(("SkipNet's authors found", "here", "holds"), [(row.claim, row.measured, row.holds) for row in claims]),
         section("Easy and hard images", "", charts, ("blocks",)),
         *(
             sheet(f"Images that execute {name}, with their blocks and class", sheets[name])
@@ -88,6 +89,41 @@ def draw_report(analysis: Analysis, charts: Mapping[str, str], sheets: Mapping[s
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width,initial-scale=1"><title>{title}</title><style>{STYLE}</style></head>'
         f"<body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def draw_markdown(analysis: Analysis, charts: Mapping[str, str]) -> str:
+    """Return a page for the folder where the charts lie, each as a file NAME.svg."""
+    claims = [f"| {row.claim} | {row.measured} | {row.holds} |" for row in judge_claims(analysis)]
+    pictures = [f"![{name}]({name}.svg)" for name in charts]
+    return "\n".join(
+        [
+            f"# {analysis.model}",
+            "",
+            f"{origin(analysis)}. {summary(analysis)}",
+            "",
+            "| SkipNet's authors found | here | holds |",
+            "|---|---|---|",
+            *claims,
+            "",
+            *pictures,
+            "",
+        ]
+    )
+
+
+def origin(analysis: Analysis) -> str:
+    return (
+        f"{analysis.images:,} images of {analysis.dataset} {analysis.split}, engine {analysis.engine}, execute "
+        f"threshold {analysis.execute_threshold:g}; {analysis.altered_images:,} of them altered"
+    )
+
+
+def summary(analysis: Analysis) -> str:
+    return (
+        f"An image executes {analysis.mean_blocks:.1f} of {analysis.blocks} blocks on average, "
+        f"{analysis.mac_share:.1%} of the dense multiply-adds, along one of {analysis.paths} paths; "
+        f"{analysis.accuracy:.2%} are classified right."
     )
 
 

@@ -11,7 +11,7 @@ from service.settings import DeviceName, EngineName, Options
 class Analyze(Options):
     """Show which images and classes execute many blocks, how steady decisions are, and what an attacker gains.
 
-    Leaves report.html, analysis.json, charts (SVG) and contact sheets (PNG) in --output.
+    Leaves report.html, README.md, analysis.json, charts (SVG) and contact sheets (PNG) in --output.
     """
 
     checkpoint: CliPositionalArg[Path] = Field(description="folder <repository>/<model>/<version>")
@@ -24,6 +24,7 @@ class Analyze(Options):
     images: int = Field(10_000, ge=1, description="test images to run")
     altered: int = Field(1000, ge=1, description="images to run in altered copies too, 46 of each")
     attacked: int = Field(50, ge=0, description="images to attack; the slowest part")
+    photos: bool = Field(True, description="show images of the data set; --no-photos for a report to publish")
     write: bool = Field(False, description="write the analysis beside the checkpoint and into its card")
 
     def cli_cmd(self) -> None:
@@ -31,7 +32,7 @@ class Analyze(Options):
 
         from models.analysis.charts import draw_charts
         from models.analysis.images import read_sample
-        from models.analysis.report import draw_report
+        from models.analysis.report import draw_markdown, draw_report
         from models.analysis.routes import Runner
         from models.analysis.sheets import draw_sheets
         from models.analysis.study import ANALYSIS, study
@@ -68,12 +69,13 @@ class Analyze(Options):
         charts = draw_charts(analysis, config.calibration)
         for name, chart in charts.items():
             (self.output / f"{name}.svg").write_text(chart)
-        sheets = draw_sheets(sample, answers, config.labels)
+        sheets = draw_sheets(sample, answers, config.labels) if self.photos else {}
         for name, sheet in sheets.items():
             sheet.save(self.output / f"{name}.png")
         document = json.dumps(analysis.as_dict(), indent=1) + "\n"
         (self.output / ANALYSIS).write_text(document)
         (self.output / "report.html").write_text(draw_report(analysis, charts, sheets))
+        (self.output / "README.md").write_text(draw_markdown(analysis, charts))
         print("report:", self.output / "report.html")
         if self.write:
             (self.checkpoint / ANALYSIS).write_text(document)

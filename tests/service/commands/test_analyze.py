@@ -79,9 +79,20 @@ def test_the_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     with Image.open(output / "least.png") as sheet:
         assert sheet.width > 600
 
+    listed = (output / "README.md").read_text()
+    assert all((output / name).is_file() for name in re.findall(r"\((\w+\.svg)\)", listed))
+    assert listed.count(".svg") == len(charts) and "dogs are hard, trucks easy" in listed
+
     written = read_analysis(folder)
     assert written is not None and written.images == IMAGES
     assert "Routes of 30 test images" in (folder / "README.md").read_text()
+
+
+def test_a_report_to_publish_shows_no_image_of_the_data_set(data: Path, tmp_path: Path) -> None:
+    few = ["--images", "4", "--altered", "2", "--attacked", "0", "--engine", "onnxruntime"]
+    main(["analyze", str(CHECKPOINT), str(data), "--output", str(tmp_path), "--no-photos", *few])
+    assert not list(tmp_path.glob("*.png"))
+    assert "data:image" not in (tmp_path / "report.html").read_text()
 
 
 def test_a_network_without_gates_has_nothing_to_analyse(
