@@ -11,7 +11,7 @@ CLEAR = 0.05
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, what was measured here, and whether it holds: "yes", "no", or "no difference"."""
+    """What the paper says, what was measured here, and whether it holds: "yes", "no", "in part" or "no difference"."""
 
     claim: str
     measured: str
@@ -65,7 +65,8 @@ def judge_classes(analysis: Analysis) -> list[Claim]:
         return []
     (dog, many), (truck, few) = ranks["dog"], ranks["truck"]
     measured = f"dog {many:.2f} blocks, truck {few:.2f}; places {dog} and {truck} of {len(ranks)} from the easiest"
-    return [Claim("dogs are hard, trucks easy", measured, verdict(many - few))]
+    halves = (dog > len(ranks) / 2) + (truck <= len(ranks) / 2)
+    return [Claim("dogs are hard, trucks easy", measured, ("no", "in part", "yes")[halves])]
 
 
 def judge_blocks(analysis: Analysis) -> list[Claim]:

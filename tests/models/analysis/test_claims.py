@@ -48,3 +48,11 @@ def test_each_claim_is_judged_by_its_own_sign(analysis: Analysis) -> None:
 def test_classes_without_dogs_say_nothing_of_them(analysis: Analysis) -> None:
     claims = judge_claims(replace(analysis, classes=analysis.classes[:1]))
     assert not any("dogs" in row.claim for row in claims)
+
+
+def test_a_dog_among_the_easy_half_makes_the_claim_hold_in_part(analysis: Analysis) -> None:
+    harder = [ClassRoutes(label, 5, 0.9, 7.0, ZEROS) for label in ("cat", "deer")]
+    [judged] = [
+        row for row in judge_claims(replace(analysis, classes=[*analysis.classes, *harder])) if "dogs" in row.claim
+    ]
+    assert judged.holds == "in part"
