@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.benchmark.forcing import force_route
+from models.blocks import BasicBlock
 from models.checkpoint import SHIPPED, read_checkpoint
 from models.data.augmentation import normalise
 from models.data.catalogue import find_dataset
 from models.engines.engine import Routed
 from models.engines.folding import fold
 from models.engines.native import NativeEngine
+from models.engines.persistent_rounding import RoundedEngine
 from models.engines.reference import ReferenceEngine
-from models.network import SkipNet
+from models.network import GateKind, SkipNet
 from models.parity import THRESHOLD, read_case
 from models.preprocessing import prepare
 from tests.models.engines.persistent.simulated import SimulatedEngine
@@ -147,6 +149,22 @@ def test_public_codes_answers(name: str) -> None:
     np.testing.assert_array_equal(answer.executed, case.expected.executed[few])
     largest = np.abs(case.expected.logits).max()
     np.testing.assert_allclose(answer.logits, case.expected.logits[few], rtol=0, atol=HALF * largest)
+
+
+@pytest.mark.parametrize("gates", [None, "rnn", "feedforward_1", "feedforward_2"])
+def test_the_emulation_rounds_where_the_kernel_does(gates: GateKind | None) -> None:
+    """What is left between them is the order of sums: less than half of what half precision itself takes."""
+    torch.manual_seed(3)
+    network = SkipNet(stem="cifar", block=BasicBlock, blocks=(2, 2, 2), classes=5, gates=gates).eval()
+    images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    thresholds = np.array([0.5, 0, 1], np.float32)
+    kernel = SimulatedEngine(fold(network)).run(images, thresholds)
+    emulated = RoundedEngine(fold(network)).run(images, thresholds)
+    reference = ReferenceEngine(network).run(images, thresholds)
+    np.testing.assert_array_equal(emulated.executed, kernel.executed)
+    np.testing.assert_allclose(emulated.probability, kernel.probability, rtol=0, atol=1e-4)
+    apart, rounding = (np.abs(kernel.logits - other.logits).mean() for other in (emulated, reference))
+    assert apart < rounding / 2
 
 
 @pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_feedforward_110"])
