@@ -55,6 +55,7 @@ struct RecurrentGate {
     DEVICE void begin(const uint4* gates) {
         stream = gates + SHARED_WORDS;
         hidden = cell = 0.0f;
+        await_copies();  // of the gate after the last, which is none: copies may overtake each other
         copy_weights<16>();
     }
 
