@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from models.benchmark.forcing import random_network
 from models.benchmark.measure import interleave
 from models.blocks import Block
+from models.catalogue import find_architecture
 from models.data.augmentation import PADDING
 from models.data.batches import MemoryBatches
 from models.data.catalogue import find_dataset
 from models.network import SkipNet
-from models.training.job import can_compile, multiplies_bfloat16
+from models.training.job import gains_by_compiling, multiplies_bfloat16
 from models.training.objective import Step
 from models.training.readout import readouts
 from models.training.recipes import Recipe, find_recipe
@@ -57,10 +58,11 @@ def compare_steps(architecture: str, seconds: float, threads: int) -> Iterator[C
     torch.set_num_threads(threads)
     network = random_network(architecture)
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, ROW.size, ROW.size, 3), np.uint8)
-    half = bfloat16_where_fast()
+    half = "bfloat16" if multiplies_bfloat16(CPU) else "float32"
+    compiles = gains_by_compiling(find_architecture(architecture), CPU, multiplies_bfloat16(CPU))
     yield compare(
         {
-            f"SP, ours: {'compiled, ' * can_compile(CPU)}{half}, augmented in batches": ours(network, pixels),
+            f"SP, ours: {'compiled, ' * compiles}{half}, augmented in batches": ours(network, pixels, compiles),
             "SP, the public code's way: float32, eager, PIL image by image": public_way(network, pixels),
         },
         seconds,
@@ -81,14 +83,10 @@ def compare(steps: dict[str, Callable[[], object]], seconds: float) -> Compariso
     return Comparison(step, rival, BATCH / timings[step].median, BATCH / timings[rival].median, middle, low, high)
 
 
-def bfloat16_where_fast() -> str:
-    return "bfloat16" if multiplies_bfloat16(CPU) else "float32"
-
-
-def ours(network: SkipNet, pixels: NDArray[np.uint8]) -> Callable[[], None]:
+def ours(network: SkipNet, pixels: NDArray[np.uint8], compiles: bool) -> Callable[[], None]:
     """Return an SP step as `skipnet train` takes it."""
     recipe = find_recipe("short", "sp")
-    step_of = torch.compile(supervised_step, dynamic=False) if can_compile(CPU) else supervised_step
+    step_of = torch.compile(supervised_step, dynamic=False) if compiles else supervised_step
     fallen = torch.tensor(1.0)
 
     def loss(network: SkipNet, images: Tensor, labels: Tensor) -> Tensor:
