@@ -7,6 +7,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD = 64 << 10
 HEAD_SECONDS = 30.0
+GRACE_SECONDS = 0.25
+"""How long a connection on which nothing is under way stays open at the end: its next request may be on its way, and
+would be lost with it; so it is answered, if only with 503."""
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -49,6 +52,7 @@ class BoundedHead(HttpToolsProtocol):
 
     max_head = MAX_HEAD
     head_seconds = HEAD_SECONDS
+    grace_seconds = GRACE_SECONDS
     head_size = 0
     in_head = True
     head_timer: asyncio.TimerHandle | None = None
@@ -68,6 +72,12 @@ class BoundedHead(HttpToolsProtocol):
             if self.head_size > self.max_head and not self.transport.is_closing():
                 self.transport.write(TOO_LARGE)
                 self.transport.close()
+
+    def shutdown(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(self.grace_seconds, super().shutdown)
+        else:
+            super().shutdown()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

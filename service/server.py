@@ -119,8 +119,12 @@ class Server(uvicorn.Server):
                 )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.core.draining = True
+        # Connections that wait at the sockets would be lost with them.
+        for _ in range(4):
+            await asyncio.sleep(0)
         # In the same step of the loop as uvicorn closes its sockets: what is admitted now is finished, what
         # comes now is refused.
-        self.core.draining = self.core.closed = True
+        self.core.closed = True
         await super().shutdown(sockets)
         log.info("stopped")

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from service.loading import Served
+from service.protocol import BoundedHead
 from tests.service.parts import Process, Running, encoded, picture, until, watched
 
 PNG = {"content-type": "image/png"}
@@ -72,6 +73,20 @@ def test_new_connections_are_heard_while_the_event_loop_is_busy(start: Callable[
         client.close()
     # One a turn would have taken two hundred.
     assert turns - began < 100
+
+
+def test_request_on_its_way_at_the_end_is_answered(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedHead, "grace_seconds", 20)
+    server = start()
+    with socket.create_connection(("127.0.0.1", server.port), 20) as client:
+        server.server.handle_exit(signal.SIGTERM, None)
+        until(lambda: server.core.closed)
+        client.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1\r\n\r\nx")
+        assert client.recv(100).startswith(b"HTTP/1.1 503")
+        while client.recv(4096):
+            pass  # And then the connection ends.
 
 
 def test_request_after_the_end_is_refused_with_503(start: Callable[..., Running]) -> None:
