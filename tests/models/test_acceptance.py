@@ -1,6 +1,6 @@
 """The checks of `skipnet verify-gpu`, on the CPU."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -25,12 +25,7 @@ CASES = ["cifar10_resnet_38", "cifar10_rnn_gate_38", "cifar10_feedforward_38"]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import torch
 
 from models.analysis.images import Sample
 from models.analysis.routes import Runner
@@ -14,12 +13,8 @@ from tests.service.parts import picture
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def calm(one_thread: None) -> None:
+    """Every test of this folder runs with one thread."""
 
 
 @pytest.fixture(scope="session")

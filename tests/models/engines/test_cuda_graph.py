@@ -39,13 +39,7 @@ NEAR = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
 """How near its threshold a probability may be decided by rounding, and how far logits may be off."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that share one small operator cost more than they bring."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

@@ -1,7 +1,7 @@
 """How an engine is checked before it serves on a GPU, and that selection does without those that fail."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,12 +33,7 @@ def verification(checkpoint: Checkpoint) -> Verification:
     return Verification(checkpoint)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Bent:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,7 @@ from tests.service.parts import NAME
 PARTS = ["--model", NAME, "--batches", "2", "--shares", "0,1", "--seconds", "0.01"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Half precision is slow on a CPU, and slower where threads share a small operator."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
