@@ -275,7 +275,7 @@ def drains(chosen: argparse.Namespace) -> dict[str, object]:
 
 def memory(chosen: argparse.Namespace) -> dict[str, object]:
     """What the process holds after the first tenth of the requests, and after all of them."""
-    server = Ours(chosen.output / "ours.log", "--log-level", "warning")
+    server = Ours(chosen.output / "ours.log")
     requests = [post(f"/classify?execute_threshold={step / 8}", *IMAGES["PNG 32x32"]) for step in range(9)]
     try:
         first, _ = run(closed_loop(server.port, requests, 32, 3600, chosen.requests // 10))

@@ -59,10 +59,12 @@ class Ours(Server):
 
     def __init__(self, log: Path, *options: str) -> None:
         super().__init__([sys.executable, "-m", "service.cli", "serve", "--port", "0", *options], log)
-        while not (found := re.search(r"address=http://[^:]+:(\d+)", log.read_text())) and self.process.poll() is None:
+        address, end = re.compile(r"address=http://[^:]+:(\d+)"), time.monotonic() + 60
+        while (found := address.search(log.read_text())) is None:
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.end()
+                raise RuntimeError(f"it did not start: {log.read_text()[-300:]}")
             time.sleep(0.05)
-        if found is None:
-            raise RuntimeError(log.read_text())
         self.port = int(found[1])
         self.wait_ready(f"http://127.0.0.1:{self.port}/health/ready")
 
