@@ -235,6 +235,13 @@ def packs() -> ModuleType:
     return module
 
 
+def write_cifar10(folder: Path, train: int, test: int) -> None:
+    """Write the first real images of each split in the hub's schema."""
+    for name, count in (("train", train), ("test", test)):
+        pixels, labels = packs().read("cifar10", name)
+        write_parquet(folder / f"{name}.parquet", pixels[:count], labels[:count].tolist())
+
+
 def test_the_real_cifar_10_through_the_same_loader(tmp_path: Path) -> None:
     images, labels = packs().read("cifar10", "test")
     write_parquet(tmp_path / "test.parquet", images[:200], labels[:200].tolist())

@@ -14,7 +14,7 @@ from models.training.report import draw_figure, draw_report
 from models.training.reproduction import Reproduction, choose_threshold, reproduce
 from models.training.results import Result, ResultError, read_results
 from models.training.rows import Published, Row, Schedule, UnknownRow, ablations, find_row, find_runs, table
-from tests.models.test_data import packs, write_parquet
+from tests.models.test_data import write_cifar10
 
 TRAIN, TEST, HELD_OUT = 36, 16, 20
 TINY = {"epochs": 2, "batch": 8, "rate": 0.01}
@@ -38,9 +38,7 @@ def never(steps: Iterator[int]) -> Iterator[int]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real images of CIFAR-10, in the hub's schema."""
     folder = tmp_path_factory.mktemp("cifar10")
-    for split, count in (("train", TRAIN), ("test", TEST)):
-        pixels, labels = packs().read("cifar10", split)
-        write_parquet(folder / f"{split}.parquet", pixels[:count], labels[:count].tolist())
+    write_cifar10(folder, TRAIN, TEST)
     return folder
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from models.checkpoint import SHIPPED, read_checkpoint, read_config
 from models.precision import PrecisionLost, Rounding
 from service.cli import main
-from tests.models.test_data import packs, write_parquet
+from tests.models.test_data import write_cifar10
 
 TEST, TRAIN = 24, 16
 
@@ -23,9 +23,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cifar10")
-    for split, count in (("train", TRAIN), ("test", TEST)):
-        pixels, labels = packs().read("cifar10", split)
-        write_parquet(folder / f"{split}.parquet", pixels[:count], labels[:count].tolist())
+    write_cifar10(folder, TRAIN, TEST)
     return folder
 
 

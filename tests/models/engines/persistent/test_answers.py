@@ -1,7 +1,7 @@
 """The persistent kernel, on simulated thread blocks, answers as the reference does."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +40,13 @@ NEAR = 1e-3
 HALF = 0.01
 """Error of a logit in half precision, as a share of the largest: rounding of 2**-11 in each of 38 to 110 layers."""
 
-pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 Build = Callable[[str], SkipNet]
 Images = Callable[[str], NDArray[np.float32]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def agree(answer: Routed, expected: Routed, thresholds: NDArray[np.float32]) -> int:
