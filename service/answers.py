@@ -67,9 +67,12 @@ class Classification(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What an engine answered for one image of a batch; the arrays are `Routed`'s less the first axis."""
+    """What an engine answered for one image of a batch; the arrays are `Routed`'s less the first axis, with the
+    classes' probabilities beside it.
+    """
 
     logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
     executed: NDArray[np.bool_]
     probability: NDArray[np.float32]
     macs: int
@@ -82,8 +85,9 @@ class ImageResult:
 
 def split(routed: "Routed", macs: NDArray[np.int64]) -> list[ImageResult]:
     """Return a batch's results image by image; ``macs`` [N] is what each cost."""
+    probabilities = softmax(routed.logits)
     return [
-        ImageResult(routed.logits[i], routed.executed[i], routed.probability[i], cost, routed.mode)
+        ImageResult(routed.logits[i], probabilities[i], routed.executed[i], routed.probability[i], cost, routed.mode)
         for i, cost in enumerate(macs.tolist())
     ]
 
@@ -95,11 +99,11 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return shares
 
 
-def predictions(logits: NDArray[np.float32], labels: list[str], top_k: int) -> list[Prediction]:
+def predictions(probabilities: NDArray[np.float32], labels: list[str], top_k: int) -> list[Prediction]:
     """Return the ``top_k`` likeliest classes, likeliest first; of equals the first class comes first."""
-    probabilities = softmax(logits)
     order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [Prediction(label=labels[i], index=i, probability=round(probabilities[i].item(), 6)) for i in order.tolist()]
+    likeliest = zip(order.tolist(), probabilities[order].tolist(), strict=True)
+    return [Prediction(label=labels[i], index=i, probability=round(value, 6)) for i, value in likeliest]
 
 
 def routing(result: ImageResult, checkpoint: "Checkpoint", explain: bool) -> RoutingAnswer:

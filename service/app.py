@@ -14,9 +14,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from service.core import Core
-from service.errors import Code, ServiceError
+from service.errors import Code, ServiceError, invalid
 from service.loading import Served
-from service.middleware import Access, BodyLimit, Overload, error_answer
+from service.middleware import Access, BodyLimit, Direct, error_answer
 from service.routes import classify, health, metrics, models, page, v2
 from service.settings import Settings
 
@@ -46,7 +46,7 @@ def create_app(
         yield
         await core.stop()
 
-    middleware = [Middleware(each, core=core) for each in (Access, Overload, BodyLimit)]
+    middleware = [Middleware(each, core=core) for each in (Access, BodyLimit)]
     if core.settings.cors_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -60,12 +60,15 @@ def create_app(
         from service.collective import Collective
 
         middleware.append(Middleware(Collective, workers=workers))
+    middleware.append(Middleware(Direct, endpoints={"/classify": classify.classify}))
     # Its pages bring their own scripts: many servers, and many browsers that look at them, have no internet.
     app = FastAPIOffline(
         redoc_url=None,
         title="SkipNet Serve",
         version=version("skipnet-serve"),
         description=DESCRIPTION,
+        # `service/tracing.py` makes the spans, by option; only to ask whether it is on costs as much as decoding.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
         middleware=middleware,
         exception_handlers={
@@ -87,8 +90,7 @@ async def service_error(request: Request, error: Exception) -> Response:
 
 async def invalid_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
-    return error_answer(request.scope, Code.INVALID_PARAMETER, problems)
+    return await service_error(request, invalid(error.errors()))
 
 
 async def http_error(request: Request, error: Exception) -> Response:

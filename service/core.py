@@ -17,7 +17,7 @@ from models.preprocessing import prepare
 from service.admission import REASONS, Admission
 from service.answers import ImageResult
 from service.batching import Batcher, Work
-from service.decoding import Decoder
+from service.decoding import SMALL_PIXELS, Decoder
 from service.errors import Code, ServiceError
 from service.keys import inference_keys, management_keys
 from service.loading import Served, load_version
@@ -167,8 +167,9 @@ class Core:
         """
         loop = asyncio.get_running_loop()
         works = [Work(served, threshold, deadline, timing, loop.create_future()) for _ in payloads]
-        for work, payload in zip(works, payloads, strict=True):
-            self._decoding.submit(self._decode, work, payload, perf_counter())
+        if len(works) > 1 or not self._decode_at_once(works[0], payloads[0]):
+            for work, payload in zip(works, payloads, strict=True):
+                self._decoding.submit(self._decode, work, payload, perf_counter())
         answers = asyncio.gather(*(work.answer for work in works))
         # Nobody awaits it any more after a hang-up or a deadline; unread, its error would be logged as a defect.
         answers.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -187,6 +188,22 @@ class Core:
             answers.cancel()
             for work in works:
                 work.answer.cancel()
+
+    def _decode_at_once(self, work: Work, payload: Payload) -> bool:
+        """Make a small network's input of a small image and queue it, in the event loop; return whether it did."""
+        spec, started = work.served.checkpoint.config.input, perf_counter()
+        if not isinstance(payload, bytes) or spec.height * spec.width > SMALL_PIXELS:
+            return False
+        try:
+            image = self.decoder.decode_small(payload, spec.resize)
+            if image is None:
+                return False
+            work.image = prepare(image, spec)
+            work.timing.decode = perf_counter() - started
+            self.batcher.put(work)
+        except Exception as error:
+            work.fail(error)
+        return True
 
     def _decode(self, work: Work, payload: Payload, submitted: float) -> None:
         """Make the network's input of a payload and queue it; runs in a decoding thread."""

@@ -1,6 +1,6 @@
 """Everything that can go wrong for a client, with the status it gets: one table, one exception."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -80,6 +80,11 @@ class ServiceError(Exception):
     def outcome(self) -> str:
         """Value of the label `outcome` of skipnet_requests_total."""
         return outcome_of(self.status)
+
+
+def invalid(problems: Iterable[Mapping[str, Any]]) -> ServiceError:
+    """Return what pydantic found wrong with parameters as one error."""
+    return ServiceError(Code.INVALID_PARAMETER, "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in problems))
 
 
 class UserError(Exception):

@@ -1,9 +1,9 @@
-"""What wraps every request: its id, its record, its log line and counters; and the limit on its body."""
+"""What wraps every request: its id, its record, its log line and counters; the limit on its body; the shortest way."""
 
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,12 @@ def record_of(request: Request) -> Record:
     return record
 
 
+def request_id(headers: Headers) -> str:
+    """Return the client's `X-Request-ID` where it is short and plain, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
 def in_oip(scope: Scope) -> bool:
     """Return whether a request's errors are worded as the Open Inference Protocol wants them."""
     path: str = scope["path"]
@@ -58,9 +64,8 @@ def error_answer(
 
 
 class Access:
-    """Gives each request an id and a record, answers what nobody caught, and writes the one log line.
-
-    A client's `X-Request-ID` is kept where it is short and plain; it comes back in the header of that name.
+    """Gives each request an id, which its answer carries, and a record; answers what nobody caught; writes the log
+    line.
     """
 
     def __init__(self, app: ASGIApp, core: Core) -> None:
@@ -71,8 +76,7 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        record = Record(given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8))
+        record = Record(request_id(Headers(scope=scope)))
         scope.setdefault("state", {})["record"] = record
         status = 0
 
@@ -124,25 +128,6 @@ class Access:
         )
 
 
-class Overload:
-    """Refuses to classify while the house is full, before any work is done for a request.
-
-    Refusing has to be far cheaper than answering: under an overload of many times what can be answered it would
-    otherwise take the place of answering.
-    """
-
-    def __init__(self, app: ASGIApp, core: Core) -> None:
-        self.app = app
-        self.admission = core.admission
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.admission.full and is_inference(scope):
-            error = self.admission.queue_full()
-            await error_answer(scope, error.code, error.message, error.headers)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-
 class BodyLimit:
     """Refuses a body of too many bytes: by its Content-Length before it is read, else as it comes.
 
@@ -180,3 +165,29 @@ class BodyLimit:
 
     def too_large(self) -> ServiceError:
         return ServiceError(Code.BODY_TOO_LARGE, f"the body is larger than {self.limit:,} bytes, the most that is read")
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Direct:
+    """Hands a POST to its endpoint past FastAPI's routing, which costs more than all else a request needs of Python.
+
+    The endpoints are routes as well: for the OpenAPI page, and to answer other methods.
+    """
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
+        self.app = app
+        self.endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        posted = scope["type"] == "http" and scope["method"] == "POST"
+        endpoint = self.endpoints.get(scope["path"]) if posted else None
+        if endpoint is None:
+            await self.app(scope, receive, send)
+            return
+        try:
+            response = await endpoint(Request(scope, receive, send))
+        except ServiceError as error:
+            response = error_answer(scope, error.code, error.message, error.headers)
+        await response(scope, receive, send)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.answers import ImageResult, softmax
+from service.answers import ImageResult
 from service.core import Payload
 from service.errors import Code, ServiceError
 
@@ -188,8 +188,8 @@ def tensor_of(name: str, results: Sequence[ImageResult]) -> NDArray[Any]:
         return np.asarray([result.macs for result in results], "<i8")
     if name == "executed":
         return np.stack([result.executed for result in results])
-    logits = np.stack([result.logits for result in results]).astype("<f4", copy=False)
-    return logits if name == "logits" else softmax(logits)
+    values = [result.logits if name == "logits" else result.probabilities for result in results]
+    return np.stack(values).astype("<f4", copy=False)
 
 
 def classified(values: NDArray[Any], labels: list[str], output: RequestedOutput) -> NDArray[Any]:

@@ -1,9 +1,15 @@
 """HTTP as uvicorn speaks it, with bounds on what comes before a request's body."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+Refuse = Callable[[Scope, Iterable[tuple[bytes, bytes]], bool], bytes | None]
+"""From a request's scope, headers that every answer has, and whether the connection goes on, to a refusal, if any."""
 
 MAX_HEAD = 64 << 10
 HEAD_SECONDS = 30.0
@@ -43,10 +49,11 @@ class OneWrite:
         return getattr(self.transport, name)
 
 
-class BoundedHead(HttpToolsProtocol):
-    """Closes a connection whose request line and headers take too many bytes, or too long to come.
+class BoundedProtocol(HttpToolsProtocol):
+    """Closes a connection whose request line and headers take too many bytes, or too long to come; and answers what
+    ``refuse`` refuses, of which the app never hears.
 
-    uvicorn has no such bound: one client could fill the memory with a header that never ends, or hold
+    uvicorn has no such bounds: one client could fill the memory with a header that never ends, or hold
     connections open by saying nothing.
     """
 
@@ -56,6 +63,10 @@ class BoundedHead(HttpToolsProtocol):
     head_size = 0
     in_head = True
     head_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, refuse: Refuse, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.refuse = refuse
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
@@ -86,6 +97,24 @@ class BoundedHead(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.end_head()
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        refusal = self.refuse(cast(Scope, cycle.scope), self.server_state.default_headers, cycle.keep_alive)
+        if refusal is None:
+            # The refusal of a request in the same packet may have begun to wait for another.
+            self._unset_keepalive_if_required()
+            super()._start_asgi_task(cycle, app)
+            return
+        # Whatever comes of its body is not kept.
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(refusal)
+        if not cycle.keep_alive:
+            self.transport.close()
+        if self.pipeline:
+            # Not at once: each of any number of requests behind this one would be a call within a call.
+            self.loop.call_soon(cycle.on_response)
+        else:
+            cycle.on_response()
 
     def expect_head(self) -> None:
         self.end_head()

@@ -1,12 +1,14 @@
 """The process: binds its socket, loads behind it, and on SIGTERM finishes what it admitted."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -17,7 +19,8 @@ from service.app import create_app
 from service.core import Core
 from service.loading import Served
 from service.logs import configure
-from service.protocol import BoundedHead
+from service.protocol import BoundedProtocol
+from service.refusals import Refusals
 from service.settings import Settings
 
 log = logging.getLogger("skipnet.server")
@@ -33,6 +36,8 @@ def serve(settings: Settings, sockets: list[socket.socket] | None = None, worker
     ``sockets`` are open already, for one of several workers; ``workers`` is `create_app`'s.
     """
     configure(settings.log_level, settings.log_format)
+    # Requests come and go faster than Python's thresholds expect: looking for garbage took a tenth of the time.
+    gc.set_threshold(20_000, 20, 20)
     # Threads that decode give way to the event loop sooner than after Python's 5 ms.
     sys.setswitchinterval(0.0005)
     server = build(settings, workers=workers)
@@ -47,11 +52,12 @@ def serve(settings: Settings, sockets: list[socket.socket] | None = None, worker
 def build(settings: Settings, load: Callable[[Path], Served] | None = None, workers: Sequence[Path] = ()) -> "Server":
     """Return a server that has yet to run; ``load`` and ``workers`` are `create_app`'s."""
     app = create_app(settings, load, workers)
+    refusals = Refusals(app.state.core)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=BoundedHead,
+        http=partial(BoundedProtocol, refuse=refusals.answer),  # type: ignore[arg-type]
         log_config=None,
         access_log=False,
         server_header=False,
@@ -59,15 +65,16 @@ def build(settings: Settings, load: Callable[[Path], Served] | None = None, work
         timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
-    return Server(config, app.state.core, settings.drain_pause)
+    return Server(config, app.state.core, refusals, settings.drain_pause)
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, with a drain in which it still answers, and an eye on the engine."""
 
-    def __init__(self, config: uvicorn.Config, core: Core, drain_pause: float) -> None:
+    def __init__(self, config: uvicorn.Config, core: Core, refusals: Refusals, drain_pause: float) -> None:
         super().__init__(config)
         self.core = core
+        self.refusals = refusals
         self.drain_pause = drain_pause
         self.drained_at: float | None = None
         self.exit_code = 0
@@ -109,7 +116,9 @@ class Server(uvicorn.Server):
         """Put ACCEPTS handles on each socket that is listened at."""
 
         def connection() -> asyncio.Protocol:
-            return BoundedHead(self.config, self.server_state, self.lifespan.state)
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
 
         for listener in [listener for server in self.servers for listener in server.sockets]:
             for _ in range(ACCEPTS - 1):
@@ -127,4 +136,5 @@ class Server(uvicorn.Server):
         # comes now is refused.
         self.core.closed = True
         await super().shutdown(sockets)
+        self.refusals.flush()
         log.info("stopped")

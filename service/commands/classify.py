@@ -49,7 +49,7 @@ class Classify(EngineOptions):
                 raise UserError(f"{file}: {error}") from error
             routed = engine.run(image[None], thresholds)
             [result] = split(routed, checkpoint.macs.executed(routed.executed, routed.mode))
-            found = predictions(result.logits, checkpoint.config.labels, self.top_k)
+            found = predictions(result.probabilities, checkpoint.config.labels, self.top_k)
             way = routing(result, checkpoint, explain=True)
             if self.as_json:
                 answer = {"image": str(file), "predictions": [each.model_dump() for each in found]}

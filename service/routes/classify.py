@@ -11,7 +11,7 @@ from service.answers import Classification, ModelIdentity, predictions, routing,
 from service.budget import choose_threshold
 from service.errors import Code, ServiceError, documented
 from service.middleware import record_of
-from service.routes.dependencies import core_of, described, read_parameters
+from service.routes.dependencies import core_of, described, read_parameters, read_query
 
 router = APIRouter(tags=["inference"])
 
@@ -88,7 +88,7 @@ async def classify(request: Request) -> Response:
     """Classify one image, sent as the multipart field `image` or as the body itself."""
     core, record = core_of(request), record_of(request)
     core.inference_keys.check(request)
-    query = read_parameters(ClassifyQuery, request.query_params)
+    query = read_query(ClassifyQuery, request)
     record_timing = record.timing
     deadline = core.deadline(record_timing, read_parameters(ClassifyHeaders, request.headers).timeout)
     core.accept()
@@ -116,7 +116,7 @@ async def classify(request: Request) -> Response:
                 engine=served.engine.name,
                 device=served.engine.device,
             ),
-            predictions=predictions(result.logits, checkpoint.config.labels, query.top_k),
+            predictions=predictions(result.probabilities, checkpoint.config.labels, query.top_k),
             routing=routing(result, checkpoint, query.explain),
             timing_ms=timing(record_timing),
         )

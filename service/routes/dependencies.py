@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from service.core import Core
+from service.errors import invalid
 
 Parameters = TypeVar("Parameters", bound=BaseModel)
 
@@ -25,12 +25,20 @@ async def _core(request: Request) -> Core:
 CoreHere = Annotated[Core, Depends(_core)]
 
 
+def read_query(model: type[Parameters], request: Request) -> Parameters:
+    """Return a model of the query's parameters; raises ServiceError invalid_parameter."""
+    return read_parameters(model, request.query_params if request.scope["query_string"] else {})
+
+
 def read_parameters(model: type[Parameters], given: Mapping[str, str]) -> Parameters:
-    """Return a model of query parameters or headers, as FastAPI's own would be at ten times the cost."""
+    """Return a model of query parameters or headers, as FastAPI's own would be at ten times the cost.
+
+    Raises ServiceError invalid_parameter.
+    """
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
+        raise invalid(error.errors()) from error
 
 
 def described(model: type[BaseModel], place: str) -> list[dict[str, Any]]:

@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from service.decoding import BYTES_PER_PIXEL, BYTES_PER_PIXEL_WEBP, TURNS, DecodeMemory, Decoder
+from service.decoding import (
+    BYTES_PER_PIXEL,
+    BYTES_PER_PIXEL_WEBP,
+    SMALL_FILE,
+    TURNS,
+    DecodeMemory,
+    Decoder,
+)
 from service.errors import Code, ServiceError
 from tests.service.parts import encoded, picture
 
@@ -310,3 +318,29 @@ def test_decoding_takes_no_more_memory_than_it_is_counted_for(
     )
     allowed = BYTES_PER_PIXEL_WEBP if kind == "WEBP" else BYTES_PER_PIXEL
     assert 3 * 3000 * 3000 < int(peak.stdout) <= 3000 * 3000 * allowed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_image_is_the_same_decoded_at_once(kind: str) -> None:
+    data = encoded(picture(0, 30, 20), kind)
+    image = DECODER.decode_small(data)
+    assert image is not None
+    assert image.tobytes() == decode(data).tobytes()
+
+
+def test_what_takes_long_is_not_decoded_at_once() -> None:
+    note = PngInfo()
+    note.add_text("k", "a" * 500_000, zip=True)
+    unfolds = encoded(picture(0, 30, 20), "PNG", pnginfo=note)
+    wide = encoded(Image.new("RGB", (1000, 1000)), "PNG")
+    long = encoded(picture(0), "BMP")
+    assert len(unfolds) < SMALL_FILE > len(wide)
+    for data in (unfolds, wide, long):
+        assert DECODER.decode_small(data) is None
+        decode(data)
+
+
+def test_damage_shows_in_small_images_too() -> None:
+    with pytest.raises(ServiceError) as caught:
+        DECODER.decode_small(encoded(picture(0, 30, 20))[:-30])
+    assert caught.value.code == Code.DAMAGED_IMAGE

@@ -4,7 +4,7 @@ from typing import cast
 
 import pytest
 
-from service.protocol import MAX_HEAD, BoundedHead, OneWrite
+from service.protocol import MAX_HEAD, BoundedProtocol, OneWrite
 from tests.service.parts import Running
 
 
@@ -45,14 +45,14 @@ def test_bound_is_for_each_request_of_a_connection(running: Running) -> None:
 def test_client_that_says_nothing_is_not_waited_for(
     running: Running, monkeypatch: pytest.MonkeyPatch, started: bytes
 ) -> None:
-    monkeypatch.setattr(BoundedHead, "head_seconds", 0.05)
+    monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.05)
     with connect(running) as client:
         client.sendall(started)
         assert everything(client) == b""
 
 
 def test_body_may_take_longer_than_the_head(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BoundedHead, "head_seconds", 0.05)
+    monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.05)
     with connect(running) as client:
         client.sendall(
             b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nX-Request-Timeout: 0.3\r\n"

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from service.loading import Served
-from service.protocol import BoundedHead
+from service.protocol import BoundedProtocol
 from tests.service.parts import Process, Running, encoded, picture, until, watched
 
 PNG = {"content-type": "image/png"}
@@ -78,7 +78,7 @@ def test_new_connections_are_heard_while_the_event_loop_is_busy(start: Callable[
 def test_request_on_its_way_at_the_end_is_answered(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BoundedHead, "grace_seconds", 20)
+    monkeypatch.setattr(BoundedProtocol, "grace_seconds", 20)
     server = start()
     with socket.create_connection(("127.0.0.1", server.port), 20) as client:
         server.server.handle_exit(signal.SIGTERM, None)
