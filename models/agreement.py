@@ -1,4 +1,4 @@
-"""How alike an engine in half precision and the reference decide and classify the same images."""
+"""How alike two engines decide and classify the same images, one of them in half precision or with rounded weights."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

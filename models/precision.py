@@ -1,14 +1,10 @@
 """Half precision on disk: a checkpoint half as large, where its decisions and its accuracy stay."""
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from models.engines.engine import Engine
-from models.evaluation import evaluate_engine
+from models.agreement import Agreement
 from models.network import SkipNet
 
 MOST_FLIPPED, MOST_LOST = 0.001, 0.001
@@ -17,23 +13,6 @@ MOST_FLIPPED, MOST_LOST = 0.001, 0.001
 
 class PrecisionLost(ValueError):
     """Half precision would change what a checkpoint answers; the message says by how much."""
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """What rounding the weights changes: the share of decisions that flip, and accuracy before and after."""
-
-    flipped: float
-    accuracy: float
-    rounded_accuracy: float
-
-    def check(self) -> None:
-        """Raise PrecisionLost where that is more than can pass for nothing."""
-        if self.flipped > MOST_FLIPPED or self.accuracy - self.rounded_accuracy > MOST_LOST:
-            raise PrecisionLost(
-                f"in half precision {self.flipped:.3%} of the decisions flip and accuracy goes from "
-                f"{self.accuracy:.2%} to {self.rounded_accuracy:.2%}; keep float32: leave out --half"
-            )
 
 
 @torch.no_grad()
@@ -46,11 +25,14 @@ def round_weights(network: SkipNet) -> SkipNet:
     return rounded
 
 
-def measure_rounding(
-    engine: Engine, rounded: Engine, batches: Iterable[tuple[Tensor, Tensor]], threshold: float
-) -> Rounding:
-    """Return what changes between two engines, of a checkpoint and of the same one rounded."""
-    batches = list(batches)
-    before, after = (evaluate_engine(each, batches, threshold) for each in (engine, rounded))
-    flipped = float((before.executed != after.executed).mean()) if before.executed.size else 0.0
-    return Rounding(flipped, before.accuracy, after.accuracy)
+def check_rounding(agreement: Agreement) -> None:
+    """Raise PrecisionLost where a rounded checkpoint answers less like the one it was than can pass for nothing.
+
+    ``agreement`` is of the rounded one with the other as the reference.
+    """
+    flipped, before, after = 1 - agreement.decisions, agreement.reference_accuracy, agreement.accuracy
+    if flipped > MOST_FLIPPED or before - after > MOST_LOST:
+        raise PrecisionLost(
+            f"in half precision {flipped:.3%} of the decisions flip and accuracy goes from {before:.2%} to "
+            f"{after:.2%}; keep float32: leave out --half"
+        )

@@ -84,6 +84,11 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.transport.write(TOO_LARGE)
                 self.transport.close()
 
+    def on_response_complete(self) -> None:
+        # Under load the loop's next step is tens of milliseconds away.
+        cast(OneWrite, self.transport).flush()
+        super().on_response_complete()
+
     def shutdown(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.loop.call_later(self.grace_seconds, super().shutdown)

@@ -75,22 +75,23 @@ class Evaluate(Options):
 
     def rounded(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
         """Return the checkpoint as half precision leaves it; raises PrecisionLost where it answers otherwise."""
+        from models.agreement import compare_engines
         from models.engines import load_engine
         from models.evaluation import prepared_batches
-        from models.precision import measure_rounding, round_weights
+        from models.precision import check_rounding, round_weights
 
         after = replace(checkpoint, network=round_weights(checkpoint.network))
         engine, rounded = (load_engine(each, self.engine, self.device) for each in (checkpoint, after))
         try:
             batches = prepared_batches(kept_apart, checkpoint.config.input)
-            rounding = measure_rounding(engine, rounded, batches, threshold)
+            agreement = compare_engines(rounded, engine, batches, threshold)
         finally:
             engine.close()
             rounded.close()
-        rounding.check()
+        check_rounding(agreement)
         print(
-            f"half precision, on {len(kept_apart)} held-out images: {rounding.flipped:.3%} of the decisions flip, "
-            f"accuracy {rounding.accuracy:.2%} -> {rounding.rounded_accuracy:.2%}"
+            f"half precision, on {agreement.images} held-out images: {1 - agreement.decisions:.3%} of the decisions "
+            f"flip, accuracy {agreement.reference_accuracy:.2%} -> {agreement.accuracy:.2%}"
         )
         return after
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.agreement import Agreement
 from models.checkpoint import SHIPPED, read_checkpoint, read_config
-from models.precision import PrecisionLost, Rounding
+from models.precision import PrecisionLost, check_rounding
 from service.cli import main
 from tests.models.test_data import write_cifar10
 
@@ -61,8 +62,11 @@ def test_half_precision_halves_the_file_and_keeps_the_answers(
 
 
 def test_half_precision_that_changes_the_answers_is_refused() -> None:
-    Rounding(flipped=0.0005, accuracy=0.9, rounded_accuracy=0.8995).check()
+    def rounding(decisions: float, accuracy: float) -> Agreement:
+        return Agreement(1000, decisions, labels=1.0, accuracy=accuracy, reference_accuracy=0.9)
+
+    check_rounding(rounding(decisions=0.9995, accuracy=0.8995))
     with pytest.raises(PrecisionLost, match=r"0\.200% of the decisions flip"):
-        Rounding(flipped=0.002, accuracy=0.9, rounded_accuracy=0.9).check()
+        check_rounding(rounding(decisions=0.998, accuracy=0.9))
     with pytest.raises(PrecisionLost, match=r"from 90.00% to 89.50%; keep float32"):
-        Rounding(flipped=0.0, accuracy=0.9, rounded_accuracy=0.895).check()
+        check_rounding(rounding(decisions=1.0, accuracy=0.895))
