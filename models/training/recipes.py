@@ -110,7 +110,7 @@ def dial(stage: Stage) -> Recipe:
     if stage != "sp":
         return replace(short(stage), name="dial", sharpen=1.0, statistics="frozen")
     return replace(
-        short(stage), name="dial", rate=0.05, epochs=16, targets_fall=(0.05, 0.5), distil=0.7,
+        short(stage), name="dial", rate=0.05, epochs=10, targets_fall=(0.05, 0.5), distil=0.7,
         rungs=(Rung(1 / 8, 0.0, 1.0), Rung(1 / 8, 0.2, 0.75), Rung(1 / 2, 0.5, 0.5), Rung(1 / 4, 0.8, 0.35)),
     )  # fmt: skip
 
