@@ -84,30 +84,28 @@ def draw_facts(checkpoint: Checkpoint) -> str:
 
 
 def draw_evaluation(checkpoint: Checkpoint, evaluation: Evaluation) -> str:
-    saved = 1 - evaluation.macs / evaluation.dense_macs
-    lines = [
-        "## Figures",
-        "",
-        f"On {evaluation.images:,} images of {evaluation.dataset}'s {evaluation.split} split, at execute threshold "
-        f"{evaluation.execute_threshold:g}:",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| top-1 accuracy | {evaluation.accuracy:.2%} |",
+    measured_on = f"On {evaluation.images:,} images of {evaluation.dataset}'s {evaluation.split} split"
+    macs, dense = evaluation.macs / 1e6, evaluation.dense_macs / 1e6
+    lines = ["| | |", "|---|---|", f"| top-1 accuracy | {evaluation.accuracy:.2%} |"]
+    if not checkpoint.network.decision_count:
+        lines.append(f"| multiply-adds an image | {macs:.2f} M |")
+        return "\n".join(["## Figures", "", f"{measured_on}:", "", *lines, "", draw_classes(evaluation)])
+    groups = zip(group_numbers(checkpoint.macs.projections), [1.0, *evaluation.execution_rate], strict=True)
+    rates = "; ".join(
+        " ".join(f"{rate:.2f}" for _, rate in members) for _, members in groupby(groups, key=lambda pair: pair[0])
+    )
+    lines += [
         f"| decisions that skip | {evaluation.decisions_skipped:.1%} |",
         f"| computation percentage (the paper's) | {evaluation.computation_percentage:.1f} |",
-        f"| multiply-adds an image, gates counted | {evaluation.macs / 1e6:.2f} M of "
-        f"{evaluation.dense_macs / 1e6:.2f} M dense: {saved:.1%} saved |",
+        f"| multiply-adds an image, gates counted | {macs:.2f} M of {dense:.2f} M dense: "
+        f"{1 - macs / dense:.1%} saved |",
         "",
         draw_classes(evaluation),
+        "",
+        f"How often each block runs, by group: {rates}.",
     ]
-    if evaluation.execution_rate:
-        groups = zip(group_numbers(checkpoint.macs.projections), [1.0, *evaluation.execution_rate], strict=True)
-        rates = "; ".join(
-            " ".join(f"{rate:.2f}" for _, rate in members) for _, members in groupby(groups, key=lambda pair: pair[0])
-        )
-        lines += ["", f"How often each block runs, by group: {rates}."]
-    return "\n".join(lines)
+    at = f"{measured_on}, at execute threshold {evaluation.execute_threshold:g}:"
+    return "\n".join(["## Figures", "", at, "", *lines])
 
 
 def draw_classes(evaluation: Evaluation) -> str:
@@ -188,11 +186,12 @@ def draw_training(checkpoint: Checkpoint) -> str:
             "",
         ]
     where = f"models/repository/{checkpoint.name}/{checkpoint.version}"
-    commands = [
-        *draw_commands(config.architecture, training),
-        f"skipnet evaluate {where} --calibrate --write",
-        f"skipnet analyze {where} DATA --output report --write",
-    ]
+    commands = draw_commands(config.architecture, training)
+    if checkpoint.network.decision_count:
+        commands.append(f"skipnet evaluate {where} --calibrate --write")
+        commands.append(f"skipnet analyze {where} DATA --output report --write")
+    else:
+        commands.append(f"skipnet evaluate {where} --write")
     return "\n".join([*lines, "```", *commands, "```"])
 
 

@@ -24,6 +24,8 @@ REFINEMENTS, WIDEST_STEP, CLOSEST, EDGE = 16, 0.04, 0.25, 1e-6
 """Of the curve: thresholds added at most, the widest step in shares of dense MACs that is left alone, and in logits
 the closest that thresholds come to each other and to 0 and 1."""
 
+BISECTIONS = 5
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -112,11 +114,14 @@ def measure(checkpoint: Checkpoint, engine: Engine, source: Source, split: str, 
     )
 
 
-def calibrate(checkpoint: Checkpoint, engine: Engine, source: Source) -> list[CalibrationPoint]:
+def calibrate(
+    checkpoint: Checkpoint, engine: Engine, source: Source, at_most: float | None = None
+) -> list[CalibrationPoint]:
     """Return the curve of the compute dial: what each execute threshold gives on a split's images, ascending.
 
     Where a step of the threshold saves much at once, thresholds between are measured too, until no step is wide or
-    nothing lies between: gates that are nearly certain decide close to 0 and to 1.
+    nothing lies between: gates that are nearly certain decide close to 0 and to 1. So are some where the curve first
+    comes down to ``at_most``, a computation percentage, if that is what a threshold is looked for.
     """
     batches = list(prepared_batches(source, checkpoint.config.input))
 
@@ -135,7 +140,18 @@ def calibrate(checkpoint: Checkpoint, engine: Engine, source: Source) -> list[Ca
         if step is None:
             break
         points.insert(step + 1, point(halfway(points[step].threshold, points[step + 1].threshold)))
+    for _ in range(BISECTIONS):
+        step = None if at_most is None else crossing_step(points, at_most)
+        if step is None:
+            break
+        points.insert(step + 1, point(halfway(points[step].threshold, points[step + 1].threshold)))
     return points
+
+
+def crossing_step(points: list[CalibrationPoint], at_most: float) -> int | None:
+    """Return the first step of the curve that comes down to a computation percentage, if any does."""
+    within = next((number for number, point in enumerate(points) if point.computation_percentage <= at_most), 0)
+    return within - 1 if within else None
 
 
 def widest_step(points: list[CalibrationPoint]) -> int | None:

@@ -145,7 +145,7 @@ def measure_all(folder: Path, row: Row, options: Options, choose: bool) -> tuple
     kept_apart = held_out_source(read_source(dataset, "train", options.data), checkpoint.config.training)
     engine = load_engine(checkpoint, "auto", options.device)
     try:
-        curve = calibrate(checkpoint, engine, kept_apart) if checkpoint.network.decision_count else []
+        curve = calibrate(checkpoint, engine, kept_apart, row.at_most) if checkpoint.network.decision_count else []
         threshold = choose_threshold(curve, row.at_most, checkpoint.config.execute_threshold)
         held_out = measure(checkpoint, engine, kept_apart, "held_out", threshold)
         test = None

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoint import CalibrationPoint, read_config
+from models.checkpoint import SHIPPED, CalibrationPoint, read_checkpoint, read_config
+from models.data.catalogue import find_dataset
+from models.data.source import read_source
+from models.engines import load_engine
+from models.evaluation import BISECTIONS, calibrate, log_odds
 from models.training.job import Options
 from models.training.recipes import Rung, find_recipe
 from models.training.report import draw_figure, draw_report
@@ -108,6 +112,24 @@ def test_choosing_leaves_the_test_images_alone(tmp_path: Path, data: Path) -> No
     assert result.test is None
     assert result.figures.split == "held_out"
     assert (tmp_path / "runs" / "results" / "short-choose" / "plain-0.json").is_file()
+
+
+def test_the_curve_is_fine_where_a_threshold_is_looked_for(data: Path) -> None:
+    checkpoint = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "2")
+    engine = load_engine(checkpoint)
+    try:
+        source = read_source(find_dataset("cifar10"), "test", data)
+        coarse, fine = (calibrate(checkpoint, engine, source, at_most) for at_most in (None, 60.0))
+    finally:
+        engine.close()
+    assert [point.threshold for point in fine] == sorted(point.threshold for point in fine)
+    assert len(fine) == len(coarse) + BISECTIONS
+
+    def step(curve: list[CalibrationPoint]) -> float:
+        first = next(number for number, point in enumerate(curve) if point.computation_percentage <= 60)
+        return log_odds(curve[first].threshold) - log_odds(curve[first - 1].threshold)
+
+    assert step(fine) == pytest.approx(step(coarse) / 2**BISECTIONS, rel=1e-3)
 
 
 def test_the_threshold_is_the_best_one_within_the_budget() -> None:
