@@ -16,6 +16,9 @@ HEAD_SECONDS = 30.0
 GRACE_SECONDS = 0.25
 """How long a connection on which nothing is under way stays open at the end: its next request may be on its way, and
 would be lost with it; so it is answered, if only with 503."""
+REST_SECONDS = 0.25
+"""How long a connection is not read after a refusal. A client that asks again at once, unlike the many that heed
+`Retry-After`, would otherwise take the time in which others are answered."""
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -60,6 +63,7 @@ class BoundedProtocol(HttpToolsProtocol):
     max_head = MAX_HEAD
     head_seconds = HEAD_SECONDS
     grace_seconds = GRACE_SECONDS
+    rest_seconds = REST_SECONDS
     head_size = 0
     in_head = True
     head_timer: asyncio.TimerHandle | None = None
@@ -120,6 +124,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self.loop.call_soon(cycle.on_response)
         else:
             cycle.on_response()
+        self.transport.pause_reading()
+        self.loop.call_later(self.rest_seconds, self.read_again)
+
+    def read_again(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def expect_head(self) -> None:
         self.end_head()

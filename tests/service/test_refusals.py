@@ -3,12 +3,14 @@
 import json
 import logging
 import re
+import select
 import socket
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from service.loading import Served
+from service.protocol import BoundedProtocol
 from tests.service.parts import Running, encoded, picture, until, watched
 
 BODY = encoded(picture(0))
@@ -106,6 +108,24 @@ def test_connection_goes_on_after_a_refusal(
     assert first.answer()[0] == 200
     client.send(ask())
     assert client.answer()[0] == 200
+
+
+def test_connection_rests_after_a_refusal(
+    full: Callable[..., tuple[Running, Wire]],
+    wire: Callable[[Running], Wire],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BoundedProtocol, "rest_seconds", 3600)
+    server, _ = full()
+    hasty, other = wire(server), wire(server)
+    hasty.send(ask())
+    assert hasty.answer()[0] == 429
+    probe = b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
+    hasty.send(probe)
+    for _ in range(3):
+        other.send(probe)
+        assert other.answer()[0] == 200
+    assert select.select([hasty.socket], [], [], 0)[0] == []
 
 
 @pytest.mark.parametrize("asked", [{"Connection": "close"}, {}])
