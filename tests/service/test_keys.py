@@ -1,3 +1,4 @@
+import hmac
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,22 @@ def test_several_keys_from_settings_and_file(start: Callable[..., Running], tmp_
     assert server.client.post(f"/v2/models/{NAME}/infer", json={}).status_code == 401
     for path in ("/", "/health/live", "/health/ready", "/metrics", "/v2/health/ready", "/openapi.json"):
         assert server.client.get(path).status_code == 200
+
+
+def test_each_key_is_compared_in_constant_time(start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start(api_keys=["first", "second", "third"])
+    compared: list[tuple[bytes, bytes]] = []
+    original = hmac.compare_digest
+
+    def watched(given: bytes, key: bytes) -> bool:
+        compared.append((given, key))
+        return original(given, key)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    for given, status in ((b"first", 200), (b"wrong", 401)):
+        compared.clear()
+        assert classify(server, **bearer(given.decode())).status_code == status
+        assert compared == [(given, b"first"), (given, b"second"), (given, b"third")]
 
 
 def test_management_has_keys_of_its_own(start: Callable[..., Running]) -> None:
