@@ -25,6 +25,7 @@ REFINEMENTS, WIDEST_STEP, CLOSEST, EDGE = 16, 0.04, 0.25, 1e-6
 the closest that thresholds come to each other and to 0 and 1."""
 
 BISECTIONS = 5
+"""Of the step in which the curve comes down to the computation percentage that a threshold is looked for."""
 
 
 @dataclass(frozen=True)

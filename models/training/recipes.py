@@ -31,7 +31,9 @@ class Recipe:
 
     SP: gates start at ``open_bias`` as their logit. Above the target of its rung, the computation of a rung's images
     costs ``target_weight`` times the squared excess; the targets fall from 1, linearly, between the shares of the
-    steps that ``targets_fall`` names. Without ``rungs``, all images are routed at 0.5 and computation is free.
+    steps that ``targets_fall`` names. Without ``rungs``, all images are routed at 0.5 and computation is free. With
+    ``spread`` each image has a target of its own, up to half of it above its rung's if the teacher finds it harder than
+    others, as much below if easier; and executing too few blocks costs as executing too many does.
     ``distil`` weighs a dense teacher's answer, softened by ``temperature``, against the label (Hinton et al. 2015).
     HRL: ``alpha`` is the reward of skipping all blocks (paper, equation 4), ``policy_weight`` weighs the policy
     gradient against the cross-entropy's, ``samples`` routes are drawn an image, and the gates' logits are multiplied
@@ -62,6 +64,7 @@ class Recipe:
     target_weight: float = 20.0
     distil: float = 0.0
     temperature: float = 4.0
+    spread: float | None = None
     alpha: float = 0.1
     policy_weight: float = 0.01
     samples: int = 1
@@ -115,7 +118,21 @@ def dial(stage: Stage) -> Recipe:
     )  # fmt: skip
 
 
-RECIPES = {"paper": paper, "short": short, "budget": budget, "dial": dial}
+def adaptive(stage: Stage) -> Recipe:
+    """A second SP, from a network that ``dial`` trained: cost that follows the image.
+
+    A target for the whole batch is met most easily by gates that decide alike for every image, and ``dial``'s do. Here
+    what the dense teacher finds hard is to execute more than what it finds easy.
+    """
+    if stage != "sp":
+        return replace(dial(stage), name="adaptive")
+    return replace(
+        dial(stage), name="adaptive", rate=0.03, epochs=2, open_bias=0.0, targets_fall=(0.0, 0.05), spread=0.7,
+        rungs=(Rung(1 / 8, 0.0, 1.0), Rung(1 / 8, 0.2, 0.75), Rung(1 / 2, 0.5, 0.55), Rung(1 / 4, 0.8, 0.4)),
+    )  # fmt: skip
+
+
+RECIPES = {"paper": paper, "short": short, "budget": budget, "dial": dial, "adaptive": adaptive}
 
 
 def find_recipe(name: str, stage: Stage) -> Recipe:

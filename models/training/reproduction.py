@@ -53,6 +53,7 @@ class Reproduction:
             recipe=row.recipe,
             changes=row.changes,
             init=self.starting_point(row, seed),
+            teacher=None if row.teacher is None else self.checkpoint(row.teacher, 0),
             seed=seed,
             output=self.shared.output / self.name(row.name, seed),
         )
@@ -61,8 +62,11 @@ class Reproduction:
         """Return the checkpoint that a row starts from, if it does not start afresh."""
         if row.start is None or self.start is not None:
             return self.start if row.start else None
-        start = find_row(row.start, self.schedule)
-        return self.shared.output / self.name(start.name, row.seed_of_start(seed)) / start.stage
+        return self.checkpoint(row.start, row.seed_of_start(seed))
+
+    def checkpoint(self, row: str, seed: int) -> Path:
+        """Return the folder of the checkpoint that a row's run leaves."""
+        return self.shared.output / self.name(row, seed) / find_row(row, self.schedule).stage
 
 
 def reproduce(

@@ -30,7 +30,8 @@ class Published:
 class Row:
     """One stage of training, and the row whose checkpoint it starts from; None starts afresh.
 
-    A run starts from that row's run of the same seed, or of ``start_seed``. ``changes`` replace values of ``recipe``.
+    A run starts from that row's run of the same seed, or of ``start_seed``. ``teacher`` is the row whose run of seed 0
+    teaches, where that is not the one to start from. ``changes`` replace values of ``recipe``.
     Where ``at_most`` is a computation percentage, the execute threshold is the one of the best accuracy on held-out
     images among those that compute no more.
     """
@@ -43,6 +44,7 @@ class Row:
     recipe: str
     start: str | None = None
     start_seed: int | None = None
+    teacher: str | None = None
     seeds: tuple[int, ...] = (0,)
     changes: Mapping[str, Any] = field(default_factory=dict)
     at_most: float | None = None
@@ -65,6 +67,10 @@ def table(schedule: Schedule) -> list[Row]:
     def hrl(name: str, title: str, architecture: str, start: str, at_most: float, **rest: Any) -> Row:
         return Row(name, title, "table", architecture, "hrl", recipe, start, at_most=at_most, **rest)
 
+    adaptive = Row(
+        "adaptive", "SP, a target for each image, RNN gate", "table", RNN, "sp", "adaptive", "sp", teacher="plain",
+        seeds=three, at_most=60,
+    )  # fmt: skip
     return [
         Row("plain", "plain ResNet-38", "table", PLAIN, "plain", schedule, published=Published(92.50, 100, "Table 2")),
         sp("sp", "SP, RNN gate", RNN, seeds=three, published=Published(None, 89, "Figure 4")),
@@ -75,6 +81,7 @@ def table(schedule: Schedule) -> list[Row]:
         hrl("hrl-50", "SP + HRL, RNN gate, half", RNN, "sp", 50, seeds=three, changes={"alpha": 1.0}),
         sp("ff-sp", "SP, FFGate-I", FEED_FORWARD),
         hrl("ff-hrl", "SP + HRL, FFGate-I", FEED_FORWARD, "ff-sp", 70),
+        *([adaptive] if schedule == "short" else []),
     ]  # fmt: skip
 
 

@@ -37,7 +37,8 @@ def soft(_: int, logits: Tensor) -> Tensor:
 def supervised_step(
     network: SkipNet, images: Tensor, labels: Tensor, fallen: Tensor, recipe: Recipe, teacher: SkipNet | None = None
 ) -> Step:
-    """Return the loss of a batch: that of its answers, plus what computing more than the rungs' targets costs.
+    """Return the loss of a batch: that of its answers, plus what computing more than the rungs' targets costs; with a
+    spread, what missing each image's own target costs.
 
     ``fallen`` (0..1) is how far the targets have come from 1; ``teacher`` is a dense network to learn from.
     """
@@ -47,11 +48,17 @@ def supervised_step(
         limits[part] = math.log(rung.threshold / (1 - rung.threshold)) if rung.threshold else ALL
     logits, routing = network(images, soft if recipe.gates == "soft" else straight_through(limits))
     loss = cross_entropy(logits, labels)
+    judge = logits.detach().float() if teacher is None else taught(teacher, images)
     if teacher is not None:
-        loss = (1 - recipe.distil) * loss + recipe.distil * distillation(logits, teacher, images, recipe.temperature)
+        loss = (1 - recipe.distil) * loss + recipe.distil * distillation(logits, judge, recipe.temperature)
     for rung, part in zip(recipe.rungs, parts, strict=True):
-        excess = (routing.computation[part].mean() - 1 + (1 - rung.target) * fallen).clamp(min=0)
-        loss = loss + recipe.target_weight * rung.share * excess**2
+        target = 1 - (1 - rung.target) * fallen
+        if recipe.spread is None:
+            cost = (routing.computation[part].mean() - target).clamp(min=0) ** 2
+        else:
+            own = target + recipe.spread * fallen * (hardness(judge[part], labels[part]) - 0.5)
+            cost = ((routing.computation[part] - own) ** 2).mean()
+        loss = loss + recipe.target_weight * rung.share * cost
     correct = (logits.argmax(1) == labels).sum()
     return Step(loss, correct, routing.computation.sum().detach(), routing.decisions.sum(0).detach())
 
@@ -62,8 +69,20 @@ def rung_slices(rungs: Sequence[Rung], images: int) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
-def distillation(logits: Tensor, teacher: SkipNet, images: Tensor, temperature: float) -> Tensor:
-    """Return the divergence of a batch's answers from the teacher's, both softened (Hinton et al. 2015, section 2)."""
+def taught(teacher: SkipNet, images: Tensor) -> Tensor:
+    """Return the teacher's logits [N, classes], in float32."""
     with torch.no_grad():
-        taught = softmax(teacher(images)[0].float() / temperature, 1)
-    return temperature**2 * kl_div(log_softmax(logits.float() / temperature, 1), taught, reduction="batchmean")
+        logits: Tensor = teacher(images)[0].float()
+    return logits
+
+
+def distillation(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
+    """Return the divergence of logits from a teacher's, ``answers``, both softened (Hinton et al. 2015, section 2)."""
+    soft_answers = softmax(answers / temperature, 1)
+    return temperature**2 * kl_div(log_softmax(logits.float() / temperature, 1), soft_answers, reduction="batchmean")
+
+
+def hardness(answers: Tensor, labels: Tensor) -> Tensor:
+    """Return how hard each of some images is among them [N], from 0 to 1: its rank by the cross-entropy of answers."""
+    ranks = cross_entropy(answers, labels, reduction="none").argsort().argsort()
+    return ranks / max(1, len(ranks) - 1)

@@ -163,6 +163,12 @@ def test_only_what_was_asked_for_and_what_it_needs_is_run() -> None:
         find_runs(["hrl"], "short")
 
 
+def test_a_row_is_taught_by_another_than_it_starts_from(tmp_path: Path, data: Path) -> None:
+    options = plan_in(tmp_path, data).options(find_row("adaptive", "short"), 2)
+    assert (options.init, options.teacher) == (tmp_path / "short/sp-2/sp", tmp_path / "short/plain-0/plain")
+    assert ("plain", 0) in [(row.name, seed) for row, seed in find_runs(["adaptive"], "short", [2])]
+
+
 def test_ablations_that_begin_afresh_are_equally_long() -> None:
     rows = [row for row in ablations("short") if row.start is None and row.name != "sp-longer"]
     assert len({row.changes["epochs"] for row in rows}) == 1

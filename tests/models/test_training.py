@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from models.benchmark.training import run_masked
 from models.catalogue import find_architecture
@@ -20,7 +21,7 @@ from models.evaluation import evaluate_network
 from models.network import SkipNet
 from models.training.job import input_spec
 from models.training.readout import open_gates, readouts, sharpen_gates
-from models.training.recipes import Recipe, find_recipe
+from models.training.recipes import Recipe, Rung, find_recipe
 from models.training.reinforce import (
     advantages,
     freeze_statistics,
@@ -33,7 +34,7 @@ from models.training.reinforce import (
 from models.training.run import Job, TrainingDiverged, train
 from models.training.schedule import learning_rate, targets_fallen
 from models.training.state import StateError
-from models.training.supervised import rung_slices, straight_through, supervised_step
+from models.training.supervised import hardness, rung_slices, straight_through, supervised_step, taught
 from tests.models.engines.conftest import spread
 
 IMAGES, BATCH = 48, 8
@@ -349,6 +350,26 @@ def test_a_rung_pays_for_what_lies_above_its_own_target() -> None:
     # All of the rungs at 0, 0.2 and 0.5 execute everything; that at 0.8 only block 0, below its target.
     assert cost(1.0) == pytest.approx(0.25**2 / 8 + 0.5**2 / 2, rel=1e-4)
     assert cost(0.5) == pytest.approx(0.125**2 / 8 + 0.25**2 / 2, rel=1e-4)
+
+
+def test_an_image_has_a_target_by_how_hard_its_teacher_finds_it() -> None:
+    teacher = find_architecture("cifar10_resnet_38").build().eval()
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    recipe = replace(find_recipe("adaptive", "sp"), target_weight=1.0, rungs=(Rung(1, 0.5, 0.5),), spread=0.5)
+    network, routings = gates_at(0.0), []
+    network.register_forward_hook(lambda *call: routings.append(call[2][1]))
+    step = supervised_step(network, images, labels, torch.tensor(1.0), recipe, teacher)
+    [pull] = torch.autograd.grad(step.loss, [routings[0].decisions])
+    order = cross_entropy(taught(teacher, images), labels, reduction="none").argsort()
+    # No gate lies above its limit: each image executes block 0 alone, below its target, the further the harder it is.
+    expected = 2 * (1 / 18 - torch.linspace(0.25, 0.75, 16)) / 16 / 18
+    assert torch.allclose(pull[order, 0], expected, atol=1e-6)
+
+
+def test_the_hardest_of_some_images_is_the_one_answered_worst() -> None:
+    answers = torch.tensor([[9.0, 0.0], [0.0, 0.0], [0.0, 9.0]])
+    assert hardness(answers, torch.zeros(3, dtype=torch.long)).tolist() == [0, 0.5, 1]
+    assert hardness(answers[:1], torch.zeros(1, dtype=torch.long)).tolist() == [0]
 
 
 def test_the_rungs_share_out_a_whole_batch() -> None:
