@@ -122,10 +122,10 @@ def adaptive(stage: Stage) -> Recipe:
     """A second SP, from a network that ``dial`` trained: cost that follows the image.
 
     A target for the whole batch is met most easily by gates that decide alike for every image, and ``dial``'s do. Here
-    what the dense teacher finds hard is to execute more than what it finds easy.
+    what the dense teacher finds hard is to execute more than what it finds easy. HRL is ``dial``'s.
     """
     if stage != "sp":
-        return replace(dial(stage), name="adaptive")
+        return dial(stage)
     return replace(
         dial(stage), name="adaptive", rate=0.03, epochs=2, open_bias=0.0, targets_fall=(0.0, 0.05), spread=0.7,
         rungs=(Rung(1 / 8, 0.0, 1.0), Rung(1 / 8, 0.2, 0.75), Rung(1 / 2, 0.5, 0.55), Rung(1 / 4, 0.8, 0.4)),
