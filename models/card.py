@@ -196,19 +196,25 @@ def draw_training(checkpoint: Checkpoint) -> str:
 
 
 def draw_commands(architecture: str, training: dict[str, Any]) -> list[str]:
-    """Return the commands that train the stages, each from the one before."""
+    """Return the commands that train the stages, each from the one before; the first teaches."""
     commands: list[str] = []
-    stages: list[dict[str, Any]] = training.get("stages", [])
-    for before, stage in zip([None, *stages], stages, strict=False):
+    folders: list[str] = []
+    for stage in training.get("stages", []):
         name, plain = stage["stage"], re.sub("_(rnn_gate|feedforward)(_rl)?_", "_resnet_", architecture)
         parts = [f"skipnet train --arch {plain if name == 'plain' else architecture} --dataset {training['dataset']}"]
-        parts.append(f"--recipe {stage['name']} --stages {name} --seed {training['seed']}")
+        parts.append(f"--recipe {stage['name']} --stages {name} --seed {stage.get('seed', training['seed'])}")
         parts.append(f"--held-out {training['held_out_images']}")
         if not stage.get("iterations"):
             parts.append(f"--epochs {stage['epochs']}")
-        if before is not None:
-            run = plain if before["stage"] == "plain" else architecture
-            parts.append(f"--init runs/{run}/{before['stage']}")
+        if folders:
+            parts.append(f"--init {folders[-1]}")
+        if stage.get("distil") and len(folders) > 1:
+            parts.append(f"--teacher {folders[0]}")
+        run = f"runs/{plain if name == 'plain' else architecture}"
+        if f"{run}/{name}" in folders:
+            run += f"_{stage['name']}"
+            parts.append(f"--output {run}")
+        folders.append(f"{run}/{name}")
         commands.append(" ".join(parts))
     return commands
 

@@ -231,7 +231,8 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[
 
 
 def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:
-    stages = job.earlier + [stage_summary(done) for done in job.recipes[: job.recipes.index(recipe) + 1]]
+    done = job.recipes[: job.recipes.index(recipe) + 1]
+    stages = job.earlier + [stage_summary(each) | {"seed": job.seed} for each in done]
     config = Config(
         architecture=job.architecture.name,
         labels=job.labels,
