@@ -63,6 +63,9 @@ class Classification(BaseModel):
     predictions: list[Prediction]
     routing: RoutingAnswer
     timing_ms: TimingAnswer
+    expected_accuracy: float | None = Field(
+        None, description="with compute_budget: top-1 of the calibration's images at the threshold looked up, 0..1"
+    )
 
 
 @dataclass(frozen=True, slots=True)

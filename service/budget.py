@@ -54,3 +54,9 @@ def threshold_for(calibration: "list[CalibrationPoint]", budget: float) -> float
         return within
     ends = points[first - 1].threshold, within
     return float(np.interp(budget, (shares[first], shares[first - 1]), ends[::-1]))
+
+
+def expected_accuracy(calibration: "list[CalibrationPoint]", threshold: float) -> float:
+    """Return the top-1 accuracy, 0..1, of the calibration's images at a threshold; linear between two points."""
+    points = sorted(calibration, key=lambda point: point.threshold)
+    return float(np.interp(threshold, [point.threshold for point in points], [point.accuracy for point in points]))

@@ -8,7 +8,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.answers import Classification, ModelIdentity, predictions, routing, timing
-from service.budget import choose_threshold
+from service.budget import choose_threshold, expected_accuracy
 from service.errors import Code, ServiceError, documented
 from service.middleware import record_of
 from service.routes.dependencies import core_of, described, read_parameters, read_query
@@ -119,6 +119,9 @@ async def classify(request: Request) -> Response:
             predictions=predictions(result.probabilities, checkpoint.config.labels, query.top_k),
             routing=routing(result, checkpoint, query.explain),
             timing_ms=timing(record_timing),
+            expected_accuracy=None
+            if query.compute_budget is None
+            else round(expected_accuracy(checkpoint.config.calibration, threshold), 4),
         )
         core.metrics.answered(served, record_timing, record.request_id)
     record.fields |= {

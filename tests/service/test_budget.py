@@ -1,7 +1,7 @@
 import pytest
 
 from models.checkpoint import CalibrationPoint, Config
-from service.budget import choose_threshold, threshold_for
+from service.budget import choose_threshold, expected_accuracy, threshold_for
 from service.errors import Code, ServiceError
 from tests.service.parts import LABELS, NAME, SPEC
 
@@ -54,3 +54,12 @@ def test_what_a_request_asks_for() -> None:
     assert caught.value.code == Code.INVALID_PARAMETER
     with pytest.raises(ServiceError, match="calibration"):
         choose_threshold(config.model_copy(update={"calibration": []}), compute_budget=0.5)
+
+
+def test_accuracy_is_looked_up_between_two_points() -> None:
+    points = [
+        CalibrationPoint(threshold=threshold, accuracy=accuracy, computation_percentage=50, mac_share=0.5)
+        for threshold, accuracy in ((0.8, 0.5), (0.0, 0.9), (0.4, 0.9))
+    ]
+    assert expected_accuracy(points, 0.4) == 0.9
+    assert expected_accuracy(points, 0.6) == pytest.approx(0.7)

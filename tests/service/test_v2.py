@@ -272,21 +272,25 @@ def test_overload(start: Callable[..., Running]) -> None:
 def test_budget_is_honoured_and_the_answer_says_what_was_spent(start: Callable[..., Running], served: Served) -> None:
     points = [(0.0, 1.0), (1.0, 0.1)]
     calibration = [
-        CalibrationPoint(threshold=t, accuracy=0.9, computation_percentage=50, mac_share=share) for t, share in points
+        CalibrationPoint(threshold=t, accuracy=share, computation_percentage=50, mac_share=share) for t, share in points
     ]
     config = served.checkpoint.config.model_copy(update={"calibration": calibration})
     served.checkpoint = replace(served.checkpoint, config=config)
     server = start()
     png = {"content-type": "image/png"}
-    spent = []
+    spent, expected = [], []
     for budget in (1.0, 0.5, 0.1):
         answer = server.client.post(f"/classify?compute_budget={budget}", content=encoded(picture(0)), headers=png)
         spent.append(1 - answer.json()["routing"]["saved"])
+        expected.append(answer.json()["expected_accuracy"])
         body = request(parameters={"compute_budget": budget})
         assert server.client.post(f"/v2/models/{NAME}/infer", json=body).status_code == 200
     assert spent == sorted(spent, reverse=True)
     assert spent[0] > 0.99
     assert spent[-1] < 0.1
+    assert expected == [1.0, 0.1, 0.1]
+    answer = server.client.post("/classify?execute_threshold=0", content=encoded(picture(0)), headers=png)
+    assert "expected_accuracy" not in answer.json()
     for query in ("compute_budget=0.05", "compute_budget=0.5&execute_threshold=0.5", "compute_budget=1.5"):
         refused = server.client.post(f"/classify?{query}", content=encoded(picture(0)), headers=png)
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_parameter")
