@@ -57,6 +57,8 @@ class Prometheus:
         until(lambda: self.address() != "" or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
         self.client = httpx.Client(base_url=f"http://{self.address()}/api/v1", timeout=20)
+        # It listens before it can answer, and says 503 in between.
+        until(lambda: self.client.get(f"http://{self.address()}/-/ready").status_code == 200, 60)
 
     def address(self) -> str:
         """Return host:port once it listens; port 0 lets the system choose, and the log says what it chose."""
