@@ -7,7 +7,7 @@ from statistics import mean
 from models.checkpoint import Evaluation
 from models.figures import Axis, Line, draw_chart
 from models.training.results import Result
-from models.training.rows import Published, Row, ablations, table
+from models.training.rows import Published, Row, all_groups
 
 HEADING = """\
 | row | published: top-1 @ computation percentage | top-1 @ computation percentage | share of dense MACs \
@@ -17,8 +17,8 @@ HEADING = """\
 
 
 def all_rows() -> dict[str, Row]:
-    """Return the rows of the table and the ablations by name."""
-    return {row.name: row for row in (*table("short"), *ablations("short"))}
+    """Return the rows of all groups by name."""
+    return {row.name: row for group in all_groups("short").values() for row in group}
 
 
 def together(results: Iterable[Result]) -> list[list[Result]]:
@@ -92,7 +92,7 @@ def draw_figure(results: Iterable[Result]) -> str:
     Ablations are left out: their schedules are shorter.
     """
     lines = []
-    apart = {row.name for row in ablations("short")}
+    apart = {row.name for row in all_rows().values() if row.group != "table"}
     for members in together(result for result in results if result.row not in apart):
         points = [(result.figures.computation_percentage, 100 * result.figures.accuracy) for result in members]
         lines.append(Line(members[0].title, points, describe_schedule(members[0]), joined=False))

@@ -1,4 +1,6 @@
-"""The rows of `skipnet reproduce`: the paper's results for ResNet-38 on CIFAR-10 and its ablations, as data."""
+"""The rows of `skipnet reproduce`: the paper's results for ResNet-38 on CIFAR-10, its ablations and those of the
+recipe here, as data.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +9,7 @@ from typing import Any, Literal
 from models.training.recipes import Rung, Stage
 
 Schedule = Literal["paper", "short"]
-Group = Literal["table", "ablations"]
+Group = Literal["table", "ablations", "recipe"]
 
 PLAIN, RNN, FEED_FORWARD = "cifar10_resnet_38", "cifar10_rnn_gate_38", "cifar10_feedforward_38"
 ALPHAS = (0.01, 0.1, 0.5, 1.0, 2.0, 4.0)
@@ -129,22 +131,49 @@ def ablations(schedule: Schedule) -> list[Row]:
     ]  # fmt: skip
 
 
+def recipe_parts(schedule: Schedule) -> list[Row]:
+    """Return SP by `adaptive` at once from the dense network, and the same without each of its parts; they belong to
+    the short schedule.
+    """
+    if schedule != "short":
+        return []
+    whole: dict[str, Any] = {"open_bias": 2.0, "targets_fall": (0.05, 0.5)}
+
+    def row(name: str, title: str, changes: Mapping[str, Any], start: str = "plain") -> Row:
+        return Row(name, title, "recipe", RNN, "sp", "adaptive", start, teacher="plain", at_most=60, changes=changes)
+
+    return [
+        row("at-once", "targets by image, at once from the dense network", whole),
+        row("one-target", "the same, one target for all images", whole | {"spread": None}),
+        row("no-teacher", "the same, no distillation", whole | {"distil": 0.0}),
+        row("one-rung", "the same, all images at threshold 0.5", whole | {"rungs": (Rung(1, 0.5, 0.55),)}),
+        row("one-target-first", "one target for all images, an epoch", whole | {"epochs": 1, "spread": None}),
+        row("then-by-image", "and then targets by image, an epoch", {"epochs": 1}, start="one-target-first"),
+    ]
+
+
 def find_row(name: str, schedule: Schedule) -> Row:
     """Return the row called ``name``; raises UnknownRow, listing the names, where there is none."""
-    rows = {row.name: row for row in (*table(schedule), *ablations(schedule))}
+    groups = all_groups(schedule)
+    rows = {row.name: row for group in groups.values() for row in group}
     if name not in rows:
-        raise UnknownRow(f"no row is called {name!r}; there are table, ablations and {', '.join(rows)}")
+        raise UnknownRow(f"no row is called {name!r}; there are {', '.join(groups)} and {', '.join(rows)}")
     return rows[name]
+
+
+def all_groups(schedule: Schedule) -> dict[Group, list[Row]]:
+    """Return the rows of each group."""
+    return {"table": table(schedule), "ablations": ablations(schedule), "recipe": recipe_parts(schedule)}
 
 
 def find_runs(
     names: Iterable[str], schedule: Schedule, seeds: Sequence[int] | None = None, starts: bool = True
 ) -> list[tuple[Row, int]]:
-    """Return the rows of the given names or groups ("table", "ablations"), once for each seed; None for their own.
+    """Return the rows of the given names or groups, once for each seed; None for their own.
 
     With ``starts``, the run that a run starts from comes before it. Raises UnknownRow.
     """
-    groups: dict[str, list[Row]] = {"table": table(schedule), "ablations": ablations(schedule)}
+    groups: dict[str, list[Row]] = {**all_groups(schedule)}
     runs: dict[tuple[str, int], tuple[Row, int]] = {}
 
     def want(row: Row, seed: int) -> None:

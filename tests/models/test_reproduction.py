@@ -17,7 +17,7 @@ from models.training.recipes import Rung, find_recipe
 from models.training.report import draw_figure, draw_report
 from models.training.reproduction import Reproduction, choose_threshold, reproduce
 from models.training.results import Result, ResultError, read_results
-from models.training.rows import Published, Row, Schedule, UnknownRow, ablations, find_row, find_runs, table
+from models.training.rows import Published, Row, Schedule, UnknownRow, ablations, all_groups, find_row, find_runs
 from tests.models.test_data import write_cifar10
 
 TRAIN, TEST, HELD_OUT = 36, 16, 20
@@ -144,14 +144,14 @@ def test_the_threshold_is_the_best_one_within_the_budget() -> None:
 
 @pytest.mark.parametrize("schedule", ["paper", "short"])
 def test_every_row_is_a_recipe_and_follows_its_start(schedule: Schedule) -> None:
-    runs = find_runs(["table", "ablations"], schedule)
+    runs = find_runs(["table", "ablations", "recipe"], schedule)
     seen = set()
     for row, seed in runs:
         replace(find_recipe(row.recipe, row.stage), **row.changes)
         if row.start:
             assert (row.start, row.seed_of_start(seed)) in seen
         seen.add((row.name, seed))
-    assert len(seen) == len(runs) >= len(table(schedule)) + len(ablations(schedule))
+    assert len(seen) == len(runs) >= sum(map(len, all_groups(schedule).values()))
 
 
 def test_only_what_was_asked_for_and_what_it_needs_is_run() -> None:
@@ -159,7 +159,7 @@ def test_only_what_was_asked_for_and_what_it_needs_is_run() -> None:
         ("plain", 0), ("sp", 1), ("hrl-70", 1),
     ]  # fmt: skip
     assert [row.name for row, _ in find_runs(["hrl-70"], "short", [1], starts=False)] == ["hrl-70"]
-    with pytest.raises(UnknownRow, match=r"'hrl'; there are table, ablations and plain, sp"):
+    with pytest.raises(UnknownRow, match=r"'hrl'; there are table, ablations, recipe and plain, sp"):
         find_runs(["hrl"], "short")
 
 
