@@ -131,12 +131,8 @@ def ablations(schedule: Schedule) -> list[Row]:
     ]  # fmt: skip
 
 
-def recipe_parts(schedule: Schedule) -> list[Row]:
-    """Return SP by `adaptive` at once from the dense network, and the same without each of its parts; they belong to
-    the short schedule.
-    """
-    if schedule != "short":
-        return []
+def recipe_parts() -> list[Row]:
+    """Return SP by `adaptive` at once from the dense network, and the same without each of its parts."""
     whole: dict[str, Any] = {"open_bias": 2.0, "targets_fall": (0.05, 0.5)}
 
     def row(name: str, title: str, changes: Mapping[str, Any], start: str = "plain") -> Row:
@@ -161,9 +157,10 @@ def find_row(name: str, schedule: Schedule) -> Row:
     return rows[name]
 
 
-def all_groups(schedule: Schedule) -> dict[Group, list[Row]]:
-    """Return the rows of each group."""
-    return {"table": table(schedule), "ablations": ablations(schedule), "recipe": recipe_parts(schedule)}
+def all_groups(schedule: Schedule) -> dict[str, list[Row]]:
+    """Return the rows of each group that the schedule has."""
+    groups = {"table": table(schedule), "ablations": ablations(schedule)}
+    return groups | {"recipe": recipe_parts()} if schedule == "short" else groups
 
 
 def find_runs(
@@ -173,7 +170,7 @@ def find_runs(
 
     With ``starts``, the run that a run starts from comes before it. Raises UnknownRow.
     """
-    groups: dict[str, list[Row]] = {**all_groups(schedule)}
+    groups = all_groups(schedule)
     runs: dict[tuple[str, int], tuple[Row, int]] = {}
 
     def want(row: Row, seed: int) -> None:

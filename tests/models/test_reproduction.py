@@ -144,7 +144,7 @@ def test_the_threshold_is_the_best_one_within_the_budget() -> None:
 
 @pytest.mark.parametrize("schedule", ["paper", "short"])
 def test_every_row_is_a_recipe_and_follows_its_start(schedule: Schedule) -> None:
-    runs = find_runs(["table", "ablations", "recipe"], schedule)
+    runs = find_runs(all_groups(schedule), schedule)
     seen = set()
     for row, seed in runs:
         replace(find_recipe(row.recipe, row.stage), **row.changes)
