@@ -7,13 +7,14 @@ from statistics import mean
 from models.checkpoint import Evaluation
 from models.figures import Axis, Line, draw_chart
 from models.training.results import Result
-from models.training.rows import Published, Row, all_groups
+from models.training.rows import PUBLISHED, Published, Row, all_groups
 
 HEADING = """\
-| row | published: top-1 @ computation percentage | top-1 @ computation percentage | share of dense MACs \
+| network | row | published: top-1 @ computation percentage | top-1 @ computation percentage | share of dense MACs \
 | measured on | seeds | schedule | hours | processor hours |
-|---|---|---|---|---|---|---|---|---|
+|---|---|---|---|---|---|---|---|---|---|
 """
+DRAWN = "cifar10_38"
 
 
 def all_rows() -> dict[str, Row]:
@@ -22,12 +23,12 @@ def all_rows() -> dict[str, Row]:
 
 
 def together(results: Iterable[Result]) -> list[list[Result]]:
-    """Return the results of each row, schedule and split, seeds together, in the table's order."""
+    """Return the results of each network, row, schedule and split, seeds together, in the table's order."""
     order = list(all_rows())
 
-    def place(result: Result) -> tuple[int, str, str, str]:
+    def place(result: Result) -> tuple[bool, str, int, str, str, str]:
         known = order.index(result.row) if result.row in order else len(order)
-        return known, result.row, result.schedule, result.figures.split
+        return result.network != DRAWN, result.network, known, result.row, result.schedule, result.figures.split
 
     return [list(members) for _, members in groupby(sorted(results, key=place), place)]
 
@@ -38,11 +39,12 @@ def draw_report(results: Iterable[Result]) -> str:
 
 
 def draw_row(members: list[Result]) -> str:
-    first, rows = members[0], all_rows()
+    first = members[0]
     computation = spread([result.figures.computation_percentage for result in members], "{:.1f}")
     cells = [
+        first.network,
         first.title,
-        describe_published(rows[first.row].published) if first.row in rows else "",
+        describe_published(PUBLISHED.get((first.network, first.row))),
         f"{spread([100 * result.figures.accuracy for result in members], '{:.2f}')} @ {computation}",
         spread([share(result.figures) for result in members], "{:.3f}"),
         f"{first.figures.images:,} {first.figures.split.replace('_', '-')} images",
@@ -87,20 +89,20 @@ def hours(members: list[Result], of: Callable[[Result], float | None]) -> str:
 
 
 def draw_figure(results: Iterable[Result]) -> str:
-    """Return accuracy over computation percentage as an SVG document: a point a seed, and what is published.
+    """Return accuracy over computation percentage of ResNet-38 on CIFAR-10 as an SVG document: a point a seed, and
+    what is published.
 
     Ablations are left out: their schedules are shorter.
     """
     lines = []
     apart = {row.name for row in all_rows().values() if row.group != "table"}
-    for members in together(result for result in results if result.row not in apart):
+    for members in together(result for result in results if result.network == DRAWN and result.row not in apart):
         points = [(result.figures.computation_percentage, 100 * result.figures.accuracy) for result in members]
         lines.append(Line(members[0].title, points, describe_schedule(members[0]), joined=False))
-    published = [row.published for row in all_rows().values() if row.published]
     known = [
         (point.computation, point.accuracy)
-        for point in published
-        if point.accuracy is not None and point.computation is not None
+        for (network, _), point in PUBLISHED.items()
+        if network == DRAWN and point.accuracy is not None and point.computation is not None
     ]
     lines.append(Line("SkipNet", known, "Wang et al. 2018", joined=False))
     accuracies = [accuracy for line in lines for _, accuracy in line.points]

@@ -23,13 +23,15 @@ from models.training.run import Job, Watcher, stage_summary, train
 @dataclass(frozen=True)
 class Reproduction:
     """Where rows are trained, and how. ``shared`` are the options of all of them, ``output`` the folder of the runs;
-    ``command`` is the line that asks for them, but for the row and the seed.
+    ``depth`` is the networks' number of layers; ``command`` is the line that asks for them, but for the row and the
+    seed.
 
     ``results`` is the folder of results files. ``choose`` leaves the test images alone. ``start`` is a checkpoint
     that rows start from in place of another row's.
     """
 
     shared: Options
+    depth: int
     schedule: Schedule
     results: Path
     choose: bool
@@ -42,13 +44,13 @@ class Reproduction:
 
     def name(self, row: str, seed: int) -> str:
         """Return a run's name, which is its folder's and its results file's."""
-        return f"{self.schedule}{'-choose' if self.choose else ''}/{row}-{seed}"
+        return f"{self.shared.dataset}_{self.depth}/{self.schedule}{'-choose' if self.choose else ''}/{row}-{seed}"
 
     def options(self, row: Row, seed: int) -> Options:
         """Return the options of a row's training."""
         return replace(
             self.shared,
-            arch=row.architecture,
+            arch=f"{self.shared.dataset}_{row.routing}_{self.depth}",
             stages=(row.stage,),
             recipe=row.recipe,
             changes=row.changes,
@@ -99,7 +101,7 @@ def reproduce(
         schedule=plan.schedule,
         seed=seed,
         dataset=options.dataset,
-        architecture=row.architecture,
+        architecture=options.arch,
         recipe=as_json(stage_summary(job.recipes[0])),
         start=row.start if plan.start is None or row.start is None else str(plan.start),
         train_images=job.about["train_images"],

@@ -42,6 +42,11 @@ class Result(Strict):
     test: Evaluation | None
 
     @property
+    def network(self) -> str:
+        """Data set and depth, for instance cifar10_38: networks that the same images may be classified with."""
+        return f"{self.dataset}_{self.architecture.rpartition('_')[2]}"
+
+    @property
     def figures(self) -> Evaluation:
         """The test's figures, or in a run for choosing those of held-out images."""
         return self.test or self.held_out

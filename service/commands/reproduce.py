@@ -19,12 +19,14 @@ HELD_OUT, HELD_OUT_TO_CHOOSE = 1000, 5000
 
 
 class Reproduce(Options):
-    """Train rows of the paper's table and its ablations; each leaves a results file. Killed, it goes on where it was.
+    """Train rows of the paper's table and ablations of its recipe and ours; each leaves a results file. Killed, it
+    goes on where it was.
 
     A try of a minute or two: skipnet reproduce cifar10 --rows hrl-70 --seeds 0 --epochs 1 --limit 1280 --output try
     """
 
-    dataset: CliPositionalArg[Literal["cifar10"]] = Field(description="data set of the table")
+    dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")
+    depth: Literal[38, 74, 110, 152] = Field(38, description="layers of the networks")
     rows: Annotated[str, Field(description="rows or groups of them, separated by commas; --show-rows lists them")] = (
         "table"
     )
@@ -83,12 +85,13 @@ class Reproduce(Options):
             compile=self.compile,
             precision=self.precision,
         )
-        said = {"epochs": self.epochs, "limit": self.limit, "start": self.start}
+        depth = None if self.depth == 38 else self.depth
+        said = {"depth": depth, "epochs": self.epochs, "limit": self.limit, "start": self.start}
         command = f"skipnet reproduce {self.dataset} --schedule {self.schedule} --held-out {held_out}"
         command += " --choose" * self.choose
         command += "".join(f" --{name} {value}" for name, value in said.items() if value is not None)
         return Reproduction(
-            shared, self.schedule, self.results or self.output / "results", self.choose, command, self.start
+            shared, self.depth, self.schedule, self.results or self.output / "results", self.choose, command, self.start
         )
 
 
@@ -96,9 +99,7 @@ def describe(row: "Row") -> str:
     seeds = ", ".join(map(str, row.seeds))
     changes = ", ".join(f"{name} {value}" for name, value in row.changes.items() if name != "rungs")
     start = f"from {row.start}" if row.start else "from scratch"
-    return (
-        f"{row.name:<24} {row.title}; {row.architecture}, {row.stage} {start}, seeds {seeds}; {changes or row.recipe}"
-    )
+    return f"{row.name:<24} {row.title}; {row.routing}, {row.stage} {start}, seeds {seeds}; {changes or row.recipe}"
 
 
 def describe_result(result: "Result") -> str:

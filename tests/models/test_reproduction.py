@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from models.catalogue import find_architecture
 from models.checkpoint import SHIPPED, CalibrationPoint, read_checkpoint, read_config
 from models.data.catalogue import find_dataset
 from models.data.source import read_source
@@ -17,7 +18,17 @@ from models.training.recipes import Rung, find_recipe
 from models.training.report import draw_figure, draw_report
 from models.training.reproduction import Reproduction, choose_threshold, reproduce
 from models.training.results import Result, ResultError, read_results
-from models.training.rows import Published, Row, Schedule, UnknownRow, ablations, all_groups, find_row, find_runs
+from models.training.rows import (
+    PUBLISHED,
+    Published,
+    Row,
+    Schedule,
+    UnknownRow,
+    ablations,
+    all_groups,
+    find_row,
+    find_runs,
+)
 from tests.models.test_data import write_cifar10
 
 TRAIN, TEST, HELD_OUT = 36, 16, 20
@@ -48,7 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_in(folder: Path, data: Path, choose: bool = False) -> Reproduction:
     shared = Options("", "cifar10", folder, data, held_out=HELD_OUT, compile="off", precision="float32")
-    return Reproduction(shared, "short", folder / "results", choose, "skipnet reproduce cifar10")
+    return Reproduction(shared, 38, "short", folder / "results", choose, "skipnet reproduce cifar10")
 
 
 def tiny(name: str) -> Row:
@@ -98,7 +109,7 @@ def test_hybrid_learning_starts_from_that_seeds_supervised_run(tmp_path: Path, d
     assert (result.start, result.recipe["alpha"], result.command) == (
         "sp-first", 1.0, "skipnet reproduce cifar10 --rows alpha-1 --seeds 7",
     )  # fmt: skip
-    config = read_config(tmp_path / "short" / "alpha-1-7" / "hrl")
+    config = read_config(tmp_path / "cifar10_38" / "short" / "alpha-1-7" / "hrl")
     assert [stage["stage"] for stage in config.training["stages"]] == ["sp", "hrl"]
     assert config.evaluation == result.test
     assert len(config.calibration) > 10
@@ -111,7 +122,7 @@ def test_choosing_leaves_the_test_images_alone(tmp_path: Path, data: Path) -> No
     result = reproduce(plan, tiny("plain"), 0, save_every=300, show=quiet)
     assert result.test is None
     assert result.figures.split == "held_out"
-    assert (tmp_path / "runs" / "results" / "short-choose" / "plain-0.json").is_file()
+    assert (tmp_path / "runs" / "results" / "cifar10_38" / "short-choose" / "plain-0.json").is_file()
 
 
 def test_the_curve_is_fine_where_a_threshold_is_looked_for(data: Path) -> None:
@@ -130,6 +141,22 @@ def test_the_curve_is_fine_where_a_threshold_is_looked_for(data: Path) -> None:
         return log_odds(curve[first].threshold) - log_odds(curve[first - 1].threshold)
 
     assert step(fine) == pytest.approx(step(coarse) / 2**BISECTIONS, rel=1e-3)
+
+
+def test_networks_of_other_depths_and_data_sets_have_folders_of_their_own(tmp_path: Path, data: Path) -> None:
+    plan = plan_in(tmp_path, data)
+    deep = replace(plan, depth=110, shared=replace(plan.shared, dataset="cifar100"))
+    options = deep.options(find_row("hrl-50", "short"), 1)
+    assert options.arch == "cifar100_rnn_gate_110"
+    assert (options.init, options.output) == (
+        tmp_path / "cifar100_110" / "short" / "sp-1" / "sp", tmp_path / "cifar100_110" / "short" / "hrl-50-1",
+    )  # fmt: skip
+
+
+def test_what_is_published_is_of_rows_that_there_are() -> None:
+    for network, row in PUBLISHED:
+        dataset, depth = network.split("_")
+        find_architecture(f"{dataset}_{find_row(row, 'short').routing}_{depth}")
 
 
 def test_the_threshold_is_the_best_one_within_the_budget() -> None:
@@ -165,7 +192,8 @@ def test_only_what_was_asked_for_and_what_it_needs_is_run() -> None:
 
 def test_a_row_is_taught_by_another_than_it_starts_from(tmp_path: Path, data: Path) -> None:
     options = plan_in(tmp_path, data).options(find_row("adaptive", "short"), 2)
-    assert (options.init, options.teacher) == (tmp_path / "short/sp-2/sp", tmp_path / "short/plain-0/plain")
+    folder = tmp_path / "cifar10_38" / "short"
+    assert (options.init, options.teacher) == (folder / "sp-2/sp", folder / "plain-0/plain")
     assert ("plain", 0) in [(row.name, seed) for row, seed in find_runs(["adaptive"], "short", [2])]
 
 
@@ -186,12 +214,15 @@ def result_of(row: str, seed: int, accuracy: float, computation: float) -> Resul
 
 def test_the_report_puts_seeds_together_beside_what_is_published() -> None:
     results = [result_of("hrl-70", 0, 0.92, 68), result_of("other", 0, 0.9, 50), result_of("hrl-70", 1, 0.93, 70)]
-    assert find_row("hrl-70", "short").published == Published(92.75, 70.27, "public checkpoint")
+    assert PUBLISHED["cifar10_38", "hrl-70"] == Published(92.75, 70.27, "public checkpoint")
     lines = draw_report(results).splitlines()
-    assert {line.count("|") for line in lines} == {10}
+    assert {line.count("|") for line in lines} == {11}
     assert "| 92.75 @ 70.3 (public checkpoint) | 92.50 (92.00-93.00) @ 69.0 (68.0-70.0) |" in lines[2]
     assert "| 0, 1 |" in lines[2]
     assert "| 90.00 @ 50.0 |" in lines[3]
+    other = result_of("plain", 0, 0.68, 100).model_copy(update={"dataset": "cifar100", "architecture": "cifar100_x_38"})
+    results.insert(0, other)
+    assert draw_report(results).splitlines()[4].startswith("| cifar100_38 | plain <&> | 68.54 @ 100.0 (Table 2) |")
     picture = ElementTree.fromstring(draw_figure(results))
     assert len(picture.findall(".//{http://www.w3.org/2000/svg}circle")) == 3 + 2 + 3
 

@@ -28,7 +28,7 @@ def test_a_row_is_trained_reported_and_not_trained_again(
     )
     main(line.split())
     said = capsys.readouterr().out
-    assert "short/plain-3: plain ResNet-38" in said and "1step" in said and "test: accuracy" in said
+    assert "cifar10_38/short/plain-3: plain ResNet" in said and "1step" in said and "test: accuracy" in said
     [result] = read_results([tmp_path / "runs" / "results"])
     # Whoever runs this line gets the row again; where its data lay is nobody's business.
     assert result.command == (
@@ -45,7 +45,7 @@ def test_a_row_is_trained_reported_and_not_trained_again(
 
     main(["report", str(tmp_path / "runs" / "results"), "--output", str(tmp_path / "report")])
     table = capsys.readouterr().out
-    assert "| plain ResNet-38 | 92.50 @ 100.0 (Table 2) |" in table
+    assert "| cifar10_38 | plain ResNet | 92.50 @ 100.0 (Table 2) |" in table
     assert (tmp_path / "report" / "table.md").read_text() == table
     assert (tmp_path / "report" / "curve.svg").read_text().startswith("<svg")
 
@@ -58,9 +58,9 @@ def test_rows_are_shown_before_the_one_that_needs_them(capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ("reproduce cifar10 --rows best", 1, "no row is called 'best'; there are table, ablations and plain"),
+        ("reproduce cifar10 --rows best", 1, "no row is called 'best'; there are table, ablations, recipe and plain"),
         ("reproduce cifar10 --seeds one", 2, "--seeds"),
-        ("reproduce svhn", 2, "--dataset"),
+        ("reproduce imagenet", 2, "--dataset"),
         ("report nowhere", 1, "nowhere is not here; `skipnet reproduce cifar10` makes results files"),
     ],
 )
