@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from models.analysis.study import Analysis, group_numbers, read_analysis
-from models.checkpoint import Checkpoint, CheckpointError, Evaluation, read_checkpoint
+from models.catalogue import find_architecture
+from models.checkpoint import Checkpoint, CheckpointError, Config, Evaluation, read_checkpoint
 
 CARD = "README.md"
 BEGIN = "<!-- Figures: written by `skipnet evaluate --write` and `skipnet analyze --write`; the rest is yours. -->"
@@ -186,7 +187,7 @@ def draw_training(checkpoint: Checkpoint) -> str:
             "",
         ]
     where = f"models/repository/{checkpoint.name}/{checkpoint.version}"
-    commands = draw_commands(config.architecture, training)
+    commands = draw_commands(config)
     if checkpoint.network.decision_count:
         commands.append(f"skipnet evaluate {where} --calibrate --write")
         commands.append(f"skipnet analyze {where} DATA --output report --write")
@@ -195,8 +196,10 @@ def draw_training(checkpoint: Checkpoint) -> str:
     return "\n".join([*lines, "```", *commands, "```"])
 
 
-def draw_commands(architecture: str, training: dict[str, Any]) -> list[str]:
+def draw_commands(config: Config) -> list[str]:
     """Return the commands that train the stages, each from the one before; the first teaches."""
+    architecture, training = config.architecture, config.training
+    own_size = find_architecture(architecture).image_size == config.input.height
     commands: list[str] = []
     folders: list[str] = []
     for stage in training.get("stages", []):
@@ -206,6 +209,11 @@ def draw_commands(architecture: str, training: dict[str, Any]) -> list[str]:
         parts.append(f"--held-out {training['held_out_images']}")
         if not stage.get("iterations"):
             parts.append(f"--epochs {stage['epochs']}")
+        parts.append(f"--batch {stage['batch']}")
+        if training["dataset"] == "imagefolder":
+            parts.append("--data DATA")
+        if not own_size:
+            parts.append(f"--size {config.input.height}")
         if folders:
             parts.append(f"--init {folders[-1]}")
         if stage.get("distil") and len(folders) > 1:

@@ -26,7 +26,7 @@ class Reproduce(Options):
     """
 
     dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")
-    depth: Literal[38, 74, 110, 152] = Field(38, description="layers of the networks")
+    depth: int = Field(38, description="layers of the networks: 38, 74, 110 or 152")
     rows: Annotated[str, Field(description="rows or groups of them, separated by commas; --show-rows lists them")] = (
         "table"
     )
