@@ -25,8 +25,8 @@ def test_a_shipped_card_says_what_its_config_does(shipped: Path) -> None:
 def test_its_commands_say_what_is_not_the_default() -> None:
     _, photos, _ = split_card(SHIPPED / "imagenette_rnn_gate_18" / "1" / CARD)
     commands = [line for line in photos.splitlines() if line.startswith("skipnet train")]
-    assert len(commands) == 3
-    for command, arch in zip(commands, ("imagenet_resnet_18", *("imagenet_rnn_gate_18",) * 2), strict=True):
+    assert len(commands) == 4
+    for command, arch in zip(commands, ("imagenet_resnet_18", *("imagenet_rnn_gate_18",) * 3), strict=True):
         for part in (f"--arch {arch} --dataset imagefolder", "--batch 64", "--data DATA", "--size 112"):
             assert part in command
 
