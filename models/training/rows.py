@@ -87,9 +87,7 @@ def table(schedule: Schedule) -> list[Row]:
             "adaptive", "SP, a target for each image", "table", RNN, "sp", "adaptive", "sp", teacher="plain",
             seeds=three, at_most=60,
         ),
-        Row(
-            "adaptive-hrl", "the same + HRL", "table", RNN, "hrl", "adaptive", "adaptive", seeds=three, at_most=60,
-        ),
+        hrl("adaptive-hrl", "the same + HRL", RNN, "adaptive", 60, seeds=three),
     ]  # fmt: skip
     return [
         Row("plain", "plain ResNet", "table", PLAIN, "plain", schedule),

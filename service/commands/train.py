@@ -30,7 +30,7 @@ class Train(Options):
     arch: str = Field(description="architecture, for instance cifar10_rnn_gate_38")
     dataset: str = Field(description="cifar10, cifar100, svhn, imagenet or imagefolder")
     data: Path | None = Field(None, description="local folder of the data set; default: the hub")
-    recipe: str = Field("paper", description="hyper-parameters: paper, short, budget or dial")
+    recipe: str = Field("paper", description="hyper-parameters: paper, short, budget, dial or adaptive")
     stages: Literal["plain", "sp", "hrl", "sp,hrl"] | None = Field(
         None, description="default: sp,hrl, or plain for a network without gates; hrl alone starts from --init"
     )
@@ -38,7 +38,8 @@ class Train(Options):
         None, description="checkpoint folder to start from; a network with gates can start from the dense one"
     )
     teacher: Path | None = Field(
-        None, description="checkpoint folder of the dense network that recipe dial learns from; default: --init"
+        None,
+        description="checkpoint folder of the dense network that recipes dial and adaptive learn from; default: --init",
     )
     epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
     batch: int | None = Field(None, ge=1, description="images a step; default: the recipe's")
