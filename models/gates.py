@@ -8,6 +8,18 @@ from models.blocks import conv_norm
 RNN_WIDTH = 10
 
 
+def average(x: Tensor) -> Tensor:
+    """Return the mean [N, C] of maps [N, C, H, W] over their positions.
+
+    In channels_last, over their rows first: its gradient is then spread in runs of W * C numbers, not of C.
+    """
+    _, channels, _, width = x.shape
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return x.mean((2, 3))
+    rows = x.permute(0, 2, 3, 1).flatten(2)
+    return rows.mean(1).view(-1, width, channels).mean(1)
+
+
 class RecurrentController(nn.Module):
     """The part of the RNN gate that all blocks share: one LSTM(10, 10) and its projection to a logit.
 
@@ -34,7 +46,7 @@ class RNNGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the embedding [N, 10] of a map [N, C, H, W]."""
-        embedding: Tensor = self.embedding(x.mean((2, 3)))
+        embedding: Tensor = self.embedding(average(x))
         return embedding
 
 
@@ -62,5 +74,5 @@ class FeedForwardGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logit [N] of a map [N, C, H, W]."""
-        skip, execute = self.head(self.features(x).mean((2, 3))).unbind(1)
+        skip, execute = self.head(average(self.features(x))).unbind(1)
         return torch.sub(execute, skip)

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import BasicBlock, Block, BottleneckBlock, conv_norm
-from models.gates import FeedForwardGate, RecurrentController, RNNGate
+from models.gates import FeedForwardGate, RecurrentController, RNNGate, average
 
 GateKind = Literal["rnn", "feedforward_1", "feedforward_2"]
 Stem = Literal["cifar", "imagenet"]
 Decide = Callable[[int, Tensor], Tensor]
 """Gate index and logits [N] in, decisions [N] out (1 executes, 0 skips; may carry a gradient)."""
+RunBlock = Callable[[Block, Tensor, Tensor], Tensor]
+"""A block, its input [N, C, H, W] and the decisions [N] in, its output out, like `run_masked`."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,7 @@ class SkipNet(nn.Module):
     """A ResNet of ``B`` blocks; with a gate kind, gate ``i`` reads block ``i``'s output and decides block ``i + 1``.
 
     ``gates`` is None for a plain ResNet. ``forward`` is the masked form: every block is computed and the
-    decisions choose between its output and its shortcut. It is what training differentiates and what every
-    engine must agree with.
+    decisions choose between its output and its shortcut. It is what every engine must agree with.
     """
 
     def __init__(
@@ -85,15 +86,18 @@ class SkipNet(nn.Module):
 
     def classify(self, x: Tensor) -> Tensor:
         """Return the class logits [N, classes] of the last block's output."""
-        logits: Tensor = self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(average(x))
         return logits
 
-    def forward(self, images: Tensor, decide: Decide | None = None) -> tuple[Tensor, Routing]:
+    def forward(
+        self, images: Tensor, decide: Decide | None = None, run: RunBlock | None = None
+    ) -> tuple[Tensor, Routing]:
         """Return class logits [N, classes] and the routing of normalised images [N, 3, H, W].
 
-        ``decide`` turns gate logits into decisions; by default probability > 0.5 executes.
+        ``decide`` turns gate logits into decisions, by default: probability > 0.5 executes. ``run`` gives a block's
+        output for them, by default masked.
         """
-        decide = decide or above_half
+        decide, run = decide or above_half, run or run_masked
         x = self.blocks[0](self.stem(images))
         state = None
         logits, decisions = [], []
@@ -103,12 +107,17 @@ class SkipNet(nn.Module):
                 continue
             logit, state = self.gate_logit(index, x, state)
             decision = decide(index, logit)
-            shortcut = block.shortcut(x)  # type: ignore[operator]
-            executed = block.execute(x, shortcut)  # type: ignore[operator]
-            x = torch.lerp(shortcut, executed, decision[:, None, None, None].to(executed.dtype))
+            x = run(block, x, decision)  # type: ignore[arg-type]
             logits.append(logit)
             decisions.append(decision)
         return self.classify(x), stack_routing(logits, decisions, images)
+
+
+def run_masked(block: Block, x: Tensor, decision: Tensor) -> Tensor:
+    """Compute the block for every image; the decisions choose between its output and its shortcut."""
+    shortcut = block.shortcut(x)
+    executed = block.execute(x, shortcut)
+    return torch.lerp(shortcut, executed, decision[:, None, None, None].to(executed.dtype))
 
 
 def above_half(_: int, logits: Tensor) -> Tensor:

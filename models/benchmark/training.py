@@ -14,18 +14,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.benchmark.forcing import random_network
 from models.benchmark.measure import interleave
-from models.blocks import Block
 from models.catalogue import find_architecture
 from models.data.augmentation import PADDING
 from models.data.batches import MemoryBatches
 from models.data.catalogue import find_dataset
-from models.network import SkipNet
+from models.network import RunBlock, SkipNet, run_masked
 from models.training.job import gains_by_compiling, multiplies_bfloat16
+from models.training.memory import keep_freed_memory
 from models.training.objective import Step
 from models.training.readout import readouts
-from models.training.recipes import Recipe, find_recipe
-from models.training.reinforce import RunBlock, freeze_statistics, reinforce_step, run_executed
+from models.training.recipes import Recipe, Rung, find_recipe
+from models.training.reinforce import freeze_statistics, reinforce_step
 from models.training.run import make_optimizer
+from models.training.skipping import run_executed
 from models.training.supervised import straight_through, supervised_step
 
 BATCH, IMAGES, WORKERS = 128, 2048, 2
@@ -56,17 +57,23 @@ def compare_steps(architecture: str, seconds: float, threads: int) -> Iterator[C
     A step goes from images in memory to new weights, on the CPU.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     network = random_network(architecture)
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, ROW.size, ROW.size, 3), np.uint8)
     half = "bfloat16" if multiplies_bfloat16(CPU) else "float32"
     compiles = gains_by_compiling(find_architecture(architecture), CPU, multiplies_bfloat16(CPU))
-    yield compare(
-        {
-            f"SP, ours: {'compiled, ' * compiles}{half}, augmented in batches": ours(network, pixels, compiles),
-            "SP, the public code's way: float32, eager, PIL image by image": public_way(network, pixels),
-        },
-        seconds,
-    )
+    public = "SP, the public code's way: float32, eager, PIL image by image"
+    for step, recipe in (
+        (f"SP, ours: {'compiled, ' * compiles}{half}, augmented in batches", find_recipe("short", "sp")),
+        (f"SP at half the blocks, ours: skipping, {half}, augmented in batches", sp_at_half()),
+    ):
+        yield compare(
+            {
+                step: ours(network, pixels, recipe, compiles and recipe.explored == 1),
+                public: public_way(network, pixels),
+            },
+            seconds,
+        )
     yield compare(
         {
             f"HRL at half the blocks, skipping: {half}": hybrid(network, pixels, run_executed),
@@ -83,19 +90,25 @@ def compare(steps: dict[str, Callable[[], object]], seconds: float) -> Compariso
     return Comparison(step, rival, BATCH / timings[step].median, BATCH / timings[rival].median, middle, low, high)
 
 
-def ours(network: SkipNet, pixels: NDArray[np.uint8], compiles: bool) -> Callable[[], None]:
+def sp_at_half() -> Recipe:
+    """Return SP by `dial` where every block is executed for half of the images of a batch, as long as gates are
+    undecided; its rate is 0, so that they stay so.
+    """
+    halves = (Rung(0.5, 0.2, 1.0), Rung(0.5, 0.8, 1.0))
+    return replace(find_recipe("dial", "sp"), rungs=halves, distil=0.0, rate=0.0)
+
+
+def ours(network: SkipNet, pixels: NDArray[np.uint8], recipe: Recipe, compiles: bool) -> Callable[[], None]:
     """Return an SP step as `skipnet train` takes it."""
-    recipe = find_recipe("short", "sp")
     step_of = torch.compile(supervised_step, dynamic=False) if compiles else supervised_step
-    fallen = torch.tensor(1.0)
+    fallen, random = torch.tensor(1.0), None if compiles else torch.Generator().manual_seed(0)
 
     def loss(network: SkipNet, images: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(CPU)):
-            step: Step = step_of(network, images, labels, fallen, recipe)
+            step: Step = step_of(network, images, labels, fallen, recipe, random=random)
         return step.loss
 
-    trained = copy.deepcopy(network).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    return descend(trained, recipe, from_memory(pixels), loss)
+    return descend(undecided(network), recipe, from_memory(pixels), loss)
 
 
 def hybrid(network: SkipNet, pixels: NDArray[np.uint8], run: RunBlock) -> Callable[[], None]:
@@ -107,20 +120,19 @@ def hybrid(network: SkipNet, pixels: NDArray[np.uint8], run: RunBlock) -> Callab
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(CPU)):
             return reinforce_step(network, images, labels, recipe, random, run).loss
 
-    trained = copy.deepcopy(network).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    trained = undecided(network)
     freeze_statistics(trained)
+    return descend(trained, recipe, from_memory(pixels), loss)
+
+
+def undecided(network: SkipNet) -> SkipNet:
+    """Return a copy to train, whose gates all answer a half."""
+    trained: SkipNet = copy.deepcopy(network).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     with torch.no_grad():
         for readout in readouts(trained):
             readout.weight.zero_()
             readout.bias.zero_()
-    return descend(trained, recipe, from_memory(pixels), loss)
-
-
-def run_masked(block: Block, x: Tensor, decision: Tensor) -> Tensor:
-    """Return what `run_executed` does, computed for every image."""
-    shortcut = block.shortcut(x)
-    executed = block.execute(x, shortcut)
-    return torch.lerp(shortcut, executed, decision[:, None, None, None].to(executed.dtype))
+    return trained
 
 
 def public_way(network: SkipNet, pixels: NDArray[np.uint8]) -> Callable[[], None]:

@@ -20,6 +20,7 @@ from models.engines.threads import available_cpus
 from models.evaluation import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
+from models.training.memory import keep_freed_memory
 from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.run import Job
 
@@ -64,6 +65,7 @@ def make_job(options: Options) -> Job:
     """
     torch.manual_seed(options.seed)
     torch.set_num_threads(available_cpus())
+    keep_freed_memory()
     architecture, row = find_architecture(options.arch), find_dataset(options.dataset)
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]

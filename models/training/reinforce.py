@@ -5,20 +5,17 @@ computes just the images that execute it. Batch norm keeps its running statistic
 (`Recipe.statistics`).
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
 from models.blocks import Block
-from models.network import SkipNet
+from models.network import RunBlock, SkipNet
 from models.training.objective import Step
 from models.training.recipes import Recipe
-
-RunBlock = Callable[[Block, Tensor, Tensor], Tensor]
-"""A block, its input [N, C, H, W] and the decisions [N] in, its output out, like `run_executed`."""
+from models.training.skipping import run_executed
 
 
 def freeze_statistics(network: SkipNet) -> None:
@@ -62,57 +59,6 @@ def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor, run: RunB
         logits.append(logit)
         decisions.append(decision)
     return network.classify(x), torch.stack(logits, 1), torch.stack(decisions, 1)
-
-
-def run_executed(block: Block, x: Tensor, decision: Tensor) -> Tensor:
-    """Return the block's output for images [N, C, H, W], computed only where ``decision`` [N] is true."""
-    active = decision.nonzero().squeeze(1)
-    shortcut: Tensor = block.shortcut(x)
-    if len(active) == 0:
-        return shortcut
-    if len(active) == len(x):
-        return block.execute(x, shortcut)
-    beside, kept = Part.apply(shortcut, active)  # type: ignore[no-untyped-call]
-    chosen = take(x, active) if block.projects else beside
-    outputs: Tensor = Join.apply(kept, block.execute(chosen, beside), active)  # type: ignore[no-untyped-call]
-    return outputs
-
-
-def take(x: Tensor, active: Tensor) -> Tensor:
-    """Return the images ``active`` of [N, C, H, W]; in channels_last, an image is one run of memory, and stays so."""
-    return x.permute(0, 2, 3, 1).index_select(0, active).permute(0, 3, 1, 2)
-
-
-class Part(torch.autograd.Function):
-    """Of shortcuts [N, C, H, W], those of the images that execute a block, and all, for `Join` to replace those in."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        context.save_for_backward(active)
-        return take(x, active), x.view_as(x)
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        of_chosen, of_all = gradients
-        (active,) = context.saved_tensors
-        # Join overwrote these images, so that what the gradient says of them is void. Nobody else holds it.
-        of_all.permute(0, 2, 3, 1).index_copy_(0, active, of_chosen.permute(0, 2, 3, 1))
-        return of_all, None
-
-
-class Join(torch.autograd.Function):
-    """All images, with those that executed a block replaced by its outputs."""
-
-    @staticmethod
-    def forward(context: Any, kept: Tensor, outputs: Tensor, active: Tensor) -> Tensor:
-        context.save_for_backward(active)
-        return kept.permute(0, 2, 3, 1).index_copy(0, active, outputs.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (gradient,) = gradients
-        (active,) = context.saved_tensors
-        return gradient, take(gradient, active), None
 
 
 def returns(cross_entropies: Tensor, decisions: Tensor, alpha: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from models.engines import load_engine
 from models.evaluation import calibrate, measure
 from models.machine import describe_machine
 from models.training.job import Options, held_out_source, make_job
+from models.training.recipes import Recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
 from models.training.rows import Row, Schedule, find_row, find_runs
 from models.training.run import Job, Watcher, stage_summary, train
@@ -124,7 +125,9 @@ def finished(file: Path, job: Job) -> Result:
     result = read_result(file)
     kept = ("train_images", "held_out_images")
     asked = as_json(stage_summary(job.recipes[0])) | {key: job.about[key] for key in kept}
-    got = result.recipe | {key: getattr(result, key) for key in kept}
+    # A recipe may have got a field since the file was written.
+    defaults = {field.name: field.default for field in fields(Recipe) if field.default not in (MISSING, None)}
+    got = as_json(defaults) | result.recipe | {key: getattr(result, key) for key in kept}
     differing = [key for key in asked | got if asked.get(key) != got.get(key)]
     if differing:
         raise ResultError(

@@ -175,9 +175,10 @@ def make_step(job: Job, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor, int
     teacher = job.teacher if recipe.distil else None
 
     def supervised(images: Tensor, labels: Tensor, fallen: Tensor, epoch: int, within: int) -> Step:
-        del epoch, within
+        # A compiled step is masked: blocks that skip compute another number of images each time.
+        random = None if job.compile else generator(job.seed, epoch + SAMPLING, within)
         with mixed:
-            return step(job.network, images, labels, fallen, recipe, teacher)
+            return step(job.network, images, labels, fallen, recipe, teacher, random)
 
     return supervised
 

@@ -3,14 +3,16 @@
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from models.network import Decide, SkipNet
+from models.network import Decide, SkipNet, run_masked
 from models.training.objective import Step
 from models.training.recipes import Recipe, Rung
+from models.training.skipping import run_explored
 
 ALL = -30.0
 """A logit that every gate is above: threshold 0 executes every block."""
@@ -35,18 +37,26 @@ def soft(_: int, logits: Tensor) -> Tensor:
 
 
 def supervised_step(
-    network: SkipNet, images: Tensor, labels: Tensor, fallen: Tensor, recipe: Recipe, teacher: SkipNet | None = None
+    network: SkipNet,
+    images: Tensor,
+    labels: Tensor,
+    fallen: Tensor,
+    recipe: Recipe,
+    teacher: SkipNet | None = None,
+    random: torch.Generator | None = None,
 ) -> Step:
     """Return the loss of a batch: that of its answers, plus what computing more than the rungs' targets costs; with a
     spread, what missing each image's own target costs.
 
-    ``fallen`` (0..1) is how far the targets have come from 1; ``teacher`` is a dense network to learn from.
+    ``fallen`` (0..1) is how far the targets have come from 1; ``teacher`` is a dense network to learn from. With
+    ``random``, blocks skip but for a share ``recipe.explored``, drawn from it; without, they are masked.
     """
     parts = rung_slices(recipe.rungs, len(images))
     limits = images.new_zeros(len(images))
     for rung, part in zip(recipe.rungs, parts, strict=True):
         limits[part] = math.log(rung.threshold / (1 - rung.threshold)) if rung.threshold else ALL
-    logits, routing = network(images, soft if recipe.gates == "soft" else straight_through(limits))
+    run = partial(run_explored, share=recipe.explored, random=random) if random and recipe.explored < 1 else run_masked
+    logits, routing = network(images, soft if recipe.gates == "soft" else straight_through(limits), run)
     loss = cross_entropy(logits, labels)
     judge = logits.detach().float() if teacher is None else taught(teacher, images)
     if teacher is not None:

@@ -127,11 +127,12 @@ def test_training_steps_are_measured_in_pairs(monkeypatch: pytest.MonkeyPatch) -
         (training, "gains_by_compiling", lambda *_: False),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
-    supervised, hybrid = training.compare_steps("cifar10_rnn_gate_38", 0, 1)
-    for found in (supervised, hybrid):
+    supervised, halved, hybrid = training.compare_steps("cifar10_rnn_gate_38", 0, 1)
+    for found in (supervised, halved, hybrid):
         assert found.time_share_low <= found.time_share <= found.time_share_high
         assert found.images_per_second > 0 and found.rival_images_per_second > 0
     assert supervised.step.startswith("SP, ours") and "public code" in supervised.rival
+    assert "at half the blocks" in halved.step and "public code" in halved.rival
     assert "skipping" in hybrid.step and "masked" in hybrid.rival
 
 

@@ -2,16 +2,20 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from models.blocks import Block
 from models.catalogue import find_architecture
-from models.network import SkipNet
+from models.network import RunBlock, SkipNet, run_masked
 from models.training.readout import readouts
 from models.training.recipes import Rung, find_recipe
-from models.training.supervised import hardness, rung_slices, supervised_step, taught
+from models.training.skipping import run_explored
+from models.training.supervised import hardness, rung_slices, straight_through, supervised_step, taught
 
 
 def gates_at(logit: float) -> SkipNet:
@@ -48,6 +52,50 @@ def test_a_rung_pays_for_what_lies_above_its_own_target() -> None:
     # All of the rungs at 0, 0.2 and 0.5 execute everything; that at 0.8 only block 0, below its target.
     assert cost(1.0) == pytest.approx(0.25**2 / 8 + 0.5**2 / 2, rel=1e-4)
     assert cost(0.5) == pytest.approx(0.125**2 / 8 + 0.25**2 / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [1, 6], ids=["identity", "projection"])
+def test_the_gradient_of_explored_blocks_is_the_masked_ones_in_the_mean(number: int) -> None:
+    torch.manual_seed(0)
+    # A block as batch norm leaves it when its statistics are frozen: no image tells of another.
+    block = find_architecture("cifar10_rnn_gate_38").build().eval().blocks[number]
+    assert isinstance(block, Block)
+    images = torch.randn(8, 16, 32, 32).contiguous(memory_format=torch.channels_last)
+    pull, logits = torch.randn_like(block(images)), torch.tensor([1.0, -1.0] * 4)
+
+    def gradients(run: RunBlock) -> tuple[Tensor, Tensor]:
+        x, gates = images.clone().requires_grad_(), logits.clone().requires_grad_()
+        # As in a network, x is not a leaf, and something else reads it too.
+        read = x * 1.0
+        out = run(block, read, straight_through(torch.zeros(8))(0, gates))
+        ((out * pull).sum() + read.square().sum()).backward()  # type: ignore[no-untyped-call]
+        assert x.grad is not None and gates.grad is not None
+        return x.grad, gates.grad
+
+    of_images, of_gates = gradients(run_masked)
+    random = torch.Generator().manual_seed(0)
+    drawn = [gradients(partial(run_explored, share=0.25, random=random)) for _ in range(200)]
+    for found, _ in drawn:
+        torch.testing.assert_close(found, of_images, atol=1e-4, rtol=1e-3)
+    each = torch.stack([found for _, found in drawn])
+    # Those that execute are known exactly; of those that skip one in four is, and counts four times.
+    torch.testing.assert_close(each[:, ::2], of_gates[::2].expand(200, 4), atol=1e-4, rtol=1e-3)
+    known = each[:, 1::2] != 0
+    assert 0.18 < known.float().mean() < 0.32
+    torch.testing.assert_close(each[:, 1::2], 4 * of_gates[1::2] * known, atol=1e-4, rtol=1e-3)
+
+
+def test_a_step_computes_the_blocks_that_skip_for_a_share_of_the_images_only() -> None:
+    network, seen = gates_at(-1.0).train(), []
+    for block in network.blocks[1:]:
+        block.residual.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[operator, union-attr]
+    recipe = replace(find_recipe("short", "sp"), explored=0.25)
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    step = supervised_step(network, images, labels, torch.tensor(1.0), recipe, random=torch.Generator().manual_seed(0))
+    assert step.executions.tolist() == [0] * 17
+    assert 0.15 < sum(seen) / 16 / 17 < 0.35
+    step.loss.backward()  # type: ignore[no-untyped-call]
+    assert all(readout.bias.grad.abs().max() > 0 for readout in readouts(network))
 
 
 def test_an_image_has_a_target_by_how_hard_its_teacher_finds_it() -> None:

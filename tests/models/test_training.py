@@ -26,11 +26,11 @@ from models.training.reinforce import (
     pure_loss,
     re_estimate_statistics,
     returns,
-    run_executed,
     sampled_forward,
 )
 from models.training.run import Job, TrainingDiverged, train
 from models.training.schedule import learning_rate, targets_fallen
+from models.training.skipping import run_executed
 from models.training.state import StateError
 from models.training.supervised import straight_through, supervised_step
 from tests.models.engines.conftest import spread
