@@ -63,17 +63,10 @@ def compare_steps(architecture: str, seconds: float, threads: int) -> Iterator[C
     half = "bfloat16" if multiplies_bfloat16(CPU) else "float32"
     compiles = gains_by_compiling(find_architecture(architecture), CPU, multiplies_bfloat16(CPU))
     public = "SP, the public code's way: float32, eager, PIL image by image"
-    for step, recipe in (
-        (f"SP, ours: {'compiled, ' * compiles}{half}, augmented in batches", find_recipe("short", "sp")),
-        (f"SP at half the blocks, ours: skipping, {half}, augmented in batches", sp_at_half()),
-    ):
-        yield compare(
-            {
-                step: ours(network, pixels, recipe, compiles and recipe.explored == 1),
-                public: public_way(network, pixels),
-            },
-            seconds,
-        )
+    way = f"{'compiled, masked' if compiles else 'skipping'}, {half}, augmented in batches"
+    for name, share in (("all", 1.0), ("half", 0.5)):
+        step = ours(network, pixels, share, compiles)
+        yield compare({f"SP at {name} the blocks: {way}": step, public: public_way(network, pixels)}, seconds)
     yield compare(
         {
             f"HRL at half the blocks, skipping: {half}": hybrid(network, pixels, run_executed),
@@ -90,16 +83,12 @@ def compare(steps: dict[str, Callable[[], object]], seconds: float) -> Compariso
     return Comparison(step, rival, BATCH / timings[step].median, BATCH / timings[rival].median, middle, low, high)
 
 
-def sp_at_half() -> Recipe:
-    """Return SP by `dial` where every block is executed for half of the images of a batch, as long as gates are
-    undecided; its rate is 0, so that they stay so.
+def ours(network: SkipNet, pixels: NDArray[np.uint8], share: float, compiles: bool) -> Callable[[], None]:
+    """Return an SP step as `skipnet train` takes it, where each block is executed for a ``share`` of the images: gates
+    answer a half, and go on doing so, the rate being 0.
     """
-    halves = (Rung(0.5, 0.2, 1.0), Rung(0.5, 0.8, 1.0))
-    return replace(find_recipe("dial", "sp"), rungs=halves, distil=0.0, rate=0.0)
-
-
-def ours(network: SkipNet, pixels: NDArray[np.uint8], recipe: Recipe, compiles: bool) -> Callable[[], None]:
-    """Return an SP step as `skipnet train` takes it."""
+    rungs = (Rung(share, 0.2, 1.0), Rung(1 - share, 0.8, 1.0))
+    recipe = replace(find_recipe("budget", "sp"), rungs=rungs if share < 1 else rungs[:1], rate=0.0)
     step_of = torch.compile(supervised_step, dynamic=False) if compiles else supervised_step
     fallen, random = torch.tensor(1.0), None if compiles else torch.Generator().manual_seed(0)
 

@@ -1,6 +1,7 @@
 """Training batches whose order and augmentation depend on seed, epoch and step only, so that a run can resume."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -25,6 +26,10 @@ class Batches(Protocol):
         """Yield epoch ``number``'s batches from step ``start`` on; a last, smaller batch is left out."""
         ...
 
+    def chosen(self, number: int, step: int) -> Tensor:
+        """Return which images [batch] the batch of a step of epoch ``number`` has, by their places in the source."""
+        ...
+
 
 def generator(seed: int, *position: int) -> torch.Generator:
     """Return a random generator that depends on the run's seed and a position (epoch, step) in it only."""
@@ -33,6 +38,12 @@ def generator(seed: int, *position: int) -> torch.Generator:
         # Any odd multiplier keeps neighbouring positions apart; this one is 2**64 over the golden ratio.
         state = (state * 0x9E3779B97F4A7C15 + number + 1) % 2**63
     return torch.Generator().manual_seed(state)
+
+
+@lru_cache(maxsize=4)
+def order(images: int, seed: int, epoch: int) -> Tensor:
+    """Return the order in which an epoch takes its images."""
+    return torch.randperm(images, generator=generator(seed, epoch))
 
 
 class MemoryBatches:
@@ -49,11 +60,13 @@ class MemoryBatches:
         self.steps_per_epoch = len(images) // batch
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        order = torch.randperm(len(self.images), generator=generator(self.seed, number))
         for step in range(start, self.steps_per_epoch):
-            chosen = order[step * self.batch : (step + 1) * self.batch].to(self.images.device)
+            chosen = self.chosen(number, step).to(self.images.device)
             images = self.augment(self.images[chosen], generator(self.seed, number, step))
             yield normalise(images, self.row.mean, self.row.std), self.labels[chosen]
+
+    def chosen(self, number: int, step: int) -> Tensor:
+        return order(len(self.images), self.seed, number)[step * self.batch : (step + 1) * self.batch]
 
     def augment(self, images: Tensor, random: torch.Generator) -> Tensor:
         if self.row.augmentation == "random_resized_crop":
@@ -73,11 +86,13 @@ class StreamedBatches:
         self.steps_per_epoch = len(source) // batch
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        order = torch.randperm(len(self.source), generator=generator(self.seed, number)).tolist()
-        steps = [order[step * self.batch : (step + 1) * self.batch] for step in range(start, self.steps_per_epoch)]
+        steps = [self.chosen(number, step).tolist() for step in range(start, self.steps_per_epoch)]
         images = PreparedImages(self.source, self.spec, self.source.row.augmentation, self.seed, number)
         for pixels, labels in DataLoader(images, batch_sampler=steps, num_workers=self.workers):
             yield pixels.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
+
+    def chosen(self, number: int, step: int) -> Tensor:
+        return order(len(self.source), self.seed, number)[step * self.batch : (step + 1) * self.batch]
 
 
 class PreparedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):

@@ -20,6 +20,7 @@ from models.engines.threads import available_cpus
 from models.evaluation import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
+from models.training.answers import read_answers
 from models.training.memory import keep_freed_memory
 from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.run import Job
@@ -72,7 +73,8 @@ def make_job(options: Options) -> Job:
     source = read_source(row, "train", options.data)
     size = options.size or (row.size if row.uniform else architecture.image_size)
     spec = input_spec(row, size)
-    train, held_out = split(source, options)
+    train_positions, held_out_positions = split_positions(source, options.held_out, options.limit)
+    train, held_out = source.select(train_positions), source.select(held_out_positions)
     network, earlier = start_network(architecture, source.classes, options)
     device = torch.device(choose_device(options.device))
     mixed = options.precision == "bfloat16" or (options.precision == "auto" and multiplies_bfloat16(device))
@@ -90,7 +92,7 @@ def make_job(options: Options) -> Job:
         compile=options.compile == "on"
         or (options.compile == "auto" and gains_by_compiling(architecture, device, mixed)),
         mixed=mixed,
-        teacher=find_teacher(recipes, source.classes, options),
+        teacher=find_teacher(recipes, source, train_positions, options),
         about={
             "dataset": row.name,
             "train_images": len(train),
@@ -148,17 +150,24 @@ def start_network(
     return network, checkpoint.config.training.get("stages", [])
 
 
-def find_teacher(recipes: list[Recipe], classes: list[str], options: Options) -> SkipNet | None:
-    """Return the dense network that the recipes learn from, if one does: --teacher, or else what --init names."""
+def find_teacher(
+    recipes: list[Recipe], source: Source, positions: list[int], options: Options
+) -> SkipNet | Tensor | None:
+    """Return what the recipes learn from, if one does: --teacher, or else the dense network that --init names.
+
+    That is a network, or where --teacher is a file of answers, those for the images at ``positions`` of the source.
+    """
     if not any(recipe.distil for recipe in recipes):
         return None
+    if options.teacher is not None and options.teacher.suffix == ".safetensors":
+        return read_answers(options.teacher, source.row.name, len(source), len(source.classes))[positions]
     folder = options.teacher or options.init
     if folder is None:
         raise JobError(f"recipe {options.recipe} learns from a dense network: name its checkpoint with --teacher")
     checkpoint = read_checkpoint(folder)
     if checkpoint.network.gate_kind is not None:
         raise JobError(f"{folder} has gates; recipe {options.recipe} learns from a dense network: name one, --teacher")
-    check_labels(checkpoint, folder, classes, options)
+    check_labels(checkpoint, folder, source.classes, options)
     return checkpoint.network.requires_grad_(False)
 
 
@@ -173,13 +182,12 @@ def input_spec(row: DatasetRow, size: int) -> InputSpec:
     return InputSpec(height=size, width=size, resize=resize, mean=row.mean, std=row.std)
 
 
-def split(source: Source, options: Options) -> tuple[Source, Source]:
-    """Return the images to train on and those held out, the same ones for every seed of a run."""
-    if len(source) <= options.held_out:
-        raise DataError(f"{len(source)} training images leave none beside the {options.held_out} of --held-out")
+def split_positions(source: Source, held_out: int, limit: int | None = None) -> tuple[list[int], list[int]]:
+    """Return which images to train on and which are held out, ``limit`` of each at most: the same for every seed."""
+    if len(source) <= held_out:
+        raise DataError(f"{len(source)} training images leave none beside the {held_out} of --held-out")
     order = held_out_first(source)
-    train, held_out = order[options.held_out :], order[: options.held_out]
-    return source.select(sorted(train[: options.limit])), source.select(sorted(held_out[: options.limit]))
+    return sorted(order[held_out:][:limit]), sorted(order[:held_out][:limit])
 
 
 def held_out_source(source: Source, training: Mapping[str, Any]) -> Source:

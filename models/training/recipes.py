@@ -34,7 +34,6 @@ class Recipe:
     steps that ``targets_fall`` names. Without ``rungs``, all images are routed at 0.5 and computation is free. With
     ``spread`` each image has a target of its own, up to half of it above its rung's if the teacher finds it harder than
     others, as much below if easier; and executing too few blocks costs as executing too many does.
-    ``explored`` is the share of the skipped blocks that are computed all the same, for their decisions' gradient.
     ``distil`` weighs a dense teacher's answer, softened by ``temperature``, against the label (Hinton et al. 2015).
     HRL: ``alpha`` is the reward of skipping all blocks (paper, equation 4), ``policy_weight`` weighs the policy
     gradient against the cross-entropy's, ``samples`` routes are drawn an image, and the gates' logits are multiplied
@@ -63,7 +62,6 @@ class Recipe:
     rungs: tuple[Rung, ...] = ()
     targets_fall: tuple[float, float] = (0.2, 0.6)
     target_weight: float = 20.0
-    explored: float = 1.0
     distil: float = 0.0
     temperature: float = 4.0
     spread: float | None = None
@@ -115,7 +113,7 @@ def dial(stage: Stage) -> Recipe:
     if stage != "sp":
         return replace(short(stage), name="dial", sharpen=1.0, statistics="frozen")
     return replace(
-        short(stage), name="dial", rate=0.05, epochs=10, targets_fall=(0.05, 0.5), explored=0.25, distil=0.7,
+        short(stage), name="dial", rate=0.05, epochs=10, targets_fall=(0.05, 0.5), distil=0.7,
         rungs=(Rung(1 / 8, 0.0, 1.0), Rung(1 / 8, 0.2, 0.75), Rung(1 / 2, 0.5, 0.5), Rung(1 / 4, 0.8, 0.35)),
     )  # fmt: skip
 

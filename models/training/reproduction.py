@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from models.data.source import read_source
 from models.engines import load_engine
 from models.evaluation import calibrate, measure
 from models.machine import describe_machine
+from models.training.answers import ANSWERS
 from models.training.job import Options, held_out_source, make_job
-from models.training.recipes import Recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
-from models.training.rows import Row, Schedule, find_row, find_runs
+from models.training.rows import WIDE, Row, Schedule, find_row, find_runs
 from models.training.run import Job, Watcher, stage_summary, train
+from models.training.wide import EPOCHS, teach
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Reproduction:
             recipe=row.recipe,
             changes=row.changes,
             init=self.starting_point(row, seed),
-            teacher=None if row.teacher is None else self.checkpoint(row.teacher, 0),
+            teacher=self.teacher(row),
             seed=seed,
             output=self.shared.output / self.name(row.name, seed),
         )
@@ -66,6 +67,12 @@ class Reproduction:
         if row.start is None or self.start is not None:
             return self.start if row.start else None
         return self.checkpoint(row.start, row.seed_of_start(seed))
+
+    def teacher(self, row: Row) -> Path | None:
+        """Return what a row learns from, if that is not what it starts from: a checkpoint, or a file of answers."""
+        if row.teacher == WIDE:
+            return self.shared.output / f"{self.shared.dataset}_{WIDE}" / ANSWERS
+        return None if row.teacher is None else self.checkpoint(row.teacher, 0)
 
     def checkpoint(self, row: str, seed: int) -> Path:
         """Return the folder of the checkpoint that a row's run leaves."""
@@ -87,6 +94,8 @@ def reproduce(
     options, and what `make_job` and `train` raise.
     """
     options = plan.options(row, seed)
+    if row.teacher == WIDE and options.teacher is not None and not options.teacher.exists():
+        train_teacher(options, options.teacher.parent, save_every, show)
     job = make_job(options)
     file = plan.results / f"{plan.name(row.name, seed)}.json"
     if file.exists():
@@ -120,14 +129,28 @@ def reproduce(
     return result
 
 
+def train_teacher(
+    options: Options, folder: Path, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]
+) -> None:
+    source = read_source(find_dataset(options.dataset), "train", options.data)
+    teach(
+        source,
+        folder,
+        epochs=options.epochs or EPOCHS,
+        held_out=options.held_out,
+        limit=options.limit,
+        seed=0,
+        save_every=save_every,
+        show=show,
+    )
+
+
 def finished(file: Path, job: Job) -> Result:
     """Return the result of a run that is over; raises ResultError where its options were not the job's."""
     result = read_result(file)
     kept = ("train_images", "held_out_images")
     asked = as_json(stage_summary(job.recipes[0])) | {key: job.about[key] for key in kept}
-    # A recipe may have got a field since the file was written.
-    defaults = {field.name: field.default for field in fields(Recipe) if field.default not in (MISSING, None)}
-    got = as_json(defaults) | result.recipe | {key: getattr(result, key) for key in kept}
+    got = result.recipe | {key: getattr(result, key) for key in kept}
     differing = [key for key in asked | got if asked.get(key) != got.get(key)]
     if differing:
         raise ResultError(

@@ -10,6 +10,7 @@ Schedule = Literal["paper", "short"]
 Group = Literal["table", "ablations", "recipe"]
 
 PLAIN, RNN, FEED_FORWARD = "resnet", "rnn_gate", "feedforward"
+WIDE = "wide"
 ALPHAS = (0.01, 0.1, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -47,7 +48,8 @@ class Row:
     architecture's name without data set and depth.
 
     A run starts from that row's run of the same seed, or of ``start_seed``. ``teacher`` is the row whose run of seed 0
-    teaches, where that is not the one to start from. ``changes`` replace values of ``recipe``.
+    teaches, where that is not the one to start from; "wide" is the network of `models.training.wide`. ``changes``
+    replace values of ``recipe``.
     Where ``at_most`` is a computation percentage, the execute threshold is the one of the best accuracy on held-out
     images among those that compute no more.
     """
@@ -89,6 +91,19 @@ def table(schedule: Schedule) -> list[Row]:
         ),
         hrl("adaptive-hrl", "the same + HRL", RNN, "adaptive", 60, seeds=three),
     ]  # fmt: skip
+    # As by_image, but taught by a better network than the dense one, and for longer.
+    taught = {"distil": 0.9, "temperature": 2.0}
+    by_teacher = [
+        Row(
+            "taught", "SP, taught by a wide network", "table", RNN, "sp", "dial", "sp", teacher=WIDE, at_most=90,
+            changes=taught | {"epochs": 16, "rate": 0.1},
+        ),
+        Row(
+            "taught-adaptive", "the same, a target for each image", "table", RNN, "sp", "adaptive", "taught",
+            teacher=WIDE, at_most=60, changes=taught | {"epochs": 3},
+        ),
+        hrl("taught-hrl", "the same + HRL", RNN, "taught-adaptive", 60),
+    ]  # fmt: skip
     return [
         Row("plain", "plain ResNet", "table", PLAIN, "plain", schedule),
         sp("sp", "SP, RNN gate", RNN, seeds=three),
@@ -96,7 +111,7 @@ def table(schedule: Schedule) -> list[Row]:
         hrl("hrl-50", "SP + HRL, RNN gate, half", RNN, "sp", 50, seeds=three, changes={"alpha": 1.0}),
         sp("ff-sp", "SP, FFGate-I", FEED_FORWARD),
         hrl("ff-hrl", "SP + HRL, FFGate-I", FEED_FORWARD, "ff-sp", 70),
-        *(by_image if schedule == "short" else ()),
+        *((*by_image, *by_teacher) if schedule == "short" else ()),
     ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from models.training.recipes import Recipe
 from models.training.reinforce import freeze_statistics, re_estimate_statistics, reinforce_step
 from models.training.schedule import learning_rate, targets_fallen
 from models.training.state import Progress, StateFile, Stopwatch
-from models.training.supervised import supervised_step
+from models.training.supervised import supervised_step, taught
 
 Evaluate = Callable[[SkipNet], Metrics]
 SAMPLING = 1 << 20
@@ -46,8 +46,8 @@ class TrainingDiverged(RuntimeError):
 @dataclass(frozen=True)
 class Job:
     """Everything that decides a run. ``batches`` gives a recipe's batches, ``validate`` measures held-out images;
-    ``mixed`` runs convolutions in bfloat16; ``teacher`` is a dense network for the recipes that distil; ``earlier``
-    tells of the stages behind the checkpoint that the run starts from.
+    ``mixed`` runs convolutions in bfloat16; ``teacher`` is a dense network for the recipes that distil, or its
+    answers for all images [N, classes]; ``earlier`` tells of the stages behind the checkpoint that the run starts from.
     """
 
     architecture: Architecture
@@ -62,7 +62,7 @@ class Job:
     folder: Path
     compile: bool
     mixed: bool
-    teacher: SkipNet | None
+    teacher: SkipNet | Tensor | None
     about: dict[str, Any]
     earlier: list[dict[str, Any]]
 
@@ -101,8 +101,9 @@ def train(
     progress, optimizer_state = Progress(), None
     if resume and state.path.exists():
         progress, optimizer_state = state.load(job.network)
-    for network in filter(None, (job.network, job.teacher)):
-        network.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for network in (job.network, job.teacher):
+        if isinstance(network, SkipNet):
+            network.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for number in range(progress.stage, len(job.recipes)):
         run_stage(job, job.recipes[number], progress, optimizer_state, state, show, watcher)
         write_stage_checkpoint(job, job.recipes[number])
@@ -127,7 +128,7 @@ def run_stage(
         optimizer.load_state_dict(optimizer_state)
     else:
         set_readouts(job.network, recipe)
-    take_step = make_step(job, recipe)
+    take_step = make_step(job, recipe, batches)
     while progress.step < total:
         epoch, start = divmod(progress.step, batches.steps_per_epoch)
         stop = min(batches.steps_per_epoch, total - epoch * batches.steps_per_epoch)
@@ -159,7 +160,7 @@ def run_stage(
         state.save(progress, job.network, optimizer)
 
 
-def make_step(job: Job, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor, int, int], Step]:
+def make_step(job: Job, recipe: Recipe, batches: Batches) -> Callable[[Tensor, Tensor, Tensor, int, int], Step]:
     """Return the stage's step: a batch, how far its targets have fallen, epoch and step within it, to a `Step`."""
     mixed = torch.autocast(job.device.type, torch.bfloat16, enabled=job.mixed)
 
@@ -172,13 +173,18 @@ def make_step(job: Job, recipe: Recipe) -> Callable[[Tensor, Tensor, Tensor, int
         return hybrid
     step = torch.compile(supervised_step, dynamic=False) if job.compile else supervised_step
 
-    teacher = job.teacher if recipe.distil else None
+    def answers(images: Tensor, epoch: int, within: int) -> Tensor | None:
+        if job.teacher is None or not recipe.distil:
+            return None
+        if isinstance(job.teacher, SkipNet):
+            return taught(job.teacher, images)
+        return job.teacher[batches.chosen(epoch, within)].to(images.device)
 
     def supervised(images: Tensor, labels: Tensor, fallen: Tensor, epoch: int, within: int) -> Step:
         # A compiled step is masked: blocks that skip compute another number of images each time.
         random = None if job.compile else generator(job.seed, epoch + SAMPLING, within)
         with mixed:
-            return step(job.network, images, labels, fallen, recipe, teacher, random)
+            return step(job.network, images, labels, fallen, recipe, answers(images, epoch, within), random)
 
     return supervised
 

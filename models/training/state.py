@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.network import SkipNet
 from models.training.objective import Step
 
 
@@ -70,7 +69,7 @@ class StateFile:
         """Whether the last save is ``interval`` seconds ago."""
         return time.monotonic() - self.saved >= self.interval
 
-    def save(self, progress: Progress, network: SkipNet, optimizer: torch.optim.Optimizer | None) -> None:
+    def save(self, progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Write the state beside the old one, then replace that."""
         state = {
             "identity": self.identity,
@@ -86,7 +85,7 @@ class StateFile:
         partial.replace(self.path)
         self.saved = time.monotonic()
 
-    def load(self, network: SkipNet) -> tuple[Progress, dict[str, Any] | None]:
+    def load(self, network: nn.Module) -> tuple[Progress, dict[str, Any] | None]:
         """Restore ``network``; return the progress and the optimiser's state.
 
         Raises StateError where the file is damaged or belongs to a run with other options.

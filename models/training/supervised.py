@@ -42,24 +42,25 @@ def supervised_step(
     labels: Tensor,
     fallen: Tensor,
     recipe: Recipe,
-    teacher: SkipNet | None = None,
+    answers: Tensor | None = None,
     random: torch.Generator | None = None,
 ) -> Step:
     """Return the loss of a batch: that of its answers, plus what computing more than the rungs' targets costs; with a
     spread, what missing each image's own target costs.
 
-    ``fallen`` (0..1) is how far the targets have come from 1; ``teacher`` is a dense network to learn from. With
-    ``random``, blocks skip but for a share ``recipe.explored``, drawn from it; without, they are masked.
+    ``fallen`` (0..1) is how far the targets have come from 1; ``answers`` are a teacher's logits [N, classes]. With
+    ``random`` to draw from, blocks that are skipped are explored (`run_explored`), without it they are masked.
     """
     parts = rung_slices(recipe.rungs, len(images))
     limits = images.new_zeros(len(images))
     for rung, part in zip(recipe.rungs, parts, strict=True):
         limits[part] = math.log(rung.threshold / (1 - rung.threshold)) if rung.threshold else ALL
-    run = partial(run_explored, share=recipe.explored, random=random) if random and recipe.explored < 1 else run_masked
-    logits, routing = network(images, soft if recipe.gates == "soft" else straight_through(limits), run)
+    decide: Decide = soft if recipe.gates == "soft" else straight_through(limits)
+    run = partial(run_explored, random=random) if random and recipe.gates == "hard" else run_masked
+    logits, routing = network(images, decide, run)
     loss = cross_entropy(logits, labels)
-    judge = logits.detach().float() if teacher is None else taught(teacher, images)
-    if teacher is not None:
+    judge = logits.detach().float() if answers is None else answers
+    if answers is not None:
         loss = (1 - recipe.distil) * loss + recipe.distil * distillation(logits, judge, recipe.temperature)
     for rung, part in zip(recipe.rungs, parts, strict=True):
         target = 1 - (1 - rung.target) * fallen

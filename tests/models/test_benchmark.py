@@ -131,7 +131,7 @@ def test_training_steps_are_measured_in_pairs(monkeypatch: pytest.MonkeyPatch) -
     for found in (supervised, halved, hybrid):
         assert found.time_share_low <= found.time_share <= found.time_share_high
         assert found.images_per_second > 0 and found.rival_images_per_second > 0
-    assert supervised.step.startswith("SP, ours") and "public code" in supervised.rival
+    assert supervised.step.startswith("SP at all the blocks") and "public code" in supervised.rival
     assert "at half the blocks" in halved.step and "public code" in halved.rival
     assert "skipping" in hybrid.step and "masked" in hybrid.rival
 

@@ -19,7 +19,7 @@ from models.data.augmentation import crop_flip, normalise, random_boxes, random_
 from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
 from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
 from models.data.source import DataError, read_source
-from models.training.job import Options, input_spec, make_job, split
+from models.training.job import Options, input_spec, make_job, split_positions
 from tests.research import shared
 
 CIFAR10 = find_dataset("cifar10")
@@ -106,11 +106,11 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
 def test_held_out_images_are_never_trained_on(tmp_path: Path, pixels: np.ndarray) -> None:
     write_parquet(tmp_path / "train.parquet", pixels, list(range(20)))
     source = read_source(CIFAR10, "train", tmp_path)
-    options = Options("cifar10_rnn_gate_38", "cifar10", tmp_path, held_out=5)
-    train, held_out = split(source, options)
-    assert sorted([train.image(i)[1] for i in range(15)] + [held_out.image(i)[1] for i in range(5)]) == list(range(20))
+    train, held_out = split_positions(source, 5)
+    assert (len(train), len(held_out)) == (15, 5)
+    assert sorted(train + held_out) == list(range(20))
     with pytest.raises(DataError, match="leave none beside the 20"):
-        split(source, Options("cifar10_rnn_gate_38", "cifar10", tmp_path, held_out=20))
+        split_positions(source, 20)
 
 
 def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_step_computes_the_blocks_that_skip_for_a_share_of_the_images_only() -
     network, seen = gates_at(-1.0).train(), []
     for block in network.blocks[1:]:
         block.residual.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[operator, union-attr]
-    recipe = replace(find_recipe("short", "sp"), explored=0.25)
+    recipe = find_recipe("short", "sp")
     images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     step = supervised_step(network, images, labels, torch.tensor(1.0), recipe, random=torch.Generator().manual_seed(0))
     assert step.executions.tolist() == [0] * 17
@@ -104,7 +104,7 @@ def test_an_image_has_a_target_by_how_hard_its_teacher_finds_it() -> None:
     recipe = replace(find_recipe("adaptive", "sp"), target_weight=1.0, rungs=(Rung(1, 0.5, 0.5),), spread=0.5)
     network, routings = gates_at(0.0), []
     network.register_forward_hook(lambda *call: routings.append(call[2][1]))
-    step = supervised_step(network, images, labels, torch.tensor(1.0), recipe, teacher)
+    step = supervised_step(network, images, labels, torch.tensor(1.0), recipe, taught(teacher, images))
     [pull] = torch.autograd.grad(step.loss, [routings[0].decisions])
     order = cross_entropy(taught(teacher, images), labels, reduction="none").argsort()
     # No gate lies above its limit: each image executes block 0 alone, below its target, the further the harder it is.
@@ -129,7 +129,9 @@ def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn() -> None:
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     recipe = replace(find_recipe("dial", "sp"), rungs=(), distil=1.0)
     none = torch.tensor(0.0)
-    assert supervised_step(teacher, images, labels, none, recipe, teacher).loss.item() == pytest.approx(0, abs=1e-5)
+    assert supervised_step(teacher, images, labels, none, recipe, taught(teacher, images)).loss.item() == pytest.approx(
+        0, abs=1e-5
+    )
     other = find_architecture("cifar10_resnet_38").build().eval()
-    assert supervised_step(other, images, labels, none, recipe, teacher).loss > 1e-3
+    assert supervised_step(other, images, labels, none, recipe, taught(teacher, images)).loss > 1e-3
     assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -1,0 +1,158 @@
+"""A teacher and its answers: the wide network, the file that they are kept in, and who learns from them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from models.data.augmentation import normalise
+from models.data.catalogue import find_dataset
+from models.data.source import DataError, read_source
+from models.training import run as training_run
+from models.training import wide
+from models.training.answers import ANSWERS, AnswersError, give_answers, read_answers, write_answers
+from models.training.job import Options, make_job, split_positions
+from models.training.reproduction import reproduce
+from models.training.rows import find_row
+from models.training.run import train
+from models.training.state import StateError
+from models.training.wide import WideNetwork, teach, whitening_filters
+from tests.models.test_data import write_cifar10
+from tests.models.test_reproduction import Killed, plan_in, quiet, tiny
+
+ROW = find_dataset("cifar10")
+TRAIN, HELD_OUT = 48, 16
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cifar10")
+    write_cifar10(folder, TRAIN, 16)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide, "BATCH", 8)
+    monkeypatch.setattr(wide, "RATE", 0.01)
+
+
+def teach_in(folder: Path, data: Path, epochs: int = 2, show: object = quiet) -> Tensor:
+    source = read_source(ROW, "train", data)
+    teach(source, folder, epochs=epochs, held_out=HELD_OUT, limit=None, seed=0, save_every=0, show=show)  # type: ignore[arg-type]
+    return read_answers(folder / ANSWERS, "cifar10", TRAIN, 10)
+
+
+def test_the_first_layer_makes_patches_white(data: Path) -> None:
+    pixels, _ = read_source(ROW, "train", data).in_memory(32)
+    images = normalise(pixels, ROW.mean, ROW.std)
+    found = conv2d(images, whitening_filters(images)).permute(1, 0, 2, 3).flatten(1)
+    # The least of the patches' directions vary less than the noise that is added, and stay small.
+    covariance = found @ found.T / found.shape[1]
+    assert covariance.diagonal().max() == pytest.approx(1, abs=0.02)
+    assert covariance.diagonal().sort().values[2] > 0.8
+    assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-3
+
+
+def test_a_killed_teacher_goes_on_to_the_same_answers(data: Path, tmp_path: Path) -> None:
+    whole = teach_in(tmp_path / "whole", data)
+    taken = 0
+
+    def killing(steps: Iterator[int]) -> Iterator[int]:
+        nonlocal taken
+        for step in steps:
+            if taken == 6:
+                raise Killed
+            taken += 1
+            yield step
+
+    with pytest.raises(Killed):
+        teach_in(tmp_path / "killed", data, show=killing)
+    assert not (tmp_path / "killed" / ANSWERS).exists()
+    assert torch.equal(teach_in(tmp_path / "killed", data), whole)
+    with pytest.raises(StateError, match="epochs=2"):
+        teach_in(tmp_path / "killed", data, epochs=3)
+    assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_teacher_learns_the_images_that_it_trains_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide, "RATE", 0.05)
+    answers = teach_in(tmp_path, data, epochs=20)
+    source = read_source(ROW, "train", data)
+    _, labels = source.in_memory(32)
+    train, _ = split_positions(source, HELD_OUT)
+    assert (answers[train].argmax(1) == labels[train]).float().mean() > 0.9
+
+
+def test_too_few_images_for_a_teacher_are_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide, "BATCH", 33)
+    with pytest.raises(DataError, match="32 training images don't fill a batch of 33"):
+        teach_in(tmp_path, data)
+
+
+def test_a_teacher_answers_alike_for_an_image_and_its_mirror(data: Path) -> None:
+    pixels, _ = read_source(ROW, "train", data).in_memory(32)
+    network = WideNetwork(10, normalise(pixels, ROW.mean, ROW.std)).eval()
+    answers = give_answers(network, pixels, ROW)
+    torch.testing.assert_close(answers, give_answers(network, pixels.flip(3), ROW))
+    with torch.no_grad():
+        alone = network(normalise(pixels, ROW.mean, ROW.std))
+    assert not torch.allclose(answers, alone)
+
+
+def test_answers_of_other_images_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / ANSWERS
+    answers = torch.randn(7, 10)
+    write_answers(file, answers, "cifar10")
+    torch.testing.assert_close(read_answers(file, "cifar10", 7, 10), answers, atol=1e-2, rtol=1e-3)
+    for dataset, images, classes in (("svhn", 7, 10), ("cifar10", 8, 10), ("cifar10", 7, 100)):
+        with pytest.raises(AnswersError, match="holds answers for 7 images of cifar10 in 10 classes"):
+            read_answers(file, dataset, images, classes)
+    file.write_bytes(b"half a file")
+    with pytest.raises(AnswersError, match="can't be read as a teacher's answers"):
+        read_answers(file, "cifar10", 7, 10)
+
+
+def test_each_image_is_judged_by_the_answer_to_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = read_source(ROW, "train", data)
+    _, labels = source.in_memory(32)
+    # A teacher that is always right: what a step is told must be its own labels.
+    write_answers(tmp_path / ANSWERS, torch.nn.functional.one_hot(labels, 10).float(), "cifar10")
+    options = Options(
+        "cifar10_rnn_gate_38", "cifar10", tmp_path / "run", data, stages=("sp",), recipe="dial",
+        teacher=tmp_path / ANSWERS, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
+    )  # fmt: skip
+    seen = []
+    step = training_run.supervised_step
+
+    def watched(*arguments: object) -> object:
+        seen.append((arguments[2], arguments[5]))
+        return step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training_run, "supervised_step", watched)
+    train(make_job(options), resume=False, save_every=300, show=quiet)
+    assert len(seen) == 3
+    for of, answers in seen:
+        assert isinstance(of, Tensor) and isinstance(answers, Tensor)
+        assert torch.equal(answers.argmax(1), of)
+
+
+def test_a_row_that_is_taught_trains_its_teacher_first(data: Path, tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, data)
+    plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
+    row = replace(tiny("taught"), start=None)
+    reproduce(plan, row, 0, save_every=300, show=quiet)
+    answers = tmp_path / "cifar10_wide" / ANSWERS
+    written = answers.stat().st_mtime_ns
+    assert plan.options(find_row("taught-adaptive", "short"), 0).teacher == answers
+    (tmp_path / "results" / "cifar10_38" / "short" / "taught-0.json").unlink()
+    reproduce(plan, row, 0, save_every=300, show=quiet)
+    assert answers.stat().st_mtime_ns == written
