@@ -197,7 +197,7 @@ def draw_training(checkpoint: Checkpoint) -> str:
 
 
 def draw_commands(config: Config) -> list[str]:
-    """Return the commands that train the stages, each from the one before; the first teaches."""
+    """Return the commands that train the stages, each from the one before; the first teaches, or a wide network."""
     architecture, training = config.architecture, config.training
     own_size = find_architecture(architecture).image_size == config.input.height
     commands: list[str] = []
@@ -216,7 +216,9 @@ def draw_commands(config: Config) -> list[str]:
             parts.append(f"--size {config.input.height}")
         if folders:
             parts.append(f"--init {folders[-1]}")
-        if stage.get("distil") and len(folders) > 1:
+        if stage["name"] == "taught":
+            parts.append(f"--teacher runs/{training['dataset']}_wide/answers.safetensors")
+        elif stage.get("distil") and len(folders) > 1:
             parts.append(f"--teacher {folders[0]}")
         run = f"runs/{plain if name == 'plain' else architecture}"
         if f"{run}/{name}" in folders:
@@ -224,6 +226,8 @@ def draw_commands(config: Config) -> list[str]:
             parts.append(f"--output {run}")
         folders.append(f"{run}/{name}")
         commands.append(" ".join(parts))
+    if any(stage["name"] == "taught" for stage in training.get("stages", [])):
+        commands.insert(0, f"skipnet teach {training['dataset']} --held-out {training['held_out_images']}")
     return commands
 
 

@@ -15,6 +15,7 @@ VERBS = {
     "serve": ("serve", "serve the models of a repository over HTTP"),
     "classify": ("classify", "classify images from the command line, without a server"),
     "train": ("train", "train a network: supervised, then hybrid reinforcement learning"),
+    "teach": ("teach", "train a wide network whose answers teach those that are served"),
     "reproduce": ("reproduce", "train the rows of the paper's table and its ablations, one results file each"),
     "report": ("report", "draw the table and the figure of reproduce's results files"),
     "evaluate": ("evaluate", "measure accuracy and saved computation, into the checkpoint's config.json"),

@@ -132,7 +132,15 @@ def adaptive(stage: Stage) -> Recipe:
     )  # fmt: skip
 
 
-RECIPES = {"paper": paper, "short": short, "budget": budget, "dial": dial, "adaptive": adaptive}
+def taught(stage: Stage) -> Recipe:
+    """``adaptive``'s targets at once and for longer, taught by a better network (`models.training.wide`)."""
+    told = replace(adaptive(stage), name="taught", distil=0.9, temperature=2.0)
+    if stage != "sp":
+        return told
+    return replace(told, rate=0.1, epochs=20, open_bias=2.0, targets_fall=(0.05, 0.5))
+
+
+RECIPES = {"paper": paper, "short": short, "budget": budget, "dial": dial, "adaptive": adaptive, "taught": taught}
 
 
 def find_recipe(name: str, stage: Stage) -> Recipe:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
 from models.blocks import Block
 from models.network import RunBlock, SkipNet
-from models.training.objective import Step
+from models.training.objective import Step, answer_loss
 from models.training.recipes import Recipe
 from models.training.skipping import run_executed
 
@@ -89,11 +89,18 @@ def policy_loss(log_probability: Tensor, action_returns: Tensor, samples: int) -
     return -(log_probability * advantages(action_returns, samples)).sum(1).mean()
 
 
-def hybrid_loss(logits: Tensor, labels: Tensor, log_probability: Tensor, decisions: Tensor, recipe: Recipe) -> Tensor:
-    """Return the cross-entropy along the sampled routes plus the weighted policy loss (paper, equation 6)."""
+def hybrid_loss(
+    logits: Tensor,
+    labels: Tensor,
+    log_probability: Tensor,
+    decisions: Tensor,
+    recipe: Recipe,
+    answers: Tensor | None,
+) -> Tensor:
+    """Return the loss of the answers along the sampled routes plus the weighted policy loss (paper, equation 6)."""
     losses = cross_entropy(logits, labels, reduction="none")
     policy = policy_loss(log_probability, returns(losses, decisions, recipe.alpha), recipe.samples)
-    return losses.mean() + recipe.policy_weight * policy
+    return answer_loss(logits, labels, answers, recipe) + recipe.policy_weight * policy
 
 
 def pure_loss(
@@ -118,9 +125,14 @@ def reinforce_step(
     recipe: Recipe,
     random: torch.Generator,
     run: RunBlock = run_executed,
+    answers: Tensor | None = None,
 ) -> Step:
-    """Return what a batch gives along routes sampled from the gates, ``recipe.samples`` of them an image."""
+    """Return what a batch gives along routes sampled from the gates, ``recipe.samples`` of them an image.
+
+    ``answers`` are a teacher's logits [N, classes].
+    """
     images, labels = images.repeat(recipe.samples, 1, 1, 1), labels.repeat(recipe.samples)
+    answers = None if answers is None else answers.repeat(recipe.samples, 1)
     images = images.contiguous(memory_format=torch.channels_last)
     uniform = torch.rand(len(images), network.decision_count, generator=random).to(images.device)
     logits, gate_logits, decisions = sampled_forward(network, images, uniform, run)
@@ -129,7 +141,7 @@ def reinforce_step(
         drawn = torch.rand(len(images), 1, generator=random).to(images.device)
         loss = pure_loss(logits, labels, log_probability, decisions, recipe, drawn)
     else:
-        loss = hybrid_loss(logits, labels, log_probability, decisions, recipe)
+        loss = hybrid_loss(logits, labels, log_probability, decisions, recipe, answers)
     executions = decisions.float()
     return Step(
         loss,

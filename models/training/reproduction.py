@@ -19,7 +19,7 @@ from models.training.job import Options, held_out_source, make_job
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
 from models.training.rows import WIDE, Row, Schedule, find_row, find_runs
 from models.training.run import Job, Watcher, stage_summary, train
-from models.training.wide import EPOCHS, teach
+from models.training.wide import teach
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def train_teacher(
     teach(
         source,
         folder,
-        epochs=options.epochs or EPOCHS,
+        epochs=options.epochs,
         held_out=options.held_out,
         limit=options.limit,
         seed=0,

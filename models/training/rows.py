@@ -91,18 +91,14 @@ def table(schedule: Schedule) -> list[Row]:
         ),
         hrl("adaptive-hrl", "the same + HRL", RNN, "adaptive", 60, seeds=three),
     ]  # fmt: skip
-    # As by_image, but taught by a better network than the dense one, and for longer.
-    taught = {"distil": 0.9, "temperature": 2.0}
     by_teacher = [
         Row(
-            "taught", "SP, taught by a wide network", "table", RNN, "sp", "dial", "sp", teacher=WIDE, at_most=90,
-            changes=taught | {"epochs": 16, "rate": 0.1},
+            "taught", "SP, a target for each image, taught by a wide network", "table", RNN, "sp", "taught", "sp",
+            teacher=WIDE, at_most=60,
         ),
         Row(
-            "taught-adaptive", "the same, a target for each image", "table", RNN, "sp", "adaptive", "taught",
-            teacher=WIDE, at_most=60, changes=taught | {"epochs": 3},
+            "taught-hrl", "the same + HRL", "table", RNN, "hrl", "taught", "taught", teacher=WIDE, at_most=60,
         ),
-        hrl("taught-hrl", "the same + HRL", RNN, "taught-adaptive", 60),
     ]  # fmt: skip
     return [
         Row("plain", "plain ResNet", "table", PLAIN, "plain", schedule),

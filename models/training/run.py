@@ -164,21 +164,23 @@ def make_step(job: Job, recipe: Recipe, batches: Batches) -> Callable[[Tensor, T
     """Return the stage's step: a batch, how far its targets have fallen, epoch and step within it, to a `Step`."""
     mixed = torch.autocast(job.device.type, torch.bfloat16, enabled=job.mixed)
 
-    def hybrid(images: Tensor, labels: Tensor, fallen: Tensor, epoch: int, within: int) -> Step:
-        del fallen
-        with mixed:
-            return reinforce_step(job.network, images, labels, recipe, generator(job.seed, epoch + SAMPLING, within))
-
-    if recipe.stage == "hrl":
-        return hybrid
-    step = torch.compile(supervised_step, dynamic=False) if job.compile else supervised_step
-
     def answers(images: Tensor, epoch: int, within: int) -> Tensor | None:
         if job.teacher is None or not recipe.distil:
             return None
         if isinstance(job.teacher, SkipNet):
             return taught(job.teacher, images)
         return job.teacher[batches.chosen(epoch, within)].to(images.device)
+
+    def hybrid(images: Tensor, labels: Tensor, fallen: Tensor, epoch: int, within: int) -> Step:
+        del fallen
+        random = generator(job.seed, epoch + SAMPLING, within)
+        with mixed:
+            told = answers(images, epoch, within)
+            return reinforce_step(job.network, images, labels, recipe, random, answers=told)
+
+    if recipe.stage == "hrl":
+        return hybrid
+    step = torch.compile(supervised_step, dynamic=False) if job.compile else supervised_step
 
     def supervised(images: Tensor, labels: Tensor, fallen: Tensor, epoch: int, within: int) -> Step:
         # A compiled step is masked: blocks that skip compute another number of images each time.

@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import cross_entropy
 
 from models.network import Decide, SkipNet, run_masked
-from models.training.objective import Step
+from models.training.objective import Step, answer_loss
 from models.training.recipes import Recipe, Rung
 from models.training.skipping import run_explored
 
@@ -58,10 +58,8 @@ def supervised_step(
     decide: Decide = soft if recipe.gates == "soft" else straight_through(limits)
     run = partial(run_explored, random=random) if random and recipe.gates == "hard" else run_masked
     logits, routing = network(images, decide, run)
-    loss = cross_entropy(logits, labels)
+    loss = answer_loss(logits, labels, answers, recipe)
     judge = logits.detach().float() if answers is None else answers
-    if answers is not None:
-        loss = (1 - recipe.distil) * loss + recipe.distil * distillation(logits, judge, recipe.temperature)
     for rung, part in zip(recipe.rungs, parts, strict=True):
         target = 1 - (1 - rung.target) * fallen
         if recipe.spread is None:
@@ -85,12 +83,6 @@ def taught(teacher: SkipNet, images: Tensor) -> Tensor:
     with torch.no_grad():
         logits: Tensor = teacher(images)[0].float()
     return logits
-
-
-def distillation(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """Return the divergence of logits from a teacher's, ``answers``, both softened (Hinton et al. 2015, section 2)."""
-    soft_answers = softmax(answers / temperature, 1)
-    return temperature**2 * kl_div(log_softmax(logits.float() / temperature, 1), soft_answers, reduction="batchmean")
 
 
 def hardness(answers: Tensor, labels: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ def teach(
     source: Source,
     folder: Path,
     *,
-    epochs: int,
+    epochs: int | None,
     held_out: int,
     limit: int | None,
     seed: int,
@@ -168,9 +168,10 @@ def teach(
 ) -> None:
     """Train a wide network on a data set of small images but those held out, or go on with it, and write its answers.
 
-    ``folder`` gets ``answers.safetensors``, ``log.jsonl`` and ``state.pt``. Raises DataError where images are not all
-    of the data set's own size or too few, StateError where the folder holds another run's state.
+    ``epochs`` is 12 by default. ``folder`` gets ``answers.safetensors``, ``log.jsonl`` and ``state.pt``. Raises DataError
+    where images are not all of the data set's own size or too few, StateError where the folder holds another run's state.
     """
+    epochs = epochs or EPOCHS
     train, kept_apart = split_positions(source, held_out, limit)
     if len(train) < BATCH:
         raise DataError(f"{len(train)} training images don't fill a batch of {BATCH}, which a wide teacher needs")

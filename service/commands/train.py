@@ -30,7 +30,7 @@ class Train(Options):
     arch: str = Field(description="architecture, for instance cifar10_rnn_gate_38")
     dataset: str = Field(description="cifar10, cifar100, svhn, imagenet or imagefolder")
     data: Path | None = Field(None, description="local folder of the data set; default: the hub")
-    recipe: str = Field("paper", description="hyper-parameters: paper, short, budget, dial or adaptive")
+    recipe: str = Field("paper", description="hyper-parameters: paper, short, budget, dial, adaptive or taught")
     stages: Literal["plain", "sp", "hrl", "sp,hrl"] | None = Field(
         None, description="default: sp,hrl, or plain for a network without gates; hrl alone starts from --init"
     )
@@ -39,7 +39,8 @@ class Train(Options):
     )
     teacher: Path | None = Field(
         None,
-        description="checkpoint folder of the dense network that recipes dial and adaptive learn from; default: --init",
+        description="what recipes dial, adaptive and taught learn from: a dense network's checkpoint folder, or the "
+        "answers.safetensors of skipnet teach; default: --init",
     )
     epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
     batch: int | None = Field(None, ge=1, description="images a step; default: the recipe's")

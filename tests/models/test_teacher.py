@@ -152,7 +152,7 @@ def test_a_row_that_is_taught_trains_its_teacher_first(data: Path, tmp_path: Pat
     reproduce(plan, row, 0, save_every=300, show=quiet)
     answers = tmp_path / "cifar10_wide" / ANSWERS
     written = answers.stat().st_mtime_ns
-    assert plan.options(find_row("taught-adaptive", "short"), 0).teacher == answers
+    assert plan.options(find_row("taught-hrl", "short"), 0).teacher == answers
     (tmp_path / "results" / "cifar10_38" / "short" / "taught-0.json").unlink()
     reproduce(plan, row, 0, save_every=300, show=quiet)
     assert answers.stat().st_mtime_ns == written

@@ -1,0 +1,57 @@
+"""skipnet teach"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from service.commands.reproduce import HELD_OUT
+from service.commands.train import progress_bar
+from service.settings import Options
+
+
+class Teach(Options):
+    """Train a wide network, which serves nobody, and write its answers to the training images: --teacher of recipe
+    taught learns from them. Killed, it goes on where it was.
+
+    A try on a CPU: skipnet teach cifar10 --epochs 1 --limit 2560 --output try
+    """
+
+    dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")
+    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
+    output: Path | None = Field(None, description="folder of the run and its answers; default: runs/<dataset>_wide")
+    epochs: int | None = Field(None, ge=1, description="epochs; default: 12")
+    seed: int = Field(0, ge=0, description="of weights, order and augmentation")
+    held_out: int = Field(HELD_OUT, ge=1, description="training images kept apart to measure on")
+    limit: int | None = Field(None, ge=1, description="train on so many images only")
+    save_every: float = Field(300, ge=0, description="seconds between saves of the run's state, at most")
+    priority: Literal["normal", "low"] = Field("normal", description="low yields the CPU to everything else")
+
+    def cli_cmd(self) -> None:
+        import torch
+
+        from models.data.catalogue import find_dataset
+        from models.data.source import read_source
+        from models.engines.threads import available_cpus
+        from models.training.answers import ANSWERS
+        from models.training.memory import keep_freed_memory
+        from models.training.wide import teach
+
+        if self.priority == "low":
+            os.nice(19)
+        torch.set_num_threads(available_cpus())
+        keep_freed_memory()
+        output = self.output or Path("runs") / f"{self.dataset}_wide"
+        teach(
+            read_source(find_dataset(self.dataset), "train", self.data),
+            output,
+            epochs=self.epochs,
+            held_out=self.held_out,
+            limit=self.limit,
+            seed=self.seed,
+            save_every=self.save_every,
+            show=progress_bar,
+        )
+        print("answers:", output / ANSWERS)
