@@ -168,8 +168,9 @@ def teach(
 ) -> None:
     """Train a wide network on a data set of small images but those held out, or go on with it, and write its answers.
 
-    ``epochs`` is 12 by default. ``folder`` gets ``answers.safetensors``, ``log.jsonl`` and ``state.pt``. Raises DataError
-    where images are not all of the data set's own size or too few, StateError where the folder holds another run's state.
+    ``epochs`` is 12 by default. ``folder`` gets ``answers.safetensors``, ``log.jsonl`` and ``state.pt``. Raises
+    DataError where images are not all of the data set's own size or too few, StateError where the folder holds another
+    run's state.
     """
     epochs = epochs or EPOCHS
     train, kept_apart = split_positions(source, held_out, limit)
