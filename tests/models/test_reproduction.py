@@ -29,19 +29,12 @@ from models.training.rows import (
     find_row,
     find_runs,
 )
+from tests.models.interruption import Killed, KilledAfter, quiet
 from tests.models.test_data import write_cifar10
 
 TRAIN, TEST, HELD_OUT = 36, 16, 20
 TINY = {"epochs": 2, "batch": 8, "rate": 0.01}
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-
-
-def quiet(steps: Iterator[int]) -> Iterator[int]:
-    return steps
-
-
-class Killed(Exception):
-    pass
 
 
 def never(steps: Iterator[int]) -> Iterator[int]:
@@ -71,22 +64,13 @@ def test_a_killed_row_goes_on_and_gives_the_same_figures(tmp_path: Path, data: P
     row = tiny("sp-first")
     whole = reproduce(plan_in(tmp_path / "whole", data), row, 0, save_every=0, show=quiet)
 
-    taken = 0
-
-    def killing(steps: Iterator[int]) -> Iterator[int]:
-        nonlocal taken
-        for step in steps:
-            if taken == 3:
-                raise Killed
-            taken += 1
-            yield step
-
     plan = plan_in(tmp_path / "killed", data)
+    killing = KilledAfter(3)
     with pytest.raises(Killed):
         reproduce(plan, row, 0, save_every=0, show=killing)
     assert not plan.results.exists()
     resumed = reproduce(plan, row, 0, save_every=0, show=quiet)
-    assert taken == 3
+    assert killing.taken == 3
     apart = {"hours", "cpu_hours"}
     assert resumed.model_dump(exclude=apart) == whole.model_dump(exclude=apart)
     assert resumed.hours and resumed.cpu_hours

@@ -1,6 +1,5 @@
 """A teacher and its answers: the wide network, the file that they are kept in, and who learns from them."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from models.training.rows import find_row
 from models.training.run import train
 from models.training.state import StateError
 from models.training.wide import WideNetwork, teach, whitening_filters
+from tests.models.interruption import Killed, KilledAfter, quiet
 from tests.models.test_data import write_cifar10
-from tests.models.test_reproduction import Killed, plan_in, quiet, tiny
+from tests.models.test_reproduction import plan_in, tiny
 
 ROW = find_dataset("cifar10")
 TRAIN, HELD_OUT = 48, 16
@@ -60,18 +60,8 @@ def test_the_first_layer_makes_patches_white(data: Path) -> None:
 
 def test_a_killed_teacher_goes_on_to_the_same_answers(data: Path, tmp_path: Path) -> None:
     whole = teach_in(tmp_path / "whole", data)
-    taken = 0
-
-    def killing(steps: Iterator[int]) -> Iterator[int]:
-        nonlocal taken
-        for step in steps:
-            if taken == 6:
-                raise Killed
-            taken += 1
-            yield step
-
     with pytest.raises(Killed):
-        teach_in(tmp_path / "killed", data, show=killing)
+        teach_in(tmp_path / "killed", data, show=KilledAfter(6))
     assert not (tmp_path / "killed" / ANSWERS).exists()
     assert torch.equal(teach_in(tmp_path / "killed", data), whole)
     with pytest.raises(StateError, match="epochs=2"):

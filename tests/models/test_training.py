@@ -1,7 +1,6 @@
 """Training on a few synthetic images: what it computes, and that it resumes where it stopped."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -34,17 +33,10 @@ from models.training.skipping import run_executed
 from models.training.state import StateError
 from models.training.supervised import straight_through, supervised_step
 from tests.models.engines.conftest import spread
+from tests.models.interruption import Killed, KilledAfter, quiet
 
 IMAGES, BATCH = 48, 8
 ROW = find_dataset("cifar10")
-
-
-def quiet(steps: Iterator[int]) -> Iterator[int]:
-    return steps
-
-
-class Killed(Exception):
-    pass
 
 
 @pytest.fixture
@@ -90,19 +82,9 @@ def test_a_killed_run_resumes_to_the_very_same_weights(job: Job, tmp_path: Path,
     fresh = {key: value.clone() for key, value in job.network.state_dict().items()}
     whole = train(replace(job, folder=tmp_path / "whole"), resume=False, save_every=0, show=quiet)
 
-    taken = 0
-
-    def killing(steps: Iterator[int]) -> Iterator[int]:
-        nonlocal taken
-        for step in steps:
-            if taken == kill_at:
-                raise Killed
-            taken += 1
-            yield step
-
     job.network.load_state_dict(fresh)
     with pytest.raises(Killed):
-        train(job, resume=False, save_every=0, show=killing)
+        train(job, resume=False, save_every=0, show=KilledAfter(kill_at))
     # Another process: nothing but the state file carries over.
     again = replace(job, network=find_architecture("cifar10_rnn_gate_38").build())
     resumed = train(again, resume=True, save_every=0, show=quiet)

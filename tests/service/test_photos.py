@@ -1,6 +1,5 @@
 """A network of ImageNet's shape on photos: trained, written, run by every engine, and served."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +12,11 @@ from models.preprocessing import prepare
 from models.training.job import Options, make_job
 from models.training.run import train
 from service.settings import Settings
+from tests.models.interruption import quiet
 from tests.service.parts import Running, picture
 
 ARCHITECTURE, SIZE = "imagenet_rnn_gate_18", 64
 PHOTO = Path(__file__).parents[1] / "photos" / "rocket.jpg"
-
-
-def quiet(steps: Iterator[int]) -> Iterator[int]:
-    return steps
 
 
 @pytest.fixture(scope="module")
