@@ -1,8 +1,6 @@
 """Training on a few synthetic images: what it computes, and that it resumes where it stopped."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -284,28 +282,6 @@ def test_the_bias_opens_and_shuts_every_gate(name: str) -> None:
         assert not network(images)[1].decisions.any()
         open_gates(network, 1e3)
         assert network(images)[1].decisions.all()
-
-
-ALLOCATIONS = """
-import platform, resource, torch
-from models.training.memory import keep_freed_memory
-if platform.libc_ver()[0] != "glibc":
-    raise SystemExit("no glibc")
-keep_freed_memory()
-[torch.ones(1 << 21) for _ in range(8)]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    [torch.ones(1 << 21) for _ in range(8)]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-def test_what_a_step_frees_is_kept_for_the_next() -> None:
-    ran = subprocess.run([sys.executable, "-c", ALLOCATIONS], capture_output=True, text=True, check=False)
-    if "no glibc" in ran.stderr:
-        pytest.skip("needs glibc, whose mallopt it sets")
-    # Five times eight maps of 8 MiB are 81,920 pages: each would be a fault, were they got anew.
-    assert int(ran.stdout) < 5_000, ran.stderr
 
 
 def test_the_papers_schedule() -> None:
