@@ -193,9 +193,18 @@ def versions(repository: Path, name: str) -> list[int]:
 
 
 def models(repository: Path) -> list[str]:
-    """Return the models of a repository, by name, but those without gates last: the first is what to use by default."""
-    names = sorted({folder.parent.name for folder in repository.glob("*/*/") if folder.name.isdecimal()})
-    return sorted(names, key=lambda name: is_plain(repository, name))
+    """Return the models of a repository, but those without gates last: the first is what to use by default.
+
+    They are in the order of their names, where numbers count as such: cifar10 comes before cifar100.
+    """
+    names = {folder.parent.name for folder in repository.glob("*/*/") if folder.name.isdecimal()}
+    return sorted(names, key=lambda name: (is_plain(repository, name), name_order(name), name))
+
+
+def name_order(name: str) -> list[tuple[int, str]]:
+    """Return what orders a name as people do: its numbers by value, whatever is between them by letters."""
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
 
 def is_plain(repository: Path, name: str) -> bool:

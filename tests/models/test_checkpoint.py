@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from models.checkpoint import (
     CheckpointError,
     Config,
     find_version,
+    models,
     publish,
     read_checkpoint,
     versions,
@@ -95,6 +97,15 @@ def test_publishing_makes_the_next_version(folder: Path, tmp_path: Path) -> None
 def test_names_cannot_leave_the_repository(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="can't be a model's name"):
         versions(tmp_path, name)
+
+
+def test_models_are_in_the_order_that_people_count_in(folder: Path) -> None:
+    repository = folder.parents[1]
+    names = ["cifar10", "cifar10_38", "cifar10_110", "cifar100_38", "photos"]
+    for name in reversed(names):
+        shutil.copytree(folder, repository / name / "1")
+    shutil.rmtree(folder.parent)
+    assert models(repository) == names
 
 
 def test_a_network_that_skips_is_the_default_before_a_plain_one(folder: Path) -> None:
