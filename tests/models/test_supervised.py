@@ -54,27 +54,42 @@ def test_a_rung_pays_for_what_lies_above_its_own_target() -> None:
     assert cost(0.5) == pytest.approx(0.125**2 / 8 + 0.25**2 / 2, rel=1e-4)
 
 
+def gradients(block: Block, run: RunBlock) -> tuple[Tensor, Tensor]:
+    """Return what eight images and their gates' logits, every other one of which skips, get back through a block."""
+    torch.manual_seed(0)
+    images = torch.randn(8, 16, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    logits = torch.tensor([1.0, -1.0] * 4, requires_grad=True)
+    # As in a network, what the block reads is not a leaf, and something else reads it too.
+    read = images * 1.0
+    out = run(block, read, straight_through(torch.zeros(8))(0, logits))
+    ((out * torch.randn_like(out)).sum() + read.square().sum()).backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None and logits.grad is not None
+    return images.grad, logits.grad
+
+
+def block_of(number: int) -> Block:
+    torch.manual_seed(0)
+    block = find_architecture("cifar10_rnn_gate_38").build().blocks[number]
+    assert isinstance(block, Block)
+    return block
+
+
+@pytest.mark.parametrize("number", [1, 6], ids=["identity", "projection"])
+def test_where_all_are_explored_batch_norm_sees_all_and_gradients_are_the_masked_ones(number: int) -> None:
+    block = block_of(number).train()
+    random = torch.Generator().manual_seed(0)
+    explored = gradients(block, partial(run_explored, share=1.0, random=random))
+    for found, expected in zip(explored, gradients(block, run_masked), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("number", [1, 6], ids=["identity", "projection"])
 def test_the_gradient_of_explored_blocks_is_the_masked_ones_in_the_mean(number: int) -> None:
-    torch.manual_seed(0)
-    # A block as batch norm leaves it when its statistics are frozen: no image tells of another.
-    block = find_architecture("cifar10_rnn_gate_38").build().eval().blocks[number]
-    assert isinstance(block, Block)
-    images = torch.randn(8, 16, 32, 32).contiguous(memory_format=torch.channels_last)
-    pull, logits = torch.randn_like(block(images)), torch.tensor([1.0, -1.0] * 4)
-
-    def gradients(run: RunBlock) -> tuple[Tensor, Tensor]:
-        x, gates = images.clone().requires_grad_(), logits.clone().requires_grad_()
-        # As in a network, x is not a leaf, and something else reads it too.
-        read = x * 1.0
-        out = run(block, read, straight_through(torch.zeros(8))(0, gates))
-        ((out * pull).sum() + read.square().sum()).backward()  # type: ignore[no-untyped-call]
-        assert x.grad is not None and gates.grad is not None
-        return x.grad, gates.grad
-
-    of_images, of_gates = gradients(run_masked)
+    # As batch norm is when its statistics are frozen: no image tells of another.
+    block = block_of(number).eval()
+    of_images, of_gates = gradients(block, run_masked)
     random = torch.Generator().manual_seed(0)
-    drawn = [gradients(partial(run_explored, share=0.25, random=random)) for _ in range(200)]
+    drawn = [gradients(block, partial(run_explored, share=0.25, random=random)) for _ in range(200)]
     for found, _ in drawn:
         torch.testing.assert_close(found, of_images, atol=1e-4, rtol=1e-3)
     each = torch.stack([found for _, found in drawn])
