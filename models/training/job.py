@@ -64,9 +64,7 @@ def make_job(options: Options) -> Job:
 
     Raises JobError, DataError, UnknownArchitecture, UnknownDataset, UnknownRecipe or CheckpointError.
     """
-    torch.manual_seed(options.seed)
-    torch.set_num_threads(available_cpus())
-    keep_freed_memory()
+    prepare_process(options.seed)
     architecture, row = find_architecture(options.arch), find_dataset(options.dataset)
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
@@ -101,6 +99,13 @@ def make_job(options: Options) -> Job:
         },
         earlier=earlier,
     )
+
+
+def prepare_process(seed: int) -> None:
+    """Set what a run takes of the process that it is in: seed, threads and memory."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(available_cpus())
+    keep_freed_memory()
 
 
 def choose_stages(architecture: Architecture, options: Options) -> tuple[Stage, ...]:

@@ -20,7 +20,7 @@ from models.data.batches import MemoryBatches
 from models.data.catalogue import DatasetRow
 from models.data.source import DataError, Source
 from models.training.answers import ANSWERS, give_answers, write_answers
-from models.training.job import multiplies_bfloat16, split_positions
+from models.training.job import multiplies_bfloat16, prepare_process, split_positions
 from models.training.objective import Step
 from models.training.state import Progress, StateFile, Stopwatch
 
@@ -177,7 +177,7 @@ def teach(
     if len(train) < BATCH:
         raise DataError(f"{len(train)} training images don't fill a batch of {BATCH}, which a wide teacher needs")
     row, (pixels, labels) = source.row, source.in_memory(source.row.size)
-    torch.manual_seed(seed)
+    prepare_process(seed)
     batches = MemoryBatches(pixels[train], labels[train], row, row.size, BATCH, seed, torch.device("cpu"))
     first = normalise(batches.images[:WHITENED], row.mean, row.std)
     network = WideNetwork(len(source.classes), first).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -30,19 +30,13 @@ class Teach(Options):
     priority: Literal["normal", "low"] = Field("normal", description="low yields the CPU to everything else")
 
     def cli_cmd(self) -> None:
-        import torch
-
         from models.data.catalogue import find_dataset
         from models.data.source import read_source
-        from models.engines.threads import available_cpus
         from models.training.answers import ANSWERS
-        from models.training.memory import keep_freed_memory
         from models.training.wide import teach
 
         if self.priority == "low":
             os.nice(19)
-        torch.set_num_threads(available_cpus())
-        keep_freed_memory()
         output = self.output or Path("runs") / f"{self.dataset}_wide"
         teach(
             read_source(find_dataset(self.dataset), "train", self.data),

@@ -143,10 +143,8 @@ def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn() -> None:
     teacher = find_architecture("cifar10_resnet_38").build().eval()
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     recipe = replace(find_recipe("dial", "sp"), rungs=(), distil=1.0)
-    none = torch.tensor(0.0)
-    assert supervised_step(teacher, images, labels, none, recipe, taught(teacher, images)).loss.item() == pytest.approx(
-        0, abs=1e-5
-    )
+    none, answers = torch.tensor(0.0), taught(teacher, images)
+    assert supervised_step(teacher, images, labels, none, recipe, answers).loss.item() == pytest.approx(0, abs=1e-5)
     other = find_architecture("cifar10_resnet_38").build().eval()
-    assert supervised_step(other, images, labels, none, recipe, taught(teacher, images)).loss > 1e-3
+    assert supervised_step(other, images, labels, none, recipe, answers).loss > 1e-3
     assert all(parameter.grad is None for parameter in teacher.parameters())
