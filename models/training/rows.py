@@ -99,6 +99,11 @@ def table(schedule: Schedule) -> list[Row]:
         Row(
             "taught-hrl", "the same + HRL", "table", RNN, "hrl", "taught", "taught", teacher=WIDE, at_most=60,
         ),
+        Row(
+            "longer", "taught, 42 epochs more", "table", RNN, "sp", "taught", "taught",
+            teacher=WIDE, at_most=60, changes={"epochs": 42, "open_bias": 0.0, "targets_fall": (0.0, 0.05)},
+        ),
+        Row("longer-hrl", "the same + HRL", "table", RNN, "hrl", "taught", "longer", teacher=WIDE, at_most=60),
     ]  # fmt: skip
     return [
         Row("plain", "plain ResNet", "table", PLAIN, "plain", schedule),
