@@ -11,13 +11,14 @@ RNN_WIDTH = 10
 def average(x: Tensor) -> Tensor:
     """Return the mean [N, C] of maps [N, C, H, W] over their positions.
 
-    In channels_last, over their rows first: its gradient is then spread in runs of W * C numbers, not of C.
+    In channels_last, over their rows first: its gradient is then spread in runs of W * C numbers, not of C. Sums, since
+    ``mean`` copies maps of bfloat16 to float32 first; each divided at once, since those of float16 would overflow.
     """
-    _, channels, _, width = x.shape
+    _, channels, height, width = x.shape
     if not x.is_contiguous(memory_format=torch.channels_last):
         return x.mean((2, 3))
     rows = x.permute(0, 2, 3, 1).flatten(2)
-    return rows.mean(1).view(-1, width, channels).mean(1)
+    return (rows.sum(1) / height).view(-1, width, channels).sum(1) / width
 
 
 class RecurrentController(nn.Module):

@@ -70,13 +70,14 @@ class Part(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        of_computed, of_all = rows(gradients[0]), rows(gradients[1])
+        # An average's gradient is spread over the map without memory of its own.
+        of_computed, of_all = rows(gradients[0]), rows(gradients[1]).contiguous()
         (active,) = context.saved_tensors
         executed = context.executed
         # Join overwrote the executed images, so that what the gradient says of them is void. Nobody else holds it.
         of_all.index_copy_(0, active[:executed], of_computed[:executed])
         of_all.index_add_(0, active[executed:], of_computed[executed:])
-        return gradients[1], None, None
+        return of_all.permute(0, 3, 1, 2), None, None
 
 
 class Join(torch.autograd.Function):
