@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from models.blocks import Block
-from models.network import run_masked
 
 EXPLORED = 0.25
 """The share of the images that skip a block for which SP computes it all the same. Measured on `adaptive`, an epoch
@@ -32,7 +31,9 @@ def run_explored(block: Block, x: Tensor, decision: Tensor, random: torch.Genera
     """
     executes = decision > 0.5
     if executes.all():
-        return run_masked(block, x, decision)
+        beside = block.shortcut(x)
+        outputs: Tensor = Executed.apply(block.execute(x, beside), beside, decision)  # type: ignore[no-untyped-call]
+        return outputs
     drawn = torch.rand(len(x), generator=random).to(x.device)
     executed, explored = executes.nonzero().squeeze(1), (~executes & (drawn < share)).nonzero().squeeze(1)
     return run_active(block, x, torch.cat((executed, explored)), len(executed), decision, share)
@@ -80,6 +81,21 @@ class Part(torch.autograd.Function):
         return of_all.permute(0, 3, 1, 2), None, None
 
 
+class Executed(torch.autograd.Function):
+    """The outputs of a block that every image executes: as computed, and the decisions' gradient."""
+
+    @staticmethod
+    def forward(context: Any, computed: Tensor, beside: Tensor, decision: Tensor) -> Tensor:
+        del decision
+        context.save_for_backward(computed, beside)
+        return computed.view_as(computed)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
+        (gradient,) = gradients
+        return gradient, None, gain(gradient, *context.saved_tensors)
+
+
 class Join(torch.autograd.Function):
     """All images, with those that executed a block replaced by its outputs."""
 
@@ -105,9 +121,13 @@ class Join(torch.autograd.Function):
         of_computed = take(gradient, active)
         of_decision = None
         if outputs:
-            computed, beside = outputs
-            gain = (of_computed * (computed - beside)).sum((1, 2, 3), dtype=torch.float32)
-            gain[context.executed :] /= context.share
-            of_decision = gain.new_zeros(len(gradient)).index_copy_(0, active, gain)
+            of_active = gain(of_computed, *outputs)
+            of_active[context.executed :] /= context.share
+            of_decision = of_active.new_zeros(len(gradient)).index_copy_(0, active, of_active)
         of_computed[context.executed :] = 0
         return gradient, of_computed, None, of_decision, None, None, None
+
+
+def gain(gradient: Tensor, computed: Tensor, beside: Tensor) -> Tensor:
+    """Return the gradient [N] of the decision between a block's outputs and its shortcuts."""
+    return (gradient * (computed - beside)).sum((1, 2, 3), dtype=torch.float32)

@@ -1,6 +1,7 @@
 """The loss of supervised pre-training: rungs, targets by the image, a teacher."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -54,11 +55,15 @@ def test_a_rung_pays_for_what_lies_above_its_own_target() -> None:
     assert cost(0.5) == pytest.approx(0.125**2 / 8 + 0.25**2 / 2, rel=1e-4)
 
 
-def gradients(block: Block, run: RunBlock) -> tuple[Tensor, Tensor]:
-    """Return what eight images and their gates' logits, every other one of which skips, get back through a block."""
+HALF = (1.0, -1.0) * 4
+"""Gates' logits of eight images, every other one of which skips."""
+
+
+def gradients(block: Block, run: RunBlock, gates: Sequence[float] = HALF) -> tuple[Tensor, Tensor]:
+    """Return what eight images and their gates' logits get back through a block."""
     torch.manual_seed(0)
     images = torch.randn(8, 16, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
-    logits = torch.tensor([1.0, -1.0] * 4, requires_grad=True)
+    logits = torch.tensor(gates, requires_grad=True)
     # As in a network, what the block reads is not a leaf, and something else reads it too.
     read = images * 1.0
     out = run(block, read, straight_through(torch.zeros(8))(0, logits))
@@ -74,12 +79,15 @@ def block_of(number: int) -> Block:
     return block
 
 
+@pytest.mark.parametrize("gates", [HALF, (1.0,) * 8], ids=["half skip", "none skips"])
 @pytest.mark.parametrize("number", [1, 6], ids=["identity", "projection"])
-def test_where_all_are_explored_batch_norm_sees_all_and_gradients_are_the_masked_ones(number: int) -> None:
+def test_where_all_are_explored_batch_norm_sees_all_and_gradients_are_the_masked_ones(
+    number: int, gates: Sequence[float]
+) -> None:
     block = block_of(number).train()
     random = torch.Generator().manual_seed(0)
-    explored = gradients(block, partial(run_explored, share=1.0, random=random))
-    for found, expected in zip(explored, gradients(block, run_masked), strict=True):
+    explored = gradients(block, partial(run_explored, share=1.0, random=random), gates)
+    for found, expected in zip(explored, gradients(block, run_masked, gates), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
