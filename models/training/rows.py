@@ -93,6 +93,10 @@ def table(schedule: Schedule) -> list[Row]:
     ]  # fmt: skip
     by_teacher = [
         Row(
+            "plain-taught", "plain ResNet, taught by a wide network", "table", PLAIN, "plain", "taught", "plain",
+            teacher=WIDE, changes={"epochs": 40, "rate": 0.1},
+        ),
+        Row(
             "taught", "SP, a target for each image, taught by a wide network", "table", RNN, "sp", "taught", "sp",
             teacher=WIDE, at_most=60,
         ),
