@@ -28,7 +28,7 @@ class Bench(Options):
         "cifar10_rnn_gate_38,cifar10_rnn_gate_110", description="architectures to measure with forced routes"
     )
     checkpoint: Path | None = Field(
-        SHIPPED / "cifar10_rnn_gate_38" / "1", description="checkpoint measured with its own routing, given --data"
+        None, description="checkpoint measured with its own routing, given --data; default: the one that serve serves"
     )
     data: Path | None = Field(None, description="folder of the checkpoint's data set, for images to route")
     engines: Annotated[str, Field(description="routed engines")] = "native,onnxruntime"
@@ -93,14 +93,14 @@ class Bench(Options):
     def subjects(self) -> "list[Subject]":
         """Return the architectures with random weights, and the checkpoint where there are images for it."""
         from models.benchmark.subject import forced_subject, routed_subject
-        from models.checkpoint import read_checkpoint
+        from models.checkpoint import find_version, read_checkpoint
         from models.data.catalogue import find_dataset
         from models.data.source import read_source
 
         most = max(numbers(self.batches))
         found = [forced_subject(name, most, self.size) for name in filter(None, self.model.split(","))]
-        if self.checkpoint and self.data:
-            checkpoint = read_checkpoint(self.checkpoint)
+        if self.data:
+            checkpoint = read_checkpoint(self.checkpoint or find_version(SHIPPED, None, None))
             dataset = find_dataset(checkpoint.config.training["dataset"])
             found.append(routed_subject(checkpoint, read_source(dataset, "test", self.data)))
         return found
