@@ -108,6 +108,14 @@ def table(schedule: Schedule) -> list[Row]:
             teacher=WIDE, at_most=60, changes={"epochs": 42, "open_bias": 0.0, "targets_fall": (0.0, 0.05)},
         ),
         Row("longer-hrl", "the same + HRL", "table", RNN, "hrl", "taught", "longer", teacher=WIDE, at_most=60),
+        Row(
+            "accurate", "the same for one budget", "table", RNN, "sp", "taught", "taught", teacher=WIDE, at_most=60,
+            changes={
+                "epochs": 42, "open_bias": 0.0, "targets_fall": (0.0, 0.05),
+                "rungs": (Rung(1 / 4, 0.0, 1.0), Rung(3 / 4, 0.5, 0.6)),
+            },
+        ),
+        Row("accurate-hrl", "the same + HRL", "table", RNN, "hrl", "taught", "accurate", teacher=WIDE, at_most=60),
     ]  # fmt: skip
     return [
         Row("plain", "plain ResNet", "table", PLAIN, "plain", schedule),
