@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.catalogue import Architecture, find_architecture
 from models.checkpoint import CheckpointError, Config, code_version, fit_state, write_checkpoint
-from models.data.catalogue import CIFAR10_CLASSES, IMAGENET_MEAN, IMAGENET_STD
+from models.data.catalogue import DATASETS, IMAGENET_MEAN, IMAGENET_STD
 from models.preprocessing import InputSpec
 
 # The public code normalises CIFAR and SVHN by these (cifar/data.py), which are not quite the data's own deviations.
@@ -143,9 +143,8 @@ def first_block(groups: tuple[int, ...]) -> list[int]:
 
 
 def public_labels(architecture: Architecture) -> list[str]:
-    if architecture.name.startswith("cifar10_"):
-        return CIFAR10_CLASSES
-    return [str(label) for label in range(architecture.classes)]
+    row = DATASETS.get(architecture.name.split("_")[0])
+    return list(row.classes if row and row.classes else map(str, range(architecture.classes)))
 
 
 def public_input(architecture: Architecture) -> InputSpec:

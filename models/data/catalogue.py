@@ -16,6 +16,8 @@ class DatasetRow:
     """A data set on the hub. ``mean`` and ``std`` are of its training pixels in 0..1, per channel.
 
     ``size`` is the side in pixels of its images, or where they differ (not ``uniform``), the one they are used at.
+    ``classes`` are the names of its labels, where they are not those that the data carries: local files may carry
+    none, and the hub misspells one.
     """
 
     name: str
@@ -29,6 +31,7 @@ class DatasetRow:
     mean: Statistics
     std: Statistics
     augmentation: Augmentation
+    classes: tuple[str, ...] = ()
 
     @property
     def uniform(self) -> bool:
@@ -36,7 +39,19 @@ class DatasetRow:
         return self.augmentation != "random_resized_crop"
 
 
-CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100_CLASSES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish",
+    "forest", "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion",
+    "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange",
+    "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine",
+    "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk",
+    "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank",
+    "telephone", "television", "tiger", "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale",
+    "willow_tree", "wolf", "woman", "worm",
+)  # fmt: skip
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DATASETS = {
@@ -44,11 +59,11 @@ DATASETS = {
     for row in (
         DatasetRow(
             "cifar10", "uoft-cs/cifar10", None, "img", "label", ("train",), "test", 32,
-            (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip",
+            (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip", CIFAR10_CLASSES,
         ),
         DatasetRow(
             "cifar100", "uoft-cs/cifar100", None, "img", "fine_label", ("train",), "test", 32,
-            (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "crop_flip",
+            (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "crop_flip", CIFAR100_CLASSES,
         ),
         # SkipNet, section 4: train + extra, 604,388 images, no augmentation.
         DatasetRow(

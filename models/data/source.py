@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.data.catalogue import CIFAR10_CLASSES, DatasetRow
+from models.data.catalogue import DatasetRow
 from models.preprocessing import InputSpec, fit
 
 if TYPE_CHECKING:
@@ -108,12 +108,12 @@ def read_folder(datasets: Any, data: Path, split: str) -> "Dataset":
 
 
 def class_names(rows: "Dataset", row: DatasetRow) -> list[str]:
-    """Return the class names that the data carries, else the numbers of its labels."""
+    """Return the data set's class names, else those that the data carries, else the numbers of its labels."""
+    if row.classes:
+        return list(row.classes)
     feature = rows.features[row.label_column]
     if hasattr(feature, "names"):
         return list(feature.names)
-    if row.name == "cifar10":
-        return CIFAR10_CLASSES
     return [str(label) for label in range(1 + max(rows[row.label_column]))]
 
 
