@@ -220,9 +220,10 @@ def draw_commands(config: Config) -> list[str]:
             parts.append(f"--teacher runs/{training['dataset']}_wide/answers.safetensors")
         elif stage.get("distil") and len(folders) > 1:
             parts.append(f"--teacher {folders[0]}")
-        run = f"runs/{plain if name == 'plain' else architecture}"
-        if f"{run}/{name}" in folders:
+        run = own = f"runs/{plain if name == 'plain' else architecture}"
+        while f"{run}/{name}" in folders:
             run += f"_{stage['name']}"
+        if run != own:
             parts.append(f"--output {run}")
         folders.append(f"{run}/{name}")
         commands.append(" ".join(parts))

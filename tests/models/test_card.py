@@ -1,10 +1,11 @@
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from models.analysis.study import ANALYSIS, AnalysisError, read_analysis
-from models.card import BEGIN, CARD, END, draw_figures, split_card, write_card
+from models.card import BEGIN, CARD, END, draw_commands, draw_figures, split_card, write_card
 from models.checkpoint import SHIPPED, CheckpointError, read_checkpoint
 
 FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
@@ -29,6 +30,17 @@ def test_its_commands_say_what_is_not_the_default() -> None:
     for command, arch in zip(commands, ("imagenet_resnet_18", *("imagenet_rnn_gate_18",) * 3), strict=True):
         for part in (f"--arch {arch} --dataset imagefolder", "--batch 64", "--data DATA", "--size 112"):
             assert part in command
+
+
+@pytest.mark.parametrize("shipped", FOLDERS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+def test_its_commands_start_where_an_earlier_one_ended_and_overwrite_none(shipped: Path) -> None:
+    ended: list[str] = []
+    for command in draw_commands(read_checkpoint(shipped).config):
+        said = dict(re.findall(r"--(\S+) (\S+)", command))
+        if "stages" in said:
+            assert "init" not in said or said["init"] in ended
+            ended.append(f"{said.get('output', 'runs/' + said['arch'])}/{said['stages']}")
+    assert len(set(ended)) == len(ended) > 0
 
 
 def test_what_a_person_wrote_stays(folder: Path) -> None:
