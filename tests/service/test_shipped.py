@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.data.catalogue import find_dataset
 from service.settings import Settings
 from tests.models.test_data import packs
 from tests.service.parts import Running, encoded
@@ -38,7 +39,7 @@ def test_photo_of_nothing_it_knows_is_answered_too(shipped: Running) -> None:
 def answers(shipped: Running) -> list[tuple[str, dict[str, object]]]:
     """True label and answer of 300 images of CIFAR-10's test split, where the research data lies beside."""
     pixels, truth = packs().read("cifar10", "test")
-    labels = shipped.client.get("/models").json()["models"][0]["served"]["labels"]
+    labels = find_dataset("cifar10").classes
     return [
         (labels[int(true)], post(shipped, Image.fromarray(image)).json())
         for image, true in zip(pixels[:300], truth[:300], strict=True)
