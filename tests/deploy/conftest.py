@@ -88,7 +88,13 @@ def answered(live: Live) -> Live:
         live.dense += routing["dense_macs"]
         live.skipped += routing["skipped"]
         live.layers += routing["layers_skipped"]
-    until(lambda: live.prometheus.value('sum(skipnet_macs_total{kind="executed"})') == live.executed, 60)
+    # A scrape may come while the last answer is being counted: every sum is waited for.
+    sums = {
+        'skipnet_macs_total{kind="executed"}': live.executed,
+        "skipnet_blocks_skipped_sum": live.skipped,
+        "skipnet_layers_skipped_sum": live.layers,
+    }
+    until(lambda: all(live.prometheus.value(f"sum({metric})") == total for metric, total in sums.items()), 60)
     live.moment = time.time()
     return live
 
