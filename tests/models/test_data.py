@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel
 from PIL import Image
 
 from models.catalogue import find_architecture
@@ -19,7 +18,7 @@ from models.checkpoint import Config, write_checkpoint
 from models.data.augmentation import crop_flip, normalise, random_boxes, random_resized_crop
 from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
 from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
-from models.data.source import DataError, class_names, read_source
+from models.data.source import DataError, class_names, import_datasets, read_source
 from models.training.job import Options, input_spec, make_job, split_positions
 from tests.research import shared
 
@@ -258,5 +257,5 @@ def test_the_real_cifar_100_is_named_in_its_order_whatever_the_data_call_its_cla
     write_parquet(tmp_path / "test.parquet", images[:20], labels[:20].tolist(), ("img", "fine_label"))
     source = read_source(dataset, "test", tmp_path)
     assert source.classes == packs().classes("cifar100")
-    carried = source.rows.cast_column("fine_label", ClassLabel(num_classes=100))
+    carried = source.rows.cast_column("fine_label", import_datasets().ClassLabel(num_classes=100))
     assert class_names(carried, dataset) == source.classes
