@@ -204,7 +204,8 @@ def draw_commands(config: Config) -> list[str]:
     folders: list[str] = []
     for stage in training.get("stages", []):
         name, plain = stage["stage"], re.sub("_(rnn_gate|feedforward)(_rl)?_", "_resnet_", architecture)
-        parts = [f"skipnet train --arch {plain if name == 'plain' else architecture} --dataset {training['dataset']}"]
+        trained = stage.get("architecture") or (plain if name == "plain" else architecture)
+        parts = [f"skipnet train --arch {trained} --dataset {training['dataset']}"]
         parts.append(f"--recipe {stage['name']} --stages {name} --seed {stage.get('seed', training['seed'])}")
         parts.append(f"--held-out {training['held_out_images']}")
         if not stage.get("iterations"):
@@ -220,7 +221,7 @@ def draw_commands(config: Config) -> list[str]:
             parts.append(f"--teacher runs/{training['dataset']}_wide/answers.safetensors")
         elif stage.get("distil") and len(folders) > 1:
             parts.append(f"--teacher {folders[0]}")
-        run = own = f"runs/{plain if name == 'plain' else architecture}"
+        run = own = f"runs/{trained}"
         while f"{run}/{name}" in folders:
             run += f"_{stage['name']}"
         if run != own:

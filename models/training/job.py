@@ -139,20 +139,25 @@ def override(recipe: Recipe, options: Options) -> Recipe:
 def start_network(
     architecture: Architecture, classes: list[str], options: Options
 ) -> tuple[SkipNet, list[dict[str, Any]]]:
-    """Return a fresh network, or the one of the checkpoint to start from and the stages behind it."""
+    """Return a fresh network, or the one of the checkpoint to start from and the stages behind it.
+
+    Gates may be given to a dense network, and left out of one that has them.
+    """
     if options.init is None:
         return architecture.build(len(classes)), []
     checkpoint = read_checkpoint(options.init)
     found = find_architecture(checkpoint.config.architecture)
-    if found.backbone != architecture.backbone or found.gates not in (architecture.gates, None):
+    same_gates = found.gates == architecture.gates
+    if found.backbone != architecture.backbone or not (same_gates or None in (found.gates, architecture.gates)):
         raise JobError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
     check_labels(checkpoint, options.init, classes, options)
-    network = checkpoint.network
-    if found.gates != architecture.gates:
-        network = architecture.build(len(classes))
-        # What is missing are the gates, which stay as they were made.
-        network.load_state_dict(checkpoint.network.state_dict(), strict=False)
-    return network, checkpoint.config.training.get("stages", [])
+    stages = checkpoint.config.training.get("stages", [])
+    if same_gates:
+        return checkpoint.network, stages
+    network = architecture.build(len(classes))
+    # What one of the two lacks are the gates: those that are given stay as they were made.
+    network.load_state_dict(checkpoint.network.state_dict(), strict=False)
+    return network, [{"architecture": found.name} | stage for stage in stages]
 
 
 def find_teacher(

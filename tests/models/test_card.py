@@ -43,6 +43,17 @@ def test_its_commands_start_where_an_earlier_one_ended_and_overwrite_none(shippe
     assert len(set(ended)) == len(ended) > 0
 
 
+def test_its_commands_train_the_network_that_each_stage_trained() -> None:
+    sp = {"name": "short", "stage": "sp", "epochs": 2, "batch": 128}
+    training = {"dataset": "cifar10", "held_out_images": 1000, "seed": 0}
+    routed = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1").config
+    stages = [{"architecture": "cifar10_rnn_gate_38"} | sp, sp | {"stage": "plain"}]
+    dense = routed.model_copy(update={"architecture": "cifar10_resnet_38", "training": training | {"stages": stages}})
+    first, second = draw_commands(dense)
+    assert "--arch cifar10_rnn_gate_38 " in first
+    assert "--arch cifar10_resnet_38 " in second and second.endswith("--init runs/cifar10_rnn_gate_38/sp")
+
+
 def test_what_a_person_wrote_stays(folder: Path) -> None:
     card = folder / CARD
     before, figures, after = split_card(card)

@@ -184,6 +184,24 @@ def test_a_network_with_gates_starts_from_the_dense_one_and_learns_from_it(tmp_p
     assert job.teacher is not None and job.teacher.gate_kind is None
 
 
+def test_a_dense_network_starts_from_the_blocks_of_one_with_gates(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
+    routed = find_architecture("cifar10_rnn_gate_38")
+    labels = read_source(CIFAR10, "train", tmp_path).classes
+    trained, stages = routed.build(), [{"name": "short", "stage": "sp", "epochs": 1, "batch": 8}]
+    config = Config(
+        architecture=routed.name, labels=labels, input=input_spec(CIFAR10, 32), code="test", training={"stages": stages}
+    )
+    write_checkpoint(tmp_path / "routed", trained, config)
+    options = Options("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, held_out=5, batch=8)
+    job = make_job(replace(options, init=tmp_path / "routed"))
+    theirs = trained.state_dict()
+    assert all(torch.equal(theirs[key], value) for key, value in job.network.state_dict().items())
+    assert job.network.gate_kind is None and [recipe.stage for recipe in job.recipes] == ["plain"]
+    # Whoever reads how it was made sees which network was trained then.
+    assert job.earlier == [{"architecture": routed.name} | stages[0]]
+
+
 def test_crop_and_flip_move_pixels_and_invent_none() -> None:
     images = torch.arange(1, 1 + 3 * 32 * 32).reshape(1, 3, 32, 32).repeat(64, 1, 1, 1)
     moved = crop_flip(images, torch.Generator().manual_seed(0))
