@@ -187,9 +187,18 @@ def versions(repository: Path, name: str) -> list[int]:
             f"{name!r} can't be a model's name: letters, digits, '_', '-' and '.', at most 100, "
             "beginning with a letter or digit"
         )
-    return sorted(
-        int(folder.name) for folder in (repository / name).glob("*") if folder.is_dir() and folder.name.isdecimal()
-    )
+    return sorted(int(folder.name) for folder in (repository / name).glob("*") if is_version(folder))
+
+
+def is_version(folder: Path) -> bool:
+    """Whether a folder is named as a version is: by its number, which begins with no zero but that of 0."""
+    return folder.name.isdecimal() and folder.name == str(int(folder.name)) and folder.is_dir()
+
+
+def model_names(repository: Path) -> set[str]:
+    """Return the names in a repository that can be a model's and have a version."""
+    names = {folder.parent.name for folder in repository.glob("*/*") if is_version(folder)}
+    return {name for name in names if MODEL_NAME.fullmatch(name)}
 
 
 def models(repository: Path) -> list[str]:
@@ -197,8 +206,7 @@ def models(repository: Path) -> list[str]:
 
     They are in the order of their names, where numbers count as such: cifar10 comes before cifar100.
     """
-    names = {folder.parent.name for folder in repository.glob("*/*/") if folder.name.isdecimal()}
-    return sorted(names, key=lambda name: (is_plain(repository, name), name_order(name), name))
+    return sorted(model_names(repository), key=lambda name: (is_plain(repository, name), name_order(name), name))
 
 
 def name_order(name: str) -> list[tuple[int, str]]:

@@ -83,7 +83,12 @@ class Core:
         self._decoding.submit(self.decoder.warm_up)
         self._starting = asyncio.create_task(self.repository.load_all())
         if self.settings.watch_interval:
-            self._watching = asyncio.create_task(self.repository.watch(self.settings.watch_interval))
+            self._watching = asyncio.create_task(self._watch(self._starting, self.settings.watch_interval))
+
+    async def _watch(self, start: asyncio.Task[bool], interval: float) -> None:
+        # What begins to be served first is the default, and what is being loaded need not be loaded again.
+        await asyncio.wait((start,))
+        await self.repository.watch(interval)
 
     async def stop(self) -> None:
         """Finish what is queued and end every thread."""

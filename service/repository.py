@@ -75,15 +75,26 @@ class Repository:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load_all(self) -> bool:
-        """Serve the newest version of every model, and return whether any could be.
+        """Serve of every model the newest version that can be, and return whether any could.
 
-        What could not is logged and stands in the index.
+        What could not is logged and stands in the index. The first model is the default even where it could not:
+        another in its place would answer with other labels, and differ from replica to replica.
         """
-        for name in await self._in_thread(lambda: models_of(self.folder)):
-            try:
-                await self.load(name)
-            except LoadError as error:
-                log.error("%s is not served: %s", name, error)
+        try:
+            found = await self._in_thread(
+                lambda: {name: versions_of(self.folder, name) for name in models_of(self.folder)}
+            )
+        except (OSError, LoadError) as error:
+            log.error("nothing is served: %s can't be read: %s", self.folder, error)
+            return False
+        self.default = self.default or next(iter(found), None)
+        newest = {(name, versions[-1]) for name, versions in found.items()}
+        self.loading |= newest
+        try:
+            for name, versions in found.items():
+                await self._load_newest_of(name, versions)
+        finally:
+            self.loading -= newest
         return bool(self.served)
 
     async def load(self, name: str, version: int | None = None) -> Served:
@@ -97,42 +108,55 @@ class Repository:
             wanted = version if version is not None else max(found, default=None)
             if wanted is None or wanted not in found:
                 raise LoadError(f"{self.folder} holds no {name}{f'/{version}' if version is not None else ''}")
-            key = (name, wanted)
-            self.loading.add(key)
-            folder = self.folder / name / str(wanted)
-            try:
-                self._tried[key] = await self._in_thread(lambda: files_of(folder))
-                served = await self._in_thread(lambda: self._load(folder))
-            except Exception as error:
-                self.problems[key] = str(error)
-                # Out of memory on a device, say: the version is at fault, not the server.
-                raise error if isinstance(error, LoadError) else LoadError(f"{folder}: {error}") from error
-            finally:
-                self.loading.discard(key)
-            self.problems.pop(key, None)
-            if version is not None:
-                self._pinned.add(key)
-            self._switch(served)
-            self.default = self.default or name
-            log.info("serving %s with %s on %s", served, served.engine.name, served.engine.device)
-            return served
+            return await self._serve(name, wanted, pinned=version is not None)
+
+    async def _load_newest_of(self, name: str, versions: list[int]) -> None:
+        async with self._changing:
+            for version in reversed(versions):
+                with suppress(LoadError):
+                    await self._serve(name, version)
+                    return
+
+    async def _serve(self, name: str, version: int, pinned: bool = False) -> Served:
+        """Load a version and give it the requests; raises LoadError, which it has logged."""
+        key, folder = (name, version), self.folder / name / str(version)
+        self.loading.add(key)
+        try:
+            self._tried[key] = await self._in_thread(lambda: files_of(folder))
+            served = await self._in_thread(lambda: self._load(folder))
+        except Exception as error:
+            self.problems[key] = str(error)
+            log.error("%s/%d is not served: %s", name, version, error)
+            # Out of memory on a device, say: the version is at fault, not the server.
+            raise error if isinstance(error, LoadError) else LoadError(f"{folder}: {error}") from error
+        finally:
+            self.loading.discard(key)
+        self.problems.pop(key, None)
+        if pinned:
+            self._pinned.add(key)
+        self._switch(served)
+        self.default = self.default or name
+        log.info("serving %s with %s on %s", served, served.engine.name, served.engine.device)
+        return served
 
     async def watch(self, interval: float) -> None:
         """Serve what appears in the folder, looking every ``interval`` seconds, until cancelled.
 
         A version is loaded once its files are the same in two looks. What was tried or unloaded comes back only
-        when its files change.
+        when its files change. A folder that can't be read is logged, and looked at again.
         """
         before: dict[tuple[str, int], Files] = {}
         while True:
             await asyncio.sleep(interval)
-            now = await asyncio.to_thread(newest_files, self.folder)
+            try:
+                now = await asyncio.to_thread(newest_files, self.folder)
+            except OSError as error:
+                log.error("no new version is seen: %s can't be read: %s", self.folder, error)
+                continue
             for (name, version), files in now.items():
                 if before.get((name, version)) == files != self._tried.get((name, version)):
-                    try:
+                    with suppress(LoadError):
                         await self.load(name)
-                    except LoadError as error:
-                        log.error("%s/%d is not served: %s", name, version, error)
             before = now
 
     async def unload(self, name: str, version: int | None = None) -> None:
@@ -229,12 +253,9 @@ class Repository:
 
 def scan(folder: Path) -> dict[str, list[int]]:
     """Return the models in a repository and their versions, ascending; a model has at least one numbered folder."""
-    found = {}
-    for model in folder.iterdir() if folder.is_dir() else ():
-        versions = sorted(int(child.name) for child in model.glob("*/") if child.name.isdecimal())
-        if versions:
-            found[model.name] = versions
-    return found
+    from models.checkpoint import model_names
+
+    return {name: versions_of(folder, name) for name in model_names(folder)}
 
 
 def files_of(folder: Path) -> Files:
@@ -261,10 +282,10 @@ def models_of(folder: Path) -> list[str]:
 
 
 def versions_of(folder: Path, name: str) -> list[int]:
-    """Return a model's versions; raises LoadError for a name that could leave the folder."""
+    """Return a model's versions; raises LoadError for a name that could leave the folder, or one that can't be read."""
     from models.checkpoint import CheckpointError, versions
 
     try:
         return versions(folder, name)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         raise LoadError(str(error)) from error

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import shutil
 import threading
 from collections.abc import Awaitable, Callable
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from models.checkpoint import read_checkpoint
+from service import repository
 from service.errors import Code, ServiceError
 from service.loading import LoadError, Served
 from service.repository import Repository, State
@@ -86,9 +88,94 @@ def test_one_bad_model_does_not_keep_the_others_out(folder: Path, loaded: Served
 
     async def story() -> None:
         shelf = Shelf(folder, loaded)
-        await shelf.load_all()
-        assert shelf.default == NAME
+        assert await shelf.load_all()
+        assert shelf.resolve(NAME, None).version == 1
         assert "safetensors" in next(entry.reason for entry in await shelf.index() if entry.name == "another")
+        # Nor does another take the default's place: it has other labels, perhaps.
+        with pytest.raises(ServiceError, match="the default model another is not loaded") as caught:
+            shelf.resolve(None, None)
+        assert caught.value.code == Code.NOT_READY
+
+    run(story)
+
+
+def test_where_the_newest_version_is_damaged_the_one_before_is_served(folder: Path, loaded: Served) -> None:
+    add(folder, 2)
+    add(folder, 3)
+    damage(folder, 3)
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load_all()
+        assert shelf.resolve(NAME, None).version == 2
+        assert shelf.events == ["serve 2"]
+        assert "safetensors" in (await shelf.index())[2].reason
+        # It was not asked for by number: the mended one replaces it.
+        shutil.rmtree(folder / NAME / "3")
+        add(folder, 3)
+        await shelf.load(NAME)
+        assert shelf.events == ["serve 2", "serve 3", "retire 2"]
+
+    run(story)
+
+
+def test_what_waits_for_its_turn_at_the_start_is_being_loaded(folder: Path, loaded: Served) -> None:
+    add(folder, 1, "another")
+    add(folder, 2, "another")
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        shelf.wait = threading.Event()
+        loading = asyncio.create_task(shelf.load_all())
+        await asyncio.to_thread(shelf.begun.wait, 20)
+        for name in (None, "another", NAME):
+            with pytest.raises(ServiceError) as caught:
+                shelf.resolve(name, None)
+            assert caught.value.code == Code.NOT_READY
+        states = {(entry.name, entry.version): entry.state for entry in await shelf.index()}
+        assert states == {
+            ("another", 1): State.UNAVAILABLE,
+            ("another", 2): State.LOADING,
+            (NAME, 1): State.LOADING,
+        }
+        shelf.wait.set()
+        await loading
+        assert shelf.events == ["serve 2", "serve 1"]
+
+    run(story)
+
+
+def test_a_folder_that_can_not_be_read_is_looked_at_again(
+    folder: Path, loaded: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks, newest_files = [0], repository.newest_files
+
+    def newest_after_an_error(folder: Path) -> dict[tuple[str, int], repository.Files]:
+        looks[0] += 1
+        if looks[0] == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return newest_files(folder)
+
+    monkeypatch.setattr(repository, "newest_files", newest_after_an_error)
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        watching = asyncio.create_task(shelf.watch(0.001))
+        await asyncio.to_thread(shelf.begun.wait, 20)
+        watching.cancel()
+
+    run(story)
+    assert f"{folder} can't be read: [Errno {errno.ESTALE}] Stale file handle" in caplog.text
+
+
+def test_folders_that_are_named_as_no_version_is_are_none(folder: Path, loaded: Served) -> None:
+    add(folder, 1, "my model")
+    shutil.copytree(folder / NAME / "1", folder / NAME / "007")
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load_all()
+        assert [(entry.name, entry.version) for entry in await shelf.index()] == [(NAME, 1)]
 
     run(story)
 

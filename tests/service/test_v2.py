@@ -414,6 +414,7 @@ def test_watching_serves_what_appears_and_survives_what_is_damaged(shelf: Callab
     assert server.client.post(f"/v2/repository/models/{NAME}/unload").status_code == 200
     copytree(folder / NAME / "1", folder / "another" / "1")
     until(lambda: "another" in server.core.repository.served)
+    assert server.core.repository.default == NAME
     assert NAME not in server.core.repository.served
 
 
