@@ -6,10 +6,10 @@ verb that was asked for is imported.
 
 import sys
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, SettingsError
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsError
 
 VERBS = {
     "serve": ("serve", "serve the models of a repository over HTTP"),
@@ -25,6 +25,8 @@ VERBS = {
     "bench": ("bench", "measure the engines' speed on this machine"),
     "verify-gpu": ("verification", "check the GPU engines' answers, speed and energy on this machine"),
 }
+POSITIONAL = get_args(CliPositionalArg[Any])[1]
+"""The mark of an option that has a place on the command line in place of a flag."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,7 +60,7 @@ def read_options(verb: str, arguments: list[str]) -> Any:
     try:
         return command(_cli_parse_args=arguments, _cli_prog_name=f"skipnet {verb}", _cli_show_env_vars=True)
     except ValidationError as error:
-        leave("; ".join(wrong_option(problem) for problem in error.errors()), 2)
+        leave("; ".join(wrong_option(command, problem) for problem in error.errors()), 2)
     except SettingsError as error:
         leave(str(error), 2)
 
@@ -77,11 +79,20 @@ def find_command(module: str) -> type[BaseSettings]:
     return command
 
 
-def wrong_option(problem: Any) -> str:
-    name = str(problem["loc"][0]) if problem["loc"] else "options"
+def wrong_option(command: type[BaseSettings], problem: Any) -> str:
+    if not problem["loc"]:
+        return f"options: {problem['msg']}"
+    name = str(problem["loc"][0])
+    field = command.model_fields[name]
+    named = name.upper() if POSITIONAL in field.metadata else f"--{name.replace('_', '-')}"
     if problem["type"] == "missing":
-        return f"--{name.replace('_', '-')} is missing"
-    return f"--{name.replace('_', '-')} (SKIPNET_{name.upper()}): {problem['msg']}, not {problem['input']!r}"
+        return f"{named} is missing"
+    if problem["type"] == "string_pattern_mismatch":
+        # The description says in words what the pattern does.
+        wrong = f"{problem['input']!r} does not fit: {field.description}"
+    else:
+        wrong = f"{problem['msg']}, not {problem['input']!r}"
+    return f"{named} (SKIPNET_{name.upper()}): {wrong}"
 
 
 def leave(message: str, code: int) -> NoReturn:

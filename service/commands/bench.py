@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from models.benchmark.subject import Subject
     from models.benchmark.suite import Row
 
+NUMBERS = r"^[1-9]\d*(,[1-9]\d*)*$"
+SHARES = r"^(0(\.\d+)?|1(\.0+)?)(,(0(\.\d+)?|1(\.0+)?))*$"
+
 
 class Bench(Options):
     """Measure time against multiply-adds: routed engines, the best dense engine and the public code's masked way.
@@ -21,7 +24,9 @@ class Bench(Options):
     """
 
     parts: str = Field(
-        "engines,training", pattern="^(engines|training|engines,training)$", description="what to measure"
+        "engines,training",
+        pattern="^(engines|training|engines,training)$",
+        description="what to measure: engines, training or engines,training",
     )
     train: str = Field("cifar10_rnn_gate_38", description="architecture whose training steps are measured")
     model: str = Field(
@@ -32,9 +37,11 @@ class Bench(Options):
     )
     data: Path | None = Field(None, description="folder of the checkpoint's data set, for images to route")
     engines: Annotated[str, Field(description="routed engines")] = "native,onnxruntime"
-    batches: str = Field("1,8,32", description="batch sizes")
-    bench_threads: str = Field("1", description="CPU threads, for instance 1,2")
-    shares: str = Field("0,0.25,0.5,0.75,1", description="forced shares of the gated blocks")
+    batches: str = Field("1,8,32", pattern=NUMBERS, description="batch sizes, for instance 1,8,32")
+    bench_threads: str = Field("1", pattern=NUMBERS, description="CPU threads, for instance 1,2")
+    shares: str = Field(
+        "0,0.25,0.5,0.75,1", pattern=SHARES, description="forced shares of the gated blocks, for instance 0,0.5,1"
+    )
     size: int | None = Field(None, ge=32, description="side of the images; default: the architecture's")
     seconds: float = Field(5.0, gt=0, description="seconds for each batch size and thread count")
     output: Path | None = Field(None, description="folder for bench.json, table.md, curve.svg, training.json")

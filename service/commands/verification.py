@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from service.commands.bench import heading, line, numbers
+from service.commands.bench import NUMBERS, SHARES, heading, line, numbers
 from service.settings import SHIPPED, DeviceName, Options
 
 if TYPE_CHECKING:
@@ -38,8 +38,10 @@ class VerifyGpu(Options):
     images: int | None = Field(None, ge=1, description="test images to compare decisions on; default: all")
     bench: bool = Field(True, description="measure speed and energy too, which needs a GPU")
     model: str = Field(FORCED, description="architectures to measure with forced routes")
-    batches: str = Field("1,8,32,128,1024", description="batch sizes")
-    shares: str = Field("0,0.25,0.5,0.75,1", description="forced shares of the gated blocks")
+    batches: str = Field("1,8,32,128,1024", pattern=NUMBERS, description="batch sizes, for instance 1,8,32")
+    shares: str = Field(
+        "0,0.25,0.5,0.75,1", pattern=SHARES, description="forced shares of the gated blocks, for instance 0,0.5,1"
+    )
     seconds: float = Field(10.0, gt=0, description="seconds for each network and batch size, energy apart")
     output: Path = Field(Path("verify-gpu"), description="folder for report.md and report.json")
 

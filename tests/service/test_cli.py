@@ -149,3 +149,20 @@ def test_classify_what_is_no_image(capsys: pytest.CaptureFixture[str], repositor
         assert file in error
         assert reason in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("serve --device tpu", "--device (SKIPNET_DEVICE): 'tpu' does not fit: auto, cpu, cuda or cuda:N"),
+        ("bench --parts nope", "--parts (SKIPNET_PARTS): 'nope' does not fit: what to measure: engines, training or"),
+        ("bench --batches 1,0", "--batches (SKIPNET_BATCHES): '1,0' does not fit: batch sizes, for instance"),
+        ("verify-gpu --shares 2", "--shares (SKIPNET_SHARES): '2' does not fit: forced shares"),
+        ("reproduce cifar10 --seeds x", "--seeds (SKIPNET_SEEDS): 'x' does not fit: seeds, separated by commas"),
+        ("reproduce mnist", "DATASET (SKIPNET_DATASET): Input should be 'cifar10', "),
+    ],
+)
+def test_what_does_not_fit_is_told_in_words(capsys: pytest.CaptureFixture[str], line: str, message: str) -> None:
+    code, _, error = outcome(capsys, *line.split())
+    assert code == 2
+    assert error.startswith(f"skipnet: {message}") and error.count("\n") == 1

@@ -60,7 +60,7 @@ def test_rows_are_shown_before_the_one_that_needs_them(capsys: pytest.CaptureFix
     [
         ("reproduce cifar10 --rows best", 1, "no row is called 'best'; there are table, ablations, recipe and plain"),
         ("reproduce cifar10 --seeds one", 2, "--seeds"),
-        ("reproduce imagenet", 2, "--dataset"),
+        ("reproduce imagenet", 2, "DATASET (SKIPNET_DATASET): "),
         ("reproduce cifar10 --depth 39", 1, "no architecture is called 'cifar10_resnet_39'"),
         ("report nowhere", 1, "nowhere is not here; `skipnet reproduce cifar10` makes results files"),
     ],
