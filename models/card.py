@@ -4,6 +4,7 @@ What stands between the two marks is written by `skipnet evaluate --write` and `
 for a person to write, and stays.
 """
 
+import json
 import re
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from models.analysis.study import Analysis, group_numbers, read_analysis
 from models.catalogue import find_architecture
 from models.checkpoint import Checkpoint, CheckpointError, Config, Evaluation, read_checkpoint
+from models.training.recipes import find_changes
 
 CARD = "README.md"
 BEGIN = "<!-- Figures: written by `skipnet evaluate --write` and `skipnet analyze --write`; the rest is yours. -->"
@@ -211,6 +213,9 @@ def draw_commands(config: Config) -> list[str]:
         if not stage.get("iterations"):
             parts.append(f"--epochs {stage['epochs']}")
         parts.append(f"--batch {stage['batch']}")
+        changes = find_changes(stage)
+        if changes:
+            parts.append(f"--changes '{json.dumps(changes)}'")
         if training["dataset"] == "imagefolder":
             parts.append("--data DATA")
         if not own_size:

@@ -1,13 +1,21 @@
 """Recipes: named sets of hyper-parameters, one for each stage of training."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 Stage = Literal["plain", "sp", "hrl"]
 
 
 class UnknownRecipe(ValueError):
     """There is no recipe of that name for that stage."""
+
+
+class WrongChange(ValueError):
+    """What is to be changed is no value of a recipe, or not of its type."""
 
 
 @dataclass(frozen=True)
@@ -148,3 +156,46 @@ def find_recipe(name: str, stage: Stage) -> Recipe:
     if name not in RECIPES:
         raise UnknownRecipe(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name](stage)
+
+
+SAID_OTHERWISE = ("name", "stage", "iterations", "epochs", "batch")
+"""What `skipnet train` takes from options of its own."""
+
+
+def read_changes(text: str) -> dict[str, Any]:
+    """Return the values of a JSON object that replace a recipe's own, in the recipe's types; raises WrongChange."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        example = '{"open_bias": 0.0}'
+        raise WrongChange(f"a recipe's changes are a JSON object such as {example}, not {text}")
+    types = {name: kind for name, kind in get_type_hints(Recipe).items() if name not in SAID_OTHERWISE}
+    changes = {}
+    for name, value in values.items():
+        if name not in types:
+            raise WrongChange(f"no value {name!r} of a recipe can be changed; there are {', '.join(types)}")
+        try:
+            changes[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            raise WrongChange(f"{name} of a recipe: {error.errors()[0]['msg']}, not {value!r}") from error
+    return changes
+
+
+def find_changes(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a stage, as a checkpoint's config sums it up, changed of its recipe, as it stands in JSON.
+
+    A summary leaves out what is None, and an older one what recipes did not have yet: that is no change. Of a recipe
+    that there is no more, nothing is known.
+    """
+    if summary["name"] not in RECIPES:
+        return {}
+    recipe: dict[str, Any] = json.loads(json.dumps(asdict(find_recipe(summary["name"], summary["stage"]))))
+    changes = {}
+    for field in fields(Recipe):
+        value = summary.get(field.name)
+        known = field.name in summary or field.default is None
+        if known and field.name not in SAID_OTHERWISE and value != recipe[field.name]:
+            changes[field.name] = value
+    return changes

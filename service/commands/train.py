@@ -31,8 +31,11 @@ class Train(Options):
     dataset: str = Field(description="cifar10, cifar100, svhn, imagenet or imagefolder")
     data: Path | None = Field(None, description="local folder of the data set; default: the hub")
     recipe: str = Field("paper", description="hyper-parameters: paper, short, budget, dial, adaptive or taught")
-    stages: Literal["plain", "sp", "hrl", "sp,hrl"] | None = Field(
-        None, description="default: sp,hrl, or plain for a network without gates; hrl alone starts from --init"
+    stages: str | None = Field(
+        None,
+        pattern=f"^({'|'.join(STAGES)})$",
+        description="plain, sp, hrl or sp,hrl; default: sp,hrl, or plain for a network without gates; hrl alone starts "
+        "from --init",
     )
     init: Path | None = Field(
         None, description="checkpoint folder to start from; a network with gates can start from the dense one"
@@ -44,6 +47,9 @@ class Train(Options):
     )
     epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
     batch: int | None = Field(None, ge=1, description="images a step; default: the recipe's")
+    changes: str = Field(
+        "{}", description="JSON object of values that replace the recipe's own; models/training/recipes.py names them"
+    )
     seed: int = Field(0, ge=0, description="of weights, order, augmentation and sampled gates")
     held_out: int = Field(5000, ge=1, description="training images kept apart to measure on")
     limit: int | None = Field(None, ge=1, description="train on so many images only")
@@ -68,15 +74,17 @@ class Train(Options):
         from models.checkpoint import publish
         from models.training.job import Options as JobOptions
         from models.training.job import make_job
+        from models.training.recipes import read_changes
         from models.training.run import train
         from service.training_metrics import TrainingMetrics
 
         if self.priority == "low":
             os.nice(19)
-        chosen = self.model_dump(include=set(JobOptions.__annotations__) - {"output", "stages"})
+        chosen = self.model_dump(include=set(JobOptions.__annotations__) - {"changes", "output", "stages"})
         output = self.output or Path("runs") / self.arch
         stages = STAGES[self.stages] if self.stages else None
-        job = make_job(JobOptions(**chosen, output=output, stages=stages))
+        changes = read_changes(self.changes)
+        job = make_job(JobOptions(**chosen, output=output, stages=stages, changes=changes))
         print(f"{job.architecture.name} on {job.device}, {', '.join(recipe.stage for recipe in job.recipes)}: {output}")
 
         metrics = TrainingMetrics(job.architecture.name)

@@ -1,0 +1,87 @@
+"""The options of `skipnet train`, and that the lines on a model card ask for what its checkpoint was trained with."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.card import draw_commands
+from models.checkpoint import SHIPPED, read_config
+from models.training.job import Options, override
+from models.training.recipes import Recipe, Rung, find_changes, find_recipe, read_changes
+from models.training.run import stage_summary
+from service.cli import main
+from service.commands.train import STAGES, Train
+
+FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
+
+
+def as_json(recipe: Recipe) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(json.dumps(stage_summary(recipe)))
+    return summary
+
+
+@pytest.mark.parametrize("shipped", FOLDERS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Path) -> None:
+    config = read_config(shipped)
+    stages = config.training["stages"]
+    lines = [shlex.split(line) for line in draw_commands(config) if line.startswith("skipnet train ")]
+    assert len(lines) == len(stages) > 0
+    for line, stage in zip(lines, stages, strict=True):
+        said = Train(_cli_parse_args=line[2:])
+        [asked] = STAGES[said.stages or ""]
+        changes = read_changes(said.changes)
+        options = Options(said.arch, said.dataset, shipped, epochs=said.epochs, batch=said.batch, changes=changes)
+        recipe = as_json(override(find_recipe(said.recipe, asked), options))
+        # Early checkpoints name their target in a way of their own.
+        assert recipe | {key: value for key, value in stage.items() if key not in ("seed", "target")} == recipe
+        assert said.seed == stage.get("seed", config.training["seed"])
+
+
+def test_what_a_stage_changed_of_its_recipe_makes_it_again() -> None:
+    changes = {"open_bias": 0.0, "targets_fall": (0.0, 0.05), "rungs": (Rung(1, 0.5, 0.6),), "spread": None}
+    changed = override(find_recipe("taught", "sp"), Options("", "", Path(), changes=changes))
+    found = find_changes(as_json(changed) | {"seed": 1})
+    assert found.keys() == changes.keys()
+    assert read_changes(json.dumps(found)) == changes
+
+
+def test_what_is_not_changed_or_not_known_is_no_change() -> None:
+    summary = as_json(find_recipe("dial", "sp"))
+    assert find_changes(summary) == find_changes(summary | {"epochs": 3, "batch": 64, "target": 0.6}) == {}
+    del summary["statistics"], summary["rungs"]
+    assert find_changes(summary) == {}
+    assert find_changes({"name": "mine", "stage": "sp", "rate": 3.0}) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("open_bias=0", "a recipe's changes are a JSON object such as"),
+        ("[1]", "a recipe's changes are a JSON object such as"),
+        ('{"bias": 0}', "no value 'bias' of a recipe can be changed; there are rate, "),
+        ('{"epochs": 3}', "no value 'epochs' of a recipe can be changed"),
+        ('{"open_bias": "wide"}', "open_bias of a recipe: Input should be a valid number"),
+        ('{"rungs": [{"share": 1}]}', "rungs of a recipe: "),
+    ],
+)
+def test_a_wrong_change_is_told_before_anything_is_read(
+    capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--data", "nowhere", "--changes", text])
+    assert left.value.code == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_stages_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "plain, sp, hrl or sp,hrl; default" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--stages", "hrl,sp"])
+    assert left.value.code == 2
+    assert "--stages (SKIPNET_STAGES): 'hrl,sp' does not fit: plain, sp, hrl or sp,hrl" in capsys.readouterr().err
