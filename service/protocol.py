@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import httptools
 from starlette.types import Scope
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -13,6 +14,8 @@ Refuse = Callable[[Scope, Iterable[tuple[bytes, bytes]], bool], bytes | None]
 
 MAX_HEAD = 64 << 10
 HEAD_SECONDS = 30.0
+LEFTOVER_SECONDS = 30.0
+"""How long the rest of a body may take to come once the request is answered. At the end the connection is closed."""
 GRACE_SECONDS = 0.25
 """How long a connection on which nothing is under way stays open at the end: its next request may be on its way, and
 would be lost with it; so it is answered, if only with 503."""
@@ -53,20 +56,25 @@ class OneWrite:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose request line and headers take too many bytes, or too long to come; and answers what
-    ``refuse`` refuses, of which the app never hears.
+    """Closes a connection whose request line and headers take too many bytes, or too long to come, or whose body goes
+    on long after the answer; and answers what ``refuse`` refuses, of which the app never hears.
 
-    uvicorn has no such bounds: one client could fill the memory with a header that never ends, or hold
-    connections open by saying nothing.
+    uvicorn has no such bounds: one client could fill the memory with a header or trailers that never end, or hold
+    connections open by saying nothing. And it drops the body of a request that asks to upgrade the connection, as
+    Java's client does of itself; here such a request is answered as if it had not asked.
     """
 
     max_head = MAX_HEAD
     head_seconds = HEAD_SECONDS
+    leftover_seconds = LEFTOVER_SECONDS
     grace_seconds = GRACE_SECONDS
     rest_seconds = REST_SECONDS
     head_size = 0
     in_head = True
+    begun = False  # a head, in the bytes that are being read
+    in_body = False
     head_timer: asyncio.TimerHandle | None = None
+    leftover_timer: asyncio.TimerHandle | None = None
 
     def __init__(self, *arguments: Any, refuse: Refuse, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -78,19 +86,59 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.end_head()
+        self.end_body()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.in_head:
+        self._unset_keepalive_if_required()
+        self.begun = False
+        try:
+            self.parse(data)
+        except httptools.HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+            return
+        # Of the packet in which a head begins, the most may be the body before it.
+        if self.in_head and not self.begun:
             self.head_size += len(data)
             if self.head_size > self.max_head and not self.transport.is_closing():
                 self.transport.write(TOO_LARGE)
                 self.transport.close()
 
+    def parse(self, data: bytes) -> None:
+        """Parse what came; the parser ends at a request to upgrade, and another goes on where it ended."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self.asks_to_upgrade:
+                    return
+                data = self.head_without_upgrade() + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    @property
+    def asks_to_upgrade(self) -> bool:
+        # To the parser CONNECT is an upgrade by itself.
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def head_without_upgrade(self) -> bytes:
+        """Return the head of a request as it were if it did not ask to upgrade."""
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b",".join(each for each in value.split(b",") if each.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join((*lines, b"", b""))
+
     def on_response_complete(self) -> None:
         # Under load the loop's next step is tens of milliseconds away.
         cast(OneWrite, self.transport).flush()
+        if self.in_body and not self.pipeline:
+            self.leftover_timer = self.loop.call_later(self.leftover_seconds, self.transport.close)
         super().on_response_complete()
 
     def shutdown(self) -> None:
@@ -103,9 +151,21 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.expect_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Nobody reads the trailers of a body.
+        if self.in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self.end_head()
-        super().on_headers_complete()
+        if not self.asks_to_upgrade:
+            self.in_body = True
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self.asks_to_upgrade:
+            self.end_body()
+            super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         refusal = self.refuse(cast(Scope, cycle.scope), self.server_state.default_headers, cycle.keep_alive)
@@ -133,7 +193,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def expect_head(self) -> None:
         self.end_head()
-        self.in_head = True
+        self.in_head = self.begun = True
         self.head_timer = self.loop.call_later(self.head_seconds, self.transport.close)
 
     def end_head(self) -> None:
@@ -141,3 +201,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.head_timer is not None:
             self.head_timer.cancel()
             self.head_timer = None
+
+    def end_body(self) -> None:
+        self.in_body = False
+        if self.leftover_timer is not None:
+            self.leftover_timer.cancel()
+            self.leftover_timer = None

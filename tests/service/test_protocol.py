@@ -1,11 +1,12 @@
 import asyncio
+import re
 import socket
 from typing import cast
 
 import pytest
 
 from service.protocol import MAX_HEAD, BoundedProtocol, OneWrite
-from tests.service.parts import Running
+from tests.service.parts import Running, encoded, picture
 
 
 def connect(server: Running) -> socket.socket:
@@ -59,6 +60,93 @@ def test_body_may_take_longer_than_the_head(running: Running, monkeypatch: pytes
             b"Connection: close\r\nContent-Length: 9\r\n\r\n"
         )
         assert everything(client).startswith(b"HTTP/1.1 408 ")
+
+
+def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
+    lines = (b"POST " + path + b" HTTP/1.1", b"Host: x", b"Content-Type: image/png", *headers)
+    return b"\r\n".join((*lines, b"Content-Length: %d" % len(body), b"", body))
+
+
+def answers(client: socket.socket, count: int) -> bytes:
+    """Return what comes until ``count`` answers have begun, which come whole."""
+    got = b""
+    while got.count(b"HTTP/1.1 ") < count:
+        some = client.recv(65536)
+        assert some, got
+        got += some
+    return got
+
+
+def test_what_is_sent_after_the_answer_comes_to_an_end(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "leftover_seconds", 0.2)
+    with connect(running) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            while True:
+                client.sendall(b"y")
+
+
+def test_a_body_that_ends_after_the_answer_leaves_the_connection_open(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedProtocol, "leftover_seconds", 0.05)
+    with connect(running) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+        assert b" 404 " in answers(client, 1)
+        client.sendall(b"cd")
+        with pytest.raises(TimeoutError):
+            client.settimeout(0.2)
+            client.recv(1)
+        client.settimeout(10)
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in answers(client, 1)
+
+
+def test_trailers_are_not_kept(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    complete = BoundedProtocol.on_message_complete
+
+    def note(self: BoundedProtocol) -> None:
+        kept.append(len(self.headers))
+        complete(self)
+
+    monkeypatch.setattr(BoundedProtocol, "on_message_complete", note)
+    with connect(running) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        client.sendall(b"a: b\r\n" * 1000 + b"\r\n")
+        assert b" 404 " in answers(client, 1)
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in answers(client, 1)
+    assert kept == [2, 1]
+
+
+@pytest.mark.parametrize("pieces", [1, 40])
+def test_a_request_to_upgrade_is_answered_as_if_it_had_not_asked(running: Running, pieces: int) -> None:
+    image = encoded(picture(0))
+    asking = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__")
+    sent = post(b"/classify", image, *asking) + post(b"/classify", image, *asking) + post(b"/classify", image)
+    size = -(-len(sent) // pieces)
+    with connect(running) as client:
+        for start in range(0, len(sent), size):
+            client.sendall(sent[start : start + size])
+        got = answers(client, 3)
+    assert got.count(b" 200 OK") == 3
+    assert len(set(re.findall(rb'"probability":[0-9.]+', got))) <= 10
+
+
+def test_a_tunnel_is_refused(running: Running) -> None:
+    with connect(running) as client:
+        client.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        assert everything(client).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_large_body_before_the_next_head_is_no_head(running: Running) -> None:
+    sent = post(b"/nowhere", b"y" * 200_000) + b"GET /health/live HTTP/1.1\r\nHost: x"
+    with connect(running) as client:
+        client.sendall(sent)
+        assert b" 404 " in answers(client, 1)
+        client.sendall(b"\r\n\r\n")
+        assert b" 200 " in answers(client, 1)
 
 
 class Wire:
