@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skipnet.batching")
 
+REASONS = ("client_gone", "deadline", "request_failed")
+"""Why an image is not computed: nobody waits for it, its time is up, or another image of its request failed."""
+
 
 @dataclass(eq=False, slots=True)
 class Work:
@@ -35,6 +39,7 @@ class Work:
     image: NDArray[np.float32] | None = None  # [3, H, W], once decoded
     waited: float = 0.0  # seconds, for a decoding thread
     queued: float = 0.0  # when it joined the engine's queue
+    abandoned: str = "client_gone"  # which of REASONS it is, where ``answer`` is cancelled in time
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, from any thread."""
@@ -74,7 +79,7 @@ class Batcher:
 
     Several models share the thread, so that they don't fight for the cores; the one whose oldest image waits
     longest is next. ``on_ran`` is called in the event loop with every batch that ran, ``on_dropped`` in any
-    thread with every image that was not computed: its reason is "client_gone" or "deadline".
+    thread with every image that was not computed and which of REASONS it was.
     """
 
     def __init__(
@@ -139,7 +144,7 @@ class Batcher:
     def wanted(self, work: Work) -> bool:
         """Return whether to go on with an image; counts one that is dropped, answers one whose time is up."""
         if work.answer.done():
-            self.on_dropped(work.served, "client_gone" if perf_counter() < work.deadline else "deadline")
+            self.on_dropped(work.served, work.abandoned if perf_counter() < work.deadline else "deadline")
             return False
         if perf_counter() >= work.deadline:
             self.on_dropped(work.served, "deadline")
@@ -155,10 +160,11 @@ class Batcher:
                 raise ServiceError(Code.ENGINE_FAILED, "the engine has failed; this server is about to restart")
             if work.served.closed:
                 return
-            queue = self._queues.setdefault(work.served, deque())
-            queue.append(work)
-            if self._busy_since is not None and self._prepared is None and len(queue) >= self.max_batch_size:
-                self._prepared = self._form(queue)
+            self._queues.setdefault(work.served, deque()).append(work)
+            if self._busy_since is not None and self._prepared is None:
+                queue = self._next()
+                if queue is not None and len(queue) >= self.max_batch_size:
+                    self._prepared = self._form(queue)
             self._changed.notify()
 
     def retire(self, served: "Served") -> None:
@@ -188,29 +194,31 @@ class Batcher:
 
     def _take(self) -> Batch | None:
         """Wait for images; return the next batch, or None when closed and empty."""
-        with self._changed:
-            while True:
-                self._close_retired()
+        while True:
+            self._close_retired()
+            with self._changed:
                 batch, self._prepared = self._prepared, None
                 if batch is not None:
                     alive = [i for i, work in enumerate(batch.works) if self.wanted(work)]
                     batch = batch if len(alive) == len(batch.works) else batch.rows(alive)
-                else:
-                    queue = min((q for q in self._queues.values() if q), key=lambda q: q[0].queued, default=None)
-                    if queue is None:
-                        if self._closing:
-                            return None
-                        self._changed.wait()
-                        continue
-                    patience = queue[0].queued + self.delay - perf_counter()
-                    if len(queue) < self.max_batch_size and patience > 0 and not self._closing:
-                        self._changed.wait(patience)
-                        continue
+                elif (queue := self._next()) is not None:
                     batch = self._form(queue)
-                if batch is not None and batch.works:
-                    return batch
+                elif not self._retired:
+                    oldest = min((queue[0].queued for queue in self._queues.values() if queue), default=None)
+                    if oldest is None and self._closing:
+                        return None
+                    self._changed.wait(None if oldest is None else max(0, oldest + self.delay - perf_counter()))
+            if batch is not None and batch.works:
+                return batch
+
+    def _next(self) -> deque[Work] | None:
+        """Return the queue whose oldest image waits longest, of those that fill a batch or waited the delay."""
+        over = math.inf if self._closing else perf_counter() - self.delay
+        ready = (q for q in self._queues.values() if q and (len(q) >= self.max_batch_size or q[0].queued <= over))
+        return min(ready, key=lambda queue: queue[0].queued, default=None)
 
     def _close_retired(self) -> None:
+        # Without the lock, which the event loop takes: to give back a device's memory can take long.
         while self._retired:
             served = self._retired.pop()
             try:

@@ -17,7 +17,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from service.batching import Ran
+from service.batching import REASONS, Ran
 from service.errors import OUTCOMES
 from service.gpu import GpuCollector
 from service.loading import Served
@@ -72,7 +72,8 @@ class Metrics:
         self.rejections = counter("rejections_total", "Requests answered with 429, by what was full.", ("reason",))
         self.dropped = counter(
             "dropped_total",
-            "Images that left the queue uncomputed: their client was gone or their deadline past.",
+            "Images that left the queue uncomputed: their client was gone, their deadline past, or another image of "
+            "their request had failed.",
             (*VERSION, "reason"),
         )
 
@@ -140,7 +141,7 @@ class Metrics:
         for mode, gauge in self._series_of(served).modes.items():
             gauge.set(mode == served.mode)
         self._begin_requests(*labels)
-        for reason in ("client_gone", "deadline"):
+        for reason in REASONS:
             self.dropped.labels(*labels, reason)
         evaluation = served.checkpoint.config.evaluation
         if evaluation is not None:

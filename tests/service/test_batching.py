@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,10 +35,10 @@ class Queue:
         )
 
     def put(
-        self, served: Served, image: Pixels, threshold: float = 0.5, patience: float = 20
+        self, served: Served, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any
     ) -> asyncio.Future[ImageResult]:
         answer: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
-        self.batcher.put(Work(served, threshold, perf_counter() + patience, Timing(), answer, image))
+        self.batcher.put(Work(served, threshold, perf_counter() + patience, Timing(), answer, image, **fields))
         return answer
 
 
@@ -138,6 +139,21 @@ def test_client_that_left_is_dropped_before_the_engine_and_counted(
     assert [batch.tolist() for batch in watched(served).batches] == [[0.5], [pytest.approx(0.2)]]
 
 
+def test_what_failed_with_its_request_is_not_counted_as_a_client_that_left(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            queue.put(served, decoded(1), abandoned="request_failed").cancel()
+            queue.put(served, decoded(2), patience=0, abandoned="request_failed").cancel()
+            watched(served).open.set()
+            await first
+        assert queue.dropped == ["request_failed", "deadline"]
+
+    asyncio.run(story())
+
+
 def test_clients_that_leave_a_prepared_batch_are_dropped_too(served: Served, decoded: Callable[[int], Pixels]) -> None:
     async def story() -> None:
         async with running() as queue:
@@ -225,6 +241,44 @@ def test_models_do_not_mix_and_the_longest_waiting_is_next(served: Served, decod
     assert watched(served).batches[1].tolist() == pytest.approx([0.1, 0.3])
 
 
+def test_a_model_with_full_batches_does_not_keep_another_waiting(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    other = replace(served, engine=Watched(watched(served).engine))
+
+    async def story() -> None:
+        async with running(max_batch_size=2) as queue:
+            answers = [await hold(queue, served, decoded(0))]
+            answers += [queue.put(served, decoded(i)) for i in range(2)]
+            answers.append(queue.put(other, decoded(2)))
+            answers += [queue.put(served, decoded(i)) for i in range(3, 7)]
+            watched(other).open.clear()
+            watched(served).open.set()
+            assert await asyncio.to_thread(watched(other).entered.get, True, 20) == 1
+            assert sizes(served) == [1, 2]
+            answers.append(queue.put(served, decoded(7)))
+            watched(other).open.set()
+            await asyncio.gather(*answers)
+            assert [ran.batch.served for ran in queue.ran[:3]] == [served, served, other]
+
+    asyncio.run(story())
+
+
+def test_a_full_batch_does_not_wait_for_the_delay_of_another_model(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    other = replace(served, engine=Watched(watched(served).engine))
+
+    async def story() -> None:
+        async with running(max_batch_size=2, delay=30) as queue:
+            first = queue.put(other, decoded(0))
+            await asyncio.wait_for(asyncio.gather(*(queue.put(served, decoded(i)) for i in range(2))), 20)
+            assert not first.done()
+        await first
+
+    asyncio.run(story())
+
+
 def test_delay_waits_for_a_full_batch_from_the_first_image_on(served: Served, decoded: Callable[[int], Pixels]) -> None:
     async def story() -> None:
         async with running(max_batch_size=3, delay=30) as queue:
@@ -288,5 +342,30 @@ def test_retired_engine_is_closed_by_the_engine_thread(served: Served, decoded: 
             late = queue.put(served, decoded(1))
             assert queue.batcher.depth(served) == 0
             late.cancel()
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_takes_long_to_close_keeps_nobody_from_queueing(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    other = replace(served, engine=Watched(watched(served).engine))
+    closing, release = threading.Event(), threading.Event()
+    released: list[bool] = []
+
+    def close() -> None:
+        closing.set()
+        released.append(release.wait(2))
+
+    watched(served).close = close  # type: ignore[method-assign]
+
+    async def story() -> None:
+        async with running() as queue:
+            queue.batcher.retire(served)
+            assert closing.wait(20)
+            answer = queue.put(other, decoded(0))
+            release.set()
+            await answer
+            assert released == [True]
 
     asyncio.run(story())
