@@ -1,28 +1,29 @@
 """Blocks that really skip while they train: each computes just the images that execute it, and in SP a few more.
 
 The gradient of a hard decision (paper, equation 3) needs the block's output for the images that skip it too, but
-nothing flows back through that output. A share of them, drawn at random and weighted in return, gives the same
-gradient in the mean; batch norm's statistics are those of the images that are computed. REINFORCE needs none.
+nothing flows back through that output. It is computed forward only, at batch norm's running statistics as inference
+would, for a share of them, drawn at random and weighted in return: the same gradient in the mean. REINFORCE needs none.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.blocks import Block
 
 EXPLORED = 0.25
-"""The share of the images that skip a block for which SP computes it all the same. Measured on `adaptive`, an epoch
-takes 203 seconds of a core in place of 291, and ends with the same accuracy and computation (docs/training.md)."""
+"""The share of the images that skip a block for which SP computes it all the same."""
 
 
 def run_executed(block: Block, x: Tensor, decision: Tensor) -> Tensor:
     """Return the block's output for images [N, C, H, W], computed only where ``decision`` [N] is true."""
-    active = decision.nonzero().squeeze(1)
-    if len(active) == len(x):
+    executed = decision.nonzero().squeeze(1)
+    if len(executed) == len(x):
         return block.execute(x, block.shortcut(x))
-    return run_active(block, x, active, len(active), decision, 1.0)
+    return run_parts(block, x, decision, executed, executed[:0], 1.0)
 
 
 def run_explored(block: Block, x: Tensor, decision: Tensor, random: torch.Generator, share: float = EXPLORED) -> Tensor:
@@ -35,20 +36,44 @@ def run_explored(block: Block, x: Tensor, decision: Tensor, random: torch.Genera
         outputs: Tensor = Executed.apply(block.execute(x, beside), beside, decision)  # type: ignore[no-untyped-call]
         return outputs
     drawn = torch.rand(len(x), generator=random).to(x.device)
-    executed, explored = executes.nonzero().squeeze(1), (~executes & (drawn < share)).nonzero().squeeze(1)
-    return run_active(block, x, torch.cat((executed, explored)), len(executed), decision, share)
+    explored = (~executes & (drawn < share)).nonzero().squeeze(1)
+    return run_parts(block, x, decision, executes.nonzero().squeeze(1), explored, share)
 
 
-def run_active(block: Block, x: Tensor, active: Tensor, executed: int, decision: Tensor, share: float) -> Tensor:
-    """Compute images ``active``, of which the first ``executed`` execute the block; the others stand for ``share``."""
+def run_parts(block: Block, x: Tensor, decision: Tensor, executed: Tensor, explored: Tensor, share: float) -> Tensor:
+    """Compute the block for images ``executed``, and what it would give for ``explored``, which stand for ``share``."""
     shortcut: Tensor = block.shortcut(x)
-    if len(active) == 0:
+    if len(executed) + len(explored) == 0:
         return shortcut
-    beside, kept = Part.apply(shortcut, active, executed)  # type: ignore[no-untyped-call]
-    chosen = take(x, active) if block.projects else beside
-    computed = block.execute(chosen, beside)
-    outputs: Tensor = Join.apply(kept, computed, beside, decision, active, executed, share)  # type: ignore[no-untyped-call]
+    beside, kept = Part.apply(shortcut, executed)  # type: ignore[no-untyped-call]
+    chosen = take(x, executed) if block.projects else beside
+    computed = block.execute(chosen, beside) if len(executed) else beside
+    missed = explore(block, x, shortcut, explored)
+    outputs: Tensor = Join.apply(kept, computed, beside, decision, executed, explored, missed, share)  # type: ignore[no-untyped-call]
     return outputs
+
+
+@torch.no_grad()
+def explore(block: Block, x: Tensor, shortcut: Tensor, explored: Tensor) -> Tensor:
+    """Return what executing the block would change in the outputs of the images ``explored``, which skip it."""
+    beside = take(shortcut, explored)
+    if len(explored) == 0:
+        return beside
+    with running_statistics(block.residual):
+        return block.execute(take(x, explored) if block.projects else beside, beside) - beside
+
+
+@contextmanager
+def running_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch norm use its running statistics, and leave them as they are."""
+    norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d) and each.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
 
 
 def take(x: Tensor, active: Tensor) -> Tensor:
@@ -61,24 +86,20 @@ def rows(x: Tensor) -> Tensor:
 
 
 class Part(torch.autograd.Function):
-    """Of shortcuts [N, C, H, W], those of the images that a block computes, and all, for `Join`."""
+    """Of shortcuts [N, C, H, W], those of the images that execute a block, and all, for `Join`."""
 
     @staticmethod
-    def forward(context: Any, x: Tensor, active: Tensor, executed: int) -> tuple[Tensor, Tensor]:
-        context.save_for_backward(active)
-        context.executed = executed
-        return take(x, active), x.view_as(x)
+    def forward(context: Any, x: Tensor, executed: Tensor) -> tuple[Tensor, Tensor]:
+        context.save_for_backward(executed)
+        return take(x, executed), x.view_as(x)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         # An average's gradient is spread over the map without memory of its own.
-        of_computed, of_all = rows(gradients[0]), rows(gradients[1]).contiguous()
-        (active,) = context.saved_tensors
-        executed = context.executed
+        of_executed, of_all = rows(gradients[0]), rows(gradients[1]).contiguous()
+        (executed,) = context.saved_tensors
         # Join overwrote the executed images, so that what the gradient says of them is void. Nobody else holds it.
-        of_all.index_copy_(0, active[:executed], of_computed[:executed])
-        of_all.index_add_(0, active[executed:], of_computed[executed:])
-        return of_all.permute(0, 3, 1, 2), None, None
+        return of_all.index_copy_(0, executed, of_executed).permute(0, 3, 1, 2), None
 
 
 class Executed(torch.autograd.Function):
@@ -93,7 +114,8 @@ class Executed(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
         (gradient,) = gradients
-        return gradient, None, gain(gradient, *context.saved_tensors)
+        computed, beside = context.saved_tensors
+        return gradient, None, gain(gradient, computed - beside)
 
 
 class Join(torch.autograd.Function):
@@ -106,28 +128,31 @@ class Join(torch.autograd.Function):
         computed: Tensor,
         beside: Tensor,
         decision: Tensor,
-        active: Tensor,
-        executed: int,
+        executed: Tensor,
+        explored: Tensor,
+        missed: Tensor,
         share: float,
     ) -> Tensor:
-        context.save_for_backward(active, *((computed, beside) if decision.requires_grad else ()))
-        context.executed, context.share = executed, share
-        return rows(kept).index_copy(0, active[:executed], rows(computed)[:executed]).permute(0, 3, 1, 2)
+        context.save_for_backward(executed, *((explored, computed, beside, missed) if decision.requires_grad else ()))
+        context.share = share
+        return rows(kept).index_copy(0, executed, rows(computed)).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        active, *outputs = context.saved_tensors
-        of_computed = take(gradient, active)
+        executed, *outputs = context.saved_tensors
+        of_executed = take(gradient, executed)
         of_decision = None
         if outputs:
-            of_active = gain(of_computed, *outputs)
-            of_active[context.executed :] /= context.share
-            of_decision = of_active.new_zeros(len(gradient)).index_copy_(0, active, of_active)
-        of_computed[context.executed :] = 0
-        return gradient, of_computed, None, of_decision, None, None, None
+            explored, computed, beside, missed = outputs
+            of_decision = torch.zeros(len(gradient), device=gradient.device)
+            of_decision[executed] = gain(of_executed, computed - beside)
+            of_decision[explored] = gain(take(gradient, explored), missed) / context.share
+        return gradient, of_executed, None, of_decision, None, None, None, None
 
 
-def gain(gradient: Tensor, computed: Tensor, beside: Tensor) -> Tensor:
-    """Return the gradient [N] of the decision between a block's outputs and its shortcuts."""
-    return (gradient * (computed - beside)).sum((1, 2, 3), dtype=torch.float32)
+def gain(gradient: Tensor, difference: Tensor) -> Tensor:
+    """Return the gradient float32 [N] of the decision for an image's output, given what executing the block changes."""
+    # By rows first: a sum of bfloat16 that is asked for in float32 copies all of it to float32.
+    products = rows(gradient * difference).flatten(2)
+    return products.sum(2).sum(1, dtype=torch.float32)

@@ -79,16 +79,39 @@ def block_of(number: int) -> Block:
     return block
 
 
-@pytest.mark.parametrize("gates", [HALF, (1.0,) * 8], ids=["half skip", "none skips"])
 @pytest.mark.parametrize("number", [1, 6], ids=["identity", "projection"])
-def test_where_all_are_explored_batch_norm_sees_all_and_gradients_are_the_masked_ones(
-    number: int, gates: Sequence[float]
-) -> None:
-    block = block_of(number).train()
-    random = torch.Generator().manual_seed(0)
-    explored = gradients(block, partial(run_explored, share=1.0, random=random), gates)
-    for found, expected in zip(explored, gradients(block, run_masked, gates), strict=True):
+def test_where_no_image_skips_gradients_are_the_masked_ones(number: int) -> None:
+    block, none_skips = block_of(number).train(), (1.0,) * 8
+    explored = gradients(block, partial(run_explored, random=torch.Generator().manual_seed(0)), none_skips)
+    for found, expected in zip(explored, gradients(block, run_masked, none_skips), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("gates", [HALF, (-1.0,) * 8], ids=["half skip", "all skip"])
+def test_batch_norm_learns_from_the_images_that_execute(gates: Sequence[float]) -> None:
+    block, alone = block_of(1).train(), block_of(1).train()
+    images, decisions = torch.randn(8, 16, 32, 32), (torch.tensor(gates) > 0).float().requires_grad_()
+    out = run_explored(block, images, decisions, torch.Generator().manual_seed(0), share=1.0)
+    out.sum().backward()  # type: ignore[no-untyped-call]
+    assert decisions.grad is not None and decisions.grad.all()
+    executed = images[decisions > 0.5]
+    if len(executed):
+        torch.testing.assert_close(out[decisions > 0.5], alone(executed))
+    for found, expected in zip(block.buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert all(module.training for module in block.modules())
+
+
+def test_exploring_takes_no_gradient_from_the_weights() -> None:
+    def weights_gradient(share: float) -> Tensor:
+        block, random = block_of(1).train(), torch.Generator().manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            gradients(block, partial(run_explored, share=share, random=random))
+        weight = next(block.parameters())
+        assert weight.grad is not None
+        return weight.grad
+
+    torch.testing.assert_close(weights_gradient(1.0), weights_gradient(0.0))
 
 
 @pytest.mark.parametrize("number", [1, 6], ids=["identity", "projection"])
