@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from service.tracing import Tracing
 
 log = logging.getLogger("skipnet.core")
+
+LEAST_PATIENCE = 1.0
+"""Seconds that the engine's batch has to end, even where requests took all the time there was."""
 
 Payload = bytes | NDArray[np.float32]
 """An image as a client sent it: a file's bytes, or a normalised tensor [3, H, W]."""
@@ -70,6 +74,7 @@ class Core:
             self.tracing = tracing.Tracing()
         self.draining = False
         self.closed = False  # draining, and past the pause in which new requests are still answered
+        self._over = math.inf  # when whatever still runs is given up, as perf_counter() counts
         self._starting: asyncio.Task[bool] | None = None
         self._watching: asyncio.Task[None] | None = None
         self.metrics.ready.set_function(lambda: not self.not_ready())
@@ -90,15 +95,20 @@ class Core:
         await asyncio.wait((start,))
         await self.repository.watch(interval)
 
+    def close(self) -> None:
+        """Admit nothing more; what is admitted has as long as the setting says to be finished."""
+        self.closed = True
+        self._over = min(self._over, perf_counter() + self.settings.drain_timeout)
+
     async def stop(self) -> None:
         """Finish what is queued and end every thread."""
-        self.closed = True
+        self.close()
         for task in (self._starting, self._watching):
             if task is not None:
                 task.cancel()
-        self._decoding.shutdown(wait=False)
+        self._decoding.shutdown(wait=False, cancel_futures=True)
         self.repository.close()
-        await asyncio.to_thread(self.batcher.close, self.settings.drain_timeout)
+        await asyncio.to_thread(self.batcher.close, max(LEAST_PATIENCE, self._over - perf_counter()))
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
 

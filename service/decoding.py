@@ -1,6 +1,7 @@
 """From an uploaded file's bytes to an upright RGB image, within bounds on pixels and memory."""
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -12,6 +13,14 @@ from service.errors import Code, ServiceError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF87a", b"GIF89a")
+
+# A JPEG says in ten bytes that the whole image is to be gone through again; phones make ten scans at most, and in what
+# they append a marker stands by chance once in 64 KiB.
+SCAN = b"\xff\xda"
+MAX_SCANS = 1000
+
+# The bound on pixels is our own, and says so to whoever sent them.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # EXIF's orientation, and what sets it upright.
 TURNS = {
@@ -66,6 +75,11 @@ class Decoder:
         self.max_pixels = max_pixels
         self.memory = DecodeMemory(max_memory)
 
+    @property
+    def busy(self) -> bool:
+        """Whether an image is being decoded."""
+        return self.memory.free < self.memory.size
+
     def warm_up(self) -> None:
         """Load Pillow's decoders, some tenths of a second that the first request would pay for."""
         Image.init()
@@ -113,6 +127,8 @@ class Decoder:
                 Code.IMAGE_TOO_LARGE,
                 f"the image has {image.width} x {image.height} pixels; {self.too_large()}",
             )
+        if image.format == "JPEG" and data.count(SCAN) > MAX_SCANS:
+            raise ServiceError(Code.IMAGE_TOO_LARGE, f"the JPEG has more than {MAX_SCANS} scans; save it again")
         return image
 
     def too_large(self) -> str:

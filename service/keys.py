@@ -13,6 +13,8 @@ class Keys:
     """Who may do something; nobody is asked where there is no key."""
 
     def __init__(self, keys: list[str]) -> None:
+        if not all(key.strip() for key in keys):
+            raise UserError("an API key is empty, which everybody has; take it out")
         self.keys = [key.encode() for key in keys]
 
     def check(self, request: Request) -> None:
@@ -22,7 +24,8 @@ class Keys:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
         # Every key is compared, each in constant time: the time tells nothing of how near a guess came.
-        if not sum(hmac.compare_digest(given.encode(), key) for key in self.keys):
+        # A header's bytes come as so many characters.
+        if not sum(hmac.compare_digest(given.encode("latin-1"), key) for key in self.keys):
             raise ServiceError(
                 Code.UNAUTHORIZED,
                 "send a key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`",

@@ -59,6 +59,10 @@ def error_answer(
     scope: Scope, code: Code, message: str, headers: Mapping[str, str] | None = None, status: int | None = None
 ) -> Response:
     """Return an error as our own routes word it, or as the Open Inference Protocol does under /v2."""
+    if record := scope.get("state", {}).get("record"):
+        record.fields["code"] = code
+    # A client may send what is no text, such as half of a pair that stands for one character.
+    message = message.encode(errors="backslashreplace").decode()
     detail: dict[str, Any] = {"code": code, "message": message}
     return JSONResponse({"error": message if in_oip(scope) else detail}, status or STATUS[code], headers)
 
@@ -112,10 +116,12 @@ class Access:
         # A connection that broke before any answer leaves no status.
         status = status or 499
         if inference:
-            self.core.metrics.requests.labels(record.model, record.version, outcome_of(status)).inc()
+            self.core.metrics.requests.labels(record.model, record.version, self.outcome(record, status)).inc()
             if self.core.tracing is not None:
                 self.core.tracing.finished(scope, record, status)
         values = {"request_id": record.request_id, "ms": record.timing.total * 1e3, **record.fields}
+        if scope.get("client"):
+            values["client"] = scope["client"][0]
         if record.model:
             values |= {"model": f"{record.model}/{record.version}"}
         log.log(
@@ -126,6 +132,11 @@ class Access:
             status,
             extra={"fields": values},
         )
+
+    def outcome(self, record: Record, status: int) -> str:
+        # Timers are a little early, where they are.
+        early = record.timing.total < 0.99 * self.core.settings.request_timeout
+        return "client_deadline" if status == STATUS[Code.DEADLINE] and early else outcome_of(status)
 
 
 class BodyLimit:

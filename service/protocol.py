@@ -15,7 +15,9 @@ Refuse = Callable[[Scope, Iterable[tuple[bytes, bytes]], bool], bytes | None]
 MAX_HEAD = 64 << 10
 HEAD_SECONDS = 30.0
 LEFTOVER_SECONDS = 30.0
-"""How long the rest of a body may take to come once the request is answered. At the end the connection is closed."""
+"""How long the rest of a body may take to come once the request is answered."""
+UNREAD_SECONDS = 30.0
+"""How long a client may read nothing of what waits to be sent to it."""
 GRACE_SECONDS = 0.25
 """How long a connection on which nothing is under way stays open at the end: its next request may be on its way, and
 would be lost with it; so it is answered, if only with 503."""
@@ -43,9 +45,9 @@ class OneWrite:
         self.held.append(data)
 
     def flush(self) -> None:
-        if self.held:
-            self.transport.write(b"".join(self.held))
-            self.held.clear()
+        held, self.held = b"".join(self.held), []
+        if held and not self.transport.is_closing():
+            self.transport.write(held)
 
     def close(self) -> None:
         self.flush()
@@ -55,9 +57,28 @@ class OneWrite:
         return getattr(self.transport, name)
 
 
+class Timer:
+    """Acts once its time is over, unless it is stopped before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, act: Callable[[], object]) -> None:
+        self.loop = loop
+        self.act = act
+        self.handle: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float) -> None:
+        self.stop()
+        self.handle = self.loop.call_later(seconds, self.act)
+
+    def stop(self) -> None:
+        if self.handle is not None:
+            self.handle.cancel()
+            self.handle = None
+
+
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose request line and headers take too many bytes, or too long to come, or whose body goes
-    on long after the answer; and answers what ``refuse`` refuses, of which the app never hears.
+    """Closes a connection whose request line and headers take too many bytes, or too long to come, whose body goes on
+    long after the answer, or whose answers nobody reads; and answers what ``refuse`` refuses, of which the app never
+    hears.
 
     uvicorn has no such bounds: one client could fill the memory with a header or trailers that never end, or hold
     connections open by saying nothing. And it drops the body of a request that asks to upgrade the connection, as
@@ -67,14 +88,14 @@ class BoundedProtocol(HttpToolsProtocol):
     max_head = MAX_HEAD
     head_seconds = HEAD_SECONDS
     leftover_seconds = LEFTOVER_SECONDS
+    unread_seconds = UNREAD_SECONDS
     grace_seconds = GRACE_SECONDS
     rest_seconds = REST_SECONDS
-    head_size = 0
+    unused = 0  # bytes since the head, or what is no body behind it, began
     in_head = True
-    begun = False  # a head, in the bytes that are being read
     in_body = False
-    head_timer: asyncio.TimerHandle | None = None
-    leftover_timer: asyncio.TimerHandle | None = None
+    counted = True  # what is being read, unless it has a part of a body, or begins a head behind one
+    running: RequestResponseCycle | None = None
 
     def __init__(self, *arguments: Any, refuse: Refuse, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -82,16 +103,24 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(OneWrite(transport, self.loop))  # type: ignore[arg-type]
+        self.head_timer = Timer(self.loop, self.transport.close)
+        self.leftover_timer = Timer(self.loop, self.transport.close)
+        self.unread_timer = Timer(self.loop, self.transport.abort)
         self.expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.end_head()
-        self.end_body()
+        for timer in (self.head_timer, self.leftover_timer, self.unread_timer):
+            timer.stop()
+        # uvicorn tells the last of several requests only.
+        for cycle in (self.running, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        self.begun = False
+        self.counted = True
         try:
             self.parse(data)
         except httptools.HttpParserError:
@@ -99,12 +128,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self.logger.warning(message)
             self.send_400_response(message)
             return
-        # Of the packet in which a head begins, the most may be the body before it.
-        if self.in_head and not self.begun:
-            self.head_size += len(data)
-            if self.head_size > self.max_head and not self.transport.is_closing():
+        if (self.in_head or self.in_body) and self.counted:
+            self.unused += len(data)
+            if self.unused > self.max_head and not self.transport.is_closing():
                 self.transport.write(TOO_LARGE)
                 self.transport.close()
+        if self.idle and self.timeout_keep_alive_task is None:
+            # What lies between two requests begins none, but it ended the wait for the next.
+            self.expect_head()
+
+    @property
+    def idle(self) -> bool:
+        return not (self.in_head or self.in_body) and (self.cycle is None or self.cycle.response_complete)
 
     def parse(self, data: bytes) -> None:
         """Parse what came; the parser ends at a request to upgrade, and another goes on where it ended."""
@@ -138,7 +173,7 @@ class BoundedProtocol(HttpToolsProtocol):
         # Under load the loop's next step is tens of milliseconds away.
         cast(OneWrite, self.transport).flush()
         if self.in_body and not self.pipeline:
-            self.leftover_timer = self.loop.call_later(self.leftover_seconds, self.transport.close)
+            self.leftover_timer.start(self.leftover_seconds)
         super().on_response_complete()
 
     def shutdown(self) -> None:
@@ -150,6 +185,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.expect_head()
+        self.counted = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Nobody reads the trailers of a body.
@@ -157,17 +193,32 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self.end_head()
+        self.in_head, self.unused = False, 0
+        self.head_timer.stop()
         if not self.asks_to_upgrade:
             self.in_body = True
             super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self.counted = False
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         if not self.asks_to_upgrade:
-            self.end_body()
+            self.in_body = False
+            self.leftover_timer.stop()
             super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        self.unread_timer.start(self.unread_seconds)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.unread_timer.stop()
+        super().resume_writing()
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self.running = cycle
         refusal = self.refuse(cast(Scope, cycle.scope), self.server_state.default_headers, cycle.keep_alive)
         if refusal is None:
             # The refusal of a request in the same packet may have begun to wait for another.
@@ -192,18 +243,5 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.resume_reading()
 
     def expect_head(self) -> None:
-        self.end_head()
-        self.in_head = self.begun = True
-        self.head_timer = self.loop.call_later(self.head_seconds, self.transport.close)
-
-    def end_head(self) -> None:
-        self.in_head, self.head_size = False, 0
-        if self.head_timer is not None:
-            self.head_timer.cancel()
-            self.head_timer = None
-
-    def end_body(self) -> None:
-        self.in_body = False
-        if self.leftover_timer is not None:
-            self.leftover_timer.cancel()
-            self.leftover_timer = None
+        self.in_head, self.unused = True, 0
+        self.head_timer.start(self.head_seconds)

@@ -81,18 +81,17 @@ class Repository:
         another in its place would answer with other labels, and differ from replica to replica.
         """
         try:
-            found = await self._in_thread(
-                lambda: {name: versions_of(self.folder, name) for name in models_of(self.folder)}
-            )
+            found, names = await self._in_thread(lambda: (scan(self.folder), models_of(self.folder)))
         except (OSError, LoadError) as error:
             log.error("nothing is served: %s can't be read: %s", self.folder, error)
             return False
-        self.default = self.default or next(iter(found), None)
-        newest = {(name, versions[-1]) for name, versions in found.items()}
+        names = [name for name in names if name in found]
+        self.default = self.default or next(iter(names), None)
+        newest = {(name, found[name][-1]) for name in names}
         self.loading |= newest
         try:
-            for name, versions in found.items():
-                await self._load_newest_of(name, versions)
+            for name in names:
+                await self._load_newest_of(name, found[name])
         finally:
             self.loading -= newest
         return bool(self.served)
@@ -150,7 +149,7 @@ class Repository:
             await asyncio.sleep(interval)
             try:
                 now = await asyncio.to_thread(newest_files, self.folder)
-            except OSError as error:
+            except (OSError, LoadError) as error:
                 log.error("no new version is seen: %s can't be read: %s", self.folder, error)
                 continue
             for (name, version), files in now.items():
@@ -252,10 +251,15 @@ class Repository:
 
 
 def scan(folder: Path) -> dict[str, list[int]]:
-    """Return the models in a repository and their versions, ascending; a model has at least one numbered folder."""
+    """Return the models in a repository and their versions, ascending; a model has at least one numbered folder.
+
+    Raises OSError or LoadError where the folder can't be read.
+    """
     from models.checkpoint import model_names
 
-    return {name: versions_of(folder, name) for name in model_names(folder)}
+    found = {name: versions_of(folder, name) for name in model_names(folder)}
+    # One may have been moved away in between.
+    return {name: versions for name, versions in found.items() if versions}
 
 
 def files_of(folder: Path) -> Files:

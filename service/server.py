@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -21,7 +22,7 @@ from service.loading import Served
 from service.logs import configure
 from service.protocol import BoundedProtocol
 from service.refusals import Refusals
-from service.settings import Settings
+from service.settings import Settings, misspelt
 
 log = logging.getLogger("skipnet.server")
 
@@ -40,13 +41,25 @@ def serve(settings: Settings, sockets: list[socket.socket] | None = None, worker
     gc.set_threshold(20_000, 20, 20)
     # Threads that decode give way to the event loop sooner than after Python's 5 ms.
     sys.setswitchinterval(0.0005)
+    open_many_files()
+    for variable, option in misspelt(os.environ):
+        log.warning("%s is no option and changes nothing; did you mean %s?", variable, option)
     server = build(settings, workers=workers)
     server.run(sockets)
-    if server.core.repository.working or server.core.batcher.alive:
-        # Nobody waits for it any more, and neither a load nor a stuck engine can be interrupted: leave it.
+    if server.core.repository.working or server.core.batcher.alive or server.core.decoder.busy:
+        # Nobody waits for it any more, and no load, stuck engine or decoder can be interrupted: leave it.
         logging.shutdown()
         os._exit(server.exit_code)
     return server.exit_code
+
+
+def open_many_files() -> None:
+    """Let the process open as many files, connections among them, as the system lets it ask for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    except (OSError, ValueError) as error:  # Where the system's own bound is lower than what it says.
+        log.warning("the process may open few files only: %s", error)
 
 
 def build(settings: Settings, load: Callable[[Path], Served] | None = None, workers: Sequence[Path] = ()) -> "Server":
@@ -93,8 +106,8 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self.drained_at is not None and monotonic() >= self.drained_at:
             self.should_exit = True
-        elif self.core.loaded and not self.core.batcher.alive:
-            log.error("the engine thread is dead: exiting, to be restarted")
+        elif reasons := self.core.not_live():
+            log.error("%s: exiting, to be restarted", ", ".join(reasons))
             self.exit_code, self.should_exit = 1, True
         elif self.core.hopeless:
             log.error("no model in %s can be served: exiting", self.core.settings.model_repository)
@@ -134,7 +147,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0)
         # In the same step of the loop as uvicorn closes its sockets: what is admitted now is finished, what
         # comes now is refused.
-        self.core.closed = True
+        self.core.close()
         await super().shutdown(sockets)
         self.refusals.flush()
         log.info("stopped")

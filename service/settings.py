@@ -1,5 +1,7 @@
 """Every option of `skipnet serve`: a flag ``--name`` and an environment variable ``SKIPNET_NAME`` each."""
 
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,3 +130,12 @@ class Settings(EngineOptions):
         description="send an OpenTelemetry span of each request to classify, as the OTEL_… variables say; needs "
         "the extra skipnet-serve[tracing]",
     )
+
+
+def misspelt(variables: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield variables that are no option, and the option of `skipnet serve` that each looks like."""
+    options = [f"SKIPNET_{name.upper()}" for name in Settings.model_fields]
+    for variable in sorted(set(variables) - set(options)):
+        if variable.startswith("SKIPNET_"):
+            for option in get_close_matches(variable, options, 1, 0.9):
+                yield variable, option

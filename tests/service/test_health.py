@@ -73,7 +73,7 @@ def test_not_ready_where_no_model_could_be_loaded_and_the_process_ends(repositor
     server.thread.join(20)
     assert not server.thread.is_alive()
     assert server.server.exit_code == 1
-    assert "no model is loaded" in server.core.not_ready()
+    assert f"model {NAME} is not loaded" in server.core.not_ready()
     server.client.close()
 
 
@@ -95,10 +95,19 @@ def test_dead_engine_ends_readiness_liveness_and_the_process(start: Callable[...
 
 
 def test_stuck_engine_is_not_ready_and_in_the_end_not_live(start: Callable[..., Running], served: Served) -> None:
-    server = start(request_timeout=0.05)
+    server = start(request_timeout=0.05, drain_timeout=0.1)
     watched(served).open.clear()
-    assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 504
-    until(lambda: server.core.batcher.busy_for > 0.1)
-    assert reasons(server, "ready") == reasons(server, "live") == ["the engine is stuck"]
-    watched(served).open.set()
-    until(lambda: reasons(server) == [])
+    with pytest.MonkeyPatch.context() as patch:
+        # Keeps the process up for as long as the probes are asked.
+        patch.setattr(type(server.server), "on_tick", never)
+        assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 504
+        until(lambda: server.core.batcher.busy_for > 0.1)
+        assert reasons(server, "ready") == reasons(server, "live") == ["the engine is stuck"]
+        watched(served).open.set()
+        until(lambda: reasons(server) == [])
+        watched(served).open.clear()
+        assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 504
+    # A container that is only called unhealthy is not restarted by every engine that runs containers.
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+    assert server.server.exit_code == 1

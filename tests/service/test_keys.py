@@ -38,6 +38,19 @@ def test_several_keys_from_settings_and_file(start: Callable[..., Running], tmp_
         assert server.client.get(path).status_code == 200
 
 
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_key_is_refused_at_the_start(empty: str) -> None:
+    for settings in (Settings(api_keys=["good", empty]), Settings(management_keys=[empty])):
+        with pytest.raises(UserError, match="an API key is empty"):
+            inference_keys(settings), management_keys(settings)
+
+
+def test_a_key_may_have_any_letters(start: Callable[..., Running]) -> None:
+    server = start(api_keys=["clé"])
+    given = {b"content-type": b"image/png", b"x-api-key": "clé".encode()}
+    assert server.client.post("/classify", content=encoded(picture(0)), headers=given).status_code == 200
+
+
 def test_each_key_is_compared_in_constant_time(start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
     server = start(api_keys=["first", "second", "third"])
     compared: list[tuple[bytes, bytes]] = []

@@ -1,12 +1,14 @@
 import asyncio
 import re
 import socket
+from collections.abc import Callable
 from typing import cast
 
 import pytest
 
+from service.loading import Served
 from service.protocol import MAX_HEAD, BoundedProtocol, OneWrite
-from tests.service.parts import Running, encoded, picture
+from tests.service.parts import Running, encoded, picture, until, watched
 
 
 def connect(server: Running) -> socket.socket:
@@ -120,6 +122,52 @@ def test_trailers_are_not_kept(running: Running, monkeypatch: pytest.MonkeyPatch
     assert kept == [2, 1]
 
 
+@pytest.mark.parametrize("trailers", [b"a: b\r\n" * 4000, b"a" * 24_000], ids=["many", "one"])
+def test_trailers_that_never_end_are_cut_off(running: Running, trailers: bytes) -> None:
+    with connect(running) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                client.sendall(trailers)
+
+
+def test_line_ends_do_not_keep_a_connection_open(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.2)
+    with connect(running) as client:
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in answers(client, 1)
+        client.sendall(b"\r\n")
+        assert everything(client) == b""
+
+
+def test_answers_that_nobody_reads_are_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "unread_seconds", 0.1)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # As little as there can be.
+        client.settimeout(20)
+        client.connect(("127.0.0.1", running.port))
+        with pytest.raises(ConnectionError):
+            while True:
+                client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+
+
+def test_requests_of_a_client_that_hung_up_are_not_computed(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    watched(served).open.clear()
+    with connect(server) as client:
+        client.sendall(post(b"/classify", encoded(picture(0))) * 3)
+        until(lambda: server.core.admission.images == 1)
+        watched(served).entered.get(timeout=20)
+    until(lambda: server.core.admission.images == 0)
+    watched(served).open.set()
+    with connect(server) as client:
+        client.sendall(post(b"/classify", encoded(picture(1))))
+        assert b" 200 " in answers(client, 1)
+    assert server.metric("requests_total", outcome="cancelled") == 1
+    assert server.metric("requests_total", outcome="error") == 0
+    assert len(watched(served).batches) == 2
+
+
 @pytest.mark.parametrize("pieces", [1, 40])
 def test_a_request_to_upgrade_is_answered_as_if_it_had_not_asked(running: Running, pieces: int) -> None:
     image = encoded(picture(0))
@@ -160,6 +208,9 @@ class Wire:
 
     def close(self) -> None:
         self.told.append("close")
+
+    def is_closing(self) -> bool:
+        return "close" in self.told
 
 
 def test_head_and_body_of_an_answer_are_written_at_once() -> None:
