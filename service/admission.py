@@ -15,7 +15,7 @@ REASONS = ("queue_full", "bodies_full", "deadline_out_of_reach")
 
 
 class Admission:
-    """Counts images from their request's arrival to its answer, and bytes of bodies; refuses too many.
+    """Counts images from when their request's body is there to its answer, and bytes of bodies; refuses too many.
 
     ``rate`` gives the images per second that the engine lately got through. Lives in the event loop.
     """
@@ -30,27 +30,28 @@ class Admission:
         self._rate = rate
         self._on_rejected = on_rejected
 
-    @contextmanager
-    def admit(self, images: int, served: "Served", deadline: float) -> Iterator[None]:
-        """Count a request's images in until it is answered.
+    def check(self, images: int, served: "Served", deadline: float) -> None:
+        """Raise ServiceError overloaded with `Retry-After` where a request's images can't be admitted.
 
-        Raises ServiceError overloaded with `Retry-After` where there are too many, or where those before it
-        would take the engine past ``deadline`` even if it took this one last. What is not measured yet is
-        assumed to run every block, as a hostile image would.
+        There are too many before them, or those would take the engine past ``deadline`` even if it took these
+        last. What is not measured yet is assumed to run every block, as a hostile image would.
         """
-        if images > self.max_images:
-            raise ServiceError(
-                Code.INVALID_PARAMETER,
-                f"{images} images in one request; at most {self.max_images} are admitted",
-            )
-        if images and self.images + images > self.max_images:
+        if self.images + images > self.max_images:
             raise self.queue_full(served)
-        if images and self.images and perf_counter() + self.wait(served) > deadline:
+        if self.images and perf_counter() + self.wait(served) > deadline:
             raise self.overloaded(
                 "deadline_out_of_reach",
                 f"the deadline would pass behind the {self.images} images before",
                 served,
             )
+
+    @contextmanager
+    def admit(self, images: int, served: "Served", deadline: float) -> Iterator[None]:
+        """Count a request's images in until it is answered; raises as `check` does.
+
+        For when its body is there: who sends none would take places for nothing.
+        """
+        self.check(images, served, deadline)
         self.images += images
         try:
             yield

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import Code, ServiceError
 from service.merging import OPENMETRICS, Merged
 from service.middleware import error_answer
+from service.routes.management import read_instruction
 
 CHANGE = re.compile(r"/v2/repository/models/[^/]+/(load|unload)")
 PROBE = re.compile(r"(/v2)?/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
@@ -69,9 +70,13 @@ class Collective:
         return Response(text, headers={"Content-Type": content_type})
 
     async def change(self, request: Request) -> Response:
-        body = await request.body()
-        for worker in self.workers:
+        body = await read_instruction(request)
+        for done, worker in enumerate(self.workers):
             answer = await self.ask(worker, request, None, content=body)
+            if answer.is_error and done:
+                refused = f"worker {done + 1} of {len(self.workers)} refused, only those before it have changed"
+                message = f"{refused}: {answer.json()['error']}"
+                return error_answer(request.scope, Code.BAD_REQUEST, message, status=answer.status_code)
             if answer.is_error:
                 break
         return plain(answer)

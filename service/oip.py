@@ -22,6 +22,9 @@ from service.errors import Code, ServiceError
 # JSON is parsed in one go, in which no other request moves: larger tensors are to come as binary.
 MAX_JSON = 4 << 20
 
+MAX_TIMEOUT = 3_600_000_000
+"""Microseconds: the most that a server can be set to."""
+
 DATATYPES = {"logits": "FP32", "probabilities": "FP32", "executed": "BOOL", "macs": "INT64"}
 
 
@@ -37,7 +40,7 @@ class Parameters(Tolerant):
     binary_data_output: bool = False
     execute_threshold: float | None = Field(default=None, ge=0, le=1)
     compute_budget: float | None = Field(default=None, ge=0, le=1)
-    timeout: int | None = Field(default=None, gt=0, description="microseconds")
+    timeout: int | None = Field(default=None, gt=0, le=MAX_TIMEOUT, description="microseconds")
 
 
 class InputParameters(Tolerant):
@@ -71,14 +74,19 @@ class InferRequest(Tolerant):
 
 @dataclass(frozen=True)
 class Call:
-    """A request, its one input taken apart into images: files' bytes, or normalised tensors [3, H, W]."""
+    """What a request asks for, its one input taken apart into images: files' bytes, or normalised tensors [3, H, W]."""
 
-    request: InferRequest
+    id: str
+    parameters: Parameters
+    outputs: list[RequestedOutput]
     payloads: list[Payload]
 
 
-def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int]) -> Call:
-    """Read a body whose first ``json_length`` bytes are JSON, all of it by default; raises ServiceError."""
+def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int], max_images: int) -> Call:
+    """Read a body whose first ``json_length`` bytes are JSON, all of it by default.
+
+    Raises ServiceError: bad_request, body_too_large, or invalid_parameter for more than ``max_images``.
+    """
     length = len(body) if json_length is None else json_length
     if length > len(body):
         raise bad(f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes")
@@ -91,29 +99,38 @@ def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int])
         raise bad(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
     except (ValueError, RecursionError) as error:
         raise bad(f"the request is not JSON: {error}") from error
-    unknown = [output.name for output in request.outputs if output.name not in DATATYPES]
+    names = [output.name for output in request.outputs]
+    unknown = [name for name in names if name not in DATATYPES]
     if unknown:
         raise bad(f"no output is called {unknown[0]!r}: there are {', '.join(DATATYPES)}")
+    if len(set(names)) < len(names):
+        raise bad("ask for each output once")
     if len(request.inputs) != 1:
         raise bad("send one input: image, or bytes")
     [tensor] = request.inputs
     size, rest = tensor.parameters.binary_data_size, memoryview(body)[length:]
     if (size or 0) != len(rest) or (size is None) == (tensor.data is None):
         raise bad("an input has either data, or binary_data_size and as many bytes behind the JSON")
+    if tensor.shape[0] > max_images:
+        raise ServiceError(
+            Code.INVALID_PARAMETER, f"{tensor.shape[0]} images in one request; at most {max_images} are admitted"
+        )
     binary = rest if size is not None else None
     if tensor.name == "image":
-        return Call(request, read_images(tensor, binary, shape))
-    if tensor.name == "bytes":
-        return Call(request, read_files(tensor, binary))
-    raise bad(f"no input is called {tensor.name!r}: send image, or bytes")
+        payloads = read_images(tensor, binary, shape)
+    elif tensor.name == "bytes":
+        payloads = read_files(tensor, binary)
+    else:
+        raise bad(f"no input is called {tensor.name!r}: send image, or bytes")
+    return Call(request.id, request.parameters, request.outputs, payloads)
 
 
 def read_images(tensor: InputTensor, binary: memoryview | None, shape: tuple[int, int, int]) -> list[Payload]:
     """Return the images of a tensor FP32 [N, 3, H, W]."""
     if tensor.datatype != "FP32" or len(tensor.shape) != 4 or tuple(tensor.shape[1:]) != shape or tensor.shape[0] < 1:
         raise bad(
-            f"image has to be FP32 {[-1, *shape]}, normalised as the model's config says, not {tensor.datatype} "
-            f"{tensor.shape}"
+            f"image has to be FP32 {[-1, *shape]}, normalised as the model's config says, not "
+            f"{tensor.datatype!r} {tensor.shape}"
         )
     if binary is not None:
         if len(binary) != 4 * math.prod(tensor.shape):
@@ -135,32 +152,40 @@ def read_images(tensor: InputTensor, binary: memoryview | None, shape: tuple[int
 def read_files(tensor: InputTensor, binary: memoryview | None) -> list[Payload]:
     """Return the encoded images of a tensor BYTES [N]; in JSON they are base64."""
     if tensor.datatype != "BYTES" or len(tensor.shape) != 1 or tensor.shape[0] < 1:
-        raise bad(f"bytes has to be BYTES [-1], not {tensor.datatype} {tensor.shape}")
-    files: list[Payload] = []
+        raise bad(f"bytes has to be BYTES [-1], not {tensor.datatype!r} {tensor.shape}")
     if binary is not None:
-        while binary:
-            length = int.from_bytes(binary[:4], "little")
-            if len(binary) < 4 + length:
-                raise bad("bytes ends before its last element does")
-            files.append(bytes(binary[4 : 4 + length]))
-            binary = binary[4 + length :]
-    else:
-        try:
-            files = [base64.b64decode(element, validate=True) for element in tensor.data or ()]
-        except (binascii.Error, TypeError, ValueError) as error:
-            raise bad(f"the data of bytes have to be base64 strings: {error}") from error
-    if len(files) != tensor.shape[0]:
-        raise bad(f"bytes has {len(files)} elements, not {tensor.shape[0]}")
-    return files
+        return split_elements(binary, tensor.shape[0])
+    elements = tensor.data or []
+    if len(elements) != tensor.shape[0]:
+        raise bad(f"bytes has {len(elements)} elements, not {tensor.shape[0]}")
+    try:
+        return [base64.b64decode(element, validate=True) for element in elements]
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise bad(f"the data of bytes have to be base64 strings: {error}") from error
+
+
+def split_elements(binary: memoryview, count: int) -> list[Payload]:
+    """Return the ``count`` elements of a binary tensor BYTES, each of which stands behind its length."""
+    elements: list[Payload] = []
+    # Not as many as there are: empty ones are four bytes each, millions in a body.
+    for _ in range(count):
+        end = 4 + int.from_bytes(binary[:4], "little")
+        if len(binary) < end:
+            raise bad("bytes ends before its last element does")
+        elements.append(bytes(binary[4:end]))
+        binary = binary[end:]
+    if binary:
+        raise bad(f"bytes goes on behind its {count} elements")
+    return elements
 
 
 def respond(
     call: Call, results: Sequence[ImageResult], labels: list[str], model: str, version: int
 ) -> tuple[bytes, int | None]:
     """Return an answer's body, and the length of its JSON where binary tensors stand behind it."""
-    binary_by_default = call.request.parameters.binary_data_output
+    binary_by_default = call.parameters.binary_data_output
     described, behind = [], []
-    for output in call.request.outputs or [RequestedOutput(name=name) for name in DATATYPES]:
+    for output in call.outputs or [RequestedOutput(name=name) for name in DATATYPES]:
         values = tensor_of(output.name, results)
         datatype, content = DATATYPES[output.name], values.tobytes()
         if output.parameters.classification:
@@ -176,8 +201,8 @@ def respond(
             tensor["data"] = [each.decode() for each in flat] if datatype == "BYTES" else flat
         described.append(tensor)
     answer = {"model_name": model, "model_version": str(version), "outputs": described}
-    if call.request.id:
-        answer["id"] = call.request.id
+    if call.id:
+        answer["id"] = call.id
     head = json.dumps(answer, allow_nan=False).encode()
     return (head + b"".join(behind), len(head)) if behind else (head, None)
 

@@ -1,4 +1,4 @@
-"""What routes are handed, and how they read what a request asks for."""
+"""What routes are handed, how they read what a request asks for, and how the OpenAPI page tells of it."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -47,3 +47,29 @@ def described(model: type[BaseModel], place: str) -> list[dict[str, Any]]:
         {"name": name, "in": place, "required": False, "description": schema.pop("description"), "schema": schema}
         for name, schema in model.model_json_schema()["properties"].items()
     ]
+
+
+class OipError(BaseModel):
+    """The body of every error under /v2."""
+
+    error: str
+
+
+def taking(model: type[BaseModel]) -> dict[str, Any]:
+    """Return what tells the OpenAPI page of a body that FastAPI does not read."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inlined(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        name = part.get("$ref", "").rpartition("/")[2]
+        return {key: inlined(value) for key, value in (definitions[name] if name else part).items()}
+
+    return {"requestBody": {"content": {"application/json": {"schema": inlined(schema)}}}}
+
+
+def failing(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": OipError} for status in statuses}

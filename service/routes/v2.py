@@ -1,59 +1,34 @@
-"""The Open Inference Protocol, version 2, over REST; and the management of the model repository."""
+"""The Open Inference Protocol, version 2, over REST."""
 
 import asyncio
-from collections.abc import Awaitable
+from functools import partial
 from importlib.metadata import version as package_version
 from time import perf_counter
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel
 
 from service.budget import choose_threshold
 from service.core import Core
 from service.errors import Code, ServiceError
-from service.loading import LoadError, Served
+from service.loading import Served
 from service.middleware import record_of
 from service.oip import DATATYPES, InferRequest, read_call, respond
-from service.repository import State
-from service.routes.dependencies import CoreHere, core_of
-
-Content = TypeVar("Content", bound=BaseModel)
-
-
-class OipError(BaseModel):
-    """The body of every error under /v2."""
-
-    error: str
-
-
-def taking(model: type[BaseModel]) -> dict[str, Any]:
-    """Return what tells the OpenAPI page of a body that FastAPI does not read."""
-    schema = model.model_json_schema()
-    definitions = schema.pop("$defs", {})
-
-    def inlined(part: Any) -> Any:
-        if isinstance(part, list):
-            return [inlined(each) for each in part]
-        if not isinstance(part, dict):
-            return part
-        name = part.get("$ref", "").rpartition("/")[2]
-        return {key: inlined(value) for key, value in (definitions[name] if name else part).items()}
-
-    return {"requestBody": {"content": {"application/json": {"schema": inlined(schema)}}}}
-
-
-def failing(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": OipError} for status in statuses}
-
+from service.routes import management
+from service.routes.dependencies import CoreHere, core_of, failing, taking
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+router.include_router(management.router)
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
 
 # Clients that insist on one input and one output, as Triton's image client does, find the model under its name
 # with this behind it, with `image` and `probabilities` only.
 PLAIN = "@image"
+
+# An answer of so few values, images by classes, is written in less time than another thread may take to wake.
+SMALL_ANSWER = 1000
 
 
 class ServerMetadata(BaseModel):
@@ -86,25 +61,6 @@ class ModelMetadata(BaseModel):
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
-
-
-class IndexEntry(BaseModel):
-    name: str
-    version: str
-    state: State
-    reason: str = ""
-
-
-class IndexRequest(BaseModel):
-    ready: bool = Field(default=False, description="only what is served")
-
-
-class ChangeParameters(BaseModel):
-    version: int | None = Field(default=None, ge=0, description="default: the newest, or on unload every one")
-
-
-class ChangeRequest(BaseModel):
-    parameters: ChangeParameters = ChangeParameters()
 
 
 @router.get("")
@@ -213,26 +169,27 @@ async def infer(
     core.accept()
     with core.repository.lease(plain_name(model), number(version)) as served:
         record.model, record.version = served.name, str(served.version)
-        with core.admission.admit(1, served, deadline):
-            body = await core.read(request.body(), deadline)
-            call = await asyncio.to_thread(read_call, body, inference_header_content_length, served.shape)
-            del body
-            timing.receive = perf_counter() - timing.started
-            parameters = call.request.parameters
-            if parameters.timeout is not None:
-                deadline = min(deadline, timing.started + parameters.timeout / 1e6)
-            with core.admission.admit(len(call.payloads) - 1, served, deadline):
-                results = await core.run(
-                    served,
-                    call.payloads,
-                    threshold=choose_threshold(
-                        served.checkpoint.config, parameters.execute_threshold, parameters.compute_budget
-                    ),
-                    deadline=deadline,
-                    timing=timing,
-                    gone=request.receive(),
-                )
-        answer, head = respond(call, results, served.checkpoint.config.labels, model, served.version)
+        core.admission.check(1, served, deadline)
+        body = await core.read(request.body(), deadline)
+        most = core.admission.max_images
+        call = await asyncio.to_thread(read_call, body, inference_header_content_length, served.shape, most)
+        timing.receive = perf_counter() - timing.started
+        config, parameters = served.checkpoint.config, call.parameters
+        threshold = choose_threshold(config, parameters.execute_threshold, parameters.compute_budget)
+        if parameters.timeout is not None:
+            deadline = min(deadline, timing.started + parameters.timeout / 1e6)
+        with core.admission.admit(len(call.payloads), served, deadline):
+            results = await core.run(
+                served,
+                call.payloads,
+                threshold=threshold,
+                deadline=deadline,
+                timing=timing,
+                gone=request.receive(),
+            )
+            write = partial(respond, call, results, config.labels, model, served.version)
+            small = len(results) * len(config.labels) <= SMALL_ANSWER
+            answer, head = write() if small else await asyncio.to_thread(write)
         timing.finish()
         core.metrics.answered(served, timing, record.request_id)
     record.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
@@ -241,50 +198,6 @@ async def infer(
         headers["Inference-Header-Content-Length"] = str(head)
     kind = "application/json" if head is None else "application/octet-stream"
     return Response(answer, media_type=kind, headers=headers)
-
-
-@router.post("/repository/index", responses=failing(400, 401), openapi_extra=taking(IndexRequest))
-async def index(request: Request, core: CoreHere) -> list[IndexEntry]:
-    """Every version in the repository and what became of it."""
-    core.management_keys.check(request)
-    only_ready = (await sent(request, IndexRequest)).ready
-    return [
-        IndexEntry(name=each.name, version=str(each.version), state=each.state, reason=each.reason)
-        for each in await core.repository.index()
-        if each.state == State.READY or not only_ready
-    ]
-
-
-@router.post("/repository/models/{model}/load", responses=failing(400, 401), openapi_extra=taking(ChangeRequest))
-async def load(request: Request, core: CoreHere, model: str) -> None:
-    """Serve a model's newest version in place of an older one, or one version by number beside the others.
-
-    Answers when it is served. What fails to load changes nothing, and the error says why.
-    """
-    core.management_keys.check(request)
-    await change(core.repository.load(model, (await sent(request, ChangeRequest)).parameters.version))
-
-
-@router.post("/repository/models/{model}/unload", responses=failing(400, 401), openapi_extra=taking(ChangeRequest))
-async def unload(request: Request, core: CoreHere, model: str) -> None:
-    """Serve a model no more, or one version of it; requests that have it are finished."""
-    core.management_keys.check(request)
-    await change(core.repository.unload(model, (await sent(request, ChangeRequest)).parameters.version))
-
-
-async def sent(request: Request, model: type[Content]) -> Content:
-    """Return a body that may be missing. Not FastAPI's own: Triton's client sends JSON without a content type."""
-    try:
-        return model.model_validate_json(await request.body() or b"{}")
-    except ValidationError as error:
-        raise ServiceError(Code.BAD_REQUEST, f"the body can't be read: {error.errors()[0]['msg']}") from error
-
-
-async def change(doing: Awaitable[object]) -> None:
-    try:
-        await doing
-    except LoadError as error:
-        raise ServiceError(Code.BAD_REQUEST, str(error)) from error
 
 
 def plain_name(model: str) -> str:

@@ -2,11 +2,11 @@
 
 import base64
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from shutil import copytree
+from time import perf_counter
 from typing import Any
 
 import httpx
@@ -16,11 +16,12 @@ import tritonclient.http as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from models.checkpoint import CalibrationPoint, read_checkpoint
+from models.checkpoint import CalibrationPoint
 from models.preprocessing import prepare
-from service.loading import LoadError, Served
-from service.settings import Settings
-from tests.service.parts import LABELS, NAME, SPEC, Running, encoded, picture, until
+from service.errors import ServiceError
+from service.loading import Served
+from service.oip import read_call, respond
+from tests.service.parts import LABELS, NAME, SPEC, Running, encoded, picture, until, watched
 
 Pixels = NDArray[np.float32]
 
@@ -177,7 +178,6 @@ BAD = {
     "wrong shape": request(tensor={"shape": [1, 3, 31, 32]}),
     "no images": request(tensor={"shape": [0, 3, 32, 32], "data": []}),
     "negative": request(tensor={"shape": [-1, 3, 32, 32]}),
-    "huge": request(tensor={"shape": [2**60, 3, 32, 32]}),
     "too few numbers": request(tensor={"data": [0.5] * 3071}),
     "strings": request(tensor={"data": ["a"] * 3072}),
     "ragged": request(tensor={"data": [[0.5] * 3071, 0.5]}),
@@ -188,6 +188,10 @@ BAD = {
     "not base64": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [1], "data": ["?"]}),
     "numbers as bytes": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [1], "data": [7]}),
     "too few files": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [2], "data": ["aaaa"]}),
+    "surrogate": request(tensor={"datatype": "\ud800"}),
+    "surrogate for bytes": request(tensor={"name": "bytes", "datatype": "\ud800"}),
+    "output twice": request(outputs=[{"name": "logits"}, {"name": "macs"}, {"name": "logits"}]),
+    "endless": request(parameters={"timeout": 10**400}),
     "classified macs": request(outputs=[{"name": "macs", "parameters": {"classification": 2}}]),
     "threshold": request(parameters={"execute_threshold": 2}),
 }
@@ -217,6 +221,8 @@ def test_what_is_no_json(running: Running, body: bytes) -> None:
          b'"parameters": {"binary_data_size": 4}}]}1234', "106", 400),
         (b'{"inputs": [{"name": "bytes", "datatype": "BYTES", "shape": [1], '
          b'"parameters": {"binary_data_size": 4}}]}\xff\xff\xff\xff', "99", 400),
+        (b'{"inputs": [{"name": "bytes", "datatype": "BYTES", "shape": [2], '
+         b'"parameters": {"binary_data_size": 4}}]}\0\0\0\0', "99", 400),
     ],
 )  # fmt: skip
 def test_bad_binary_data(running: Running, body: bytes, header: str, status: int) -> None:
@@ -253,20 +259,62 @@ def test_unknown_models_and_versions(client: Any, running: Running) -> None:
 
 def test_timeout_parameter(start: Callable[..., Running], served: Served) -> None:
     server = start()
-    served.engine.open.clear()  # type: ignore[attr-defined]
+    watched(served).open.clear()
     response = server.client.post(f"/v2/models/{NAME}/infer", json=request(parameters={"timeout": 50_000}))
     assert response.status_code == 504
     assert message(response)
-    assert server.metric("requests_total", outcome="deadline", model=NAME) == 1
+    until(lambda: server.metric("requests_total", outcome="client_deadline", model=NAME) == 1)
 
 
-def test_overload(start: Callable[..., Running]) -> None:
+def test_images_of_a_request_are_admitted_together(start: Callable[..., Running], served: Served) -> None:
     server = start(max_queue_size=3)
-    tensor = {"shape": [4, 3, 32, 32], "data": [0.5] * (4 * 3072)}
-    assert server.client.post(f"/v2/models/{NAME}/infer", json=request(tensor=tensor)).status_code in (422, 429)
-    tensor = {"shape": [3, 3, 32, 32], "data": [0.5] * (3 * 3072)}
-    assert server.client.post(f"/v2/models/{NAME}/infer", json=request(tensor=tensor)).status_code == 200
+
+    def infer(count: int) -> int:
+        tensor = {"shape": [count, 3, 32, 32], "data": [0.5] * (count * 3072)}
+        return server.client.post(f"/v2/models/{NAME}/infer", json=request(tensor=tensor)).status_code
+
+    assert infer(4) == 422
+    assert server.metric("rejections_total") == 0
+    assert infer(3) == 200
+    watched(served).open.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(infer, 1)
+        until(lambda: server.core.admission.images == 1)
+        assert infer(3) == 429
+        second = pool.submit(infer, 2)
+        until(lambda: server.core.admission.images == 3)
+        watched(served).open.set()
+        assert [first.result(), second.result()] == [200, 200]
     assert server.core.admission.images == 0
+
+
+def test_millions_of_empty_files_are_not_counted_to_the_end() -> None:
+    behind = bytes(16 << 20)
+    tensor = {"name": "bytes", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(behind)}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    start = perf_counter()
+    with pytest.raises(ServiceError, match="goes on behind its 2 elements"):
+        read_call(head + behind, len(head), (3, 32, 32), 256)
+    assert perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize(("count", "apart"), [(3, False), (101, True)])
+def test_large_answers_are_written_beside_the_event_loop(
+    running: Running, monkeypatch: pytest.MonkeyPatch, count: int, apart: bool
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def watching(*arguments: Any) -> tuple[bytes, int | None]:
+        threads.append(threading.current_thread())
+        return respond(*arguments)
+
+    monkeypatch.setattr("service.routes.v2.respond", watching)
+    body = np.zeros((count, 3, 32, 32), np.float32).tobytes()
+    tensor = {"name": "image", "datatype": "FP32", "shape": [count, 3, 32, 32]}
+    head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(body)}}]}).encode()
+    headers = {"inference-header-content-length": str(len(head))}
+    assert running.client.post(f"/v2/models/{NAME}/infer", content=head + body, headers=headers).status_code == 200
+    assert [thread is not running.thread for thread in threads] == [apart]
 
 
 def test_budget_is_honoured_and_the_answer_says_what_was_spent(start: Callable[..., Running], served: Served) -> None:
@@ -294,136 +342,3 @@ def test_budget_is_honoured_and_the_answer_says_what_was_spent(start: Callable[.
     for query in ("compute_budget=0.05", "compute_budget=0.5&execute_threshold=0.5", "compute_budget=1.5"):
         refused = server.client.post(f"/classify?{query}", content=encoded(picture(0)), headers=png)
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_parameter")
-
-
-@pytest.fixture
-def shelf(repository: Path, tmp_path: Path, loaded: Served) -> Iterator[Callable[..., Running]]:
-    """Start servers on a copy of the repository that reads versions for real and shares one engine."""
-    folder = Path(copytree(repository, tmp_path / "repository"))
-    started: list[Running] = []
-
-    def load(version: Path) -> Served:
-        try:
-            return replace(loaded, checkpoint=read_checkpoint(version), engine=Shared(loaded))
-        except ValueError as error:
-            raise LoadError(str(error)) from error
-
-    def begin(**settings: object) -> Running:
-        started.append(Running(Settings(model_repository=folder, **settings), load))  # type: ignore[arg-type]
-        return started[-1].wait_ready()
-
-    yield begin
-    for server in started:
-        server.stop()
-
-
-class Shared:
-    """An engine that outlives the versions that run in it."""
-
-    def __init__(self, loaded: Served) -> None:
-        self.name, self.device, self.run = loaded.engine.name, loaded.engine.device, loaded.engine.run
-
-    def close(self) -> None:
-        pass
-
-
-def test_load_and_unload(shelf: Callable[..., Running]) -> None:
-    server = shelf()
-    folder = server.core.settings.model_repository
-    copytree(folder / NAME / "1", folder / NAME / "2")
-    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
-        states = {each["version"]: each["state"] for each in client.get_model_repository_index()}
-        assert states == {"1": "READY", "2": "UNAVAILABLE"}
-        client.load_model(NAME)
-        assert client.is_model_ready(NAME, "2")
-        assert not client.is_model_ready(NAME, "1")
-        assert client.infer(NAME, [image_input(images(1), True)]).get_response()["model_version"] == "2"
-        client.unload_model(NAME)
-        assert not client.is_model_ready(NAME)
-        assert not client.is_server_ready()
-        assert client.is_server_live()
-        response = server.client.post(f"/v2/repository/models/{NAME}/load", json={"parameters": {"version": 1}})
-        assert response.status_code == 200
-        assert client.is_model_ready(NAME, "1")
-        assert client.is_server_ready()
-        assert [
-            each["version"] for each in server.client.post("/v2/repository/index", json={"ready": True}).json()
-        ] == ["1"]
-        for model in ("nobody", "..", ".hidden"):
-            with pytest.raises(InferenceServerException):
-                client.load_model(model)
-            with pytest.raises(InferenceServerException):
-                client.unload_model(model)
-
-
-def test_damaged_version_is_refused_with_the_reason_and_the_old_one_stays(shelf: Callable[..., Running]) -> None:
-    server = shelf()
-    folder = server.core.settings.model_repository
-    copytree(folder / NAME / "1", folder / NAME / "2")
-    (folder / NAME / "2" / "model.safetensors").write_bytes(b"junk")
-    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
-        with pytest.raises(InferenceServerException, match="safetensors"):
-            client.load_model(NAME)
-        assert client.infer(NAME, [image_input(images(1), True)]).get_response()["model_version"] == "1"
-        [entry] = [each for each in client.get_model_repository_index() if each["version"] == "2"]
-        assert "safetensors" in entry["reason"]
-
-
-def test_swaps_under_load_lose_no_request(shelf: Callable[..., Running]) -> None:
-    server = shelf()
-    folder = server.core.settings.model_repository
-    statuses: list[int] = []
-    versions: list[int] = []
-    done = False
-
-    def ask() -> None:
-        with httpx.Client(base_url=server.url, timeout=20) as client:
-            while not done:
-                response = client.post("/classify", content=encoded(picture(0)), headers={"content-type": "image/png"})
-                statuses.append(response.status_code)
-                versions.append(response.json()["model"]["version"])
-
-    with ThreadPoolExecutor(3) as pool:
-        asking = [pool.submit(ask) for _ in range(3)]
-        for version in range(2, 8):
-            copytree(folder / NAME / "1", folder / NAME / str(version))
-            assert server.client.post(f"/v2/repository/models/{NAME}/load").status_code == 200
-            until(lambda version=version: version in versions)  # type: ignore[misc]
-        done = True
-        for each in asking:
-            each.result()
-    assert set(statuses) == {200}
-    assert set(versions) == set(range(1, 8))
-    assert list(server.core.repository.served[NAME]) == [7]
-
-
-def test_watching_serves_what_appears_and_survives_what_is_damaged(shelf: Callable[..., Running]) -> None:
-    server = shelf(watch_interval=0.02)
-    folder = server.core.settings.model_repository
-    (folder / NAME / "2").mkdir()
-    (folder / NAME / "2" / "model.safetensors").write_bytes(b"half written")
-
-    def reason(version: int) -> str:
-        entries = server.client.get("/models").json()["models"]
-        return str(next(each["reason"] for each in entries if each["version"] == version))
-
-    until(lambda: "should hold" in reason(2))
-    for name in ("model.safetensors", "config.json"):
-        (folder / NAME / "2" / name).write_bytes((folder / NAME / "1" / name).read_bytes())
-    until(lambda: 2 in server.core.repository.served[NAME])
-    assert server.client.post(f"/v2/repository/models/{NAME}/unload").status_code == 200
-    copytree(folder / NAME / "1", folder / "another" / "1")
-    until(lambda: "another" in server.core.repository.served)
-    assert server.core.repository.default == NAME
-    assert NAME not in server.core.repository.served
-
-
-def test_watching_waits_for_a_first_model(tmp_path: Path, repository: Path, loaded: Served) -> None:
-    server = Running(Settings(model_repository=tmp_path, watch_interval=0.02), lambda _: replace(loaded))
-    try:
-        until(lambda: server.core.loaded)
-        assert server.client.get("/health/ready").json()["reasons"] == ["no model is loaded"]
-        copytree(repository / NAME, tmp_path / NAME)
-        server.wait_ready()
-    finally:
-        server.stop()
