@@ -11,12 +11,21 @@ from models.engines.graph import build_graph
 from models.macs import Mode
 
 
+class ExportError(OSError):
+    """There is no file to be written at that path."""
+
+
 def export(checkpoint: Checkpoint, path: Path, mode: Mode = "branch") -> None:
     """Write ``checkpoint`` to ``path`` as one file of standard ONNX, whole or not at all.
 
     Inputs and outputs are `build_graph`'s. The model's metadata say what else a caller must know: labels, how
-    images are prepared, and the execute threshold that the checkpoint was made for. Raises OSError.
+    images are prepared, and the execute threshold that the checkpoint was made for. Raises ExportError where ``path``
+    is a folder or in none, and other OSErrors where it can't be written.
     """
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder: name the file to write, for instance {path / 'network.onnx'}")
+    if not path.parent.is_dir():
+        raise ExportError(f"there is no folder {path.parent} to write {path.name} into")
     config = checkpoint.config
     model = build_graph(fold(checkpoint.network), config.input.height, config.input.width, mode)
     model.doc_string = (
@@ -33,5 +42,9 @@ def export(checkpoint: Checkpoint, path: Path, mode: Mode = "branch") -> None:
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(model.SerializeToString())
-    partial.replace(path)
+    try:
+        partial.write_bytes(model.SerializeToString())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

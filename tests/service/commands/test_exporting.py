@@ -1,5 +1,6 @@
 """`skipnet export` writes a file that another runtime can run."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -51,4 +52,30 @@ def test_missing_model(repository: Path, tmp_path: Path, capsys: pytest.CaptureF
             main(["export", *wanted, str(tmp_path / "network.onnx"), "--model-repository", str(repository)])
         assert left.value.code == 1
         assert f"holds no {wanted[0]}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_and_a_missing_one_are_told(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    for output, message in (
+        (tmp_path / "folder", f"skipnet: {tmp_path / 'folder'} is a folder: name the file to write"),
+        (tmp_path / "none" / "a.onnx", f"skipnet: there is no folder {tmp_path / 'none'} to write a.onnx into"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["export", str(repository / "little/2"), str(output)])
+        assert left.value.code == 1
+        assert message in capsys.readouterr().err
+    assert [file.name for file in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_a_write_that_fails_leaves_nothing(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, _: bytes) -> int:
+        file.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SystemExit):
+        main(["export", str(repository / "little/2"), str(tmp_path / "network.onnx")])
     assert not list(tmp_path.iterdir())
