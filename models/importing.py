@@ -16,6 +16,9 @@ from models.preprocessing import InputSpec
 # The public code normalises CIFAR and SVHN by these (cifar/data.py), which are not quite the data's own deviations.
 PUBLIC_MEAN, PUBLIC_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
+BEGINNINGS = (b"PK\x03\x04", b"\x80")
+"""Of what torch.save writes: a zip file, or in old versions a pickle."""
+
 GATE_PARTS = {
     # RNN gate: a 1x1 convolution after the pooling; feed-forward gates by their layers' names.
     "1.": "embedding.",
@@ -63,14 +66,21 @@ def import_public(source: Path, arch: str, output: Path) -> Config:
 def read_public(source: Path) -> dict[str, Any]:
     """Return what a public checkpoint file holds, read without unpickling anything but tensors and plain values."""
     try:
+        with source.open("rb") as file:
+            if not file.read(4).startswith(BEGINNINGS):
+                raise CheckpointError(f"{source} is no PyTorch checkpoint: torch.save writes zip files or pickles")
         saved = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except OSError as error:
+        raise CheckpointError(f"{source} can't be read: {error.strerror or error}") from error
+    # What torch says is not repeated: it advises to load without weights_only.
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None:
+            raise CheckpointError(f"{source} is damaged, or was not written by torch.save") from error
         raise CheckpointError(
-            f"{source} was not loaded: it holds objects that could run code ({first_line(error)}). "
+            f"{source} was not loaded: it holds an object that could run code, {found[1]}. "
             "Save its state_dict alone, with torch.save, on a machine where you trust it, and import that"
         ) from error
-    except (OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{source} can't be read as a PyTorch file: {first_line(error)}") from error
     if not isinstance(saved, dict):
         raise CheckpointError(f"{source} holds a {type(saved).__name__}, where a dict with `state_dict` is expected")
     return saved
@@ -164,7 +174,3 @@ def public_input(architecture: Architecture) -> InputSpec:
 def public_progress(saved: dict[str, Any]) -> dict[str, float]:
     """Return what a public checkpoint says of its training, as plain numbers."""
     return {key: float(saved[key]) for key in ("iter", "epoch", "best_prec1") if key in saved}
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -1,6 +1,7 @@
 """The public code's answers for given weights are ours, in every engine: every decision and logits within 1e-4."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -76,9 +77,32 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path: Path) -> None:
             return (exec, ("raise SystemExit('ran')",))
 
     torch.save({"state_dict": Malicious()}, tmp_path / "evil.pth.tar")
-    with pytest.raises(CheckpointError, match="could run code"):
+    with pytest.raises(CheckpointError, match="could run code, exec") as refused:
         import_public(tmp_path / "evil.pth.tar", "cifar10_rnn_gate_38", tmp_path / "out")
+    assert "weights_only" not in str(refused.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"# A text\n", "is no PyTorch checkpoint"),
+        (b"", "is no PyTorch checkpoint"),
+        (b"PK\x03\x04 cut short", "is damaged, or was not written by torch.save"),
+        (pickle.dumps({"state_dict": {}}, protocol=2), "is damaged, or was not written by torch.save"),
+        (pickle.dumps("cut short", protocol=2)[:-4], "is damaged, or was not written by torch.save"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_and_torchs_advice_is_not(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.pth.tar").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as refused:
+        import_public(tmp_path / "a.pth.tar", "cifar10_rnn_gate_38", tmp_path / "out")
+    assert "weights_only" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a\.pth\.tar can't be read: No such file"):
+        import_public(tmp_path / "a.pth.tar", "cifar10_rnn_gate_38", tmp_path / "out")
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
