@@ -47,6 +47,8 @@ class Classify(EngineOptions):
                     image = prepare(decoded, spec)
             except ServiceError as error:
                 raise UserError(f"{file}: {error}") from error
+            except OSError as error:
+                raise UserError(f"{file} can't be read: {error.strerror or error}") from error
             routed = engine.run(image[None], thresholds)
             [result] = split(routed, checkpoint.macs.executed(routed.executed, routed.mode))
             found = predictions(result.probabilities, checkpoint.config.labels, self.top_k)
