@@ -13,7 +13,7 @@ from service.settings import Options
 if TYPE_CHECKING:
     from models.training.reproduction import Reproduction
     from models.training.results import Result
-    from models.training.rows import Row
+    from models.training.rows import Row, Schedule
 
 HELD_OUT, HELD_OUT_TO_CHOOSE = 1000, 5000
 
@@ -49,14 +49,19 @@ class Reproduce(Options):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of convolutions while training")
     save_every: float = Field(300, ge=0, description="seconds between saves of a run's state, at most")
     priority: Literal["normal", "low"] = Field("normal", description="low yields the CPU to everything else")
-    show_rows: bool = Field(False, description="list the rows, and train none")
+    show_rows: bool = Field(False, description="list the rows of every group, or those of --rows, and train none")
 
     def cli_cmd(self) -> None:
+        from models.catalogue import find_architecture
         from models.training.reproduction import reproduce
 
+        find_architecture(f"{self.dataset}_resnet_{self.depth}")
         plan = self.plan()
         seeds = None if self.seeds is None else [int(seed) for seed in self.seeds.split(",")]
         runs = plan.runs(self.rows.split(","), seeds)
+        if self.show_rows and "rows" not in self.model_fields_set:
+            show_groups(self.schedule)
+            return
         if self.show_rows:
             print("\n".join(dict.fromkeys(describe(row) for row, _ in runs)))
             return
@@ -93,6 +98,13 @@ class Reproduce(Options):
         return Reproduction(
             shared, self.depth, self.schedule, self.results or self.output / "results", self.choose, command, self.start
         )
+
+
+def show_groups(schedule: "Schedule") -> None:
+    from models.training.rows import all_groups
+
+    for group, rows in all_groups(schedule).items():
+        print(f"{group}:", *map(describe, rows), "", sep="\n")
 
 
 def describe(row: "Row") -> str:

@@ -1,10 +1,12 @@
 """`skipnet reproduce` and `skipnet report`, from the command line to results file, table and figure."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from models.training.results import read_results
+from models.training.rows import all_groups
 from service.cli import main
 from tests.models.test_data import packs, write_parquet
 
@@ -55,6 +57,16 @@ def test_rows_are_shown_before_the_one_that_needs_them(capsys: pytest.CaptureFix
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["plain", "sp", "hrl-70"]
 
 
+@pytest.mark.parametrize("schedule", ["paper", "short"])
+def test_rows_of_every_group_are_shown_where_none_is_named(
+    capsys: pytest.CaptureFixture[str], schedule: Literal["paper", "short"]
+) -> None:
+    main(["reproduce", "cifar10", "--schedule", schedule, "--show-rows"])
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
+    groups = all_groups(schedule)
+    assert shown == [name for group, rows in groups.items() for name in (f"{group}:", *(row.name for row in rows))]
+
+
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
@@ -62,6 +74,7 @@ def test_rows_are_shown_before_the_one_that_needs_them(capsys: pytest.CaptureFix
         ("reproduce cifar10 --seeds one", 2, "--seeds"),
         ("reproduce imagenet", 2, "DATASET (SKIPNET_DATASET): "),
         ("reproduce cifar10 --depth 39", 1, "no architecture is called 'cifar10_resnet_39'"),
+        ("reproduce cifar10 --depth 39 --show-rows", 1, "no architecture is called 'cifar10_resnet_39'"),
         ("report nowhere", 1, "nowhere is not here; `skipnet reproduce cifar10` makes results files"),
     ],
 )
