@@ -18,28 +18,36 @@ def choose_threshold(
 ) -> float:
     """Return the threshold that a request asks for, itself or by a budget, or else the checkpoint's own.
 
-    Raises ServiceError invalid_parameter where both are given, or the budget can't be met.
+    Raises ServiceError invalid_parameter where both are given, or the budget can't be met or looked up.
     """
     if compute_budget is None:
         return config.execute_threshold if execute_threshold is None else execute_threshold
     if execute_threshold is not None:
         raise ServiceError(Code.INVALID_PARAMETER, "send execute_threshold or compute_budget, not both")
+    if not config.calibration:
+        raise ServiceError(Code.INVALID_PARAMETER, why_no_budget(config))
     return threshold_for(config.calibration, compute_budget)
+
+
+def why_no_budget(config: "Config") -> str:
+    # Imported here since it loads torch, which must not delay the server's start.
+    from models.catalogue import find_architecture
+
+    if find_architecture(config.architecture).gates is None:
+        return "this model has no gates: every image runs all of its blocks, and no compute_budget can be chosen"
+    return (
+        "this checkpoint has no calibration curve to look a compute_budget up in; send execute_threshold, or let "
+        "`skipnet evaluate CHECKPOINT --calibrate --write` measure the curve"
+    )
 
 
 def threshold_for(calibration: "list[CalibrationPoint]", budget: float) -> float:
     """Return the lowest threshold at which an image of the calibration spends at most ``budget`` on average.
 
-    ``budget`` is a share of dense multiply-adds. Between two points of the curve the share is taken to be linear, but
-    for a step so wide that gates which are nearly certain flip in it all at once: there the budget is kept for sure, at
-    the step's upper end.
+    The calibration has a point at least; ``budget`` is a share of dense multiply-adds. Between two points of the curve
+    the share is taken to be linear, but for a step so wide that gates which are nearly certain flip in it all at once:
+    there the budget is kept for sure, at the step's upper end.
     """
-    if not calibration:
-        raise ServiceError(
-            Code.INVALID_PARAMETER,
-            "this checkpoint has no calibration curve to look a compute_budget up in; send execute_threshold, or "
-            "let `skipnet evaluate` measure the curve",
-        )
     points = sorted(calibration, key=lambda point: point.threshold)
     # A higher threshold can't execute more: where the measured curve rises a little, that is noise.
     shares = np.minimum.accumulate([point.mac_share for point in points])

@@ -52,8 +52,12 @@ def test_what_a_request_asks_for() -> None:
     with pytest.raises(ServiceError) as caught:
         choose_threshold(config, 0.5, 0.5)
     assert caught.value.code == Code.INVALID_PARAMETER
-    with pytest.raises(ServiceError, match="calibration"):
-        choose_threshold(config.model_copy(update={"calibration": []}), compute_budget=0.5)
+    without = config.model_copy(update={"calibration": []})
+    with pytest.raises(ServiceError, match="`skipnet evaluate CHECKPOINT --calibrate --write` measure the curve"):
+        choose_threshold(without, compute_budget=0.5)
+    plain = without.model_copy(update={"architecture": "cifar10_resnet_38"})
+    with pytest.raises(ServiceError, match=r"no gates: .* no compute_budget can be chosen"):
+        choose_threshold(plain, compute_budget=0.5)
 
 
 def test_accuracy_is_looked_up_between_two_points() -> None:
