@@ -80,6 +80,41 @@ def test_dial_changes_what_is_computed(browser: Chrome, shipped: Running) -> Non
         until(lambda executed=executed: len(browser.find_elements(By.CSS_SELECTOR, "#blocks i.run")) == executed, 30)  # type: ignore[misc]
 
 
+def sent(browser: Chrome) -> list[str | None]:
+    """Return the thresholds that the page has sent."""
+    thresholds: list[str | None] = browser.execute_script(  # type: ignore[no-untyped-call]
+        "return performance.getEntriesByType('resource').map(entry => new URL(entry.name))"
+        ".filter(url => url.pathname === '/classify').map(url => url.searchParams.get('execute_threshold'))"
+    )
+    return thresholds
+
+
+def test_the_threshold_is_the_networks_own_until_the_dial_is_moved(browser: Chrome, shipped: Running) -> None:
+    # The page was opened while the model was loading: /models lists none at first.
+    loading = browser.execute_cdp_cmd(
+        "Page.addScriptToEvaluateOnNewDocument",
+        {
+            "source": "const real = window.fetch; window.fetch = (...call) => call[0] !== '/models' ? real(...call) :"
+            "(window.fetch = real, Promise.resolve(new Response('{\"models\": []}')))"
+        },
+    )
+    browser.get(shipped.url)
+    browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", loading)
+    assert find(browser, "#value").get_attribute("textContent") == ""
+    find(browser, "#file").send_keys(str(PHOTO))
+    models = shipped.client.get("/models").json()["models"]
+    [own] = [model["served"]["execute_threshold"] for model in models if model["default"]]
+    until(lambda: find(browser, "#value").text != "" and float(find(browser, "#value").text) == own, 30)
+    assert sent(browser) == [None]
+    browser.execute_script(  # type: ignore[no-untyped-call]
+        "const dial = document.querySelector('#threshold'); dial.value = 0.25; dial.dispatchEvent(new Event('input'))"
+    )
+    until(lambda: sent(browser) == [None, "0.25"], 30)
+    find(browser, "#reset").click()
+    until(lambda: sent(browser) == [None, "0.25", None], 30)
+    assert float(find(browser, "#value").text) == own
+
+
 def test_what_is_no_photo_is_told(browser: Chrome, shipped: Running) -> None:
     browser.get(shipped.url)
     find(browser, "#file").send_keys(str(Path(__file__)))
