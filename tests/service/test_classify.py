@@ -344,6 +344,21 @@ def test_the_servers_deadline_is_the_most(start: Callable[..., Running], served:
     watched(served).open.clear()
     response = post(server, encoded(picture(0)), headers=PNG | {"x-request-timeout": "1000"})
     assert (response.status_code, error_of(response)) == (504, "deadline_exceeded")
+    until(lambda: server.metric("requests_total", outcome="deadline") == 1)
+
+
+def test_what_a_client_gave_too_little_time_is_no_fault_of_the_service(
+    start: Callable[..., Running], served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start()
+    watched(served).open.clear()
+    with caplog.at_level("INFO", "skipnet.access"):
+        assert post(server, encoded(picture(0)), headers=PNG | {"x-request-timeout": "0.2"}).status_code == 504
+        until(lambda: server.metric("requests_total", outcome="client_deadline") == 1)
+    assert server.metric("requests_total", outcome="deadline") == 0
+    # Whoever looks at the line sees what went wrong, and who asked.
+    [line] = [record.fields for record in caplog.records if record.name == "skipnet.access"]  # type: ignore[attr-defined]
+    assert (line["code"], line["client"]) == ("deadline_exceeded", "127.0.0.1")
 
 
 def test_client_that_hangs_up_is_dropped_and_counted(

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ from PIL.PngImagePlugin import PngInfo
 from service.decoding import (
     BYTES_PER_PIXEL,
     BYTES_PER_PIXEL_WEBP,
+    MAX_SCANS,
+    SCAN,
     SMALL_FILE,
     TURNS,
     DecodeMemory,
     Decoder,
 )
-from service.errors import Code, ServiceError
-from tests.service.parts import encoded, picture
+from service.errors import STATUS, Code, ServiceError
+from tests.service.parts import encoded, picture, until
 
 DECODER = Decoder(max_pixels=1_000_000, max_memory=64 << 20)
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -178,16 +181,15 @@ def test_memory_bounds_the_pixels_too() -> None:
     assert refusal(encoded(picture(0, 11, 10)), decoder) == Code.IMAGE_TOO_LARGE
 
 
-def test_compressed_text_in_a_png_does_not_swell() -> None:
+def test_compressed_text_in_a_png_does_not_swell(tmp_path: Path) -> None:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     image = encoded(picture(0))
     bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"\0" * 200_000_000))
-    try:
-        decode(image[:33] + bomb + image[33:])
-    except ServiceError as error:
-        assert error.code == Code.DAMAGED_IMAGE
+    (tmp_path / "bomb").write_bytes(image[:33] + bomb + image[33:])
+    (tmp_path / "small").write_bytes(image)
+    assert peak(tmp_path / "bomb", tmp_path / "small") < 20_000_000
 
 
 def damage(data: bytes, places: list[tuple[int, int]]) -> bytes:
@@ -208,7 +210,7 @@ def test_damaged_images_are_answered_whatever_they_hold(kind: str, places: list[
     try:
         image = decode(data[: max(1, len(data) - cut)])
     except ServiceError as error:
-        assert error.status in (400, 413, 415)
+        assert STATUS[error.code] in (400, 413, 415)
     else:
         assert image.mode == "RGB"
         assert 0 < image.width * image.height <= DECODER.max_pixels
@@ -223,7 +225,7 @@ def test_random_bytes_are_refused(start: bytes, rest: bytes) -> None:
     try:
         decode(start + rest)
     except ServiceError as error:
-        assert error.status in (400, 413, 415)
+        assert STATUS[error.code] in (400, 413, 415)
 
 
 def test_large_image_is_not_starved_by_small_ones() -> None:
@@ -243,11 +245,12 @@ def test_large_image_is_not_starved_by_small_ones() -> None:
     threads = [threading.Thread(target=first_small)]
     threads[0].start()
     small_holds.wait(10)
-    for size, name in ((10, "large"), (1, "small")):
-        threads.append(threading.Thread(target=wait_for, args=(size, name)))
-        threads[-1].start()
-        while not memory.turn.locked():
-            pass
+    threads.append(threading.Thread(target=wait_for, args=(10, "large")))
+    threads[-1].start()
+    until(memory.turn.locked)
+    threads.append(threading.Thread(target=wait_for, args=(1, "small")))
+    threads[-1].start()
+    threads[-1].join(0.1)  # In which it would be done, if it did not wait for the large one.
     assert not order
     release.set()
     for thread in threads:
@@ -272,8 +275,10 @@ def test_memory_is_given_back_after_a_failure() -> None:
 
 PEAK = """
 import sys
+from contextlib import suppress
 from pathlib import Path
 from service.decoding import Decoder
+from service.errors import ServiceError
 
 def memory(name):
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
@@ -284,10 +289,16 @@ with decoder.decode(small):
     pass
 Path("/proc/self/clear_refs").write_text("5")
 before = memory("VmRSS")
-with decoder.decode(data):
+with suppress(ServiceError), decoder.decode(data):
     pass
 print((memory("VmHWM") - before) * 1024)
 """
+
+
+def peak(file: Path, small: Path) -> int:
+    """Return the bytes that decoding ``file`` takes at most, in a process that decoded ``small`` before."""
+    ran = subprocess.run([sys.executable, "-c", PEAK, file, small], check=True, capture_output=True, text=True)
+    return int(ran.stdout)
 
 
 @pytest.mark.parametrize(
@@ -313,11 +324,8 @@ def test_decoding_takes_no_more_memory_than_it_is_counted_for(
         else:
             image = Image.new(mode, (side, side))
         (folder / name).write_bytes(encoded(image, kind, **extra))
-    peak = subprocess.run(
-        [sys.executable, "-c", PEAK, folder / "large", folder / "small"], check=True, capture_output=True, text=True
-    )
     allowed = BYTES_PER_PIXEL_WEBP if kind == "WEBP" else BYTES_PER_PIXEL
-    assert 3 * 3000 * 3000 < int(peak.stdout) <= 3000 * 3000 * allowed
+    assert 3 * 3000 * 3000 < peak(folder / "large", folder / "small") <= 3000 * 3000 * allowed
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -344,3 +352,19 @@ def test_damage_shows_in_small_images_too() -> None:
     with pytest.raises(ServiceError) as caught:
         DECODER.decode_small(encoded(picture(0, 30, 20))[:-30])
     assert caught.value.code == Code.DAMAGED_IMAGE
+
+
+def test_a_jpeg_that_is_gone_through_again_and_again_is_refused() -> None:
+    progressive = encoded(picture(0), "JPEG", progressive=True)
+    last = progressive.rindex(SCAN)
+    bomb = progressive[:-2] + progressive[last:-2] * MAX_SCANS + progressive[-2:]
+    assert refusal(bomb) == Code.IMAGE_TOO_LARGE
+    # What a phone appends to a photo looks like a scan now and then.
+    assert decode(encoded(picture(0), "JPEG") + SCAN * (MAX_SCANS - 1)).size == picture(0).size
+
+
+def test_an_image_that_is_being_decoded_is_known() -> None:
+    decoder = Decoder(10_000, 1 << 20)
+    with decoder.decode(encoded(picture(0))):
+        assert decoder.busy
+    assert not decoder.busy

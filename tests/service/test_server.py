@@ -1,5 +1,6 @@
 """The process: signals, draining, exit codes."""
 
+import resource
 import signal
 import socket
 import time
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
+from service.decoding import MAX_SCANS, SCAN
 from service.loading import Served
 from service.protocol import BoundedProtocol
+from service.server import open_many_files
 from tests.service.parts import Process, Running, encoded, picture, until, watched
 
 PNG = {"content-type": "image/png"}
@@ -126,6 +130,53 @@ def test_a_process_from_start_to_end(launch: Callable[..., Process], repository:
     assert f"skipped={answer.json()['routing']['skipped']}" in line
     assert "/health" not in serve.lines
     assert "Traceback" not in serve.lines
+
+
+def test_a_stuck_decoder_does_not_keep_the_process(launch: Callable[..., Process], repository: Path) -> None:
+    serve = launch(
+        *(
+            "--engine",
+            "torch",
+            "--routing",
+            "branch",
+            "--threads",
+            "1",
+            "--max-batch-size",
+            "2",
+            "--decode-threads",
+            "1",
+        ),
+        *("--max-image-pixels", "80000000", "--max-decode-memory", str(2 << 30), "--drain-timeout", "0.1"),
+        SKIPNET_MODEL_REPOSITORY=str(repository),
+    )
+    # Half of the scans that are let through, over and over the whole of a large image: many seconds.
+    progressive = encoded(Image.new("L", (8900, 8900)), "JPEG", progressive=True)
+    last = progressive.rindex(SCAN)
+    slow = progressive[:-2] + progressive[last:-2] * (MAX_SCANS // 2) + progressive[-2:]
+    with httpx.Client(base_url=serve.url(), timeout=60) as client:
+        until(lambda: client.get("/health/ready").status_code == 200, 120)
+        late = client.post("/classify", content=slow, headers=PNG | {"x-request-timeout": "1"})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    serve.process.send_signal(signal.SIGTERM)
+    assert serve.process.wait(30) == 0
+    assert "stopped" in serve.lines
+
+
+def test_a_mistyped_variable_is_told_of(launch: Callable[..., Process], tmp_path: Path) -> None:
+    serve = launch("--model-repository", str(tmp_path), SKIPNET_API_KEY="secret", SKIPNET_RECIPE="short")
+    assert serve.process.wait(60) == 1
+    assert "SKIPNET_API_KEY is no option and changes nothing; did you mean SKIPNET_API_KEYS?" in serve.lines
+    assert "SKIPNET_RECIPE" not in serve.lines and "secret" not in serve.lines
+
+
+def test_as_many_files_may_be_open_as_can_be() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1] - 1, limits[1]))
+        open_many_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_sigterm_while_loading_ends_at_once(launch: Callable[..., Process], repository: Path) -> None:
