@@ -25,7 +25,7 @@ VERBS = {
     "bench": ("bench", "measure the engines' speed on this machine"),
     "verify-gpu": ("verification", "check the GPU engines' answers, speed and energy on this machine"),
 }
-POSITIONAL = get_args(CliPositionalArg[Any])[1]
+POSITIONAL = get_args(CliPositionalArg)[1]
 """The mark of an option that has a place on the command line in place of a flag."""
 
 
