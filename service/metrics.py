@@ -1,6 +1,7 @@
 """What Prometheus scrapes. Names begin with skipnet_; labels take only values that the server chose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -33,8 +34,14 @@ LAYERS = (*range(37), 39, *range(42, 75, 3), 80, 90, 99, 108, 120, 132, 150)
 VERSION = ("model", "version")
 MODES = ("branch", "mask")
 
+KEPT = 2
+"""Versions of a model whose counters stay when they are served no more, for their end to be scraped."""
+
 # Each would double a counter's series to say when it began, which process_start_time_seconds tells.
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 
 class Metrics:
@@ -47,14 +54,22 @@ class Metrics:
         GCCollector(registry=registry)
         registry.register(GpuCollector())
 
+        self._of_versions: list[Counter | Gauge | Histogram] = []
+        self._retired: dict[tuple[str, str], None] = {}  # name and version, oldest first
+
         def counter(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Counter:
-            return Counter(f"skipnet_{name}", text, labels, registry=registry)
+            return noted(Counter(f"skipnet_{name}", text, labels, registry=registry), labels)
 
         def gauge(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Gauge:
-            return Gauge(f"skipnet_{name}", text, labels, registry=registry)
+            return noted(Gauge(f"skipnet_{name}", text, labels, registry=registry), labels)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = VERSION) -> Histogram:
-            return Histogram(f"skipnet_{name}", text, labels, buckets=buckets, registry=registry)
+            return noted(Histogram(f"skipnet_{name}", text, labels, buckets=buckets, registry=registry), labels)
+
+        def noted(metric: Metric, labels: tuple[str, ...]) -> Metric:
+            if set(VERSION) <= set(labels):
+                self._of_versions.append(metric)
+            return metric
 
         self.requests = counter(
             "requests_total",
@@ -127,6 +142,7 @@ class Metrics:
     def served(self, served: Served, depth: Callable[[], int]) -> None:
         """Begin a version's series, at zero where nothing was counted yet."""
         labels = (served.name, str(served.version))
+        self._retired.pop(labels, None)
         self.model.labels(*labels).info(
             {
                 "architecture": served.checkpoint.config.architecture,
@@ -150,12 +166,15 @@ class Metrics:
                 self.expected_execution_rate.labels(*labels, str(block)).set(rate)
 
     def retired(self, served: Served) -> None:
-        """End the series that say what is served now; counters stay, as their end is not yet scraped."""
+        """End the series that say what is served now, and all of a version that was retired KEPT versions before."""
         labels = (served.name, str(served.version))
-        for metric in (self.model, self.queue_depth, self.expected_mac_share):
-            metric.remove_by_labels(dict(zip(VERSION, labels, strict=True)))
-        for metric in (self.engine_mode, self.expected_execution_rate):
-            metric.remove_by_labels(dict(zip(VERSION, labels, strict=True)))
+        now = (self.model, self.queue_depth, self.expected_mac_share, self.engine_mode, self.expected_execution_rate)
+        remove(now, labels)
+        self._retired.pop(labels, None)
+        self._retired[labels] = None
+        for ended in [each for each in self._retired if each[0] == served.name][:-KEPT]:
+            del self._retired[ended]
+            remove(self._of_versions, ended)
 
     def ran(self, ran: Ran, macs: NDArray[np.int64]) -> None:
         """Count a batch."""
@@ -202,6 +221,11 @@ class Metrics:
         if series is None:
             series = self._series[served] = Series(self, served)
         return series
+
+
+def remove(metrics: Iterable[Counter | Gauge | Histogram | Info], labels: tuple[str, str]) -> None:
+    for metric in metrics:
+        metric.remove_by_labels(dict(zip(VERSION, labels, strict=True)))
 
 
 class Series:

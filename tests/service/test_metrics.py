@@ -2,6 +2,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -118,6 +119,27 @@ def test_expectations_of_the_checkpoint(loaded: Served) -> None:
     assert value("skipnet_expected_mac_share", MINE) is None
     assert value("skipnet_queue_depth", MINE) is None
     assert value("skipnet_macs_total", MINE | {"kind": "dense"}) == 0
+
+
+def test_series_do_not_pile_up_with_versions(loaded: Served) -> None:
+    metrics = Metrics()
+
+    def version(number: int) -> Served:
+        return replace(loaded, checkpoint=replace(loaded.checkpoint, folder=Path(NAME) / str(number)))
+
+    def known() -> set[str]:
+        labels = (sample.labels for family in metrics.registry.collect() for sample in family.samples)
+        return {each["version"] for each in labels if each.get("model")}
+
+    versions = {number: version(number) for number in range(1, 6)}
+    for number, each in versions.items():
+        metrics.served(each, lambda: 0)
+        if number > 1:
+            metrics.retired(versions[number - 1])
+    assert known() == {"3", "4", "5"}
+    metrics.served(versions[3], lambda: 0)
+    metrics.retired(versions[5])
+    assert known() == {"3", "4", "5"}
 
 
 def test_plain_text_and_openmetrics_as_asked(running: Running) -> None:
