@@ -5,6 +5,7 @@ The standard `OTEL_…` variables say where spans go (`OTEL_EXPORTER_OTLP_ENDPOI
 """
 
 import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from service.middleware import Record
+
+PATIENCE = 3.0
+"""Seconds that the last spans may take to be sent."""
 
 
 class Tracing:
@@ -68,5 +72,8 @@ class Tracing:
         span.end(end)
 
     def close(self) -> None:
-        """Send what was not sent yet."""
-        self.provider.shutdown()
+        """Send what was not sent yet, within PATIENCE: the process does not end later for a collector's sake."""
+        # Its own bound, of 30 seconds, can't be set.
+        sending = threading.Thread(target=self.provider.shutdown, name="last spans", daemon=True)
+        sending.start()
+        sending.join(PATIENCE)

@@ -1,8 +1,11 @@
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -48,6 +51,25 @@ def test_failure_is_marked(start: Callable[..., Running], served: Served) -> Non
     server.stop()
     [span] = exporter.get_finished_spans()  # Sent at the end, without being asked.
     assert span.status.status_code == StatusCode.ERROR
+
+
+def test_silent_collector_does_not_hold_up_the_end(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.tracing.PATIENCE", 0.1)
+    release = threading.Event()
+
+    class Silent(InMemorySpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            release.wait(5)
+            return super().export(spans)
+
+    server, exporter = start(), Silent()
+    server.core.tracing = Tracing(exporter)
+    server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
+    server.stop()
+    assert not exporter.get_finished_spans()
+    release.set()
 
 
 def test_nothing_is_imported_where_it_is_off() -> None:
