@@ -10,12 +10,8 @@ from prometheus_client.samples import Sample
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 """What to ask a worker for: the format that keeps exemplars."""
 
-# Counters and histograms add up. Of the rest, what says how much there is adds up too; what every worker says of
-# the same thing does not.
-ADDED = (
-    *("skipnet_requests_in_flight", "skipnet_queue_depth", "process_virtual_memory_bytes"),
-    *("process_resident_memory_bytes", "process_open_fds", "process_max_fds"),
-)
+# All else adds up: counters, histograms, and how much there is of something. What every worker says of the same thing
+# does not.
 LEAST = ("skipnet_ready", "process_start_time_seconds")
 MOST = (
     *(
