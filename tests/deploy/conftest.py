@@ -12,8 +12,7 @@ from PIL import Image
 
 from models.checkpoint import SHIPPED
 from tests.deploy.parts import Live, Prometheus, write_dataset
-from tests.service.parts import encoded, until
-from tests.service.test_server import Process
+from tests.service.parts import Process, encoded, until
 
 PATIENCE = 240
 """Seconds: what is waited for may share its cores with a training run."""

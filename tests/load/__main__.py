@@ -206,10 +206,10 @@ def peers_side_by_side(chosen: argparse.Namespace) -> dict[str, object]:
     return report
 
 
-def measure(port: int, seconds: float, query: str = "") -> dict[str, object]:
+def measure(port: int, seconds: float) -> dict[str, object]:
     report: dict[str, object] = {}
     for name, (image, kind) in IMAGES.items():
-        requests = [form(f"/classify{query}", image, kind)]
+        requests = [form("/classify", image, kind)]
         run(closed_loop(port, requests, 16, 2))
         one, _ = run(closed_loop(port, requests, 1, seconds / 2))
         many, _ = run(closed_loop(port, requests, 64, seconds))

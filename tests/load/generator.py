@@ -167,7 +167,7 @@ async def open_loop(port: int, requests: list[bytes], rate: float, seconds: floa
         pause = due - perf_counter()
         if pause > 0:
             await asyncio.sleep(pause)
-        # A late generator sends what is due at once; each one's time counts from when it was due.
+        # A late generator sends what is due at once; each one's time counts from when it was sent.
         while due <= perf_counter() and due < start + seconds:
             result.outcomes.append(Outcome(due))
             client.send(requests[len(result.outcomes) % len(requests)], result.outcomes[-1])

@@ -9,10 +9,10 @@ REQUEST = post("/", b"x", "text/plain")
 
 
 class Talk(asyncio.Protocol):
-    """Gives ``reply`` to the first ``answers`` requests of a connection, and hangs up at the next."""
+    """Gives ``reply`` to the first ``answers`` requests of a connection, ``late`` seconds late; then hangs up."""
 
-    def __init__(self, answers: int, reply: bytes) -> None:
-        self.left, self.reply = answers, reply
+    def __init__(self, answers: int, reply: bytes, late: float) -> None:
+        self.left, self.reply, self.late = answers, reply, late
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -20,14 +20,14 @@ class Talk(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:  # noqa: ARG002
         if self.left:
-            self.transport.write(self.reply)
+            asyncio.get_running_loop().call_later(self.late, self.transport.write, self.reply)
         else:
             self.transport.close()
         self.left -= 1
 
 
-async def serve(answers: int, reply: bytes) -> tuple[asyncio.Server, int]:
-    server = await asyncio.get_running_loop().create_server(lambda: Talk(answers, reply), "127.0.0.1", 0)
+async def serve(answers: int, reply: bytes, late: float = 0) -> tuple[asyncio.Server, int]:
+    server = await asyncio.get_running_loop().create_server(lambda: Talk(answers, reply, late), "127.0.0.1", 0)
     return server, server.sockets[0].getsockname()[1]
 
 
@@ -45,7 +45,8 @@ def test_every_request_has_an_outcome() -> None:
 
 def test_arrivals_do_not_wait_for_answers() -> None:
     async def run() -> None:
-        server, port = await serve(1000, b"HTTP/1.1 200 x\r\nContent-Length: 0\r\n\r\n")
+        # No answer comes before all requests have.
+        server, port = await serve(1000, b"HTTP/1.1 200 x\r\nContent-Length: 0\r\n\r\n", late=0.6)
         async with server:
             result = await open_loop(port, [REQUEST], 400, 0.5)
         assert result.statuses == {200: len(result.outcomes)}
