@@ -62,7 +62,7 @@ class Config(Strict):
     """``config.json``: everything about the weights but the weights."""
 
     architecture: str
-    labels: list[str]
+    labels: list[str] = Field(min_length=1)
     input: InputSpec
     execute_threshold: float = Field(0.5, ge=0, le=1)
     training: dict[str, Any] = {}

@@ -1,6 +1,6 @@
 """From a decoded image to the network's input. The weights own how: a checkpoint's config carries the spec."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+Deviation = Annotated[float, Field(gt=0)]
 
 
 class InputSpec(BaseModel):
@@ -26,7 +27,7 @@ class InputSpec(BaseModel):
     resize: int = Field(ge=1, le=4096)
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Deviation, Deviation, Deviation]
 
 
 def prepare(image: Image.Image, spec: InputSpec) -> NDArray[np.float32]:
@@ -58,8 +59,6 @@ def resize_shorter_side(image: Image.Image, spec: InputSpec) -> Image.Image:
     left, top = (width - kept_width) / 2, (height - kept_height) / 2
     size = (max(1, round(kept_width / scale)), max(1, round(kept_height / scale)))
     box = (left, top, left + kept_width, top + kept_height)
-    if size == image.size:
-        return image
     return image.resize(size, FILTERS[spec.interpolation], box=box)
 
 

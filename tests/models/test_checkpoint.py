@@ -57,6 +57,11 @@ def test_whoever_may_read_the_folder_may_read_the_files(folder: Path) -> None:
         (lambda folder: edit(folder, architecture="resnet"), "no architecture is called 'resnet'"),
         (lambda folder: edit(folder, labels=["one"]), "check `architecture` and `labels`"),
         (lambda folder: edit(folder, surprise=1), "surprise"),
+        (lambda folder: edit(folder, labels=[]), "at least 1 item"),
+        (
+            lambda folder: edit(folder, input=public_input(ARCHITECTURE).model_dump() | {"std": [0, 1, 1]}),
+            "greater than 0",
+        ),
         (lambda folder: poison(folder), "NaN or infinity"),
     ],
 )

@@ -27,9 +27,10 @@ def test_the_centre_is_what_is_kept() -> None:
     np.testing.assert_allclose(prepare(image, SPEC).mean((1, 2)), white, rtol=0.1)
 
 
-def test_resize_and_crop_are_those_of_imagenets_networks() -> None:
+@pytest.mark.parametrize("side", [512, 224, 256])
+def test_resize_and_crop_are_those_of_imagenets_networks(side: int) -> None:
     spec = SPEC.model_copy(update={"height": 224, "width": 224, "resize": 256, "interpolation": "bilinear"})
-    pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     whole = Image.fromarray(pixels).resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
     difference = np.abs(
         prepare(Image.fromarray(pixels), spec)
