@@ -38,7 +38,7 @@ class Train(Options):
         "from --init",
     )
     init: Path | None = Field(
-        None, description="checkpoint folder to start from; a network with gates can start from the dense one"
+        None, description="checkpoint folder to start from; gates may be given to a dense network, or left out of one"
     )
     teacher: Path | None = Field(
         None,
