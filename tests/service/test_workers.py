@@ -1,8 +1,10 @@
 """Several processes behind one address: what is asked of all is answered for all, and they end together."""
 
+import asyncio
 import os
 import re
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +13,13 @@ from shutil import copytree
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
+from starlette.types import Receive, Scope, Send
 
+from service.app import create_app
+from service.collective import Collective
 from service.errors import UserError
+from service.middleware import Record
+from service.settings import Settings
 from service.workers import bind
 from tests.service.parts import NAME, Process, encoded, picture, until
 
@@ -126,6 +133,44 @@ def test_every_worker_loads_what_is_asked_and_unloads_it(pair: Process, folder: 
     assert versions() == {1}
 
 
+def test_key_is_asked_for_before_the_body(pair: Process) -> None:
+    address = httpx.URL(pair.url())
+    with socket.create_connection((address.host, address.port), 20) as client:
+        client.sendall(
+            f"POST /v2/repository/models/{NAME}/unload HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n".encode()
+        )
+        assert b"401 Unauthorized" in client.recv(1000)
+
+
+def test_change_that_stops_half_way_says_where(repository: Path) -> None:
+    app = create_app(Settings(model_repository=repository))
+    collective = Collective(app, [])
+    statuses = [200, 400, 200]
+    asked: list[int] = []
+
+    def worker(number: int) -> httpx.AsyncClient:
+        def answer(_: httpx.Request) -> httpx.Response:
+            asked.append(number)
+            return httpx.Response(statuses[number - 1], json={"error": "no memory"})
+
+        return httpx.AsyncClient(transport=httpx.MockTransport(answer))
+
+    async def placed(scope: Scope, receive: Receive, send: Send) -> None:
+        await collective({**scope, "app": app, "state": {"record": Record("id")}}, receive, send)
+
+    async def unload() -> httpx.Response:
+        collective.workers = [worker(number) for number in (1, 2, 3)]
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(placed), base_url="http://x:1") as client:
+            return await client.post(f"/v2/repository/models/{NAME}/unload")
+
+    response = asyncio.run(unload())
+    assert response.status_code == 400
+    assert response.json() == {"error": "worker 2 of 3 refused, only those before it have changed: no memory"}
+    assert asked == [1, 2]
+    statuses[0] = 400
+    assert asyncio.run(unload()).json() == {"error": "no memory"}
+
+
 def test_signal_ends_all_after_what_they_admitted(launch: Callable[..., Process], repository: Path) -> None:
     serve = launch(*OPTIONS, "--model-repository", str(repository), "--drain-pause", "1000")
     url = serve.url()
@@ -135,7 +180,15 @@ def test_signal_ends_all_after_what_they_admitted(launch: Callable[..., Process]
         until(lambda: get(f"{url}/health/ready").status_code == 503)
         in_the_pause = [pool.submit(classify, url, seed) for seed in range(8)]
         assert {each.result().status_code for each in in_the_pause} == {200}
-    serve.process.send_signal(signal.SIGTERM)
+    address, image = httpx.URL(url), encoded(picture(8))
+    with socket.create_connection((address.host, address.port), 20) as client:
+        lines = ("POST /classify HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {len(image)}")
+        client.sendall("\r\n".join((*lines, "Expect: 100-continue", "", "")).encode())
+        assert b"100 Continue" in client.recv(1000)
+        serve.process.send_signal(signal.SIGTERM)
+        until(lambda: not listens(url))
+        client.sendall(image)
+        assert b"200 OK" in client.recv(1000)
     assert serve.process.wait(60) == 0
     assert "Traceback" not in serve.lines
     assert "ended with code" not in serve.lines
@@ -156,6 +209,7 @@ def test_workers_do_not_outlive_the_process_that_started_them(launch: Callable[.
     serve = launch(*OPTIONS, "--model-repository", str(repository))
     serve.url()
     workers = workers_of(serve)
+    assert len(workers) == 2
     serve.process.kill()
     until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 60)
 
@@ -180,6 +234,14 @@ def test_port_of_another_server_is_not_shared() -> None:
 def test_name_that_is_no_address() -> None:
     with pytest.raises(UserError, match=r"nowhere\.invalid"):
         bind("nowhere.invalid", 0, 2)
+
+
+def listens(url: str) -> bool:
+    try:
+        get(f"{url}/health/live")
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def workers_of(serve: Process) -> list[int]:
