@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.engines.engine import EngineError, Routed, plain_answer
+from models.engines.engine import EngineError, Routed, check_batch, plain_answer
 from models.engines.folding import FoldedNetwork
 from models.engines.forward import arrange, forward, limits_of
 from models.engines.skipping import OnDevice, buckets, mask
@@ -53,6 +53,7 @@ class CudaGraphEngine:
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See ``Engine.run``."""
+        check_batch(images, thresholds)
         limits = limits_of(torch.from_numpy(thresholds))
         with torch.inference_mode(), self.on_stream():
             answers = self.run_parts(torch.from_numpy(images), limits)
@@ -70,14 +71,16 @@ class CudaGraphEngine:
         answers: list[Tensor] = []
         for start in range(0, len(images), step):
             part = slice(start, start + step)
+            size = padded(len(images[part]))
             try:
                 answers.append(self.recording(images[part].shape).run(images[part], limits[part]))
+                continue
             except RuntimeError as error:
-                size = padded(len(images[part]))
                 if size == 1 or not lacks_memory(error):
                     raise
-                self.affordable = size // 2
-                return answers + self.run_parts(images[start:], limits[start:])
+            # Not before the error is gone: its traceback holds the memory of the recording that failed.
+            self.affordable = size // 2
+            return answers + self.run_parts(images[start:], limits[start:])
         return answers
 
     def recording(self, shape: tuple[int, ...]) -> "Recording":

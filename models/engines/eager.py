@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.engines.engine import Routed, plain_answer
+from models.engines.engine import Routed, check_batch, plain_answer
 from models.engines.folding import FoldedNetwork
 from models.engines.forward import arrange, forward, limits_of
 from models.engines.skipping import compact, mask
@@ -36,6 +36,7 @@ class TorchEngine:
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See ``Engine.run``."""
+        check_batch(images, thresholds)
         with torch.inference_mode():
             x = torch.from_numpy(images).to(self.device, memory_format=torch.channels_last)
             limits = limits_of(torch.from_numpy(thresholds)).to(self.device)

@@ -37,13 +37,22 @@ class Engine(Protocol):
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """Classify normalised images [N, 3, H, W], executing a block where probability > threshold [N], strictly.
 
-        Threshold 0 runs every block, 1 none but the first.
+        Threshold 0 runs every block, 1 none but the first. Raises ValueError where N is 0 or the two are not as many.
         """
         ...
 
     def close(self) -> None:
         """Give back threads and memory."""
         ...
+
+
+def check_batch(images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> None:
+    """Raise ValueError where there is no image, or not one threshold for each: a library may abort on either."""
+    count = len(images)
+    if count == 0:
+        raise ValueError("there is no image in the batch")
+    if thresholds.shape != (count,):
+        raise ValueError(f"thresholds have the shape {thresholds.shape}, not ({count},): one for each image")
 
 
 def strict_thresholds(thresholds: NDArray[np.float32]) -> NDArray[np.float32]:

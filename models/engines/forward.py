@@ -45,9 +45,9 @@ def forward(network: FoldedNetwork, images: Tensor, limits: Tensor, apply: Apply
 def limits_of(thresholds: Tensor) -> Tensor:
     """Return the gate logits [N], float32, whose probabilities are ``thresholds`` [N].
 
-    Comparing logits spares a sigmoid at every gate, and is exact at thresholds 0 and 1.
+    Comparing logits spares a sigmoid at every gate, and is exact at thresholds 0 and 1, and what lies beyond them.
     """
-    limits: Tensor = torch.special.logit(thresholds.double())
+    limits: Tensor = torch.special.logit(thresholds.double().clamp(0, 1))
     return limits.float()
 
 

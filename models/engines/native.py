@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.engines.engine import Routed, strict_thresholds
+from models.engines.engine import Routed, check_batch, strict_thresholds
 from models.engines.folding import Convolution, ConvolutionalGate, FoldedNetwork, RecurrentGate
 from models.engines.native_build import NativeUnavailable, find_library
 from models.gates import RNN_WIDTH
@@ -50,9 +50,8 @@ class NativeEngine:
             raise ValueError("the engine is closed")
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(f"images have the shape {images.shape}, not (N, 3, height, width)")
+        check_batch(images, thresholds)
         count, _, height, width = images.shape
-        if thresholds.shape != (count,):
-            raise ValueError(f"thresholds have the shape {thresholds.shape}, not ({count},): one for each image")
         images = np.ascontiguousarray(images, np.float32)
         thresholds = strict_thresholds(thresholds)
         logits = np.empty((count, self.classes), np.float32)

@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from models.engines.engine import EngineError
+
 SOURCE = Path(__file__).with_name("native.cpp")
 HEADER = SOURCE.with_name("native_convolution.hpp")
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
@@ -28,8 +30,11 @@ X86_FEATURES = {
 """Kinds of x86 CPU, fastest first, and the features (as Linux names them) that they need."""
 
 
-class NativeUnavailable(RuntimeError):
-    """The native engine cannot run this network on this machine; the message says why."""
+class NativeUnavailable(EngineError):
+    """The native engine cannot run on this machine; the message says why and what to do."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}. Or choose the engine onnxruntime")
 
 
 def find_library() -> Path:

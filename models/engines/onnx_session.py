@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from models.engines.engine import EngineError, Routed, plain_answer
+from models.engines.engine import EngineError, Routed, check_batch, plain_answer
 from models.engines.folding import FoldedNetwork
 from models.engines.graph import BLOCKED, IR_VERSION, OPSET, build_graph
 from models.macs import Mode
@@ -46,11 +46,13 @@ class OnnxRuntimeEngine:
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See ``Engine.run``."""
+        check_batch(images, thresholds)
         count, decisions = len(images), self.blocks - 1
         outputs: dict[str, NDArray[np.generic]] = {"logits": np.empty((count, self.classes), np.float32)}
         inputs = {"images": images}
         if self.gated:
-            inputs["thresholds"] = thresholds
+            # Beyond 0 and 1 the graph, which makes logits of them, would make NaN.
+            inputs["thresholds"] = thresholds.clip(0, 1)
             outputs["probabilities"] = np.empty((count, decisions), np.float32)
             outputs["executed"] = np.empty((count, decisions), np.bool_)
         if self.mode == "mask":
@@ -90,7 +92,7 @@ class OnnxRuntimeEngine:
 
 
 class Lane:
-    """One thread's way through a session: input and output buffers that are bound once for each shape."""
+    """One thread's way through a session: input and output buffers, bound anew for images of another shape."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.session = session

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.engines.engine import Routed, strict_thresholds
+from models.engines.engine import Routed, check_batch, plain_answer, strict_thresholds
 from models.engines.folding import ConvolutionalGate, FoldedNetwork
 from models.engines.persistent_build import SHARED_BYTES, THREADS, PersistentUnavailable, compile_kernel, kernel_name
 from models.engines.persistent_layout import filter_streams, gate_stream
@@ -103,23 +103,20 @@ class PersistentEngine:
         self.batch = Batch.of(1, self.classes, self.decisions)
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """See Engine.run. Raises ValueError for images or thresholds of another shape."""
+        """See Engine.run. Raises ValueError for images of another shape."""
+        check_batch(images, thresholds)
         count = len(images)
         if images.shape[1:] != (3, SIDE, SIDE):
             raise ValueError(f"images have the shape {images.shape}, not (N, 3, {SIDE}, {SIDE})")
-        if thresholds.shape != (count,):
-            raise ValueError(f"thresholds have the shape {thresholds.shape}, not ({count},): one for each image")
         if count > len(self.batch.thresholds):
             self.batch = Batch.of(1 << (count - 1).bit_length(), self.classes, self.decisions)
         batch = self.batch
         batch.images[:count] = torch.from_numpy(images)
         batch.thresholds[:count] = torch.from_numpy(strict_thresholds(thresholds))
-        if count > 0:
-            self.launch(batch, count)
+        self.launch(batch, count)
         logits = batch.logits[:count].numpy().copy()
         if not self.gated:
-            sure = np.ones((count, self.decisions), np.float32)
-            return Routed(logits, sure.astype(np.bool_), sure, "branch")
+            return plain_answer(logits, self.decisions + 1, "branch")
         probability, executed = batch.probability[:count].numpy(), batch.executed[:count].numpy()
         return Routed(logits, executed.copy(), probability.copy(), "branch")
 

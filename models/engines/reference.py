@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.engines.engine import Routed, plain_answer, strict_thresholds
+from models.engines.engine import Routed, check_batch, plain_answer, strict_thresholds
 from models.macs import Mode
 from models.network import SkipNet
 
@@ -26,6 +26,7 @@ class ReferenceEngine:
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See ``Engine.run``."""
+        check_batch(images, thresholds)
         limits = torch.from_numpy(strict_thresholds(thresholds)).to(self.device)
 
         def decide(_: int, logits: Tensor) -> Tensor:

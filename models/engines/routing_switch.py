@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engines.engine import Engine, Routed
+from models.engines.engine import Engine, Routed, check_batch
 from models.macs import Mode
 
 SHARES = (0.0, 0.5, 1.0)
@@ -64,6 +64,7 @@ class RoutingSwitch:
 
     def rehearse(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """Run images that are no traffic: as ``run``, but ``share`` stays what it is."""
+        check_batch(images, thresholds)
         return self.engines[self.mode(len(images))].run(images, thresholds)
 
     def mode(self, size: int) -> Mode:

@@ -1,7 +1,9 @@
 """Choosing an engine: by name, or by a short measurement of those that are to be had and answer rightly."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -11,7 +13,7 @@ from models.checkpoint import Checkpoint
 from models.engines.eager import TorchEngine
 from models.engines.engine import Engine, EngineError
 from models.engines.folding import fold
-from models.engines.native import NativeEngine, NativeUnavailable
+from models.engines.native import NativeEngine
 from models.engines.onnx_session import OnnxRuntimeEngine
 from models.engines.reference import ReferenceEngine
 from models.engines.routing_switch import RoutingSwitch, seconds
@@ -59,10 +61,12 @@ def select(
         modes = ("branch", "mask") if name == "auto" else MODES[name]
     if checkpoint.network.gate_kind is None:
         modes = modes[:1]
-    engines = [selection.fastest(mode) if name == "auto" else selection.verified(name, mode) for mode in modes]
-    if len(engines) == 1:
-        return engines[0]
-    return RoutingSwitch(engines[0], engines[1], image_shape(checkpoint), expected_share(checkpoint))
+    find = selection.fastest if name == "auto" else partial(selection.verified, name)
+    with whole_or_not() as opened:
+        engines = [opened.enter_context(closing(find(mode))) for mode in modes]
+        if len(engines) == 1:
+            return engines[0]
+        return RoutingSwitch(engines[0], engines[1], image_shape(checkpoint), expected_share(checkpoint))
 
 
 def find_device(device: str, engine: str) -> str:
@@ -97,11 +101,11 @@ class Selection:
         timed: list[tuple[float, Engine]] = []
         for name in self.candidates(mode):
             try:
-                engine = self.verified(name, mode)
+                with whole_or_not() as opened:
+                    engine = opened.enter_context(closing(self.verified(name, mode)))
+                    timed.append((seconds(engine, image, threshold), engine))
             except EngineError as error:
                 self.refuse(name, str(error))
-                continue
-            timed.append((seconds(engine, image, threshold), engine))
         if not timed:
             return self.verified(LAST_RESORT, mode)
         timed.sort(key=lambda pair: pair[0])
@@ -122,25 +126,14 @@ class Selection:
         return names
 
     def verified(self, name: str, mode: Mode) -> Engine:
-        """Return the engine called ``name``, on a GPU having answered as the reference does.
-
-        Raises EngineError with a reason of one line: compilers, drivers and libraries have exceptions of their own.
-        """
-        if self.verification is None:
-            return build(self.checkpoint, name, self.device, self.threads, mode)
-        if (name, mode) in TRIED_APART and self.checkpoint.folder.is_dir():
+        """Return the engine called ``name``, on a GPU having answered as the reference does. Raises EngineError."""
+        if self.verification and (name, mode) in TRIED_APART and self.checkpoint.folder.is_dir():
             try_apart(self.checkpoint.folder, name, self.device, mode)
-        engine: Engine | None = None
-        try:
-            engine = build(self.checkpoint, name, self.device, self.threads, mode)
-            self.verification.check(engine)
-        except Exception as error:
-            if engine is not None:
-                engine.close()
-            if isinstance(error, EngineError):
-                raise
-            raise EngineError(describe(error)) from error
-        return engine
+        with whole_or_not() as opened:
+            engine = opened.enter_context(closing(build(self.checkpoint, name, self.device, self.threads, mode)))
+            if self.verification:
+                self.verification.check(engine)
+            return engine
 
     def refuse(self, name: str, reason: str) -> None:
         """Do without an engine: said once, though each mode may find the same reason."""
@@ -149,6 +142,21 @@ class Selection:
             log.warning("auto does without the engine %s: %s", name, reason)
             if self.on_fallback is not None:
                 self.on_fallback(name, reason)
+
+
+@contextmanager
+def whole_or_not() -> Iterator[ExitStack]:
+    """Close the engines that are entered where anything raises, and raise EngineError with a reason of one line:
+    compilers, drivers and libraries have exceptions of their own.
+    """
+    with ExitStack() as opened:
+        try:
+            yield opened
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(describe(error)) from error
+        opened.pop_all()
 
 
 def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mode) -> Engine:
@@ -174,10 +182,7 @@ def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mo
         return cuda_graph.CudaGraphEngine(folded, device, mode)
     if device != "cpu":
         raise EngineError(f"the native engine runs on the CPU only, not on {device}; choose the engine torch")
-    try:
-        return NativeEngine(folded, threads)
-    except NativeUnavailable as error:
-        raise EngineError(f"{error}. Or choose the engine onnxruntime") from error
+    return NativeEngine(folded, threads)
 
 
 def describe(error: Exception) -> str:

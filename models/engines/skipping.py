@@ -29,7 +29,10 @@ def compact(block: FoldedBlock, x: Tensor, decision: Tensor) -> Tensor:
         return skip
     if len(rows) == len(x):
         return execute(block, x, skip)
-    return skip.index_copy_(0, rows, execute(block, x.index_select(0, rows), skip.index_select(0, rows)))
+    before = take(skip, rows)
+    after = execute(block, before if block.projection is None else take(x, rows), before)
+    last_channels(skip).index_copy_(0, rows, last_channels(after))
+    return skip
 
 
 def buckets(images: int) -> tuple[int, ...]:

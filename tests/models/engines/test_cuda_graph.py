@@ -1,6 +1,7 @@
 """The CUDA graph engine on a machine without CUDA: the function that would be recorded is called instead."""
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
@@ -78,7 +79,7 @@ THRESHOLDS = {
     "its own": np.random.default_rng(11).permutation(np.linspace(0.35, 0.65, 8)).astype(np.float32),
     "all": np.zeros(8, np.float32),
     "none": np.ones(8, np.float32),
-    "mixed": np.array([0, 1, 1, 0.5, 1, 0, 1, 1], np.float32),
+    "mixed": np.array([0, 1, 2, 0.5, 1, -1, 1, 1], np.float32),
 }
 
 
@@ -105,6 +106,12 @@ def test_answers_what_the_reference_answers(
         assert compared > 0.6 * len(images)
         assert answer.mode == mode
         assert {array.dtype.name for array in (answer.logits, answer.probability)} == {"float32"}
+
+
+@pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38"], indirect=True)
+def test_a_batch_without_images_is_refused(folded: FoldedNetwork, pictures: NDArray[np.float32]) -> None:
+    with pytest.raises(ValueError, match="no image"):
+        CudaGraphEngine(folded, "cpu").run(pictures[:0], np.zeros(0, np.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -151,9 +158,12 @@ def test_a_batch_without_memory_is_split(
     thresholds = np.full(8, 0.5, np.float32)
     together = CudaGraphEngine(folded, "cpu", "branch", torch.float32).run(pictures, thresholds)
     tried: list[int] = []
+    failed: list[weakref.ref[Recording]] = []
 
     class Recorded(Recording):
         def __init__(self, engine: CudaGraphEngine, shape: tuple[int, ...]) -> None:
+            assert not any(recording() for recording in failed), "what has failed still holds its memory"
+            failed.append(weakref.ref(self))
             tried.append(shape[0])
             if shape[0] > most:
                 try:
@@ -161,6 +171,7 @@ def test_a_batch_without_memory_is_split(
                 finally:
                     if shape[0] == 8:
                         raise RuntimeError("capture was invalidated")
+            failed.clear()
             super().__init__(engine, shape)
 
     monkeypatch.setattr(cuda_graph, "Recording", Recorded)

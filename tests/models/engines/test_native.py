@@ -162,12 +162,6 @@ def test_a_skipped_block_is_not_computed(architecture: str, lively_network: Buil
     assert not executed.all()
 
 
-def test_an_empty_batch(engine: NativeEngine) -> None:
-    answer = engine.run(np.zeros((0, 3, 32, 32), np.float32), np.zeros(0, np.float32))
-    assert answer.logits.shape == (0, 10)
-    assert answer.executed.shape == answer.probability.shape == (0, 17)
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_absurd_pixels_harm_no_other_image(engine: NativeEngine, make_images: Images, value: float) -> None:
     images = make_images("cifar10_rnn_gate_38")

@@ -111,12 +111,22 @@ FIELDS = ("logits", "executed", "probability")
 
 def test_extreme_thresholds(engine: Engine, reference: Engine, images: NDArray[np.float32]) -> None:
     gated = not reference.run(images[:1], np.ones(1, np.float32)).executed.all()
-    for threshold in (0, 1):
+    for threshold in (-0.5, 0, 1, 1.5):
         thresholds = np.full(len(images), threshold, np.float32)
         expected = reference.run(images, thresholds)
         answer = engine.run(images, thresholds)
-        assert (answer.executed == (threshold == 0 or not gated)).all()
+        assert (answer.executed == (threshold <= 0 or not gated)).all()
         np.testing.assert_allclose(answer.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_without_images_or_with_too_few_thresholds_is_refused(
+    engine: Engine, reference: Engine, images: NDArray[np.float32]
+) -> None:
+    for asked in (engine, reference):
+        with pytest.raises(ValueError, match="no image"):
+            asked.run(images[:0], np.ones(0, np.float32))
+        with pytest.raises(ValueError, match="one for each image"):
+            asked.run(images[:2], np.ones(1, np.float32))
 
 
 def test_saturated_gates_obey_extreme_thresholds(

@@ -123,6 +123,11 @@ def test_slow_networks_are_not_measured_for_ever(clock: Clock) -> None:
     assert switch.mode(32) == "branch"
 
 
+def test_a_batch_without_images_is_refused(clock: Clock) -> None:
+    with pytest.raises(ValueError, match="no image"):
+        make_switch(clock, detour=3).run(np.zeros((0, *SHAPE), np.float32), np.zeros(0, np.float32))
+
+
 def test_closes_both(clock: Clock) -> None:
     switch = make_switch(clock, detour=3)
     engines = list(switch.engines.values())

@@ -9,8 +9,9 @@ import torch
 
 from models.checkpoint import Checkpoint
 from models.engines import load_engine, selection
-from models.engines.engine import EngineError
+from models.engines.engine import Engine, EngineError
 from models.engines.native import NativeUnavailable
+from models.engines.onnx_session import OnnxRuntimeEngine
 from models.engines.routing_switch import RoutingSwitch
 
 NO_CUDA = not torch.cuda.is_available()
@@ -62,6 +63,41 @@ def test_auto_does_without_what_is_missing(
     assert engine.name == "onnxruntime"
     assert times
     assert "no C++ compiler here" in caplog.text
+
+
+@pytest.mark.parametrize("fails", ["build", "seconds"])
+def test_auto_does_without_what_fails_on_the_way(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str
+) -> None:
+    plain, closed = getattr(selection, fails), []
+
+    def failing(*asked: object) -> object:
+        if isinstance(asked[0], OnnxRuntimeEngine) or (fails == "build" and asked[1] == "onnxruntime"):
+            raise MemoryError("no room")
+        return plain(*asked)
+
+    monkeypatch.setattr(selection, fails, failing)
+    monkeypatch.setattr(OnnxRuntimeEngine, "close", lambda engine: closed.append(engine.name))
+    assert load_engine(checkpoint, device="cpu", threads=1, routing="branch").name == "native"
+    assert "the engine onnxruntime: MemoryError: no room" in caplog.text
+    assert len(closed) == (fails == "seconds")
+
+
+def test_where_masking_fails_the_engine_that_branches_is_closed(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, closed = selection.build, []
+
+    def failing(*asked: object) -> Engine:
+        if asked[-1] == "mask":
+            raise MemoryError("no room")
+        return plain(*asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(selection, "build", failing)
+    monkeypatch.setattr(OnnxRuntimeEngine, "close", lambda engine: closed.append(engine.mode))
+    with pytest.raises(EngineError, match="MemoryError: no room"):
+        load_engine(checkpoint, "onnxruntime", "cpu", threads=1)
+    assert closed == ["branch"]
 
 
 @pytest.mark.usefixtures("no_native")
