@@ -10,7 +10,6 @@ STRENGTHS = {
     "contrast": "contrast, times the image's own",
     "blur": "deviation of the blur, % of the width",
 }
-SHARE = Axis.of_numbers("share", 0, 1, 0.25)
 MANY = 24
 """Columns beyond which only some are named."""
 

@@ -28,11 +28,7 @@ def judge_claims(analysis: Analysis) -> list[Claim]:
             f"rank correlation of {name} and blocks {looks[name]:+.2f}",
             verdict(-looks[name]),
         )
-        for name, more in (
-            ("brightness", "high brightness"),
-            ("contrast", "high contrast"),
-            ("sharpness", "fine detail"),
-        )
+        for name, more in LOOKS
     ]
     claims += [
         judge_alteration(altered[name], strength, claim)

@@ -27,9 +27,9 @@ class Sample:
         return Sample(self.pixels[:count], self.labels[:count])
 
 
-def read_sample(source: Source, spec: InputSpec, count: int, seed: int = 0) -> Sample:
+def read_sample(source: Source, spec: InputSpec, count: int) -> Sample:
     """Return ``count`` images of a source, drawn at random without repetition; all of it where it has fewer."""
-    chosen = np.random.default_rng(seed).permutation(len(source))[:count]
+    chosen = np.random.default_rng(0).permutation(len(source))[:count]
     pixels = np.empty((len(chosen), spec.height, spec.width, 3), np.uint8)
     labels = np.empty(len(chosen), np.int64)
     for place, index in enumerate(chosen):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.analysis.images import Pixels, Sample
 from models.analysis.routes import Answers, Runner, decide_at
+from models.data.augmentation import normalise
 from models.macs import MacCounts
 from models.network import SkipNet
 from models.preprocessing import InputSpec
@@ -36,7 +37,7 @@ class Attack:
     accuracy_after: float
 
 
-def attack(network: SkipNet, spec: InputSpec, pixels: Pixels, threshold: float, bound: float, seed: int = 0) -> Pixels:
+def attack(network: SkipNet, spec: InputSpec, pixels: Pixels, threshold: float, bound: float) -> Pixels:
     """Return the images [N, H, W, 3], no value farther than ``bound`` of 255 from before, with their gates pushed open.
 
     The network is differentiated along the route that each image takes, decisions as they fall at ``threshold``.
@@ -44,9 +45,7 @@ def attack(network: SkipNet, spec: InputSpec, pixels: Pixels, threshold: float, 
     """
     level = float(np.log(threshold / (1 - threshold))) if 0 < threshold < 1 else 0.0
     route = decide_at(threshold)
-    scale = 1 / (255 * torch.tensor(spec.std)[:, None, None])
-    shift = (torch.tensor(spec.mean) / torch.tensor(spec.std))[:, None, None]
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(0)
     attacked = []
     for start in range(0, len(pixels), BATCH):
         clean = torch.from_numpy(np.moveaxis(pixels[start : start + BATCH], -1, 1).astype(np.float32))
@@ -55,7 +54,7 @@ def attack(network: SkipNet, spec: InputSpec, pixels: Pixels, threshold: float, 
         for step in range(STEPS + 1):
             moved = within(moved, clean, bound).round().requires_grad_()
             with torch.enable_grad():
-                _, routing = network(moved * scale - shift, route)
+                _, routing = network(normalise(moved, spec.mean, spec.std), route)
                 distance = (level + MARGIN - routing.logits).clamp(min=0)
                 (gradient,) = torch.autograd.grad(distance.sum(), moved)
             better = routing.decisions.sum(1) > most

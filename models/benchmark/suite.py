@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. Shares are of the best dense engine: of its MACs and, round by round, of its time."""
+    """One measurement. Shares are of the best dense engine: of its MACs and, round by round, of its time.
+
+    ``mac_share`` counts what the decisions cost: an engine that rounds a batch's images up (cuda_graph) computes more.
+    """
 
     architecture: str
     batch: int
@@ -127,7 +130,7 @@ def executed_share(
     images: NDArray[np.float32],
     thresholds: NDArray[np.float32],
 ) -> float:
-    """Return the MACs that an engine really computes for these images, over the dense ones."""
+    """Return the MACs that an engine's decisions cost for these images, over the dense ones."""
     counts = subject.checkpoint(network).macs
     routed = engine.run(images, thresholds)
     return float(counts.executed(routed.executed, routed.mode).mean() / counts.dense)

@@ -1,7 +1,7 @@
 """Compiles the persistent kernel (persistent.cu) with NVRTC, for a GPU that need not be here.
 
 ``python -m models.engines.persistent_build`` compiles it for every kind of gate and GPU and writes what it takes
-of them as a table (docs/gpu-engine.md).
+of them as a table (docs/gpu-kernel.md).
 """
 
 import re
