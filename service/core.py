@@ -200,8 +200,11 @@ class Core:
             raise ServiceError(Code.DEADLINE, "the deadline passed before the answer was there")
         finally:
             leaving.cancel()
+            failed = answers.done()
             answers.cancel()
             for work in works:
+                if failed:
+                    work.abandoned = "request_failed"
                 work.answer.cancel()
 
     def _decode_at_once(self, work: Work, payload: Payload) -> bool:

@@ -72,15 +72,6 @@ class ServiceError(Exception):
         self.message = message
         self.headers = dict(headers or {})
 
-    @property
-    def status(self) -> int:
-        return STATUS[self.code]
-
-    @property
-    def outcome(self) -> str:
-        """Value of the label `outcome` of skipnet_requests_total."""
-        return outcome_of(self.status)
-
 
 def invalid(problems: Iterable[Mapping[str, Any]]) -> ServiceError:
     """Return what pydantic found wrong with parameters as one error."""

@@ -306,7 +306,7 @@ def test_what_does_not_exist(folder: Path, loaded: Served) -> None:
         for wanted, number in cases:
             with pytest.raises(ServiceError) as caught:
                 shelf.resolve(wanted, number)
-            assert caught.value.status == 404
+            assert caught.value.code == Code.MODEL_NOT_FOUND
 
     run(story)
 

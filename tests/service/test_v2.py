@@ -24,6 +24,7 @@ from service.oip import read_call, respond
 from tests.service.parts import LABELS, NAME, SPEC, Running, encoded, picture, until, watched
 
 Pixels = NDArray[np.float32]
+PNG = {"content-type": "image/png"}
 
 
 @pytest.fixture
@@ -107,6 +108,22 @@ def test_encoded_images(client: Any, binary: bool) -> None:
     answer = client.infer(NAME, [tensor], outputs=[triton.InferRequestedOutput("logits")])
     expected = client.infer(NAME, [image_input(images(2), True)], outputs=[triton.InferRequestedOutput("logits")])
     np.testing.assert_allclose(answer.as_numpy("logits")[:2], expected.as_numpy("logits"), atol=1e-4)
+
+
+def test_where_one_image_fails_the_others_are_not_computed(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    watched(served).open.clear()
+    tensor = triton.InferInput("bytes", [2], "BYTES")
+    tensor.set_data_from_numpy(np.asarray([encoded(picture(1)), b"\xff\xd8\xffjunk"], object))
+    with ThreadPoolExecutor(1) as pool, triton.InferenceServerClient(f"127.0.0.1:{server.port}") as asking:
+        before = pool.submit(server.client.post, "/classify", content=encoded(picture(0)), headers=PNG)
+        until(lambda: server.core.batcher.busy_for > 0)
+        with pytest.raises(InferenceServerException, match="damaged"):
+            asking.infer(NAME, [tensor])
+        watched(served).open.set()
+        assert before.result().status_code == 200
+    until(lambda: server.metric("dropped_total", reason="request_failed") == 1)
+    assert server.metric("dropped_total") == 1
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -325,10 +342,9 @@ def test_budget_is_honoured_and_the_answer_says_what_was_spent(start: Callable[.
     config = served.checkpoint.config.model_copy(update={"calibration": calibration})
     served.checkpoint = replace(served.checkpoint, config=config)
     server = start()
-    png = {"content-type": "image/png"}
     spent, expected = [], []
     for budget in (1.0, 0.5, 0.1):
-        answer = server.client.post(f"/classify?compute_budget={budget}", content=encoded(picture(0)), headers=png)
+        answer = server.client.post(f"/classify?compute_budget={budget}", content=encoded(picture(0)), headers=PNG)
         spent.append(1 - answer.json()["routing"]["saved"])
         expected.append(answer.json()["expected_accuracy"])
         body = request(parameters={"compute_budget": budget})
