@@ -127,6 +127,7 @@ async def classify(request: Request) -> Response:
         core.metrics.answered(served, record_timing, record.request_id)
     record.fields |= {
         "label": answer.predictions[0].label,
+        "threshold": threshold,
         "skipped": answer.routing.skipped,
         "saved": answer.routing.saved,
         "batch": record_timing.batch_size,

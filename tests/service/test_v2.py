@@ -353,8 +353,8 @@ def test_budget_is_honoured_and_the_answer_says_what_was_spent(start: Callable[.
     assert spent[0] > 0.99
     assert spent[-1] < 0.1
     assert expected == [1.0, 0.1, 0.1]
-    answer = server.client.post("/classify?execute_threshold=0", content=encoded(picture(0)), headers=png)
+    answer = server.client.post("/classify?execute_threshold=0", content=encoded(picture(0)), headers=PNG)
     assert "expected_accuracy" not in answer.json()
     for query in ("compute_budget=0.05", "compute_budget=0.5&execute_threshold=0.5", "compute_budget=1.5"):
-        refused = server.client.post(f"/classify?{query}", content=encoded(picture(0)), headers=png)
+        refused = server.client.post(f"/classify?{query}", content=encoded(picture(0)), headers=PNG)
         assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_parameter")
