@@ -21,7 +21,7 @@ from deploy.dashboards.panels import (
 )
 
 FAILED = f'{INSTANCE}, outcome=~"error|deadline|unavailable"'
-JUDGED = f'{INSTANCE}, outcome!~"bad_input|cancelled|rejected"'
+JUDGED = f'{INSTANCE}, outcome!~"bad_input|cancelled|client_deadline|rejected"'
 DURATION = "skipnet_request_duration_seconds"
 
 
@@ -58,7 +58,8 @@ def numbers() -> list[Built]:
         stat_panel(
             "Errors",
             "Share of requests that failed by our fault: error, deadline passed, not ready. Requests that are wrong, "
-            "turned away with 429 or given up by their client do not count. The objective is 0.1 %.",
+            "turned away with 429, given up by their client or given less time by it do not count. The objective is "
+            "0.1 %.",
             "percentunit",
             Target(f"{rate('skipnet_requests_total', FAILED)} / {rate('skipnet_requests_total', JUDGED)}"),
             steps("green", (0.001, "orange"), (0.0144, "red")),
@@ -95,8 +96,8 @@ def requests() -> list[Built]:
     return [
         series_panel(
             "Requests by outcome",
-            "ok; bad_input: 4xx; rejected: 429; deadline: 504; unavailable: 503; error: other 5xx; cancelled: the "
-            "client hung up.",
+            "ok; bad_input: 4xx; rejected: 429; deadline: 504; client_deadline: 504 where the client gave it less time "
+            "than the service would have; unavailable: 503; error: other 5xx; cancelled: the client hung up.",
             "reqps",
             Target(rate("skipnet_requests_total", INSTANCE, "outcome"), "{{outcome}}"),
         ),
@@ -126,7 +127,7 @@ def requests() -> list[Built]:
 def batches() -> list[Built]:
     return [
         series_panel(
-            "Images in the house",
+            "Images in flight",
             "In flight: admitted and not yet answered; the limit is max_queue_size. Queued: decoded and waiting for "
             "the engine.",
             "short",
@@ -177,6 +178,17 @@ def process() -> list[Built]:
             "Resident memory of the process.",
             "bytes",
             Target(f"sum by (instance) (process_resident_memory_bytes{{{INSTANCE}}})", "{{instance}}"),
+        ),
+        series_panel(
+            "Open files",
+            "Share of the files, connections among them, that the process may open. At 1 nobody new is heard, and no "
+            "log line or metric says so.",
+            "percentunit",
+            Target(
+                f"sum by (instance) (process_open_fds{{{INSTANCE}}})"
+                f" / sum by (instance) (process_max_fds{{{INSTANCE}}})",
+                "{{instance}}",
+            ),
         ),
         table_panel(
             "Models served",
