@@ -1,4 +1,4 @@
-"""Who is let in: bounds on images in the house and on bytes held, and when to come again."""
+"""Who is let in: bounds on images that are admitted and on bytes held, and when to come again."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ class Admission:
         return self.overloaded("queue_full", f"{self.images} images are being worked on", served)
 
     def wait(self, served: "Served") -> float:
-        """Return the seconds until the engine has got through every image in the house, all of them dense."""
+        """Return the seconds until the engine has got through every image that is admitted, all of them dense."""
         largest = served.clock.sizes[-1]
         return self.images * served.clock.seconds(largest) / largest
 

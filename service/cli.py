@@ -30,7 +30,7 @@ POSITIONAL = get_args(CliPositionalArg)[1]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the verb in ``arguments``; leaves with 2 for a wrong option and 1 for what went wrong."""
+    """Run the verb in ``arguments``; exits with 2 for a wrong option and 1 for what went wrong."""
     verb, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in ("--help", "-h", "help"):
         print(overview())
