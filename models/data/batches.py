@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models.data.augmentation import crop_centre, crop_flip, normalise, random_boxes, random_resized_crop
+from models.data.augmentation import PADDING, crop_centre, crop_flip, normalise, random_boxes, random_resized_crop
 from models.data.catalogue import Augmentation, DatasetRow
 from models.data.source import Source
-from models.preprocessing import InputSpec, prepare
+from models.preprocessing import InputSpec, fit, prepare
 
 Batch = tuple[Tensor, Tensor]
 
@@ -114,8 +114,9 @@ class PreparedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.source.image(index)
-        if self.augmentation == "random_resized_crop":
-            image = resized_box(image, self.spec, generator(self.seed, self.epoch, index))
+        if self.augmentation != "none":
+            augment = resized_box if self.augmentation == "random_resized_crop" else moved
+            image = augment(image, self.spec, generator(self.seed, self.epoch, index))
         return torch.from_numpy(prepare(image, self.spec)), label
 
 
@@ -126,3 +127,13 @@ def resized_box(image: Image.Image, spec: InputSpec, random: torch.Generator) ->
     size = (spec.width, spec.height)
     crop = image.resize(size, Image.Resampling.BILINEAR, (left, top, left + width, top + height))
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips.item() else crop
+
+
+def moved(image: Image.Image, spec: InputSpec, random: torch.Generator) -> Image.Image:
+    """Return the image at the spec's size, moved by up to 4 pixels with black behind it, flipped in half of the cases:
+    `crop_flip` of one image.
+    """
+    left, top = torch.randint(-PADDING, PADDING + 1, (2,), generator=random).tolist()
+    crop = fit(image, spec).crop((left, top, left + spec.width, top + spec.height))
+    flips = torch.randint(0, 2, (), generator=random).item()
+    return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips else crop

@@ -38,7 +38,7 @@ def write_answers(file: Path, answers: Tensor, dataset: str) -> None:
 
 
 def read_answers(file: Path, dataset: str, images: int, classes: int) -> Tensor:
-    """Return the answers float32 [images, classes]; raises AnswersError where they are of other images."""
+    """Return the answers float32 [images, classes]; raises AnswersError where they are of other images or NaN."""
     try:
         with safe_open(file, "pt") as found:
             of = (found.metadata() or {}).get("dataset")
@@ -52,4 +52,6 @@ def read_answers(file: Path, dataset: str, images: int, classes: int) -> Tensor:
             f"{file} holds answers for {len(answers)} images of {of} in {answers.shape[-1]} classes, not for {images} "
             f"of {dataset} in {classes}; delete it, or name others"
         )
+    if not answers.isfinite().all():
+        raise AnswersError(f"{file} holds NaN or infinity: its teacher failed; delete it and train the teacher again")
     return answers

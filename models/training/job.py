@@ -68,8 +68,9 @@ def make_job(options: Options) -> Job:
     architecture, row = find_architecture(options.arch), find_dataset(options.dataset)
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
-    source = read_source(row, "train", options.data)
     size = options.size or (row.size if row.uniform else architecture.image_size)
+    check_size(architecture, size)
+    source = read_source(row, "train", options.data)
     spec = input_spec(row, size)
     train_positions, held_out_positions = split_positions(source, options.held_out, options.limit)
     train, held_out = source.select(train_positions), source.select(held_out_positions)
@@ -91,6 +92,7 @@ def make_job(options: Options) -> Job:
         or (options.compile == "auto" and gains_by_compiling(architecture, device, mixed)),
         mixed=mixed,
         teacher=find_teacher(recipes, source, train_positions, options),
+        origins={name: str(path) for name, path in (("init", options.init), ("teacher", options.teacher)) if path},
         about={
             "dataset": row.name,
             "train_images": len(train),
@@ -184,6 +186,16 @@ def find_teacher(
 def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], options: Options) -> None:
     if checkpoint.config.labels != classes:
         raise JobError(f"{folder} has other labels than {options.dataset}; train it from the start")
+
+
+def check_size(architecture: Architecture, size: int) -> None:
+    """Raise JobError where a block's map is one pixel: batch norm has no variance of one image that executes it."""
+    shrinks = 4 if architecture.stem == "cifar" else 32
+    if architecture.gates is not None and size <= shrinks:
+        raise JobError(
+            f"images of {size} pixels are too small for {architecture.name}: its last maps would be one pixel; "
+            f"take a --size above {shrinks}"
+        )
 
 
 def input_spec(row: DatasetRow, size: int) -> InputSpec:

@@ -10,17 +10,15 @@ from models.training.recipes import Recipe
 
 
 class Step(NamedTuple):
-    """``loss`` to differentiate; sums over the batch of correct answers, of executed share, of executions [B-1]."""
+    """``loss`` to differentiate; sums over the batch of correct answers and of executed share."""
 
     loss: Tensor
     correct: Tensor
     computation: Tensor
-    executions: Tensor
 
     def sums(self, images: int) -> Tensor:
-        """Return loss, correct answers, executed share and executions, summed over the images, as one [3 + B-1]."""
-        totals = torch.stack((self.loss.detach() * images, self.correct, self.computation))
-        return torch.cat((totals, self.executions)).double()
+        """Return loss, correct answers and executed share, summed over the images, as one [3]."""
+        return torch.stack((self.loss.detach() * images, self.correct, self.computation)).double()
 
 
 def answer_loss(logits: Tensor, labels: Tensor, answers: Tensor | None, recipe: Recipe) -> Tensor:

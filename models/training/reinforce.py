@@ -142,10 +142,8 @@ def reinforce_step(
         loss = pure_loss(logits, labels, log_probability, decisions, recipe, drawn)
     else:
         loss = hybrid_loss(logits, labels, log_probability, decisions, recipe, answers)
-    executions = decisions.float()
     return Step(
         loss,
         (logits.argmax(1) == labels).sum(),
-        ((1 + executions.sum(1)) / (1 + executions.shape[1])).sum(),
-        executions.sum(0),
+        ((1 + decisions.sum(1)) / (1 + decisions.shape[1])).sum(),
     )

@@ -15,10 +15,11 @@ from models.engines import load_engine
 from models.evaluation import calibrate, measure
 from models.machine import describe_machine
 from models.training.answers import ANSWERS
-from models.training.job import Options, held_out_source, make_job
+from models.training.job import Options, held_out_source, make_job, override, split_positions
+from models.training.recipes import find_recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
 from models.training.rows import WIDE, Row, Schedule, find_row, find_runs
-from models.training.run import Job, Watcher, stage_summary, train
+from models.training.run import stage_summary, train
 from models.training.wide import teach
 
 
@@ -86,7 +87,6 @@ def reproduce(
     *,
     save_every: float,
     show: Callable[[Iterator[int]], Iterator[int]],
-    watcher: Watcher | None = None,
 ) -> Result:
     """Train a row, or go on with its training, and return what it gave; a finished row is read from its file.
 
@@ -94,15 +94,15 @@ def reproduce(
     options, and what `make_job` and `train` raise.
     """
     options = plan.options(row, seed)
+    file = plan.results / f"{plan.name(row.name, seed)}.json"
+    if file.exists():
+        return finished(file, row, options)
     if row.teacher == WIDE and options.teacher is not None and not options.teacher.exists():
         train_teacher(options, options.teacher.parent, save_every, show)
     job = make_job(options)
-    file = plan.results / f"{plan.name(row.name, seed)}.json"
-    if file.exists():
-        return finished(file, job)
     # Of one function torch compiles eight versions at most, and each row's recipe asks for one of its own.
     torch.compiler.reset()
-    folder = train(job, resume=True, save_every=save_every, show=show, watcher=watcher)
+    folder = train(job, resume=True, save_every=save_every, show=show)
     held_out, test = measure_all(folder, row, options, plan.choose)
     hours, cpu_hours = stage_hours(job.folder / "log.jsonl", row.stage)
     result = Result(
@@ -145,12 +145,17 @@ def train_teacher(
     )
 
 
-def finished(file: Path, job: Job) -> Result:
-    """Return the result of a run that is over; raises ResultError where its options were not the job's."""
+def finished(file: Path, row: Row, options: Options) -> Result:
+    """Return the result of a run that is over; raises ResultError where it was one with other options.
+
+    What it started and learned from may be gone.
+    """
     result = read_result(file)
-    kept = ("train_images", "held_out_images")
-    asked = as_json(stage_summary(job.recipes[0])) | {key: job.about[key] for key in kept}
-    got = result.recipe | {key: getattr(result, key) for key in kept}
+    source = read_source(find_dataset(options.dataset), "train", options.data)
+    train, held_out = split_positions(source, options.held_out, options.limit)
+    images = {"train_images": len(train), "held_out_images": len(held_out)}
+    asked = as_json(stage_summary(override(find_recipe(options.recipe, row.stage), options))) | images
+    got = result.recipe | {key: getattr(result, key) for key in images}
     differing = [key for key in asked | got if asked.get(key) != got.get(key)]
     if differing:
         raise ResultError(

@@ -5,7 +5,6 @@
         --recipe short --epochs 1 --limit 2560 --output runs/try                    a try on a CPU: a minute
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from models.training.readout import open_gates, sharpen_gates
 from models.training.recipes import Recipe
 from models.training.reinforce import freeze_statistics, re_estimate_statistics, reinforce_step
 from models.training.schedule import learning_rate, targets_fallen
-from models.training.state import Progress, StateFile, Stopwatch
+from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
 from models.training.supervised import supervised_step, taught
 
 Evaluate = Callable[[SkipNet], Metrics]
@@ -47,7 +46,8 @@ class TrainingDiverged(RuntimeError):
 class Job:
     """Everything that decides a run. ``batches`` gives a recipe's batches, ``validate`` measures held-out images;
     ``mixed`` runs convolutions in bfloat16; ``teacher`` is a dense network for the recipes that distil, or its
-    answers for all images [N, classes]; ``earlier`` tells of the stages behind the checkpoint that the run starts from.
+    answers for all images [N, classes]; ``origins`` says which files the run starts and learns from; ``earlier`` tells
+    of the stages behind the checkpoint that it starts from.
     """
 
     architecture: Architecture
@@ -63,14 +63,26 @@ class Job:
     compile: bool
     mixed: bool
     teacher: SkipNet | Tensor | None
+    origins: dict[str, str]
     about: dict[str, Any]
     earlier: list[dict[str, Any]]
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed."""
-        stages = [f"{recipe.name}/{recipe.stage}/{recipe.steps(1)}" for recipe in self.recipes]
-        return {"architecture": self.architecture.name, "stages": stages, "seed": self.seed, **self.about}
+        values = {
+            f"{recipe.stage} {key}": value for recipe in self.recipes for key, value in stage_summary(recipe).items()
+        }
+        return {
+            "architecture": self.architecture.name,
+            "stages": [recipe.stage for recipe in self.recipes],
+            "seed": self.seed,
+            "size": self.spec.height,
+            "compile": self.compile,
+            **self.origins,
+            **self.about,
+            **values,
+        }
 
 
 class Watcher(Protocol):
@@ -101,13 +113,14 @@ def train(
     progress, optimizer_state = Progress(), None
     if resume and state.path.exists():
         progress, optimizer_state = state.load(job.network)
+    cut_log(job.folder / LOG, progress)
     for network in (job.network, job.teacher):
         if isinstance(network, SkipNet):
             network.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for number in range(progress.stage, len(job.recipes)):
         run_stage(job, job.recipes[number], progress, optimizer_state, state, show, watcher)
         write_stage_checkpoint(job, job.recipes[number])
-        progress, optimizer_state = Progress(stage=number + 1), None
+        progress, optimizer_state = Progress(stage=number + 1, logged=progress.logged), None
         state.save(progress, job.network, None)
     return job.folder / job.recipes[-1].stage
 
@@ -210,15 +223,11 @@ def make_optimizer(network: SkipNet, recipe: Recipe) -> torch.optim.SGD:
 
 def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[str, Any]:
     """Append the epoch's figures, held-out ones beside them, to ``log.jsonl``, begin new sums; return the figures."""
-    loss, correct, computation = (
-        (progress.sums[:3] / progress.images).tolist() if progress.sums is not None else [0] * 3
-    )
-    if not math.isfinite(loss):
-        raise TrainingDiverged(
-            f"the loss of {recipe.stage}, epoch {epoch + 1}, is {loss}: train again with another --seed, "
-            f"or with a recipe of a lower rate than {recipe.rate}"
-        )
+    loss, correct, computation = (progress.sums / progress.images).tolist() if progress.sums is not None else [0] * 3
+    remedy = f"another --seed, or with a recipe of a lower rate than {recipe.rate}"
+    require_finite(loss, f"{recipe.stage}, epoch {epoch + 1}", remedy)
     held_out = job.validate(job.network)
+    images = progress.images / recipe.samples
     row = {
         "stage": recipe.stage,
         "epoch": epoch + 1,
@@ -229,14 +238,18 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[
         "accuracy": round(held_out.accuracy, 4),
         "computation_percentage": round(held_out.computation_percentage, 2),
         "skip_rate": [round(1 - rate, 3) for rate in held_out.execution_rate],
-        "images_per_second": round(progress.images / progress.seconds, 1) if progress.seconds else None,
+        "images_per_second": round(images / progress.seconds, 1) if progress.seconds else None,
         "seconds": round(progress.seconds, 3),
         "cpu_seconds": round(progress.cpu_seconds, 3),
     }
-    with (job.folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps(row) + "\n")
-    progress.begin_epoch()
+    log_row(job.folder / LOG, row, progress)
     return row
+
+
+def require_finite(loss: float, of: str, remedy: str) -> None:
+    """Raise TrainingDiverged where a loss is infinite or NaN: train again, with what ``remedy`` says."""
+    if not math.isfinite(loss):
+        raise TrainingDiverged(f"the loss of {of}, is {loss}: train again with {remedy}")
 
 
 def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
 """What a run must remember to go on as if it had never stopped; saved whole or not at all."""
 
+import json
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 
 from models.training.objective import Step
 
+LOG = "log.jsonl"
+NAMED = 5
+"""Differences that are said where a state is another run's: another stage differs in all of its recipe."""
+
 
 class StateError(ValueError):
     """A run's saved state can't be used; the message says what to do."""
@@ -20,7 +25,8 @@ class StateError(ValueError):
 class Progress:
     """Where a run stands: ``step`` of stage number ``stage``, and the sums of the epoch it is in (`Step.sums`).
 
-    ``seconds`` are by the clock, a pause counts; ``cpu_seconds`` are the process's own, on all cores.
+    ``seconds`` are by the clock, a pause counts; ``cpu_seconds`` are the process's own, on all cores. ``logged`` is the
+    length of the run's log in bytes.
     """
 
     stage: int = 0
@@ -29,6 +35,7 @@ class Progress:
     cpu_seconds: float = 0.0
     images: int = 0
     sums: Tensor | None = None
+    logged: int = 0
 
     def add(self, step: Step, images: int, seconds: float, cpu_seconds: float) -> None:
         """Count a step; the sums stay on its device, so that the host need not wait for them."""
@@ -42,6 +49,20 @@ class Progress:
     def begin_epoch(self) -> None:
         """Forget the last epoch's sums."""
         self.seconds, self.cpu_seconds, self.images, self.sums = 0.0, 0.0, 0, None
+
+
+def cut_log(file: Path, progress: Progress) -> None:
+    """Take from a run's log what its state knows nothing of: another run's rows, or of an epoch to be done again."""
+    with file.open("ab") as log:
+        log.truncate(min(log.tell(), progress.logged))
+
+
+def log_row(file: Path, row: dict[str, Any], progress: Progress) -> None:
+    """Append an epoch's figures to a run's log, and begin the next epoch."""
+    with file.open("ab") as log:
+        log.write(json.dumps(row).encode() + b"\n")
+        progress.logged = log.tell()
+    progress.begin_epoch()
 
 
 class Stopwatch:
@@ -92,14 +113,20 @@ class StateFile:
         """
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises whatever its parts do
+            self.compare(state["identity"])
+            network.load_state_dict(state["network"])
+            return Progress(**state["progress"]), state["optimizer"]
+        except StateError:
+            raise
+        except Exception as error:  # torch.load raises whatever its parts do, and a foreign file holds anything
             raise StateError(f"{self.path} is damaged ({error}); delete it and train without --resume") from error
-        differing = [key for key, value in self.identity.items() if state["identity"].get(key) != value]
+
+    def compare(self, found: dict[str, Any]) -> None:
+        """Raise StateError where a state's identity is not this run's."""
+        differing = [key for key in self.identity | found if self.identity.get(key) != found.get(key)]
         if differing:
             raise StateError(
                 f"{self.path} belongs to a run with "
-                + ", ".join(f"{key}={state['identity'].get(key)!r}" for key in differing)
+                + ", ".join(f"{key}={found.get(key)!r}" for key in differing[:NAMED])
                 + "; resume with the same options or choose another --output"
             )
-        network.load_state_dict(state["network"])
-        return Progress(**state["progress"]), state["optimizer"]

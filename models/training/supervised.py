@@ -61,6 +61,8 @@ def supervised_step(
     loss = answer_loss(logits, labels, answers, recipe)
     judge = logits.detach().float() if answers is None else answers
     for rung, part in zip(recipe.rungs, parts, strict=True):
+        if part.start == part.stop:
+            continue
         target = 1 - (1 - rung.target) * fallen
         if recipe.spread is None:
             cost = (routing.computation[part].mean() - target).clamp(min=0) ** 2
@@ -69,11 +71,11 @@ def supervised_step(
             cost = ((routing.computation[part] - own) ** 2).mean()
         loss = loss + recipe.target_weight * rung.share * cost
     correct = (logits.argmax(1) == labels).sum()
-    return Step(loss, correct, routing.computation.sum().detach(), routing.decisions.sum(0).detach())
+    return Step(loss, correct, routing.computation.sum().detach())
 
 
 def rung_slices(rungs: Sequence[Rung], images: int) -> list[slice]:
-    """Return each rung's part of a batch."""
+    """Return each rung's part of a batch, which a small one may leave empty."""
     ends = [round(images * share) for share in itertools.accumulate((rung.share for rung in rungs), initial=0)]
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 

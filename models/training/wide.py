@@ -5,7 +5,6 @@ is not trained. After David Page's account of how to train a ResNet (2018-2019) 
 seconds (arXiv 2404.00498): 118 M multiply-adds, about 93 to 94 % on CIFAR-10 after a dozen epochs.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,7 +21,8 @@ from models.data.source import DataError, Source
 from models.training.answers import ANSWERS, give_answers, write_answers
 from models.training.job import multiplies_bfloat16, prepare_process, split_positions
 from models.training.objective import Step
-from models.training.state import Progress, StateFile, Stopwatch
+from models.training.run import require_finite
+from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
 
 WIDTHS = (24, 64, 256, 256)
 WHITENED, NOISE = 5000, 5e-4
@@ -99,6 +99,7 @@ class WideRun:
             progress, optimizer_state = self.state.load(self.network)
             if optimizer_state is not None:
                 optimizer.load_state_dict(optimizer_state)
+        cut_log(self.log, progress)
         while progress.step < self.steps:
             epoch, start = divmod(progress.step, self.batches.steps_per_epoch)
             self.network.train()
@@ -131,11 +132,12 @@ class WideRun:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        return Step(loss, (logits.argmax(1) == labels).sum(), torch.tensor(len(labels)), torch.zeros(0))
+        return Step(loss, (logits.argmax(1) == labels).sum(), torch.tensor(len(labels)))
 
     def log_epoch(self, progress: Progress, epoch: int, accuracy: float) -> None:
         assert progress.sums is not None
         loss, correct, _ = (progress.sums / progress.images).tolist()
+        require_finite(loss, f"the wide network, epoch {epoch + 1}", "another --seed, in another --output")
         row = {
             "epoch": epoch + 1,
             "loss": round(loss, 4),
@@ -144,9 +146,7 @@ class WideRun:
             "seconds": round(progress.seconds, 3),
             "cpu_seconds": round(progress.cpu_seconds, 3),
         }
-        with self.log.open("a") as log:
-            log.write(json.dumps(row) + "\n")
-        progress.begin_epoch()
+        log_row(self.log, row, progress)
 
 
 def correct_share(network: WideNetwork, pixels: Tensor, labels: Tensor, row: DatasetRow) -> float:
@@ -170,7 +170,7 @@ def teach(
 
     ``epochs`` is 12 by default. ``folder`` gets ``answers.safetensors``, ``log.jsonl`` and ``state.pt``. Raises
     DataError where images are not all of the data set's own size or too few, StateError where the folder holds another
-    run's state.
+    run's state, TrainingDiverged where the loss is no longer a number.
     """
     epochs = epochs or EPOCHS
     train, kept_apart = split_positions(source, held_out, limit)
@@ -184,6 +184,6 @@ def teach(
     folder.mkdir(parents=True, exist_ok=True)
     about = {"network": "wide", "dataset": row.name, "epochs": epochs, "seed": seed, "train_images": len(train)}
     state = StateFile(folder, about, save_every)
-    run = WideRun(network, batches, epochs * batches.steps_per_epoch, state, folder / "log.jsonl")
+    run = WideRun(network, batches, epochs * batches.steps_per_epoch, state, folder / LOG)
     run.train(show, lambda: correct_share(network, pixels[kept_apart], labels[kept_apart], row))
     write_answers(folder / ANSWERS, give_answers(network.eval(), pixels, row), row.name)

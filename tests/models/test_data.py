@@ -19,7 +19,7 @@ from models.data.augmentation import crop_flip, normalise, random_boxes, random_
 from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
 from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
 from models.data.source import DataError, class_names, import_datasets, read_source
-from models.training.job import Options, input_spec, make_job, split_positions
+from models.training.job import JobError, Options, input_spec, make_job, split_positions
 from tests.research import shared
 
 CIFAR10 = find_dataset("cifar10")
@@ -118,6 +118,12 @@ def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:
         make_job(Options("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, stages=("sp",)))
 
 
+@pytest.mark.parametrize(("architecture", "size"), [("imagenet_rnn_gate_18", 32), ("cifar10_rnn_gate_38", 4)])
+def test_images_that_end_as_one_pixel_are_refused(tmp_path: Path, architecture: str, size: int) -> None:
+    with pytest.raises(JobError, match=f"images of {size} pixels are too small.*--size above {size}"):
+        make_job(Options(architecture, "imagefolder", tmp_path, data=tmp_path, size=size))
+
+
 def test_an_image_folder_can_train_a_network_of_small_images(tmp_path: Path) -> None:
     for label, colour in (("dark", 10), ("light", 240)):
         (tmp_path / "train" / label).mkdir(parents=True)
@@ -140,15 +146,15 @@ def test_photos_too_many_for_memory_are_streamed(tmp_path: Path, monkeypatch: py
         for number in range(2):
             Image.new("RGB", (50, 50), (number * 60,) * 3).save(tmp_path / "train" / label / f"{number}.png")
     options = Options(
-        "imagenet_rnn_gate_18", "imagefolder", tmp_path, data=tmp_path, size=32, held_out=2, batch=2, workers=0
+        "imagenet_rnn_gate_18", "imagefolder", tmp_path, data=tmp_path, size=64, held_out=2, batch=2, workers=0
     )
     job = make_job(options)
     in_memory = job.validate(job.network)
-    monkeypatch.setattr("models.training.job.IN_MEMORY", 2 * 3 * 37**2 - 1)
+    monkeypatch.setattr("models.training.job.IN_MEMORY", 2 * 3 * 73**2 - 1)
     batches = job.batches(job.recipes[0])
     assert isinstance(batches, StreamedBatches)
     [(images, _)] = batches.epoch(0)
-    assert images.shape == (2, 3, 32, 32)
+    assert images.shape == (2, 3, 64, 64)
     np.testing.assert_array_equal(job.validate(job.network).executed, in_memory.executed)
 
 
@@ -212,6 +218,18 @@ def test_crop_and_flip_move_pixels_and_invent_none() -> None:
     steps = (moved[:, 0, 16, 17] - moved[:, 0, 16, 16]).tolist()
     assert set(steps) == {1, -1} and 16 < steps.count(1) < 48
     assert len({image[0, 16, 16].item() for image in moved}) > 20
+
+
+def test_a_streamed_image_is_moved_and_flipped_as_one_in_memory(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels[:1], [0])
+    source = read_source(CIFAR10, "train", tmp_path)
+    spec = input_spec(CIFAR10, 32).model_copy(update={"mean": (0.0,) * 3, "std": (1 / 255,) * 3})
+    padded = np.pad(pixels[0], ((4, 4), (4, 4), (0, 0))).transpose(2, 0, 1)
+    crops = [padded[:, top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
+    whole = {crop.tobytes(): False for crop in crops} | {crop[:, :, ::-1].tobytes(): True for crop in crops}
+    drawn = [PreparedImages(source, spec, "crop_flip", 0, epoch)[0][0].round().byte().numpy() for epoch in range(64)]
+    flipped = [whole[image.tobytes()] for image in drawn]
+    assert 16 < sum(flipped) < 48 and len({image.tobytes() for image in drawn}) > 40
 
 
 def test_boxes_lie_in_the_image_and_keep_their_bounds() -> None:

@@ -17,12 +17,12 @@ from models.training.answers import ANSWERS, AnswersError, give_answers, read_an
 from models.training.job import Options, make_job, split_positions
 from models.training.reproduction import reproduce
 from models.training.rows import find_row
-from models.training.run import train
+from models.training.run import TrainingDiverged, train
 from models.training.state import StateError
 from models.training.wide import WideNetwork, teach, whitening_filters
 from tests.models.interruption import Killed, KilledAfter, quiet
 from tests.models.test_data import write_cifar10
-from tests.models.test_reproduction import plan_in, tiny
+from tests.models.test_reproduction import never, plan_in, tiny
 
 ROW = find_dataset("cifar10")
 TRAIN, HELD_OUT = 48, 16
@@ -80,6 +80,13 @@ def test_a_teacher_learns_the_images_that_it_trains_on(
     assert (answers[train].argmax(1) == labels[train]).float().mean() > 0.9
 
 
+def test_a_teacher_that_diverges_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide, "RATE", 1e30)
+    with pytest.raises(TrainingDiverged, match=r"the loss of the wide network, epoch \d, is (nan|inf)"):
+        teach_in(tmp_path, data)
+    assert not (tmp_path / ANSWERS).exists()
+
+
 def test_too_few_images_for_a_teacher_are_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide, "BATCH", 33)
     with pytest.raises(DataError, match="32 training images don't fill a batch of 33"):
@@ -104,6 +111,9 @@ def test_answers_of_other_images_are_refused(tmp_path: Path) -> None:
     for dataset, images, classes in (("svhn", 7, 10), ("cifar10", 8, 10), ("cifar10", 7, 100)):
         with pytest.raises(AnswersError, match="holds answers for 7 images of cifar10 in 10 classes"):
             read_answers(file, dataset, images, classes)
+    write_answers(file, answers.log(), "cifar10")
+    with pytest.raises(AnswersError, match="holds NaN or infinity"):
+        read_answers(file, "cifar10", 7, 10)
     file.write_bytes(b"half a file")
     with pytest.raises(AnswersError, match="can't be read as a teacher's answers"):
         read_answers(file, "cifar10", 7, 10)
@@ -146,3 +156,6 @@ def test_a_row_that_is_taught_trains_its_teacher_first(data: Path, tmp_path: Pat
     (tmp_path / "results" / "cifar10_38" / "short" / "taught-0.json").unlink()
     reproduce(plan, row, 0, save_every=300, show=quiet)
     assert answers.stat().st_mtime_ns == written
+    # Nobody needs the teacher of a row that is finished.
+    answers.unlink()
+    reproduce(plan, row, 0, save_every=300, show=never)

@@ -1,9 +1,10 @@
 """Training on a few synthetic images: what it computes, and that it resumes where it stopped."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from models.data.catalogue import find_dataset
 from models.evaluation import evaluate_network
 from models.network import SkipNet
 from models.training.job import input_spec
+from models.training.objective import Step
 from models.training.readout import open_gates, readouts, sharpen_gates
 from models.training.recipes import Recipe, find_recipe
 from models.training.reinforce import (
@@ -27,10 +29,10 @@ from models.training.reinforce import (
     returns,
     sampled_forward,
 )
-from models.training.run import Job, TrainingDiverged, train
+from models.training.run import Job, TrainingDiverged, log_epoch, train
 from models.training.schedule import learning_rate, targets_fallen
 from models.training.skipping import run_executed
-from models.training.state import StateError
+from models.training.state import Progress, StateError, StateFile
 from models.training.supervised import straight_through, supervised_step
 from tests.models.engines.conftest import spread
 from tests.models.interruption import Killed, KilledAfter, quiet
@@ -72,6 +74,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
         compile=False,
         mixed=False,
         teacher=None,
+        origins={"init": "runs/plain"},
         about={"dataset": "synthetic"},
         earlier=[],
     )
@@ -83,8 +86,13 @@ def test_a_killed_run_resumes_to_the_very_same_weights(job: Job, tmp_path: Path,
     whole = train(replace(job, folder=tmp_path / "whole"), resume=False, save_every=0, show=quiet)
 
     job.network.load_state_dict(fresh)
+    log = job.folder / "log.jsonl"
+    log.parent.mkdir()
+    log.write_text('{"stage": "of another run"}\n')
     with pytest.raises(Killed):
         train(job, resume=False, save_every=0, show=KilledAfter(kill_at))
+    with log.open("a") as file:
+        file.write('{"stage": "an epoch that is to be done again')
     # Another process: nothing but the state file carries over.
     again = replace(job, network=find_architecture("cifar10_rnn_gate_38").build())
     resumed = train(again, resume=True, save_every=0, show=quiet)
@@ -92,21 +100,43 @@ def test_a_killed_run_resumes_to_the_very_same_weights(job: Job, tmp_path: Path,
     expected = read_checkpoint(whole).network.state_dict()
     for key, value in read_checkpoint(resumed).network.state_dict().items():
         assert torch.equal(value, expected[key]), key
-    stages = [json.loads(line)["stage"] for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    stages = [json.loads(line)["stage"] for line in log.read_text().splitlines()]
     assert stages == ["sp", "sp", "hrl"]
 
 
-def test_a_state_of_another_run_is_refused(job: Job) -> None:
-    train(replace(job, recipes=job.recipes[1:]), resume=False, save_every=300, show=quiet)
-    with pytest.raises(StateError, match="stages="):
-        train(job, resume=True, save_every=300, show=quiet)
+def with_first(job: Job, **changes: Any) -> Job:
+    return replace(job, recipes=[replace(job.recipes[0], **changes), job.recipes[1]])
 
 
-def test_a_damaged_state_says_what_to_do(job: Job) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda job: replace(job, recipes=job.recipes[1:]), r"stages=\['hrl'\]"),
+        (lambda job: with_first(job, batch=4), "sp batch=4"),
+        (lambda job: with_first(job, spread=0.5), "sp spread=0.5"),
+        (lambda job: with_first(job, rungs=()), r"sp rungs=\(\)"),
+        (lambda job: replace(job, spec=input_spec(ROW, 64)), "size=64"),
+        (lambda job: replace(job, compile=True), "compile=True"),
+        (lambda job: replace(job, origins={}), "init=None"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(job: Job, change: Callable[[Job], Job], message: str) -> None:
     job.folder.mkdir(parents=True)
-    (job.folder / "state.pt").write_bytes(b"half a file")
-    with pytest.raises(StateError, match="train without --resume"):
+    StateFile(job.folder, change(job).identity, 0).save(Progress(), job.network, None)
+    with pytest.raises(StateError, match=message):
         train(job, resume=True, save_every=300, show=quiet)
+
+
+def test_a_damaged_or_foreign_state_says_what_to_do(job: Job) -> None:
+    job.folder.mkdir(parents=True)
+    file = job.folder / "state.pt"
+    for content in (b"half a file", [1], {"epoch": 3}, {"identity": job.identity, "network": {}}):
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            torch.save(content, file)
+        with pytest.raises(StateError, match="train without --resume"):
+            train(job, resume=True, save_every=300, show=quiet)
 
 
 def test_a_diverging_run_stops_and_says_so(job: Job) -> None:
@@ -304,6 +334,21 @@ def test_order_and_augmentation_depend_on_seed_epoch_and_step_only(images: tuple
     other = next(batches.epoch(2))
     assert not torch.equal(first[0][0], other[0])
     assert not torch.equal(torch.rand(4, generator=generator(3, 1, 2)), torch.rand(4, generator=generator(3, 2, 1)))
+
+
+def test_an_image_counts_once_however_many_routes_are_sampled(job: Job) -> None:
+    progress = Progress()
+    progress.add(Step(torch.tensor(1.0), torch.tensor(8), torch.tensor(8)), 8 * job.recipes[1].samples, 2.0, 2.0)
+    job.folder.mkdir()
+    row = log_epoch(job, job.recipes[1], progress, 0)
+    assert (job.recipes[1].samples, row["images_per_second"], row["train_accuracy"]) == (2, 4.0, 0.5)
+
+
+def test_a_batch_too_small_for_every_rung_has_a_loss() -> None:
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    images, labels = torch.randn(2, 3, 32, 32), torch.arange(2)
+    for recipe in ("dial", "adaptive"):
+        assert supervised_step(network, images, labels, torch.tensor(1.0), find_recipe(recipe, "sp")).loss.isfinite()
 
 
 class Noted:
