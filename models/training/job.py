@@ -1,6 +1,5 @@
 """From a user's options to a training job: network, data, recipes."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -13,19 +12,18 @@ from torch import Tensor
 from models.catalogue import Architecture, find_architecture
 from models.checkpoint import Checkpoint, read_checkpoint, read_config
 from models.data.augmentation import crop_centre, normalise
-from models.data.batches import Batches, MemoryBatches, StreamedBatches, generator
+from models.data.batches import Batches, MemoryBatches, StreamedBatches
 from models.data.catalogue import DatasetRow, find_dataset
+from models.data.held_out import HELD_OUT, split_positions
 from models.data.source import DataError, Source, read_source
-from models.engines.threads import available_cpus
 from models.evaluation import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
 from models.training.answers import read_answers
-from models.training.memory import keep_freed_memory
+from models.training.processor import gains_by_compiling, multiplies_bfloat16, prepare_process
 from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.run import Job
 
-HELD_OUT_SEED, HELD_OUT = 0, 5000
 IN_MEMORY = 4 << 30
 """Bytes: data sets that take more are decoded as they are needed."""
 
@@ -101,13 +99,6 @@ def make_job(options: Options) -> Job:
         },
         earlier=earlier,
     )
-
-
-def prepare_process(seed: int) -> None:
-    """Set what a run takes of the process that it is in: seed, threads and memory."""
-    torch.manual_seed(seed)
-    torch.set_num_threads(available_cpus())
-    keep_freed_memory()
 
 
 def choose_stages(architecture: Architecture, options: Options) -> tuple[Stage, ...]:
@@ -204,27 +195,6 @@ def input_spec(row: DatasetRow, size: int) -> InputSpec:
     return InputSpec(height=size, width=size, resize=resize, mean=row.mean, std=row.std)
 
 
-def split_positions(source: Source, held_out: int, limit: int | None = None) -> tuple[list[int], list[int]]:
-    """Return which images to train on and which are held out, ``limit`` of each at most: the same for every seed."""
-    if len(source) <= held_out:
-        raise DataError(f"{len(source)} training images leave none beside the {held_out} of --held-out")
-    order = held_out_first(source)
-    return sorted(order[held_out:][:limit]), sorted(order[:held_out][:limit])
-
-
-def held_out_source(source: Source, training: Mapping[str, Any]) -> Source:
-    """Return the training images that a checkpoint has never seen, by what its config says of its ``training``.
-
-    Where that says nothing, as of an imported checkpoint, the images are those that a run here would hold out.
-    """
-    return source.select(sorted(held_out_first(source)[: training.get("held_out_images", HELD_OUT)]))
-
-
-def held_out_first(source: Source) -> list[int]:
-    """Return the training images in an order whose beginning is what runs hold out."""
-    return torch.randperm(len(source), generator=generator(HELD_OUT_SEED)).tolist()
-
-
 def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: Options, device: torch.device) -> Batches:
     if recipe.batch > len(train):
         raise DataError(f"{len(train)} training images don't fill a batch of {recipe.batch}; set --batch")
@@ -265,26 +235,3 @@ def choose_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
-
-
-def gains_by_compiling(architecture: Architecture, device: torch.device, mixed: bool) -> bool:
-    """Whether torch.compile can be had and pays: not on the CPU where convolutions are large, which it leaves alone,
-    and not there in bfloat16, where its batch norm is slower than torch's own.
-
-    Measured on an AMD EPYC (Zen 4): imagenet_rnn_gate_18 at 112 pixels takes 96 images/s compiled and 106 as it is (two
-    cores); in bfloat16, one core, cifar10_rnn_gate_38 153 and 189 to 204, cifar10_resnet_38 277 and 269.
-    """
-    return can_compile(device) and (device.type == "cuda" or (architecture.stem == "cifar" and not mixed))
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile will find the compiler that it needs: for C++ on the CPU, for C on CUDA."""
-    names = ("gcc", "clang", "cc") if device.type == "cuda" else ("g++", "clang++", "c++")
-    return any(shutil.which(name) for name in names)
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions that multiply bfloat16; where it has none, half precision is slower."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -10,12 +10,13 @@ import torch
 
 from models.checkpoint import CalibrationPoint, Evaluation, code_version, read_checkpoint, write_config
 from models.data.catalogue import find_dataset
+from models.data.held_out import held_out_source, split_positions
 from models.data.source import read_source
 from models.engines import load_engine
 from models.evaluation import calibrate, measure
 from models.machine import describe_machine
 from models.training.answers import ANSWERS
-from models.training.job import Options, held_out_source, make_job, override, split_positions
+from models.training.job import Options, make_job, override
 from models.training.recipes import find_recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
 from models.training.rows import WIDE, Row, Schedule, find_row, find_runs

@@ -17,10 +17,11 @@ from torch.nn.functional import cross_entropy, gelu, max_pool2d
 from models.data.augmentation import normalise
 from models.data.batches import MemoryBatches
 from models.data.catalogue import DatasetRow
+from models.data.held_out import split_positions
 from models.data.source import DataError, Source
 from models.training.answers import ANSWERS, give_answers, write_answers
-from models.training.job import multiplies_bfloat16, prepare_process, split_positions
 from models.training.objective import Step
+from models.training.processor import multiplies_bfloat16, prepare_process
 from models.training.run import require_finite
 from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
 

@@ -35,10 +35,10 @@ class Evaluate(Options):
         from models.card import write_card
         from models.checkpoint import read_checkpoint, write_checkpoint, write_config
         from models.data.catalogue import find_dataset
+        from models.data.held_out import held_out_source
         from models.data.source import read_source
         from models.engines import load_engine
         from models.evaluation import calibrate, measure
-        from models.training.job import held_out_source
 
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config

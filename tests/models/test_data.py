@@ -18,8 +18,9 @@ from models.checkpoint import Config, write_checkpoint
 from models.data.augmentation import crop_flip, normalise, random_boxes, random_resized_crop
 from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
 from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
+from models.data.held_out import split_positions
 from models.data.source import DataError, class_names, import_datasets, read_source
-from models.training.job import JobError, Options, input_spec, make_job, split_positions
+from models.training.job import JobError, Options, input_spec, make_job
 from tests.research import shared
 
 CIFAR10 = find_dataset("cifar10")

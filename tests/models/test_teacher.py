@@ -10,11 +10,12 @@ from torch.nn.functional import conv2d
 
 from models.data.augmentation import normalise
 from models.data.catalogue import find_dataset
+from models.data.held_out import split_positions
 from models.data.source import DataError, read_source
 from models.training import run as training_run
 from models.training import wide
 from models.training.answers import ANSWERS, AnswersError, give_answers, read_answers, write_answers
-from models.training.job import Options, make_job, split_positions
+from models.training.job import Options, make_job
 from models.training.reproduction import reproduce
 from models.training.rows import find_row
 from models.training.run import TrainingDiverged, train
