@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from service.benchmark_table import NUMBERS, SHARES, heading, line, numbers
 from service.settings import SHIPPED, Options
 
 if TYPE_CHECKING:
     from models.benchmark.subject import Subject
     from models.benchmark.suite import Row
-
-NUMBERS = r"^[1-9]\d*(,[1-9]\d*)*$"
-SHARES = r"^(0(\.\d+)?|1(\.0+)?)(,(0(\.\d+)?|1(\.0+)?))*$"
 
 
 class Bench(Options):
@@ -115,23 +113,3 @@ class Bench(Options):
 
 def write_json(file: Path, document: dict[str, object]) -> None:
     file.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
-
-
-def heading() -> str:
-    return (
-        f"{'network':<24} {'batch':>5} {'threads':>7}  {'routing':<20} {'engine':<28} "
-        f"{'MAC share':>9} {'wall share (quartiles)':>24} {'ms':>9}"
-    )
-
-
-def line(row: "Row") -> str:
-    wall = f"{row.wall_share:.3f} ({row.wall_share_low:.3f}-{row.wall_share_high:.3f})"
-    energy = "" if row.joules_per_image is None else f" {row.joules_per_image:>9.4f} J an image"
-    return (
-        f"{row.architecture:<24} {row.batch:>5} {row.threads:>7}  {row.routing:<20} {row.engine:<28} "
-        f"{row.mac_share:>9.3f} {wall:>24} {row.milliseconds:>9.3f}{energy}"
-    )

@@ -1,24 +1,20 @@
 """skipnet reproduce"""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from service.commands.train import progress_bar
-from service.settings import Options
+from service.training_options import HELD_OUT, HELD_OUT_TO_CHOOSE, TrainingOptions, progress_bar
 
 if TYPE_CHECKING:
     from models.training.reproduction import Reproduction
     from models.training.results import Result
     from models.training.rows import Row, Schedule
 
-HELD_OUT, HELD_OUT_TO_CHOOSE = 1000, 5000
 
-
-class Reproduce(Options):
+class Reproduce(TrainingOptions):
     """Train rows of the paper's table and ablations of its recipe and ours; each leaves a results file. Killed, it
     goes on where it was.
 
@@ -34,7 +30,6 @@ class Reproduce(Options):
     seeds: str | None = Field(
         None, pattern=r"^\d+(,\d+)*$", description="seeds, separated by commas; default: each row's own"
     )
-    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
     output: Path = Field(Path("runs/reproduce"), description="folder of the runs")
     results: Path | None = Field(None, description="folder of the results files; default: results in --output")
     choose: bool = Field(False, description="hold 5,000 images out and leave the test images alone: for choosing")
@@ -43,12 +38,9 @@ class Reproduce(Options):
     )
     start: Path | None = Field(None, description="checkpoint to start from, where a row would from another row's")
     epochs: int | None = Field(None, ge=1, description="epochs of each row; default: the recipe's")
-    limit: int | None = Field(None, ge=1, description="train on so many images only")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of convolutions while training")
-    save_every: float = Field(300, ge=0, description="seconds between saves of a run's state, at most")
-    priority: Literal["normal", "low"] = Field("normal", description="low yields the CPU to everything else")
     show_rows: bool = Field(False, description="list the rows of every group, or those of --rows, and train none")
 
     def cli_cmd(self) -> None:
@@ -65,8 +57,7 @@ class Reproduce(Options):
         if self.show_rows:
             print("\n".join(dict.fromkeys(describe(row) for row, _ in runs)))
             return
-        if self.priority == "low":
-            os.nice(19)
+        self.yield_processor()
         for row, seed in runs:
             print(f"{plan.name(row.name, seed)}: {row.title}", flush=True)
             result = reproduce(plan, row, seed, save_every=self.save_every, show=progress_bar)

@@ -1,18 +1,15 @@
 """skipnet teach"""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from service.commands.reproduce import HELD_OUT
-from service.commands.train import progress_bar
-from service.settings import Options
+from service.training_options import HELD_OUT, TrainingOptions, progress_bar
 
 
-class Teach(Options):
+class Teach(TrainingOptions):
     """Train a wide network, which serves nobody, and write its answers to the training images: --teacher of recipe
     taught learns from them. Killed, it goes on where it was.
 
@@ -20,14 +17,10 @@ class Teach(Options):
     """
 
     dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")
-    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
     output: Path | None = Field(None, description="folder of the run and its answers; default: runs/<dataset>_wide")
     epochs: int | None = Field(None, ge=1, description="epochs; default: 12")
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
     held_out: int = Field(HELD_OUT, ge=1, description="training images kept apart to measure on")
-    limit: int | None = Field(None, ge=1, description="train on so many images only")
-    save_every: float = Field(300, ge=0, description="seconds between saves of the run's state, at most")
-    priority: Literal["normal", "low"] = Field("normal", description="low yields the CPU to everything else")
 
     def cli_cmd(self) -> None:
         from models.data.catalogue import find_dataset
@@ -35,8 +28,7 @@ class Teach(Options):
         from models.training.answers import ANSWERS
         from models.training.wide import teach
 
-        if self.priority == "low":
-            os.nice(19)
+        self.yield_processor()
         output = self.output or Path("runs") / f"{self.dataset}_wide"
         teach(
             read_source(find_dataset(self.dataset), "train", self.data),

@@ -1,14 +1,11 @@
 """skipnet train"""
 
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from service.settings import Options
+from service.training_options import TrainingOptions, progress_bar
 
 if TYPE_CHECKING:
     from models.training.recipes import Stage
@@ -21,7 +18,7 @@ STAGES: "dict[str, tuple[Stage, ...]]" = {
 }
 
 
-class Train(Options):
+class Train(TrainingOptions):
     """Train a network: SP then HRL where it has gates, plain where it has none.
 
     A try on a CPU: skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10 --recipe short --epochs 1 --limit 2560
@@ -29,7 +26,6 @@ class Train(Options):
 
     arch: str = Field(description="architecture, for instance cifar10_rnn_gate_38")
     dataset: str = Field(description="cifar10, cifar100, svhn, imagenet or imagefolder")
-    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
     recipe: str = Field("paper", description="hyper-parameters: paper, short, budget, dial, adaptive or taught")
     stages: str | None = Field(
         None,
@@ -52,7 +48,6 @@ class Train(Options):
     )
     seed: int = Field(0, ge=0, description="of weights, order, augmentation and sampled gates")
     held_out: int = Field(5000, ge=1, description="training images kept apart to measure on")
-    limit: int | None = Field(None, ge=1, description="train on so many images only")
     size: int | None = Field(None, ge=32, description="side of the input in pixels; default: the architecture's")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
@@ -62,8 +57,6 @@ class Train(Options):
     workers: int = Field(2, ge=0, description="processes that decode images too many for memory")
     output: Path | None = Field(None, description="folder of the run; default: runs/<arch>")
     resume: bool = Field(False, description="go on with the run in --output where it stopped")
-    save_every: float = Field(300, ge=0, description="seconds between saves of the run's state, at most")
-    priority: Literal["normal", "low"] = Field("normal", description="low yields the CPU to everything else")
     model_repository: Path | None = Field(
         None, description="where given, the trained model becomes the next version of <arch> there"
     )
@@ -78,8 +71,7 @@ class Train(Options):
         from models.training.run import train
         from service.training_metrics import TrainingMetrics
 
-        if self.priority == "low":
-            os.nice(19)
+        self.yield_processor()
         chosen = self.model_dump(include=set(JobOptions.__annotations__) - {"changes", "output", "stages"})
         output = self.output or Path("runs") / self.arch
         stages = STAGES[self.stages] if self.stages else None
@@ -94,10 +86,3 @@ class Train(Options):
         print("checkpoint:", folder)
         if self.model_repository:
             print("published:", publish(folder, self.model_repository, job.architecture.name))
-
-
-def progress_bar(steps: Iterator[int]) -> Iterator[int]:
-    """Return the steps, which draw a bar as they are taken."""
-    from tqdm import tqdm
-
-    return iter(tqdm(steps, unit="step", file=sys.stdout, mininterval=1))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from service.commands.bench import NUMBERS, SHARES, heading, line, numbers
+from service.benchmark_table import NUMBERS, SHARES, heading, line, numbers
 from service.settings import SHIPPED, DeviceName, Options
 
 if TYPE_CHECKING:

@@ -1,0 +1,35 @@
+"""What the verbs that train have in common: options, whom they yield the processor to, and a bar that shows how far."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from service.settings import Options
+
+HELD_OUT, HELD_OUT_TO_CHOOSE = 1000, 5000
+"""Training images that are kept apart: in a run that is reported, and in one by which recipes are chosen."""
+
+
+class TrainingOptions(Options):
+    """Options of every verb that trains."""
+
+    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
+    limit: int | None = Field(None, ge=1, description="train on so many images only")
+    save_every: float = Field(300, ge=0, description="seconds between saves of a run's state, at most")
+    priority: Literal["normal", "low"] = Field("normal", description="low yields the CPU to everything else")
+
+    def yield_processor(self) -> None:
+        """Let everything else have the CPU first, where that was asked for."""
+        if self.priority == "low":
+            os.nice(19)
+
+
+def progress_bar(steps: Iterator[int]) -> Iterator[int]:
+    """Return the steps, which draw a bar as they are taken."""
+    from tqdm import tqdm
+
+    return iter(tqdm(steps, unit="step", file=sys.stdout, mininterval=1))
