@@ -1,6 +1,7 @@
 import asyncio
 import re
 import socket
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -79,13 +80,24 @@ def answers(client: socket.socket, count: int) -> bytes:
     return got
 
 
+def is_cut_off(client: socket.socket, data: bytes) -> bool:
+    """Return whether the server ends a connection on which ``data`` comes again and again."""
+    end = time.monotonic() + 20
+    try:
+        while time.monotonic() < end:
+            client.sendall(data)
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        pass  # It is no longer read, but open.
+    return False
+
+
 def test_what_is_sent_after_the_answer_comes_to_an_end(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedProtocol, "leftover_seconds", 0.2)
     with connect(running) as client:
         client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
-        with pytest.raises(ConnectionError):
-            while True:
-                client.sendall(b"y")
+        assert is_cut_off(client, b"y")
 
 
 def test_a_body_that_ends_after_the_answer_leaves_the_connection_open(
@@ -126,9 +138,7 @@ def test_trailers_are_not_kept(running: Running, monkeypatch: pytest.MonkeyPatch
 def test_trailers_that_never_end_are_cut_off(running: Running, trailers: bytes) -> None:
     with connect(running) as client:
         client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
-        with pytest.raises(ConnectionError):
-            for _ in range(1000):
-                client.sendall(trailers)
+        assert is_cut_off(client, trailers)
 
 
 def test_line_ends_do_not_keep_a_connection_open(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,9 +156,7 @@ def test_answers_that_nobody_reads_are_given_up(running: Running, monkeypatch: p
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # As little as there can be.
         client.settimeout(20)
         client.connect(("127.0.0.1", running.port))
-        with pytest.raises(ConnectionError):
-            while True:
-                client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        assert is_cut_off(client, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
 
 
 def test_requests_of_a_client_that_hung_up_are_not_computed(start: Callable[..., Running], served: Served) -> None:
