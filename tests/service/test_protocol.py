@@ -196,11 +196,16 @@ def test_a_tunnel_is_refused(running: Running) -> None:
         assert everything(client).startswith(b"HTTP/1.1 400 ")
 
 
-def test_a_large_body_before_the_next_head_is_no_head(running: Running) -> None:
-    sent = post(b"/nowhere", b"y" * 200_000) + b"GET /health/live HTTP/1.1\r\nHost: x"
+@pytest.mark.parametrize("before", ["body", "heads"])
+def test_what_stands_before_a_head_is_no_part_of_it(running: Running, before: str) -> None:
+    if before == "body":
+        sent, count = post(b"/nowhere", b"y" * 200_000), 1
+    else:
+        count = 7
+        sent = b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Long: %b\r\n\r\n" % (b"y" * 30_000) * count
     with connect(running) as client:
-        client.sendall(sent)
-        assert b" 404 " in answers(client, 1)
+        client.sendall(sent + b"GET /health/live HTTP/1.1\r\nHost: x")
+        assert b" 431 " not in answers(client, count)
         client.sendall(b"\r\n\r\n")
         assert b" 200 " in answers(client, 1)
 
