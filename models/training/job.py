@@ -150,7 +150,8 @@ def start_network(
     network = architecture.build(len(classes))
     # What one of the two lacks are the gates: those that are given stay as they were made.
     network.load_state_dict(checkpoint.network.state_dict(), strict=False)
-    return network, [{"architecture": found.name} | stage for stage in stages]
+    # Which network the stages with gates trained; a plain one never has any.
+    return network, [stage if stage["stage"] == "plain" else {"architecture": found.name} | stage for stage in stages]
 
 
 def find_teacher(

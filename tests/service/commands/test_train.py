@@ -36,8 +36,10 @@ def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Pat
         options = Options(said.arch, said.dataset, shipped, epochs=said.epochs, batch=said.batch, changes=changes)
         recipe = as_json(override(find_recipe(said.recipe, asked), options))
         # Early checkpoints name their target in a way of their own.
-        assert recipe | {key: value for key, value in stage.items() if key not in ("seed", "target")} == recipe
+        beside = ("architecture", "seed", "target")
+        assert recipe | {key: value for key, value in stage.items() if key not in beside} == recipe
         assert said.seed == stage.get("seed", config.training["seed"])
+        assert said.arch == stage.get("architecture", said.arch)
 
 
 def test_what_a_stage_changed_of_its_recipe_makes_it_again() -> None:
