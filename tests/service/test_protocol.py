@@ -156,7 +156,7 @@ def test_answers_that_nobody_reads_are_given_up(running: Running, monkeypatch: p
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # As little as there can be.
         client.settimeout(20)
         client.connect(("127.0.0.1", running.port))
-        assert is_cut_off(client, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        assert is_cut_off(client, b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
 
 
 def test_requests_of_a_client_that_hung_up_are_not_computed(start: Callable[..., Running], served: Served) -> None:
