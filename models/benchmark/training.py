@@ -19,12 +19,13 @@ from models.data.augmentation import PADDING
 from models.data.batches import MemoryBatches
 from models.data.catalogue import find_dataset
 from models.network import RunBlock, SkipNet, run_masked
+from models.training.batch_norm import freeze_statistics
 from models.training.memory import keep_freed_memory
 from models.training.objective import Step
 from models.training.processor import gains_by_compiling, multiplies_bfloat16
 from models.training.readout import readouts
 from models.training.recipes import Recipe, Rung, find_recipe
-from models.training.reinforce import freeze_statistics, reinforce_step
+from models.training.reinforce import reinforce_step
 from models.training.run import make_optimizer
 from models.training.skipping import run_executed
 from models.training.supervised import straight_through, supervised_step

@@ -18,13 +18,6 @@ from models.training.recipes import Recipe
 from models.training.skipping import run_executed
 
 
-def freeze_statistics(network: SkipNet) -> None:
-    """Let batch norm use its running statistics and leave them as they are; its scale and shift still learn."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-
-
 @torch.no_grad()
 def re_estimate_statistics(network: SkipNet, batches: Iterable[Tensor]) -> None:
     """Take batch norm's running statistics anew: the means over batches [N, 3, H, W] along the routes of inference."""

@@ -21,10 +21,11 @@ from models.data.batches import Batches, generator
 from models.evaluation import Metrics
 from models.network import SkipNet
 from models.preprocessing import InputSpec
+from models.training.batch_norm import freeze_statistics
 from models.training.objective import Step
 from models.training.readout import open_gates, sharpen_gates
 from models.training.recipes import Recipe
-from models.training.reinforce import freeze_statistics, re_estimate_statistics, reinforce_step
+from models.training.reinforce import re_estimate_statistics, reinforce_step
 from models.training.schedule import learning_rate, targets_fallen
 from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
 from models.training.supervised import supervised_step, taught

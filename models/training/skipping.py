@@ -5,14 +5,13 @@ nothing flows back through that output. It is computed forward only, at batch no
 would, for a share of them, drawn at random and weighted in return: the same gradient in the mean. REINFORCE needs none.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.blocks import Block
+from models.training.batch_norm import running_statistics
 
 EXPLORED = 0.25
 """The share of the images that skip a block for which SP computes it all the same."""
@@ -61,19 +60,6 @@ def explore(block: Block, x: Tensor, shortcut: Tensor, explored: Tensor) -> Tens
         return beside
     with running_statistics(block.residual):
         return block.execute(take(x, explored) if block.projects else beside, beside) - beside
-
-
-@contextmanager
-def running_statistics(module: nn.Module) -> Iterator[None]:
-    """Let batch norm use its running statistics, and leave them as they are."""
-    norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d) and each.training]
-    for norm in norms:
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.train()
 
 
 def take(x: Tensor, active: Tensor) -> Tensor:

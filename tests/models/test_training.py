@@ -17,13 +17,13 @@ from models.data.batches import MemoryBatches, generator
 from models.data.catalogue import find_dataset
 from models.evaluation import evaluate_network
 from models.network import SkipNet
+from models.training.batch_norm import freeze_statistics
 from models.training.job import input_spec
 from models.training.objective import Step
 from models.training.readout import open_gates, readouts, sharpen_gates
 from models.training.recipes import Recipe, find_recipe
 from models.training.reinforce import (
     advantages,
-    freeze_statistics,
     pure_loss,
     re_estimate_statistics,
     returns,
