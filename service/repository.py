@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -81,17 +81,16 @@ class Repository:
         another in its place would answer with other labels, and differ from replica to replica.
         """
         try:
-            found, names = await self._in_thread(lambda: (scan(self.folder), models_of(self.folder)))
+            found = await self._in_thread(lambda: scan(self.folder, models_of(self.folder)))
         except (OSError, LoadError) as error:
             log.error("nothing is served: %s can't be read: %s", self.folder, error)
             return False
-        names = [name for name in names if name in found]
-        self.default = self.default or next(iter(names), None)
-        newest = {(name, found[name][-1]) for name in names}
+        self.default = self.default or next(iter(found), None)
+        newest = {(name, versions[-1]) for name, versions in found.items()}
         self.loading |= newest
         try:
-            for name in names:
-                await self._load_newest_of(name, found[name])
+            for name, versions in found.items():
+                await self._load_newest_of(name, versions)
         finally:
             self.loading -= newest
         return bool(self.served)
@@ -250,14 +249,15 @@ class Repository:
             self._on_retired(served)
 
 
-def scan(folder: Path) -> dict[str, list[int]]:
-    """Return the models in a repository and their versions, ascending; a model has at least one numbered folder.
+def scan(folder: Path, names: Iterable[str] | None = None) -> dict[str, list[int]]:
+    """Return the models in a repository, or those of ``names`` in their order, and their versions, ascending; a model
+    has at least one numbered folder.
 
     Raises OSError or LoadError where the folder can't be read.
     """
     from models.checkpoint import model_names
 
-    found = {name: versions_of(folder, name) for name in model_names(folder)}
+    found = {name: versions_of(folder, name) for name in (model_names(folder) if names is None else names)}
     # One may have been moved away in between.
     return {name: versions for name, versions in found.items() if versions}
 
