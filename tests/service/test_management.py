@@ -1,6 +1,7 @@
 """Loading and unloading over a real socket, asked by Triton's own client, and versions that appear by themselves."""
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from models.checkpoint import read_checkpoint
 from service.loading import LoadError, Served
+from service.repository import Files, newest_files
 from service.settings import Settings
 from tests.service.parts import NAME, Running, encoded, picture, until
 
@@ -143,6 +145,33 @@ def test_watching_serves_what_appears_and_survives_what_is_damaged(shelf: Callab
     until(lambda: "another" in server.core.repository.served)
     assert server.core.repository.default == NAME
     assert NAME not in server.core.repository.served
+
+
+def test_watching_begins_when_the_start_is_over(
+    repository: Path, loaded: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, looks = threading.Event(), []
+
+    def look(folder: Path) -> dict[tuple[str, int], Files]:
+        looks.append(over.is_set())
+        return newest_files(folder)
+
+    def load(_: Path) -> Served:
+        assert over.wait(20)
+        return replace(loaded)
+
+    monkeypatch.setattr("service.repository.newest_files", look)
+    server = Running(Settings(model_repository=repository, watch_interval=0.001), load)
+    try:
+        for _ in range(20):
+            assert server.client.get("/health/live").status_code == 200
+        over.set()
+        server.wait_ready()
+        until(lambda: bool(looks))
+        assert all(looks)
+    finally:
+        over.set()
+        server.stop()
 
 
 def test_watching_waits_for_a_first_model(tmp_path: Path, repository: Path, loaded: Served) -> None:
