@@ -11,7 +11,7 @@ from service.answers import Classification, ModelIdentity, predictions, routing,
 from service.budget import choose_threshold, expected_accuracy
 from service.errors import Code, ServiceError, documented
 from service.middleware import record_of
-from service.routes.dependencies import core_of, described, read_parameters, read_query
+from service.routes.dependencies import KEYED, core_of, described, read_parameters, read_query
 
 router = APIRouter(tags=["inference"])
 
@@ -61,6 +61,7 @@ class ClassifyHeaders(BaseModel):
 
 @router.post(
     "/classify",
+    dependencies=KEYED,
     response_model=Classification,
     response_model_exclude_none=True,
     responses=documented(

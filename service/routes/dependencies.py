@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ValidationError
 
 from service.core import Core
@@ -23,6 +24,15 @@ async def _core(request: Request) -> Core:
 
 
 CoreHere = Annotated[Core, Depends(_core)]
+
+KEYED = [
+    Security(scheme)
+    for scheme in (
+        HTTPBearer(auto_error=False, description="a key, where the server has any"),
+        APIKeyHeader(name="X-API-Key", auto_error=False, description="the same, by another header"),
+    )
+]
+"""What tells the OpenAPI page of a route whose keys `service/keys.py` checks."""
 
 
 def read_query(model: type[Parameters], request: Request) -> Parameters:

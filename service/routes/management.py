@@ -10,7 +10,7 @@ from service.errors import Code, ServiceError
 from service.loading import LoadError
 from service.middleware import record_of
 from service.repository import State
-from service.routes.dependencies import CoreHere, core_of, failing, taking
+from service.routes.dependencies import KEYED, CoreHere, core_of, failing, taking
 
 Content = TypeVar("Content", bound=BaseModel)
 
@@ -19,7 +19,7 @@ MAX_BODY = 4 << 10
 
 ERRORS = failing(400, 401, 408, 413, 429)
 
-router = APIRouter(prefix="/repository")
+router = APIRouter(prefix="/repository", dependencies=KEYED)
 
 
 class IndexEntry(BaseModel):

@@ -16,7 +16,7 @@ from service.loading import Served
 from service.middleware import record_of
 from service.oip import DATATYPES, InferRequest, read_call, respond
 from service.routes import management
-from service.routes.dependencies import CoreHere, core_of, failing, taking
+from service.routes.dependencies import KEYED, CoreHere, core_of, failing, taking
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 router.include_router(management.router)
@@ -141,12 +141,14 @@ async def model_config(core: CoreHere, model: str, version: str | None = None) -
 @router.post(
     "/models/{model}/infer",
     tags=["inference"],
+    dependencies=KEYED,
     responses=failing(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=taking(InferRequest),
 )
 @router.post(
     "/models/{model}/versions/{version}/infer",
     tags=["inference"],
+    dependencies=KEYED,
     responses=failing(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=taking(InferRequest),
 )

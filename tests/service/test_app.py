@@ -43,6 +43,19 @@ def test_openapi_tells_of_bodies_and_errors(running: Running) -> None:
     assert api["paths"]["/health/ready"]["get"]["responses"].keys() == {"200", "503"}
 
 
+def test_openapi_tells_where_a_key_may_be_asked_for(running: Running) -> None:
+    api = running.client.get("/openapi.json").json()
+    schemes = api["components"]["securitySchemes"]
+    either = [{name: []} for name in schemes]
+    assert [(each["type"], each.get("scheme"), each.get("name")) for each in schemes.values()] == [
+        ("http", "bearer", None),
+        ("apiKey", None, "X-API-Key"),
+    ]
+    keyed = {path for path, operations in api["paths"].items() for each in operations.values() if "security" in each}
+    assert keyed == {path for path in api["paths"] if path == "/classify" or "infer" in path or "repository" in path}
+    assert api["paths"]["/classify"]["post"]["security"] == either
+
+
 def test_models(running: Running) -> None:
     [entry] = running.client.get("/models").json()["models"]
     assert (entry["name"], entry["version"], entry["state"], entry["default"]) == (NAME, 1, "READY", True)

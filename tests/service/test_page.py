@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from service.settings import Settings
@@ -119,6 +120,31 @@ def test_what_is_no_photo_is_told(browser: Chrome, shipped: Running) -> None:
     browser.get(shipped.url)
     find(browser, "#file").send_keys(str(Path(__file__)))
     until(lambda: "not an image" in find(browser, "#problem").text, 30)
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[Running]:
+    server = Running(Settings(api_keys=["clé"])).wait_ready()
+    yield server
+    server.stop()
+
+
+def test_a_key_is_asked_for_where_the_server_wants_one(browser: Chrome, locked: Running) -> None:
+    browser.get(locked.url)
+    assert not find(browser, "#unlock").is_displayed()
+    find(browser, "#file").send_keys(str(PHOTO))
+    until(lambda: find(browser, "#unlock").is_displayed(), 30)
+    assert "asks for an API key" in find(browser, "#problem").text
+    find(browser, "#key").send_keys("wrong", Keys.ENTER)
+    until(lambda: "does not know that key" in find(browser, "#problem").text, 30)
+    find(browser, "#key").clear()
+    find(browser, "#key").send_keys("clé", Keys.ENTER)
+    until(lambda: find(browser, "#label").text == "cat", 30)
+    assert not find(browser, "#unlock").is_displayed()
+    # The key is kept for the tab.
+    browser.get(locked.url)
+    find(browser, "#file").send_keys(str(PHOTO))
+    until(lambda: find(browser, "#label").text == "cat", 30)
 
 
 def test_api_page_shows_its_operations(browser: Chrome, shipped: Running) -> None:
