@@ -90,12 +90,16 @@ class SkipNet(nn.Module):
         return logits
 
     def forward(
-        self, images: Tensor, decide: Decide | None = None, run: RunBlock | None = None
+        self,
+        images: Tensor,
+        decide: Decide | None = None,
+        run: RunBlock | None = None,
+        gates_apart: bool = False,
     ) -> tuple[Tensor, Routing]:
         """Return class logits [N, classes] and the routing of normalised images [N, 3, H, W].
 
         ``decide`` turns gate logits into decisions, by default: probability > 0.5 executes. ``run`` gives a block's
-        output for them, by default masked.
+        output for them, by default masked. With ``gates_apart`` no gradient flows from the gates into what they read.
         """
         decide, run = decide or above_half, run or run_masked
         x = self.blocks[0](self.stem(images))
@@ -105,7 +109,7 @@ class SkipNet(nn.Module):
             if self.gate_kind is None:
                 x = block(x)
                 continue
-            logit, state = self.gate_logit(index, x, state)
+            logit, state = self.gate_logit(index, x.detach() if gates_apart else x, state)
             decision = decide(index, logit)
             x = run(block, x, decision)  # type: ignore[arg-type]
             logits.append(logit)

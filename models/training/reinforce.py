@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
-from models.blocks import Block
 from models.network import RunBlock, SkipNet
 from models.training.objective import Step, answer_loss
 from models.training.recipes import Recipe
@@ -40,18 +39,13 @@ def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor, run: RunB
     ``uniform`` [N, B-1], drawn from 0..1, decides: a block runs where it lies below the gate's probability.
     Returns class logits [N, classes], gate logits [N, B-1] and decisions [N, B-1].
     """
-    x = network.blocks[0](network.stem(images))
-    state = None
-    logits, decisions = [], []
-    for index, block in enumerate(network.blocks[1:]):
-        assert isinstance(block, Block)
-        # The policy gradient alone trains the gates: what they read is given to them, not taught by them.
-        logit, state = network.gate_logit(index, x.detach(), state)
-        decision = uniform[:, index] < torch.sigmoid(logit.detach())
-        x = run(block, x, decision)
-        logits.append(logit)
-        decisions.append(decision)
-    return network.classify(x), torch.stack(logits, 1), torch.stack(decisions, 1)
+
+    def decide(index: int, logits: Tensor) -> Tensor:
+        return uniform[:, index] < torch.sigmoid(logits.detach())
+
+    # The policy gradient alone trains the gates: what they read is given to them, not taught by them.
+    logits, routing = network(images, decide, run, gates_apart=True)
+    return logits, routing.logits, routing.decisions
 
 
 def returns(cross_entropies: Tensor, decisions: Tensor, alpha: float) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.analysis.persistent_rounding import RoundedEngine
 from models.benchmark.forcing import force_route
 from models.blocks import BasicBlock
 from models.checkpoint import SHIPPED, read_checkpoint
@@ -18,7 +19,6 @@ from models.data.catalogue import find_dataset
 from models.engines.engine import Routed
 from models.engines.folding import fold
 from models.engines.native import NativeEngine
-from models.engines.persistent_rounding import RoundedEngine
 from models.engines.reference import ReferenceEngine
 from models.network import GateKind, SkipNet
 from models.parity import THRESHOLD, read_case

@@ -1,6 +1,6 @@
 """The persistent kernel's half precision, emulated in torch on a CPU: every rounding where the kernel rounds.
 
-    python -m models.engines.persistent_rounding CHECKPOINT --data FOLDER
+    python -m models.analysis.persistent_rounding CHECKPOINT --data FOLDER
 
 compares its decisions and labels with the reference's on all test images of the checkpoint's data set. Filters and
 maps are fp16; sums, biases, averages (of a map before it is rounded), gates and head are fp32. What is left out is
