@@ -17,7 +17,7 @@ from pathlib import Path
 from models.engines.engine import EngineError
 
 SOURCE = Path(__file__).with_name("native.cpp")
-HEADER = SOURCE.with_name("native_convolution.hpp")
+HEADERS = sorted(SOURCE.parent.glob("native_*.hpp"))
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 PORTABLE = ("-static-libstdc++", "-static-libgcc")
 """Slim container images have no C++ runtime library; the linkers of other systems than Linux lack these flags."""
@@ -81,7 +81,7 @@ def flags(kind: str) -> tuple[str, ...]:
 
 def library_name(kind: str) -> str:
     """Return a file name that changes with the source and the options, so that no stale library is loaded."""
-    parts = SOURCE.read_bytes(), HEADER.read_bytes(), " ".join(flags(kind)).encode()
+    parts = *(file.read_bytes() for file in (SOURCE, *HEADERS)), " ".join(flags(kind)).encode()
     return f"native-{kind}-{hashlib.sha256(b''.join(parts)).hexdigest()[:12]}.so"
 
 
@@ -106,7 +106,7 @@ def compile_library(kind: str, library: Path) -> None:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             # Compiled aside and renamed: another process never loads half a library.
             made = Path(folder) / library.name
-            command = [compiler, *flags(kind), str(SOURCE), "-I", str(HEADER.parent), "-o", str(made)]
+            command = [compiler, *flags(kind), str(SOURCE), "-I", str(HEADERS[0].parent), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
             made.replace(library)
     except OSError as error:

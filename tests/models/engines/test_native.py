@@ -1,6 +1,7 @@
 """The native engine against the network itself, and against what its decisions promise."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -282,12 +283,21 @@ class TestBuild:
         answer = engine.run(np.zeros((1, 3, 32, 32), np.float32), np.zeros(1, np.float32))
         assert answer.executed.all()
 
-    def test_library_name_follows_source_and_kind(self) -> None:
+    def test_library_name_follows_sources_and_kind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         kinds = native_build.X86_FEATURES
+        texts = [file.read_text() for file in (native_build.SOURCE, *native_build.HEADERS)]
+        included = set(re.findall(r'#include "(.+)"', "".join(texts)))
         names = {native_build.library_name(kind) for kind in kinds}
         native_build.SOURCE.write_text("// changed\n")
         names |= {native_build.library_name(kind) for kind in kinds}
-        assert len(names) == 2 * len(kinds)
+        for index, header in enumerate(native_build.HEADERS):
+            changed = tmp_path / header.name
+            changed.write_text("// changed\n")
+            headers = [*native_build.HEADERS[:index], changed, *native_build.HEADERS[index + 1 :]]
+            monkeypatch.setattr(native_build, "HEADERS", headers)
+            names |= {native_build.library_name(kind) for kind in kinds}
+        assert {header.name for header in native_build.HEADERS} == included
+        assert len(names) == (2 + len(included)) * len(kinds)
 
 
 @pytest.mark.parametrize(
