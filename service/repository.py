@@ -85,6 +85,9 @@ class Repository:
         except (OSError, LoadError) as error:
             log.error("nothing is served: %s can't be read: %s", self.folder, error)
             return False
+        if not found:
+            there = await self._in_thread(self.folder.is_dir)
+            log.error("%s %s", self.folder, "holds no <model>/<version>/ folder" if there else "does not exist")
         self.default = self.default or next(iter(found), None)
         newest = {(name, versions[-1]) for name, versions in found.items()}
         self.loading |= newest

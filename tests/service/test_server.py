@@ -189,9 +189,12 @@ def test_sigterm_while_loading_ends_at_once(launch: Callable[..., Process], repo
 
 
 def test_nothing_to_serve_ends_with_a_reason(launch: Callable[..., Process], tmp_path: Path) -> None:
-    serve = launch("--model-repository", str(tmp_path / "nothing"))
-    assert serve.process.wait(60) == 1
-    assert f"no model in {tmp_path / 'nothing'} can be served" in serve.lines
+    (tmp_path / "empty").mkdir()
+    for name, reason in (("nothing", "does not exist"), ("empty", "holds no <model>/<version>/ folder")):
+        serve = launch("--model-repository", str(tmp_path / name))
+        assert serve.process.wait(60) == 1
+        assert f"{tmp_path / name} {reason}" in serve.lines
+        assert f"no model in {tmp_path / name} can be served" in serve.lines
 
 
 def test_port_in_use_ends_with_a_reason(launch: Callable[..., Process], running: Running) -> None:
