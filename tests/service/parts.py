@@ -27,6 +27,7 @@ from service.server import build
 from service.settings import Settings
 
 NAME = "cifar10_rnn_gate_38"
+PNG = {"content-type": "image/png"}
 LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SPEC = InputSpec(height=32, width=32, resize=32, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
 
@@ -156,3 +157,15 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.002)
+
+
+def post(server: Running, data: bytes, query: str = "", headers: dict[str, str] = PNG) -> httpx.Response:
+    return server.client.post(f"/classify{query}", content=data, headers=headers)
+
+
+def error_of(response: httpx.Response) -> str:
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"code", "message"}
+    assert body["error"]["message"]
+    return str(body["error"]["code"])

@@ -1,14 +1,9 @@
 """POST /classify over a real socket."""
 
-import gc
-import http.client
-import json
 import re
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -19,22 +14,9 @@ from PIL import Image
 
 from models.preprocessing import prepare
 from service.loading import Served
-from tests.service.parts import LABELS, NAME, SPEC, Running, encoded, picture, until, watched
+from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, error_of, picture, post, until, watched
 
 JPEG = {"content-type": "image/jpeg"}
-PNG = {"content-type": "image/png"}
-
-
-def post(server: Running, data: bytes, query: str = "", headers: dict[str, str] = PNG) -> httpx.Response:
-    return server.client.post(f"/classify{query}", content=data, headers=headers)
-
-
-def error_of(response: httpx.Response) -> str:
-    body = response.json()
-    assert body.keys() == {"error"}
-    assert body["error"].keys() == {"code", "message"}
-    assert body["error"]["message"]
-    return str(body["error"]["code"])
 
 
 def test_answer_is_what_the_engine_says(running: Running, loaded: Served) -> None:
@@ -192,47 +174,6 @@ def test_forms_without_one_image(running: Running, parts: dict[str, Any]) -> Non
     assert (response.status_code, error_of(response)) == (400, "bad_request")
 
 
-def test_too_many_pixels(start: Callable[..., Running]) -> None:
-    server = start(max_image_pixels=1000)
-    response = post(server, encoded(picture(0, 32, 32)))
-    assert (response.status_code, error_of(response)) == (413, "image_too_large")
-
-
-def test_too_many_bytes_by_content_length_are_not_even_sent(start: Callable[..., Running]) -> None:
-    server = start(max_body_size=1000)
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
-        connection.putrequest("POST", "/classify")
-        for name, value in (PNG | {"content-length": "1000000000"}).items():
-            connection.putheader(name, value)
-        connection.endheaders()
-        response = connection.getresponse()
-        assert response.status == 413
-        assert json.loads(response.read())["error"]["code"] == "body_too_large"
-
-
-def test_too_many_bytes_without_content_length(start: Callable[..., Running]) -> None:
-    server = start(max_body_size=100_000)
-    response = server.client.post("/classify", content=(b"x" * 10_000 for _ in range(12)), headers=PNG)
-    assert (response.status_code, error_of(response)) == (413, "body_too_large")
-    assert server.core.admission.bytes == 0
-    just = encoded(picture(0)).ljust(100_000, b"\0")
-    assert server.client.post("/classify", content=(c for c in [just]), headers=PNG).status_code == 200
-
-
-def test_bodies_held_at_once_are_bounded(start: Callable[..., Running], served: Served) -> None:
-    data = encoded(picture(0))
-    server = start(max_bodies_size=2 * len(data))
-    watched(served).open.clear()
-    with ThreadPoolExecutor(3) as pool:
-        first = [pool.submit(post, server, data) for _ in range(2)]
-        until(lambda: server.core.admission.bytes == 2 * len(data))
-        response = post(server, data)
-        assert (response.status_code, error_of(response)) == (429, "overloaded")
-        watched(served).open.set()
-        assert [each.result().status_code for each in first] == [200, 200]
-    assert server.metric("rejections_total", reason="bodies_full") == 1
-
-
 def test_request_id_is_kept_or_made(running: Running) -> None:
     mine = post(running, encoded(picture(0)), headers=PNG | {"x-request-id": "trace-7.1"})
     assert mine.headers["x-request-id"] == mine.json()["request_id"] == "trace-7.1"
@@ -298,126 +239,6 @@ def test_bad_images_do_not_touch_their_neighbours(start: Callable[..., Running],
         assert [each.result().status_code for each in bad] == [400] * 3
         watched(served).open.set()
         assert [each.result().status_code for each in [first, *good]] == [200] * 4
-
-
-def test_full_queue_answers_429_at_once_and_probes_go_on(start: Callable[..., Running], served: Served) -> None:
-    server = start(max_queue_size=3)
-    post(server, encoded(picture(0)))
-    watched(served).open.clear()
-    with ThreadPoolExecutor(3) as pool:
-        admitted = [pool.submit(post, server, encoded(picture(i))) for i in range(3)]
-        until(lambda: server.core.admission.images == 3)
-        refused = post(server, encoded(picture(0)))
-        assert (refused.status_code, error_of(refused)) == (429, "overloaded")
-        assert int(refused.headers["retry-after"]) >= 1
-        # Before any work: neither the parameters nor the content type were looked at.
-        unread = post(server, b"", "?top_k=x", headers={"content-type": "text/plain"})
-        assert (unread.status_code, error_of(unread)) == (429, "overloaded")
-        for path in ("/health/live", "/health/ready", "/metrics", "/models", "/"):
-            assert server.client.get(path).status_code == 200
-        watched(served).open.set()
-        assert [each.result().status_code for each in admitted] == [200] * 3
-    assert post(server, encoded(picture(0))).status_code == 200
-    assert server.metric("rejections_total", reason="queue_full") == 2
-    assert server.metric("requests_total", outcome="rejected") == 2
-
-
-def test_deadline_in_the_queue_is_504_and_never_computed(start: Callable[..., Running], served: Served) -> None:
-    server = start()
-    watched(served).open.clear()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(post, server, encoded(picture(0)))
-        until(lambda: server.core.batcher.busy_for > 0)
-        late = post(server, encoded(picture(1)), headers=PNG | {"x-request-timeout": "0.2"})
-        assert (late.status_code, error_of(late)) == (504, "deadline_exceeded")
-        batches = len(watched(served).batches)
-        watched(served).open.set()
-        assert first.result().status_code == 200
-    assert post(server, encoded(picture(2))).status_code == 200
-    assert len(watched(served).batches) == batches + 1
-    assert server.metric("dropped_total", reason="deadline") == 1
-    until(lambda: server.metric("requests_total", outcome="client_deadline") == 1)
-
-
-def test_the_servers_deadline_is_the_most(start: Callable[..., Running], served: Served) -> None:
-    server = start(request_timeout=0.2)
-    watched(served).open.clear()
-    response = post(server, encoded(picture(0)), headers=PNG | {"x-request-timeout": "1000"})
-    assert (response.status_code, error_of(response)) == (504, "deadline_exceeded")
-    until(lambda: server.metric("requests_total", outcome="deadline") == 1)
-
-
-def test_what_a_client_gave_too_little_time_is_no_fault_of_the_service(
-    start: Callable[..., Running], served: Served, caplog: pytest.LogCaptureFixture
-) -> None:
-    server = start()
-    watched(served).open.clear()
-    with caplog.at_level("INFO", "skipnet.access"):
-        assert post(server, encoded(picture(0)), headers=PNG | {"x-request-timeout": "0.2"}).status_code == 504
-        until(lambda: server.metric("requests_total", outcome="client_deadline") == 1)
-    assert server.metric("requests_total", outcome="deadline") == 0
-    # Whoever looks at the line sees what went wrong, and who asked.
-    [line] = [record.fields for record in caplog.records if record.name == "skipnet.access"]  # type: ignore[attr-defined]
-    assert (line["code"], line["client"]) == ("deadline_exceeded", "127.0.0.1")
-
-
-def test_client_that_hangs_up_is_dropped_and_counted(
-    start: Callable[..., Running], served: Served, caplog: pytest.LogCaptureFixture
-) -> None:
-    server = start()
-    data = encoded(picture(1))
-    watched(served).open.clear()
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(post, server, encoded(picture(0)))
-        until(lambda: server.core.batcher.busy_for > 0)
-        with socket.create_connection(("127.0.0.1", server.port)) as client:
-            head = (
-                f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
-            )
-            client.sendall(head.encode() + data)
-            until(lambda: server.core.batcher.depth(served) == 1)
-        until(lambda: server.metric("requests_total", outcome="cancelled") == 1)
-        batches = len(watched(served).batches)
-        watched(served).open.set()
-        assert first.result().status_code == 200
-    until(lambda: server.metric("dropped_total", reason="client_gone") == 1)
-    assert len(watched(served).batches) == batches
-    assert server.core.admission.images == server.core.admission.bytes == 0
-    gc.collect()
-    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
-
-
-def test_client_that_hangs_up_while_sending(start: Callable[..., Running]) -> None:
-    server = start()
-    with socket.create_connection(("127.0.0.1", server.port)) as client:
-        client.sendall(
-            b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 999\r\n\r\nabc"
-        )
-        until(lambda: server.core.admission.bytes == 3)
-    until(lambda: server.metric("requests_total", outcome="cancelled") == 1)
-    assert server.core.admission.images == server.core.admission.bytes == 0
-
-
-def test_request_without_its_body_takes_no_place(start: Callable[..., Running]) -> None:
-    server = start(max_queue_size=1)
-    with socket.create_connection(("127.0.0.1", server.port)) as client:
-        client.sendall(
-            b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 999\r\n\r\nabc"
-        )
-        until(lambda: server.core.admission.bytes == 3)
-        assert server.metric("requests_in_flight") == 0
-        assert post(server, encoded(picture(0))).status_code == 200
-
-
-def test_body_that_never_ends_is_given_up(start: Callable[..., Running]) -> None:
-    server = start()
-    with socket.create_connection(("127.0.0.1", server.port)) as client:
-        client.sendall(
-            b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nX-Request-Timeout: 0.1\r\n"
-            b"Content-Length: 999\r\n\r\nabc"
-        )
-        assert b"408 Request Timeout" in client.recv(1000)
-    until(lambda: server.core.admission.bytes == 0)
 
 
 def test_engine_error_is_a_500_for_the_one_image(start: Callable[..., Running], served: Served) -> None:

@@ -7,9 +7,7 @@ import pytest
 
 from service.loading import LoadError, Served
 from service.settings import Settings
-from tests.service.parts import NAME, Running, encoded, picture, until, watched
-
-PNG = {"content-type": "image/png"}
+from tests.service.parts import NAME, PNG, Running, encoded, picture, until, watched
 
 
 async def never(_: object, __: int) -> bool:

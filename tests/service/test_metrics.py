@@ -12,10 +12,9 @@ from models.checkpoint import Evaluation
 from service.dense_clock import DenseClock
 from service.loading import Served
 from service.metrics import BLOCKS, LAYERS, SECONDS, Metrics
-from tests.service.parts import NAME, Running, encoded, picture, until, watched
+from tests.service.parts import NAME, PNG, Running, encoded, picture, until, watched
 
 OPENMETRICS = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
-PNG = {"content-type": "image/png"}
 MINE = {"model": NAME, "version": "1"}
 
 

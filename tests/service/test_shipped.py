@@ -12,10 +12,9 @@ from PIL import Image
 from models.data.catalogue import find_dataset
 from service.settings import Settings
 from tests.models.test_data import packs
-from tests.service.parts import Running, encoded
+from tests.service.parts import PNG, Running, encoded
 
 PHOTOS = Path(__file__).parents[1] / "photos"
-PNG = {"content-type": "image/png"}
 
 
 @pytest.fixture(scope="module")

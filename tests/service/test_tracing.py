@@ -12,9 +12,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from service.errors import UserError
 from service.loading import Served
 from service.tracing import Tracing
-from tests.service.parts import NAME, Running, encoded, picture, watched
+from tests.service.parts import NAME, PNG, Running, encoded, picture, watched
 
-PNG = {"content-type": "image/png"}
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 

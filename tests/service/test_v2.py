@@ -21,10 +21,9 @@ from models.preprocessing import prepare
 from service.errors import ServiceError
 from service.loading import Served
 from service.oip import read_call, respond
-from tests.service.parts import LABELS, NAME, SPEC, Running, encoded, picture, until, watched
+from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, picture, until, watched
 
 Pixels = NDArray[np.float32]
-PNG = {"content-type": "image/png"}
 
 
 @pytest.fixture
