@@ -3,12 +3,13 @@
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from time import perf_counter
-from typing import cast
+from time import perf_counter, process_time
+from typing import Any, cast
 
 import numpy as np
+import uvloop
 
 LOST = 0
 """The status of a request whose connection ended without an answer."""
@@ -216,3 +217,15 @@ def form(path: str, body: bytes, kind: str, **headers: str) -> bytes:
     """Return a request with the file in the multipart field `image`, as every peer takes it."""
     head = f'--x\r\nContent-Disposition: form-data; name="image"; filename="image"\r\nContent-Type: {kind}\r\n\r\n'
     return post(path, head.encode() + body + b"\r\n--x--\r\n", "multipart/form-data; boundary=x", **headers)
+
+
+def run(load: Coroutine[Any, Any, Result]) -> tuple[Result, float]:
+    """Return a run's result and the share of one core that sending the load took."""
+    began, cpu = perf_counter(), process_time()
+    found = uvloop.run(load)
+    return found, (process_time() - cpu) / (perf_counter() - began)
+
+
+def named(statuses: Counter[int]) -> dict[str, int]:
+    names = {LOST: "lost", REFUSED: "connection refused"}
+    return {names.get(status, str(status)): count for status, count in sorted(statuses.items())}
