@@ -1,8 +1,7 @@
-"""The CUDA graph engine on a machine without CUDA: the function that would be recorded is called instead."""
+"""What a CUDA graph records, on CUDA tensors without memory: nothing that waits, and every branch."""
 
 import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from types import SimpleNamespace
@@ -20,195 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.engines import cuda_graph, skipping
-from models.engines.cuda_graph import CudaGraphEngine, Recording, largest_batch
-from models.engines.engine import Engine, EngineError, Routed
-from models.engines.folding import ConvolutionalGate, FoldedBlock, FoldedNetwork, fold
-from models.engines.forward import arrange, average, forward
-from models.engines.reference import ReferenceEngine
+from models.engines.cuda_graph import CudaGraphEngine, Recording
+from models.engines.engine import EngineError
+from models.engines.folding import ConvolutionalGate, FoldedBlock, FoldedNetwork
+from models.engines.forward import arrange, forward
 from models.engines.skipping import OnDevice, buckets, compact, mask
 from models.macs import Mode
-from models.network import SkipNet
-
-ARCHITECTURES = [
-    "cifar10_rnn_gate_38",
-    "cifar10_feedforward_38",
-    "imagenet_rnn_gate_18",
-    "imagenet_rnn_gate_50",
-    "cifar10_resnet_38",
-]
-NEAR = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
-"""How near its threshold a probability may be decided by rounding, and how far logits may be off."""
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module", params=ARCHITECTURES)
-def architecture(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture(scope="module")
-def network(architecture: str, lively_network: Callable[[str], SkipNet]) -> SkipNet:
-    return lively_network(architecture)
-
-
-@pytest.fixture(scope="module")
-def folded(network: SkipNet) -> FoldedNetwork:
-    return fold(network)
-
-
-@pytest.fixture(scope="module")
-def pictures(architecture: str, make_images: Callable[[str], NDArray[np.float32]]) -> NDArray[np.float32]:
-    return make_images(architecture)
-
-
-@pytest.fixture(scope="module")
-def reference(network: SkipNet) -> Engine:
-    return ReferenceEngine(network)
-
-
-@pytest.fixture(params=["mask", "branch"])
-def mode(request: pytest.FixtureRequest) -> Mode:
-    chosen: Mode = request.param
-    return chosen
-
-
-THRESHOLDS = {
-    "its own": np.random.default_rng(11).permutation(np.linspace(0.35, 0.65, 8)).astype(np.float32),
-    "all": np.zeros(8, np.float32),
-    "none": np.ones(8, np.float32),
-    "mixed": np.array([0, 1, 2, 0.5, 1, -1, 1, 1], np.float32),
-}
-
-
-def agree(answer: Routed, expected: Routed, thresholds: NDArray[np.float32], near: float) -> int:
-    """Compare the images that rounding cannot divert; return how many those are."""
-    open_to_rounding = (np.abs(expected.probability - thresholds[:, None]) <= near) & (expected.probability != 1)
-    clear = ~(open_to_rounding & (thresholds > 0)[:, None] & (thresholds < 1)[:, None]).any(1)
-    np.testing.assert_array_equal(answer.executed[clear], expected.executed[clear])
-    np.testing.assert_allclose(answer.probability[clear], expected.probability[clear], atol=near)
-    scale = np.abs(expected.logits).max()
-    np.testing.assert_allclose(answer.logits[clear] / scale, expected.logits[clear] / scale, atol=near)
-    return int(clear.sum())
-
-
-@pytest.mark.parametrize("routing", THRESHOLDS)
-def test_answers_what_the_reference_answers(
-    mode: Mode, folded: FoldedNetwork, reference: Engine, pictures: NDArray[np.float32], routing: str
-) -> None:
-    engine = CudaGraphEngine(folded, "cpu", mode, torch.float32)
-    for part in (slice(0, 8), slice(1, 6), slice(4, 5), slice(7, 8)):
-        images, thresholds = pictures[part], THRESHOLDS[routing][part]
-        answer = engine.run(images, thresholds)
-        compared = agree(answer, reference.run(images, thresholds), thresholds, NEAR[torch.float32])
-        assert compared > 0.6 * len(images)
-        assert answer.mode == mode
-        assert {array.dtype.name for array in (answer.logits, answer.probability)} == {"float32"}
-
-
-@pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38"], indirect=True)
-def test_a_batch_without_images_is_refused(folded: FoldedNetwork, pictures: NDArray[np.float32]) -> None:
-    with pytest.raises(ValueError, match="no image"):
-        CudaGraphEngine(folded, "cpu").run(pictures[:0], np.zeros(0, np.float32))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_decides_alike(
-    mode: Mode, dtype: torch.dtype, folded: FoldedNetwork, reference: Engine, pictures: NDArray[np.float32]
-) -> None:
-    thresholds = np.full(8, 0.5, np.float32)
-    answer = CudaGraphEngine(folded, "cpu", mode, dtype).run(pictures, thresholds)
-    assert agree(answer, reference.run(pictures, thresholds), thresholds, NEAR[dtype]) >= 1
-
-
-def test_what_fills_a_batch_up_changes_nothing(
-    mode: Mode, folded: FoldedNetwork, pictures: NDArray[np.float32]
-) -> None:
-    """A batch of five leaves three images of the batch of eight before it in the buffer."""
-    thresholds = np.full(8, 0.5, np.float32)
-    used, fresh = (CudaGraphEngine(folded, "cpu", mode, torch.float32) for _ in range(2))
-    used.run(pictures * 100, np.zeros(8, np.float32))
-    answers = [engine.run(pictures[:5], thresholds[:5]) for engine in (used, fresh)]
-    np.testing.assert_array_equal(answers[0].logits, answers[1].logits)
-    np.testing.assert_array_equal(answers[0].executed, answers[1].executed)
-    assert set(used.recordings) == {pictures.shape}
-    used.run(pictures[:5], np.ones(5, np.float32))
-    skipping = used.recordings[pictures.shape].skipping
-    assert skipping is None or not skipping.ran.any(), "what fills up was computed"
-
-
-def test_a_large_batch_is_split(
-    folded: FoldedNetwork, pictures: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    together = CudaGraphEngine(folded, "cpu", "mask", torch.float32).run(pictures, np.full(8, 0.5, np.float32))
-    monkeypatch.setitem(cuda_graph.LARGEST, "mask", 2)
-    engine = CudaGraphEngine(folded, "cpu", "mask", torch.float32)
-    split = engine.run(pictures[:7], np.full(7, 0.5, np.float32))
-    np.testing.assert_array_equal(split.executed, together.executed[:7])
-    np.testing.assert_allclose(split.logits, together.logits[:7], atol=1e-4, rtol=1e-4)
-    assert sorted(shape[0] for shape in engine.recordings) == [1, 2]
-
-
-@pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38"], indirect=True)
-def test_a_batch_without_memory_is_split(
-    folded: FoldedNetwork, pictures: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    thresholds = np.full(8, 0.5, np.float32)
-    together = CudaGraphEngine(folded, "cpu", "branch", torch.float32).run(pictures, thresholds)
-    tried: list[int] = []
-    failed: list[weakref.ref[Recording]] = []
-
-    class Recorded(Recording):
-        def __init__(self, engine: CudaGraphEngine, shape: tuple[int, ...]) -> None:
-            assert not any(recording() for recording in failed), "what has failed still holds its memory"
-            failed.append(weakref.ref(self))
-            tried.append(shape[0])
-            if shape[0] > most:
-                try:
-                    raise torch.OutOfMemoryError("CUDA out of memory")
-                finally:
-                    if shape[0] == 8:
-                        raise RuntimeError("capture was invalidated")
-            failed.clear()
-            super().__init__(engine, shape)
-
-    monkeypatch.setattr(cuda_graph, "Recording", Recorded)
-    engine, most = CudaGraphEngine(folded, "cpu", "branch", torch.float32), 2
-    for _ in range(2):
-        split = engine.run(pictures, thresholds)
-        np.testing.assert_array_equal(split.executed, together.executed)
-        np.testing.assert_allclose(split.logits, together.logits, atol=1e-4, rtol=1e-4)
-    # What failed once is not tried again.
-    assert tried == [8, 4, 2]
-    engine, most = CudaGraphEngine(folded, "cpu", "branch", torch.float32), 0
-    with pytest.raises(torch.OutOfMemoryError):
-        engine.run(pictures, thresholds)
-    monkeypatch.setattr(cuda_graph, "Recording", Broken)
-    engine = CudaGraphEngine(folded, "cpu", "branch", torch.float32)
-    with pytest.raises(RuntimeError, match="misaligned"):
-        engine.run(pictures, thresholds)
-    assert set(engine.recordings) == set()
-
-
-class Broken(Recording):
-    def __init__(self, *_: object) -> None:
-        raise RuntimeError("misaligned address")
-
-
-def test_batches_are_bounded_by_pixels() -> None:
-    sizes = [largest_batch("mask", 32, 32), largest_batch("mask", 224, 224), largest_batch("mask", 225, 224)]
-    assert sizes == [1024, 64, 32]
-    assert (largest_batch("branch", 32, 32), largest_batch("branch", 224, 224)) == (256, 32)
-    assert largest_batch("mask", 10_000, 10_000) == 1
-
-
-def test_averages_of_half_precision_maps_are_float32() -> None:
-    """Rounded to float16, this average would be 1."""
-    x = torch.ones(1, 1, 32, 32, dtype=torch.float16)
-    x[0, 0, 0, 0] = 1.25
-    assert average(x).item() == 1 + 0.25 / 1024
 
 
 class Trace(TorchDispatchMode):
