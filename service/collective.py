@@ -1,8 +1,10 @@
 """What several workers answer as one: probes, metrics, and changes of what is served."""
 
 import asyncio
+import fcntl
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -28,12 +30,14 @@ PATIENCE = 2.0
 class Collective:
     """Asks every worker where one alone would not tell the whole; every other request passes.
 
-    Probes fail where any worker's does. Changes go through the workers one by one, until one refuses. Metrics are
-    added up, and refused rather than told in part: a sum without one worker would look like a restart.
+    Probes fail where any worker's does. Changes go through the workers one by one, until one refuses, and take turns,
+    lest workers end up with different versions. Metrics are added up, and refused rather than told in part: a sum
+    without one worker would look like a restart.
     """
 
     def __init__(self, app: ASGIApp, workers: Sequence[Path]) -> None:
         self.app = app
+        self.folder = workers[0].parent
         self.workers = [
             httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://worker")
             for path in workers
@@ -71,6 +75,10 @@ class Collective:
 
     async def change(self, request: Request) -> Response:
         body = await read_instruction(request)
+        async with turn(self.folder):
+            return await self.change_all(request, body)
+
+    async def change_all(self, request: Request, body: bytes) -> Response:
         for done, worker in enumerate(self.workers):
             answer = await self.ask(worker, request, None, content=body)
             if answer.is_error and done:
@@ -95,6 +103,20 @@ class Collective:
             headers["accept"] = accept
         url = httpx.URL("http://worker").copy_with(raw_path=request.scope["raw_path"])
         return await worker.request(request.method, url, headers=headers, content=content, timeout=timeout)
+
+
+@asynccontextmanager
+async def turn(folder: Path) -> AsyncIterator[None]:
+    """Wait until no other request changes anything in any worker, and keep others waiting meanwhile."""
+    with (folder / "changing").open("w") as file:
+        while True:
+            try:
+                # Not in a thread that waits: requests need them while a model loads.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(0.05)
+        yield
 
 
 def first_failure(answers: Sequence[httpx.Response]) -> Response:

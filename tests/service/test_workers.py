@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from starlette.types import Receive, Scope, Send
 
 from service.app import create_app
-from service.collective import Collective
+from service.collective import Collective, turn
 from service.errors import UserError
 from service.middleware import Record
 from service.settings import Settings
@@ -142,9 +142,9 @@ def test_key_is_asked_for_before_the_body(pair: Process) -> None:
         assert b"401 Unauthorized" in client.recv(1000)
 
 
-def test_change_that_stops_half_way_says_where(repository: Path) -> None:
+def test_change_that_stops_half_way_says_where(repository: Path, tmp_path: Path) -> None:
     app = create_app(Settings(model_repository=repository))
-    collective = Collective(app, [])
+    collective = Collective(app, [tmp_path / "worker-1"])
     statuses = [200, 400, 200]
     asked: list[int] = []
 
@@ -169,6 +169,33 @@ def test_change_that_stops_half_way_says_where(repository: Path) -> None:
     assert asked == [1, 2]
     statuses[0] = 400
     assert asyncio.run(unload()).json() == {"error": "no memory"}
+
+
+def test_changes_take_turns(tmp_path: Path) -> None:
+    async def two() -> None:
+        async with turn(tmp_path):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2), turn(tmp_path):
+                    pytest.fail("changed beside another")
+        async with turn(tmp_path):
+            pass
+
+    asyncio.run(two())
+
+
+def test_workers_agree_after_changes_at_once(pair: Process, folder: Path) -> None:
+    url = pair.url()
+    copytree(folder / NAME / "1", folder / NAME / "5")
+
+    def change(what: str) -> int:
+        asked = f"{url}/v2/repository/models/{NAME}/{what}"
+        return httpx.post(asked, json={"parameters": {"version": 5}}, headers=BOSS, timeout=120).status_code
+
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(change, ("load", "unload") * 3)) <= {200, 400}
+    image = encoded(picture(0))
+    found = [httpx.post(f"{url}/classify?version=5", content=image, headers=PNG, timeout=20) for _ in range(12)]
+    assert len({answer.status_code for answer in found}) == 1
 
 
 def test_signal_ends_all_after_what_they_admitted(launch: Callable[..., Process], repository: Path) -> None:
