@@ -97,12 +97,16 @@ def table(schedule: Schedule) -> list[Row]:
     def accurate(target: float, at_most: float) -> list[Row]:
         # No rung asks for little computation: what serves a low budget costs accuracy at the higher ones.
         changes = {"epochs": 40, "rungs": (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, target))}
-        name, title = f"accurate-{at_most:g}", f"SP from the dense network so taught, for {at_most:g} % alone"
+        name, title = f"accurate-{at_most:g}", f"SP for {at_most:g} % alone, taught by a wide network"
         more = Row(
             f"{name}-hrl-more", "the same + HRL, 4 epochs more", "table", RNN, "hrl", "taught", f"{name}-hrl",
             teacher=WIDE, at_most=at_most, changes={"epochs": 4},
         )  # fmt: skip
-        return [*taught(name, title, "plain-taught", changes, at_most), more]
+        rewarded = Row(
+            f"{name}-hrl-rewarded", "SP + HRL, rewarded more for skipping", "table", RNN, "hrl", "taught", name,
+            teacher=WIDE, at_most=at_most, changes={"alpha": 0.4},
+        )  # fmt: skip
+        return [*taught(name, title, "plain-taught", changes, at_most), more, rewarded]
 
     by_image = [
         Row(
