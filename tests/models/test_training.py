@@ -199,6 +199,16 @@ def test_the_gradient_of_a_compacted_route_is_the_masked_ones(name: str) -> None
         torch.testing.assert_close(found, expected, atol=1e-5 * largest, rtol=1e-3, msg=key)
 
 
+def test_what_gates_read_is_not_taught_by_them() -> None:
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    uniform = torch.rand(4, network.decision_count)
+    _, gate_logits, _ = sampled_forward(network, torch.randn(4, 3, 32, 32), uniform, run_executed)
+    gate_logits.sum().backward()  # type: ignore[no-untyped-call]
+    assert network.controller is not None
+    assert all(parameter.grad is None for part in (network.stem, network.blocks) for parameter in part.parameters())
+    assert all(parameter.grad is not None for parameter in network.controller.parameters())
+
+
 def test_hybrid_learning_leaves_batch_norms_statistics_alone() -> None:
     network = find_architecture("cifar10_rnn_gate_38").build()
     before = {key: value.clone() for key, value in network.named_buffers()}
