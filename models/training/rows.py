@@ -84,6 +84,9 @@ def table(schedule: Schedule) -> list[Row]:
     def hrl(name: str, title: str, routing: str, start: str, at_most: float, **rest: Any) -> Row:
         return Row(name, title, "table", routing, "hrl", recipe, start, at_most=at_most, **rest)
 
+    def taught_hrl(name: str, title: str, start: str, at_most: float, **rest: Any) -> Row:
+        return Row(name, title, "table", RNN, "hrl", "taught", start, teacher=WIDE, at_most=at_most, **rest)
+
     def taught(
         name: str, title: str, start: str, changes: Mapping[str, Any] | None = None, at_most: float = 60
     ) -> list[Row]:
@@ -91,22 +94,23 @@ def table(schedule: Schedule) -> list[Row]:
             Row(
                 name, title, "table", RNN, "sp", "taught", start, teacher=WIDE, at_most=at_most, changes=changes or {},
             ),
-            Row(f"{name}-hrl", "the same + HRL", "table", RNN, "hrl", "taught", name, teacher=WIDE, at_most=at_most),
+            taught_hrl(f"{name}-hrl", "the same + HRL", name, at_most),
         ]  # fmt: skip
 
     def accurate(target: float, at_most: float) -> list[Row]:
         # No rung asks for little computation: what serves a low budget costs accuracy at the higher ones.
         changes = {"epochs": 40, "rungs": (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, target))}
         name, title = f"accurate-{at_most:g}", f"SP for {at_most:g} % alone, taught by a wide network"
-        more = Row(
-            f"{name}-hrl-more", "the same + HRL, 4 epochs more", "table", RNN, "hrl", "taught", f"{name}-hrl",
-            teacher=WIDE, at_most=at_most, changes={"epochs": 4},
-        )  # fmt: skip
-        rewarded = Row(
-            f"{name}-hrl-rewarded", "SP + HRL, rewarded more for skipping", "table", RNN, "hrl", "taught", name,
-            teacher=WIDE, at_most=at_most, changes={"alpha": 0.4},
-        )  # fmt: skip
-        return [*taught(name, title, "plain-taught", changes, at_most), more, rewarded]
+        more, rewarded = {"epochs": 4}, {"alpha": 0.4}
+        return [
+            *taught(name, title, "plain-taught", changes, at_most),
+            taught_hrl(
+                f"{name}-hrl-more", "the same + HRL, 4 epochs more", f"{name}-hrl", at_most, changes=more
+            ),
+            taught_hrl(
+                f"{name}-hrl-rewarded", "SP + HRL, rewarded more for skipping", name, at_most, changes=rewarded
+            ),
+        ]  # fmt: skip
 
     by_image = [
         Row(

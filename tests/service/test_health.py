@@ -38,7 +38,7 @@ def test_socket_answers_while_the_model_loads_and_is_not_ready(repository: Path,
         assert reasons(server, "live") == []
         assert reasons(server) == ["models are being loaded"]
         assert server.metric("ready") == 0
-        refused = server.client.post("/classify", content=b"x", headers={"content-type": "image/png"})
+        refused = server.client.post("/classify", content=b"x", headers=PNG)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
         until(lambda: server.client.get("/models").json()["models"][0]["state"] == "LOADING")
         go.set()

@@ -8,11 +8,11 @@ import pytest
 from service.errors import UserError
 from service.keys import inference_keys, management_keys
 from service.settings import Settings
-from tests.service.parts import NAME, Running, encoded, picture
+from tests.service.parts import NAME, PNG, Running, encoded, picture
 
 
 def classify(server: Running, **headers: str) -> httpx.Response:
-    return server.client.post("/classify", content=encoded(picture(0)), headers={"content-type": "image/png"} | headers)
+    return server.client.post("/classify", content=encoded(picture(0)), headers=PNG | headers)
 
 
 def load(server: Running, **headers: str) -> httpx.Response:

@@ -17,7 +17,7 @@ from models.checkpoint import read_checkpoint
 from service.loading import LoadError, Served
 from service.repository import Files, newest_files
 from service.settings import Settings
-from tests.service.parts import NAME, Running, encoded, picture, until
+from tests.service.parts import NAME, PNG, Running, encoded, picture, until
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ class Shared:
 
 
 def answering(server: Running) -> int:
-    answer = server.client.post("/classify", content=encoded(picture(0)), headers={"content-type": "image/png"})
+    answer = server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
     return int(answer.json()["model"]["version"])
 
 
@@ -108,7 +108,7 @@ def test_swaps_under_load_lose_no_request(shelf: Callable[..., Running]) -> None
     def ask() -> None:
         with httpx.Client(base_url=server.url, timeout=20) as client:
             while not done:
-                response = client.post("/classify", content=encoded(picture(0)), headers={"content-type": "image/png"})
+                response = client.post("/classify", content=encoded(picture(0)), headers=PNG)
                 statuses.append(response.status_code)
                 versions.append(response.json()["model"]["version"])
 

@@ -16,9 +16,7 @@ from service.decoding import MAX_SCANS, SCAN
 from service.loading import Served
 from service.protocol import BoundedProtocol
 from service.server import open_many_files
-from tests.service.parts import Process, Running, encoded, picture, until, watched
-
-PNG = {"content-type": "image/png"}
+from tests.service.parts import PNG, Process, Running, encoded, picture, until, watched
 
 
 def classify(server: Running, seed: int = 0) -> httpx.Response:

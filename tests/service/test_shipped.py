@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +11,7 @@ from PIL import Image
 from models.data.catalogue import find_dataset
 from service.settings import Settings
 from tests.models.test_data import packs
-from tests.service.parts import PNG, Running, encoded
+from tests.service.parts import Running, encoded, post
 
 PHOTOS = Path(__file__).parents[1] / "photos"
 
@@ -40,13 +39,9 @@ def answers(shipped: Running) -> list[tuple[str, dict[str, object]]]:
     pixels, truth = packs().read("cifar10", "test")
     labels = find_dataset("cifar10").classes
     return [
-        (labels[int(true)], post(shipped, Image.fromarray(image)).json())
+        (labels[int(true)], post(shipped, encoded(Image.fromarray(image))).json())
         for image, true in zip(pixels[:300], truth[:300], strict=True)
     ]
-
-
-def post(shipped: Running, image: Image.Image, query: str = "") -> httpx.Response:
-    return shipped.client.post(f"/classify{query}", content=encoded(image), headers=PNG)
 
 
 def test_labels_are_right(answers: list[tuple[str, dict[str, object]]]) -> None:
@@ -66,7 +61,7 @@ def test_skipping_every_block_takes_less_than_half_the_time(shipped: Running) ->
         image = photo.resize((32, 32))
 
     def inference(threshold: int) -> float:
-        answer = post(shipped, image, f"?execute_threshold={threshold}").json()
+        answer = post(shipped, encoded(image), f"?execute_threshold={threshold}").json()
         return float(answer["timing_ms"]["inference"])
 
     # Taken in turn, so that whatever else the machine does slows both.

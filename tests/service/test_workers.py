@@ -21,9 +21,8 @@ from service.errors import UserError
 from service.middleware import Record
 from service.settings import Settings
 from service.workers import bind
-from tests.service.parts import NAME, Process, encoded, picture, until
+from tests.service.parts import NAME, PNG, Process, encoded, picture, until
 
-PNG = {"content-type": "image/png"}
 BOSS = {"x-api-key": "boss"}
 OPTIONS = ("--workers", "2", "--engine", "torch", "--routing", "branch", "--threads", "1", "--max-batch-size", "2")
 
