@@ -90,6 +90,7 @@ class Server(uvicorn.Server):
         self.refusals = refusals
         self.drain_pause = drain_pause
         self.drained_at: float | None = None
+        self.kept: list[socket.socket] = []
         self.exit_code = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
@@ -125,29 +126,49 @@ class Server(uvicorn.Server):
                 extra={"fields": {"address": f"http://{f'[{host}]' if ':' in host else host}:{port}"}},
             )
 
+    def connection(self) -> asyncio.Protocol:
+        """Return the protocol of a new connection."""
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
     async def listen_often(self) -> None:
-        """Put ACCEPTS handles on each socket that is listened at."""
-
-        def connection() -> asyncio.Protocol:
-            return self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-
+        """Put ACCEPTS handles on each socket that is listened at, and keep one that the event loop knows nothing of."""
+        loop = asyncio.get_running_loop()
         for listener in [listener for server in self.servers for listener in server.sockets]:
+            self.kept.append(another_handle(listener))
             for _ in range(ACCEPTS - 1):
-                again = socket.socket(fileno=os.dup(listener.fileno()))
-                self.servers.append(
-                    await asyncio.get_running_loop().create_server(connection, sock=again, backlog=self.config.backlog)
-                )
+                again = another_handle(listener)
+                self.servers.append(await loop.create_server(self.connection, sock=again, backlog=self.config.backlog))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.core.draining = True
-        # Connections that wait at the sockets would be lost with them.
-        for _ in range(4):
-            await asyncio.sleep(0)
         # In the same step of the loop as uvicorn closes its sockets: what is admitted now is finished, what
         # comes now is refused.
         self.core.close()
-        await super().shutdown(sockets)
+        ending = asyncio.create_task(super().shutdown(sockets))
+        await asyncio.sleep(0)
+        # Until the kept handles are closed too, connections still come, and would be lost with the sockets.
+        for waiting in [waiting for listener in self.kept for waiting in take_all(listener)]:
+            _, protocol = await asyncio.get_running_loop().connect_accepted_socket(self.connection, waiting)
+            protocol.shutdown()  # type: ignore[attr-defined]
+        await ending
         self.refusals.flush()
         log.info("stopped")
+
+
+def another_handle(listener: socket.socket) -> socket.socket:
+    """Return another handle of a socket."""
+    return socket.socket(fileno=os.dup(listener.fileno()))
+
+
+def take_all(listener: socket.socket) -> list[socket.socket]:
+    """Return the connections that wait at a socket, and close it: the kernel resets those that are left there."""
+    with listener:
+        listener.setblocking(False)
+        waiting: list[socket.socket] = []
+        while True:
+            try:
+                waiting.append(listener.accept()[0])
+            except OSError:  # None waits, or no file is left to open for one.
+                return waiting

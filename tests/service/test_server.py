@@ -91,6 +91,33 @@ def test_request_on_its_way_at_the_end_is_answered(
             pass  # And then the connection ends.
 
 
+def test_connections_that_nobody_took_by_the_end_are_answered(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    clients = [socket.socket() for _ in range(200)]
+    close = server.core.close
+
+    def close_late() -> None:
+        # The event loop waits for this: the kernel has these connections, and nobody will be told of them.
+        for client in clients:
+            client.settimeout(20)
+            client.connect(("127.0.0.1", server.port))
+            client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        close()
+
+    monkeypatch.setattr(server.core, "close", close_late)
+    server.server.handle_exit(signal.SIGTERM, None)
+    until(lambda: server.core.closed)
+    for client in clients:
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+        client.close()
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+    with pytest.raises(ConnectionRefusedError), socket.socket() as client:
+        client.connect(("127.0.0.1", server.port))
+
+
 def test_request_after_the_end_is_refused_with_503(start: Callable[..., Running]) -> None:
     server = start()
     server.core.draining = server.core.closed = True
