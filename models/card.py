@@ -206,7 +206,7 @@ def draw_commands(config: Config) -> list[str]:
     folders: list[str] = []
     for stage in training.get("stages", []):
         name, plain = stage["stage"], re.sub("_(rnn_gate|feedforward)(_rl)?_", "_resnet_", architecture)
-        trained = plain if name == "plain" else stage.get("architecture", architecture)
+        trained = stage.get("architecture", plain if name == "plain" else architecture)
         parts = [f"skipnet train --arch {trained} --dataset {training['dataset']}"]
         parts.append(f"--recipe {stage['name']} --stages {name} --seed {stage.get('seed', training['seed'])}")
         parts.append(f"--held-out {training['held_out_images']}")

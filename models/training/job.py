@@ -20,6 +20,7 @@ from models.evaluation import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
 from models.training.answers import read_answers
+from models.training.growth import grow
 from models.training.processor import gains_by_compiling, multiplies_bfloat16, prepare_process
 from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.run import Job
@@ -134,24 +135,40 @@ def start_network(
 ) -> tuple[SkipNet, list[dict[str, Any]]]:
     """Return a fresh network, or the one of the checkpoint to start from and the stages behind it.
 
-    Gates may be given to a dense network, and left out of one that has them.
+    Gates may be given to a dense network, and left out of one that has them; one without may grow (`grow`).
     """
     if options.init is None:
         return architecture.build(len(classes)), []
     checkpoint = read_checkpoint(options.init)
     found = find_architecture(checkpoint.config.architecture)
     same_gates = found.gates == architecture.gates
-    if found.backbone != architecture.backbone or not (same_gates or None in (found.gates, architecture.gates)):
+    grows = found.gates is None and grows_into(found, architecture)
+    if not grows and (
+        found.backbone != architecture.backbone or not (same_gates or None in (found.gates, architecture.gates))
+    ):
         raise JobError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
     check_labels(checkpoint, options.init, classes, options)
     stages = checkpoint.config.training.get("stages", [])
-    if same_gates:
+    if same_gates and not grows:
         return checkpoint.network, stages
     network = architecture.build(len(classes))
+    if grows:
+        grow(checkpoint.network, found.blocks, network, architecture.blocks)
+        return network, [{"architecture": found.name} | stage for stage in stages]
     # What one of the two lacks are the gates: those that are given stay as they were made.
     network.load_state_dict(checkpoint.network.state_dict(), strict=False)
     # Which network the stages with gates trained; a plain one never has any.
     return network, [stage if stage["stage"] == "plain" else {"architecture": found.name} | stage for stage in stages]
+
+
+def grows_into(small: Architecture, large: Architecture) -> bool:
+    """Whether one is the other with blocks more: no group has fewer, and one has more."""
+    kin = (small.stem, small.block, len(small.blocks)) == (large.stem, large.block, len(large.blocks))
+    return (
+        kin
+        and small.blocks != large.blocks
+        and all(few <= many for few, many in zip(small.blocks, large.blocks, strict=True))
+    )
 
 
 def find_teacher(

@@ -16,7 +16,7 @@ from models.engines import load_engine
 from models.evaluation import calibrate, measure
 from models.machine import describe_machine
 from models.training.answers import ANSWERS
-from models.training.job import Options, make_job, override
+from models.training.job import JobError, Options, make_job, override
 from models.training.recipes import find_recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
 from models.training.rows import WIDE, Row, Schedule, find_row, find_runs
@@ -46,9 +46,10 @@ class Reproduction:
         """Return rows and seeds in the order to run them; raises UnknownRow."""
         return find_runs(names, self.schedule, seeds, starts=self.start is None)
 
-    def name(self, row: str, seed: int) -> str:
-        """Return a run's name, which is its folder's and its results file's."""
-        return f"{self.shared.dataset}_{self.depth}/{self.schedule}{'-choose' if self.choose else ''}/{row}-{seed}"
+    def name(self, row: str, seed: int, depth: int | None = None) -> str:
+        """Return a run's name, which is its folder's and its results file's; ``depth`` where it is another's."""
+        network = f"{self.shared.dataset}_{depth or self.depth}"
+        return f"{network}/{self.schedule}{'-choose' if self.choose else ''}/{row}-{seed}"
 
     def options(self, row: Row, seed: int) -> Options:
         """Return the options of a row's training."""
@@ -65,10 +66,22 @@ class Reproduction:
         )
 
     def starting_point(self, row: Row, seed: int) -> Path | None:
-        """Return the checkpoint that a row starts from, if it does not start afresh."""
+        """Return the checkpoint that a row starts from, if it does not start afresh.
+
+        Raises JobError where the row grows from a network that is as deep or is not there.
+        """
         if row.start is None or self.start is not None:
             return self.start if row.start else None
-        return self.checkpoint(row.start, row.seed_of_start(seed))
+        folder = self.checkpoint(row.start, row.seed_of_start(seed), row.start_depth)
+        if row.start_depth is not None:
+            if self.depth <= row.start_depth:
+                raise JobError(f"{row.name} grows from {row.start_depth} layers: ask for more with --depth, say 110")
+            if not folder.exists():
+                raise JobError(
+                    f"{row.name} grows from {folder}, which is not there: run skipnet reproduce {self.shared.dataset} "
+                    f"--depth {row.start_depth} --rows {row.start} first, or name another with --start"
+                )
+        return folder
 
     def teacher(self, row: Row) -> Path | None:
         """Return what a row learns from, if that is not what it starts from: a checkpoint, or a file of answers."""
@@ -76,9 +89,9 @@ class Reproduction:
             return self.shared.output / f"{self.shared.dataset}_{WIDE}" / ANSWERS
         return None if row.teacher is None else self.checkpoint(row.teacher, 0)
 
-    def checkpoint(self, row: str, seed: int) -> Path:
+    def checkpoint(self, row: str, seed: int, depth: int | None = None) -> Path:
         """Return the folder of the checkpoint that a row's run leaves."""
-        return self.shared.output / self.name(row, seed) / find_row(row, self.schedule).stage
+        return self.shared.output / self.name(row, seed, depth) / find_row(row, self.schedule).stage
 
 
 def reproduce(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from models.training.recipes import Rung, Stage
 
 Schedule = Literal["paper", "short"]
-Group = Literal["table", "ablations", "recipe"]
+Group = Literal["table", "ablations", "recipe", "grown"]
 
 PLAIN, RNN, FEED_FORWARD = "resnet", "rnn_gate", "feedforward"
 WIDE = "wide"
@@ -47,7 +47,8 @@ class Row:
     """One stage of training, and the row whose checkpoint it starts from; None starts afresh. ``routing`` is the
     architecture's name without data set and depth.
 
-    A run starts from that row's run of the same seed, or of ``start_seed``. ``teacher`` is the row whose run of seed 0
+    A run starts from that row's run of the same seed, or of ``start_seed``. Where that is of a network of another
+    ``start_depth``, it is trained by a command of its own. ``teacher`` is the row whose run of seed 0
     teaches, where that is not the one to start from; "wide" is the network of `models.training.wide`. ``changes``
     replace values of ``recipe``.
     Where ``at_most`` is a computation percentage, the execute threshold is the one of the best accuracy on held-out
@@ -62,6 +63,7 @@ class Row:
     recipe: str
     start: str | None = None
     start_seed: int | None = None
+    start_depth: int | None = None
     teacher: str | None = None
     seeds: tuple[int, ...] = (0,)
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -84,8 +86,10 @@ def table(schedule: Schedule) -> list[Row]:
     def hrl(name: str, title: str, routing: str, start: str, at_most: float, **rest: Any) -> Row:
         return Row(name, title, "table", routing, "hrl", recipe, start, at_most=at_most, **rest)
 
-    def taught_hrl(name: str, title: str, start: str, at_most: float, **rest: Any) -> Row:
-        return Row(name, title, "table", RNN, "hrl", "taught", start, teacher=WIDE, at_most=at_most, **rest)
+    def taught_hrl(name: str, title: str, start: str, at_most: float, **changes: Any) -> Row:
+        return Row(
+            name, title, "table", RNN, "hrl", "taught", start, teacher=WIDE, at_most=at_most, changes=changes
+        )  # fmt: skip
 
     def taught(
         name: str, title: str, start: str, changes: Mapping[str, Any] | None = None, at_most: float = 60
@@ -101,14 +105,13 @@ def table(schedule: Schedule) -> list[Row]:
         # No rung asks for little computation: what serves a low budget costs accuracy at the higher ones.
         changes = {"epochs": 40, "rungs": (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, target))}
         name, title = f"accurate-{at_most:g}", f"SP for {at_most:g} % alone, taught by a wide network"
-        more, rewarded = {"epochs": 4}, {"alpha": 0.4}
         return [
             *taught(name, title, "plain-taught", changes, at_most),
+            taught_hrl(f"{name}-hrl-more", "the same + HRL, 4 epochs more", f"{name}-hrl", at_most, epochs=4),
+            taught_hrl(f"{name}-hrl-rewarded", "SP + HRL, rewarded more for skipping", name, at_most, alpha=0.4),
             taught_hrl(
-                f"{name}-hrl-more", "the same + HRL, 4 epochs more", f"{name}-hrl", at_most, changes=more
-            ),
-            taught_hrl(
-                f"{name}-hrl-rewarded", "SP + HRL, rewarded more for skipping", name, at_most, changes=rewarded
+                f"{name}-hrl-rewarded-more", "the same, 8 epochs more", f"{name}-hrl-rewarded", at_most, alpha=0.4,
+                epochs=8,
             ),
         ]  # fmt: skip
 
@@ -139,6 +142,24 @@ def table(schedule: Schedule) -> list[Row]:
         sp("ff-sp", "SP, FFGate-I", FEED_FORWARD),
         hrl("ff-hrl", "SP + HRL, FFGate-I", FEED_FORWARD, "ff-sp", 70),
         *((*by_image, *by_teacher) if schedule == "short" else ()),
+    ]  # fmt: skip
+
+
+def grown() -> list[Row]:
+    """Return the rows of deeper networks that grow from the one of 38 layers that `plain-taught` leaves."""
+    # As many blocks as it grew from are a third of 110 layers': skipping pays from the start.
+    changes = {
+        "epochs": 16, "rungs": (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, 0.37)), "targets_fall": (0.05, 0.3),
+    }  # fmt: skip
+    return [
+        Row(
+            "grown-40", "SP for 40 %, grown from 38 layers, taught by a wide network", "grown", RNN, "sp", "taught",
+            "plain-taught", start_seed=0, start_depth=38, teacher=WIDE, at_most=40, changes=changes,
+        ),
+        Row(
+            "grown-40-hrl", "the same + HRL", "grown", RNN, "hrl", "taught", "grown-40", teacher=WIDE, at_most=40,
+            changes={"alpha": 0.4},
+        ),
     ]  # fmt: skip
 
 
@@ -206,7 +227,7 @@ def find_row(name: str, schedule: Schedule) -> Row:
 def all_groups(schedule: Schedule) -> dict[str, list[Row]]:
     """Return the rows of each group that the schedule has."""
     groups = {"table": table(schedule), "ablations": ablations(schedule)}
-    return groups | {"recipe": recipe_parts()} if schedule == "short" else groups
+    return groups | {"recipe": recipe_parts(), "grown": grown()} if schedule == "short" else groups
 
 
 def find_runs(
@@ -220,7 +241,7 @@ def find_runs(
     runs: dict[tuple[str, int], tuple[Row, int]] = {}
 
     def want(row: Row, seed: int) -> None:
-        if starts and row.start is not None:
+        if starts and row.start is not None and row.start_depth is None:
             want(find_row(row.start, schedule), row.seed_of_start(seed))
         runs[row.name, seed] = row, seed
 
