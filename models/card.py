@@ -185,7 +185,7 @@ def draw_training(checkpoint: Checkpoint) -> str:
             "",
             "| stage | recipe | length | batch | rate | schedule | weight decay |",
             "|---|---|---|---|---|---|---|",
-            *(draw_stage(stage) for stage in stages),
+            *(draw_stage(stage, config.architecture) for stage in stages),
             "",
         ]
     where = f"models/repository/{checkpoint.name}/{checkpoint.version}"
@@ -238,10 +238,11 @@ def draw_commands(config: Config) -> list[str]:
     return commands
 
 
-def draw_stage(stage: dict[str, Any]) -> str:
+def draw_stage(stage: dict[str, Any], architecture: str) -> str:
+    trained = stage.get("architecture", architecture)
     length = f"{stage['iterations']:,} steps" if stage.get("iterations") else f"{stage['epochs']} epochs"
     cells = (
-        stage["stage"],
+        stage["stage"] if trained == architecture else f"{stage['stage']}, `{trained}`",
         stage["name"],
         length,
         stage["batch"],

@@ -145,7 +145,7 @@ def table(schedule: Schedule) -> list[Row]:
     ]  # fmt: skip
 
 
-def grown(target: float, at_most: float) -> list[Row]:
+def grown(target: float, at_most: float, rate: float) -> list[Row]:
     """Return the rows of a deeper network that grows from the one of 38 layers that `plain-taught` leaves."""
     # Of 110 layers a third of the blocks is what it grew from, of 74 half: skipping pays from the start.
     rungs = (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, target))
@@ -154,7 +154,7 @@ def grown(target: float, at_most: float) -> list[Row]:
         Row(
             name, f"SP for {at_most:g} %, grown from 38 layers, taught by a wide network", "grown", RNN, "sp", "taught",
             "plain-taught", start_seed=0, start_depth=38, teacher=WIDE, at_most=at_most,
-            changes={"epochs": 16, "rungs": rungs, "targets_fall": (0.05, 0.3)},
+            changes={"epochs": 16, "rate": rate, "rungs": rungs, "targets_fall": (0.05, 0.3)},
         ),
         Row(
             f"{name}-hrl", "the same + HRL", "grown", RNN, "hrl", "taught", name, teacher=WIDE, at_most=at_most,
@@ -227,7 +227,7 @@ def find_row(name: str, schedule: Schedule) -> Row:
 def all_groups(schedule: Schedule) -> dict[str, list[Row]]:
     """Return the rows of each group that the schedule has."""
     groups = {"table": table(schedule), "ablations": ablations(schedule)}
-    ours = {"recipe": recipe_parts(), "grown": [*grown(0.37, 40), *grown(0.47, 50)]}
+    ours = {"recipe": recipe_parts(), "grown": [*grown(0.37, 40, 0.1), *grown(0.47, 50, 0.05)]}
     return groups | ours if schedule == "short" else groups
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.card import draw_commands
+from models.card import draw_commands, draw_training
 from models.catalogue import find_architecture
 from models.checkpoint import SHIPPED, read_checkpoint
 from models.network import SkipNet
@@ -17,6 +17,7 @@ from models.training.growth import CannotGrow, grow
 from models.training.job import JobError, make_job
 from models.training.reproduction import Reproduction
 from models.training.rows import find_row
+from models.training.run import stage_summary
 from tests.models.test_data import write_cifar10
 from tests.models.test_reproduction import TRAIN, plan_in
 
@@ -98,12 +99,13 @@ def test_the_stages_behind_a_grown_network_are_told_with_their_networks(plan: Re
     every = set(range(36))
     assert torch.equal(answers_along(job.network.eval(), every, images), answers_along(trained, every, images))
     config = read_checkpoint(TRAINED).config
-    stages = [*job.earlier, {"name": "taught", "stage": "sp", "epochs": 16, "batch": 128}]
+    stages = [*job.earlier, stage_summary(job.recipes[0])]
     grew = config.model_copy(
         update={"architecture": "cifar10_rnn_gate_74", "training": config.training | {"stages": stages}}
     )
     before, last = draw_commands(grew)[-2:]
     assert "--arch cifar10_resnet_38 " in before
     assert "--arch cifar10_rnn_gate_74 " in last
+    assert "| plain, `cifar10_resnet_38` | taught |" in draw_training(replace(read_checkpoint(TRAINED), config=grew))
     said = dict(re.findall(r"--(\S+) (\S+)", before))
     assert f"--init {said.get('output', 'runs/' + said['arch'])}/plain " in last
