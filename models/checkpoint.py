@@ -238,9 +238,27 @@ def find_version(repository: Path, model: str | None, version: int | None) -> Pa
     return repository / str(name) / str(number)
 
 
+def require_labels(repository: Path, name: str, labels: list[str]) -> None:
+    """Raise CheckpointError where the model's newest version that can be read has other labels, which its clients
+    would then get unasked, or the name can't be a model's.
+    """
+    for version in reversed(versions(repository, name)):
+        folder = repository / name / str(version)
+        try:
+            known = read_config(folder).labels
+        except CheckpointError:
+            continue
+        if known != labels:
+            raise CheckpointError(f"{folder} has other labels, which clients of {name} count on: take another --model")
+        return
+
+
 def publish(folder: Path, repository: Path, name: str) -> Path:
-    """Copy a checkpoint into a repository as the model's next version; it appears there whole, by one rename."""
-    read_config(folder)
+    """Copy a checkpoint into a repository as the model's next version; it appears there whole, by one rename.
+
+    Raises CheckpointError where the folder holds none, or `require_labels` does.
+    """
+    require_labels(repository, name, read_config(folder).labels)
     number = max(versions(repository, name), default=0) + 1
     target = repository / name / str(number)
     partial = target.with_name(f".{number}.partial")

@@ -27,6 +27,10 @@ REASONS = ("client_gone", "deadline", "request_failed")
 """Why an image is not computed: nobody waits for it, its time is up, or another image of its request failed."""
 
 
+Payload = bytes | NDArray[np.float32]
+"""An image as a client sent it: a file's bytes, or a normalised tensor [3, H, W]."""
+
+
 @dataclass(eq=False, slots=True)
 class Work:
     """One admitted image on its way to ``answer``, which is cancelled when nobody waits for it any more."""
@@ -37,6 +41,7 @@ class Work:
     timing: Timing
     answer: asyncio.Future[ImageResult]
     image: NDArray[np.float32] | None = None  # [3, H, W], once decoded
+    payload: Payload | None = None  # until it is decoded, or nobody waits for it any more
     waited: float = 0.0  # seconds, for a decoding thread
     queued: float = 0.0  # when it joined the engine's queue
     abandoned: str = "client_gone"  # which of REASONS it is, where ``answer`` is cancelled in time

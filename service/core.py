@@ -10,14 +10,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.engines.threads import available_cpus
 from models.preprocessing import prepare
 from service.admission import REASONS, Admission
 from service.answers import ImageResult
-from service.batching import Batcher, Work
+from service.batching import Batcher, Payload, Work
 from service.decoding import SMALL_PIXELS, Decoder
 from service.errors import Code, ServiceError
 from service.keys import inference_keys, management_keys
@@ -34,9 +31,6 @@ log = logging.getLogger("skipnet.core")
 
 LEAST_PATIENCE = 1.0
 """Seconds that the engine's batch has to end, even where requests took all the time there was."""
-
-Payload = bytes | NDArray[np.float32]
-"""An image as a client sent it: a file's bytes, or a normalised tensor [3, H, W]."""
 
 
 class Core:
@@ -78,6 +72,7 @@ class Core:
         self._starting: asyncio.Task[bool] | None = None
         self._watching: asyncio.Task[None] | None = None
         self.metrics.ready.set_function(lambda: not self.not_ready())
+        self.metrics.models_failed.set_function(lambda: self.repository.failed)
         self.metrics.in_flight.set_function(lambda: self.admission.images)
         for reason in REASONS:
             self.metrics.rejections.labels(reason)
@@ -181,10 +176,10 @@ class Core:
         engine_failed, or client_gone once ``gone`` completes; then what is still queued is not computed.
         """
         loop = asyncio.get_running_loop()
-        works = [Work(served, threshold, deadline, timing, loop.create_future()) for _ in payloads]
-        if len(works) > 1 or not self._decode_at_once(works[0], payloads[0]):
-            for work, payload in zip(works, payloads, strict=True):
-                self._decoding.submit(self._decode, work, payload, perf_counter())
+        works = [Work(served, threshold, deadline, timing, loop.create_future(), payload=each) for each in payloads]
+        if len(works) > 1 or not self._decode_at_once(works[0]):
+            for work in works:
+                self._decoding.submit(self._decode, work, perf_counter())
         answers = asyncio.gather(*(work.answer for work in works))
         # Nobody awaits it any more after a hang-up or a deadline; unread, its error would be logged as a defect.
         answers.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -206,10 +201,12 @@ class Core:
                 if failed:
                     work.abandoned = "request_failed"
                 work.answer.cancel()
+                # Its place has been given back, and no bound counts what waits for a decoding thread.
+                work.payload = None
 
-    def _decode_at_once(self, work: Work, payload: Payload) -> bool:
+    def _decode_at_once(self, work: Work) -> bool:
         """Make a small network's input of a small image and queue it, in the event loop; return whether it did."""
-        spec, started = work.served.checkpoint.config.input, perf_counter()
+        spec, started, payload = work.served.checkpoint.config.input, perf_counter(), work.payload
         if not isinstance(payload, bytes) or spec.height * spec.width > SMALL_PIXELS:
             return False
         try:
@@ -223,9 +220,10 @@ class Core:
             work.fail(error)
         return True
 
-    def _decode(self, work: Work, payload: Payload, submitted: float) -> None:
-        """Make the network's input of a payload and queue it; runs in a decoding thread."""
-        if not self.batcher.wanted(work):
+    def _decode(self, work: Work, submitted: float) -> None:
+        """Make the network's input of an image's payload and queue it; runs in a decoding thread."""
+        payload, work.payload = work.payload, None
+        if not self.batcher.wanted(work) or payload is None:
             return
         started = perf_counter()
         work.waited = started - submitted

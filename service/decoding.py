@@ -127,7 +127,8 @@ class Decoder:
                 Code.IMAGE_TOO_LARGE,
                 f"the image has {image.width} x {image.height} pixels; {self.too_large()}",
             )
-        if image.format == "JPEG" and data.count(SCAN) > MAX_SCANS:
+        # An MPO is a JPEG that says in its header that others follow; Pillow opens it as one of its own accord.
+        if image.format in ("JPEG", "MPO") and data.count(SCAN) > MAX_SCANS:
             raise ServiceError(Code.IMAGE_TOO_LARGE, f"the JPEG has more than {MAX_SCANS} scans; save it again")
         return image
 

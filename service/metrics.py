@@ -138,6 +138,11 @@ class Metrics:
         )
         self._series: WeakKeyDictionary[Served, Series] = WeakKeyDictionary()
         self.ready = gauge("ready", "1 when /health/ready says yes.", ())
+        self.models_failed = gauge(
+            "models_failed", "Models whose newest version could not be loaded; GET /models says why.", ()
+        )
+        # Of several workers, each has one: what all engines together can do in a second is as many engine seconds.
+        gauge("engine_threads", "Threads that run an engine.", ()).set(1)
 
     def served(self, served: Served, depth: Callable[[], int]) -> None:
         """Begin a version's series, at zero where nothing was counted yet."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.answers import ImageResult
-from service.core import Payload
+from service.batching import Payload
 from service.errors import Code, ServiceError
 
 # JSON is parsed in one go, in which no other request moves: larger tensors are to come as binary.
@@ -183,6 +183,8 @@ def respond(
     call: Call, results: Sequence[ImageResult], labels: list[str], model: str, version: int
 ) -> tuple[bytes, int | None]:
     """Return an answer's body, and the length of its JSON where binary tensors stand behind it."""
+    if not all(np.isfinite(result.logits).all() for result in results):
+        raise bad("image holds numbers so large that the network's sums overflow; is it normalised?")
     binary_by_default = call.parameters.binary_data_output
     described, behind = [], []
     for output in call.outputs or [RequestedOutput(name=name) for name in DATATYPES]:

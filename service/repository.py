@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from service.errors import Code, ServiceError
+from service.folder import Files, files_of, models_of, newest_files, scan, versions_of
 from service.loading import LoadError, Served
 
 log = logging.getLogger("skipnet.repository")
-
-
-Files = tuple[tuple[str, int, int], ...]
-"""Name, size in bytes and time of change in ns of each file in a folder: what tells a new version from an old."""
 
 
 Result = TypeVar("Result")
@@ -106,6 +103,7 @@ class Repository:
         """
         async with self._changing:
             found = await self._in_thread(lambda: versions_of(self.folder, name))
+            self._forget({name: found}, [name])
             wanted = version if version is not None else max(found, default=None)
             if wanted is None or wanted not in found:
                 raise LoadError(f"{self.folder} holds no {name}{f'/{version}' if version is not None else ''}")
@@ -151,6 +149,8 @@ class Repository:
             await asyncio.sleep(interval)
             try:
                 now = await asyncio.to_thread(newest_files, self.folder)
+                if self.problems:
+                    self._forget(await asyncio.to_thread(scan, self.folder), {name for name, _ in self.problems})
             except (OSError, LoadError) as error:
                 log.error("no new version is seen: %s can't be read: %s", self.folder, error)
                 continue
@@ -159,6 +159,18 @@ class Repository:
                     with suppress(LoadError):
                         await self.load(name)
             before = now
+
+    @property
+    def failed(self) -> int:
+        """How many models' newest versions could not be loaded: an older one is served in their place, or none."""
+        failed = {name for name, version in self.problems if version > max(self.served.get(name, ()), default=0)}
+        return len(failed)
+
+    def _forget(self, found: Mapping[str, list[int]], names: Collection[str]) -> None:
+        """Forget what was wrong with versions of ``names`` that are not in the folder any more."""
+        for name, version in [key for key in self.problems if key[0] in names]:
+            if version not in found.get(name, ()):
+                del self.problems[name, version]
 
     async def unload(self, name: str, version: int | None = None) -> None:
         """Serve a version, or every version of a model, no more; raises LoadError where it isn't served."""
@@ -175,7 +187,9 @@ class Repository:
                 del self.served[name]
 
     def resolve(self, name: str | None, version: int | None) -> Served:
-        """Return what answers a request; raises ServiceError model_not_found, or not_ready while it loads."""
+        """Return what answers a request; raises ServiceError model_not_found, or not_ready where it is being loaded or
+        could not be.
+        """
         wanted = name if name is not None else self.default
         if wanted is None:
             raise ServiceError(Code.NOT_READY, "no model is loaded yet; GET /health/ready says why")
@@ -188,6 +202,8 @@ class Repository:
             raise ServiceError(Code.NOT_READY, f"{wanted} is being loaded; try again")
         if name is None and not versions:
             raise ServiceError(Code.NOT_READY, f"the default model {wanted} is not loaded; GET /models says why")
+        if any(wanted == failed and version in (None, number) for failed, number in self.problems):
+            raise ServiceError(Code.NOT_READY, f"{wanted} could not be loaded; GET /models says why")
         raise ServiceError(
             Code.MODEL_NOT_FOUND,
             f"no model {wanted!r}{'' if version is None else f' version {version}'} is served; "
@@ -238,11 +254,11 @@ class Repository:
         replaced = versions.pop(served.version, None)
         versions[served.version] = served
         self._on_served(served)
-        pinned = (served.name, served.version) in self._pinned
-        outdated = (
-            [] if pinned else [v for v in versions if v < served.version and (served.name, v) not in self._pinned]
-        )
-        for old in [replaced, *(versions.pop(v) for v in outdated)]:
+        others: list[int] = []
+        if (served.name, served.version) not in self._pinned:
+            # A newer one among them is in the folder no more: it was moved away, to go back to this one.
+            others = [v for v in versions if v != served.version and (served.name, v) not in self._pinned]
+        for old in [replaced, *(versions.pop(v) for v in others)]:
             if old is not None:
                 self._retire(old)
 
@@ -250,49 +266,3 @@ class Repository:
         served.retired = True
         if not served.leases:
             self._on_retired(served)
-
-
-def scan(folder: Path, names: Iterable[str] | None = None) -> dict[str, list[int]]:
-    """Return the models in a repository, or those of ``names`` in their order, and their versions, ascending; a model
-    has at least one numbered folder.
-
-    Raises OSError or LoadError where the folder can't be read.
-    """
-    from models.checkpoint import model_names
-
-    found = {name: versions_of(folder, name) for name in (model_names(folder) if names is None else names)}
-    # One may have been moved away in between.
-    return {name: versions for name, versions in found.items() if versions}
-
-
-def files_of(folder: Path) -> Files:
-    """Return what the files in a version's folder are now."""
-    found = [(file, file.stat()) for file in sorted(folder.glob("*"))]
-    return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in found)
-
-
-def newest_files(folder: Path) -> dict[tuple[str, int], Files]:
-    """Return the newest version of every model and its files."""
-    newest = {}
-    for name, versions in scan(folder).items():
-        with suppress(OSError):  # It is being moved.
-            newest[name, versions[-1]] = files_of(folder / name / str(versions[-1]))
-    return newest
-
-
-def models_of(folder: Path) -> list[str]:
-    """Return the models in a repository, the one to use by default first."""
-    # Imports torch, which must not keep the server from binding its socket.
-    from models.checkpoint import models
-
-    return models(folder)
-
-
-def versions_of(folder: Path, name: str) -> list[int]:
-    """Return a model's versions; raises LoadError for a name that could leave the folder, or one that can't be read."""
-    from models.checkpoint import CheckpointError, versions
-
-    try:
-        return versions(folder, name)
-    except (CheckpointError, OSError) as error:
-        raise LoadError(str(error)) from error

@@ -84,9 +84,13 @@ def numbers() -> list[Built]:
         ),
         stat_panel(
             "Engine busy",
-            "Share of its time that the busiest replica's engine ran. Near 1 it gives all it has: add replicas.",
+            "Share of its time that the busiest replica's engine ran, of several workers in the mean. Near 1 it gives "
+            "all it has: add replicas.",
             "percentunit",
-            Target(f"max(sum by (job, instance) (rate(skipnet_engine_seconds_total{{{VERSION}}}[$__rate_interval])))"),
+            Target(
+                f"max(sum by (job, instance) (rate(skipnet_engine_seconds_total{{{VERSION}}}[$__rate_interval])) "
+                f"/ sum by (job, instance) (skipnet_engine_threads{{{INSTANCE}}}))"
+            ),
             steps("green", (0.8, "orange"), (0.95, "red")),
         ),
     ]

@@ -113,6 +113,10 @@ def table(schedule: Schedule) -> list[Row]:
                 f"{name}-hrl-rewarded-more", "the same, 8 epochs more", f"{name}-hrl-rewarded", at_most, alpha=0.4,
                 epochs=8,
             ),
+            taught_hrl(
+                f"{name}-hrl-half", "the same, 8 epochs more, for half of the blocks", f"{name}-hrl-rewarded-more", 50,
+                alpha=1.0, epochs=8,
+            ),
         ]  # fmt: skip
 
     by_image = [

@@ -58,13 +58,14 @@ class Train(TrainingOptions):
     output: Path | None = Field(None, description="folder of the run; default: runs/<arch>")
     resume: bool = Field(False, description="go on with the run in --output where it stopped")
     model_repository: Path | None = Field(
-        None, description="where given, the trained model becomes the next version of <arch> there"
+        None, description="where given, the trained model becomes the next version of --model there"
     )
+    model: str | None = Field(None, description="name in --model-repository; default: <arch>")
     metrics_port: int | None = Field(None, ge=0, le=65535, description="where Prometheus may scrape the run's metrics")
     metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 is every one")
 
     def cli_cmd(self) -> None:
-        from models.checkpoint import publish
+        from models.checkpoint import publish, require_labels
         from models.training.job import Options as JobOptions
         from models.training.job import make_job
         from models.training.recipes import read_changes
@@ -77,6 +78,10 @@ class Train(TrainingOptions):
         stages = STAGES[self.stages] if self.stages else None
         changes = read_changes(self.changes)
         job = make_job(JobOptions(**chosen, output=output, stages=stages, changes=changes))
+        name = self.model or job.architecture.name
+        if self.model_repository:
+            # Hours of training are not to end with this.
+            require_labels(self.model_repository, name, job.labels)
         print(f"{job.architecture.name} on {job.device}, {', '.join(recipe.stage for recipe in job.recipes)}: {output}")
 
         metrics = TrainingMetrics(job.architecture.name)
@@ -85,4 +90,4 @@ class Train(TrainingOptions):
         folder = train(job, resume=self.resume, save_every=self.save_every, show=progress_bar, watcher=metrics)
         print("checkpoint:", folder)
         if self.model_repository:
-            print("published:", publish(folder, self.model_repository, job.architecture.name))
+            print("published:", publish(folder, self.model_repository, name))

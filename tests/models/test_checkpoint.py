@@ -14,8 +14,10 @@ from models.checkpoint import (
     models,
     publish,
     read_checkpoint,
+    read_config,
     versions,
     write_checkpoint,
+    write_config,
 )
 from models.importing import public_input
 
@@ -96,6 +98,20 @@ def test_publishing_makes_the_next_version(folder: Path, tmp_path: Path) -> None
     assert versions(repository, "cats") == [1, 2]
     assert sorted(file.name for file in second.iterdir()) == ["config.json", "model.safetensors"]
     assert read_checkpoint(second).version == 2
+
+
+def test_a_model_is_not_replaced_by_one_with_other_labels(folder: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    publish(folder, repository, "cats")
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = read_config(other)
+    write_config(other, config.model_copy(update={"labels": [f"pet {label}" for label in config.labels]}))
+    with pytest.raises(CheckpointError, match="cats/1 has other labels, which clients of cats count on: take another"):
+        publish(other, repository, "cats")
+    assert publish(other, repository, "pets").name == "1"
+    # One that can't be read answers nobody.
+    (repository / "cats" / "1" / "config.json").unlink()
+    assert publish(other, repository, "cats").name == "2"
 
 
 @pytest.mark.parametrize("name", ["../secrets", "a/b", "", ".hidden", "x" * 101])

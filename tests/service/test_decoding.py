@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -354,8 +355,11 @@ def test_damage_shows_in_small_images_too() -> None:
     assert caught.value.code == Code.DAMAGED_IMAGE
 
 
-def test_a_jpeg_that_is_gone_through_again_and_again_is_refused() -> None:
-    progressive = encoded(picture(0), "JPEG", progressive=True)
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_a_jpeg_that_is_gone_through_again_and_again_is_refused(kind: str) -> None:
+    more = {"save_all": True, "append_images": [picture(1)]} if kind == "MPO" else {}
+    progressive = encoded(picture(0), kind, progressive=True, **more)
+    assert Image.open(BytesIO(progressive)).format == kind
     last = progressive.rindex(SCAN)
     bomb = progressive[:-2] + progressive[last:-2] * MAX_SCANS + progressive[-2:]
     assert refusal(bomb) == Code.IMAGE_TOO_LARGE

@@ -1,12 +1,15 @@
 """What a server refuses, over a real socket: too large, too many, too much at once."""
 
+import gc
 import http.client
 import json
 import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+from service.batching import Work
 from service.loading import Served
 from tests.service.parts import PNG, Running, encoded, error_of, picture, post, until, watched
 
@@ -50,6 +53,21 @@ def test_bodies_held_at_once_are_bounded(start: Callable[..., Running], served: 
         watched(served).open.set()
         assert [each.result().status_code for each in first] == [200, 200]
     assert server.metric("rejections_total", reason="bodies_full") == 1
+
+
+def test_what_nobody_waits_for_is_not_kept_until_a_decoding_thread_comes_to_it(start: Callable[..., Running]) -> None:
+    server = start(decode_threads=1)
+    held = threading.Event()
+    server.core._decoding.submit(held.wait)
+    try:
+        response = post(server, encoded(picture(0, 300, 300)), headers=PNG | {"x-request-timeout": "0.1"})
+        assert (response.status_code, error_of(response)) == (504, "deadline_exceeded")
+        assert server.core._decoding._work_queue.qsize() == 1
+        works = [each for each in gc.get_objects() if type(each) is Work]
+        assert works and not any(each.payload for each in works)
+    finally:
+        held.set()
+    assert post(server, encoded(picture(0, 300, 300))).status_code == 200
 
 
 def test_full_queue_answers_429_at_once_and_probes_go_on(start: Callable[..., Running], served: Served) -> None:

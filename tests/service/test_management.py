@@ -14,8 +14,8 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from models.checkpoint import read_checkpoint
+from service.folder import Files, newest_files
 from service.loading import LoadError, Served
-from service.repository import Files, newest_files
 from service.settings import Settings
 from tests.service.parts import NAME, PNG, Running, encoded, picture, until
 

@@ -237,6 +237,84 @@ def test_damaged_version_is_refused_and_the_old_one_stays(folder: Path, loaded: 
     run(story)
 
 
+def test_a_newest_version_that_can_not_be_loaded_is_counted_until_another_is_served_or_it_is_gone(
+    folder: Path, loaded: Served
+) -> None:
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load(NAME)
+        assert shelf.failed == 0
+        for mend in ("a newer one", "taken away"):
+            newest = max(shelf.served[NAME]) + 1
+            add(folder, newest)
+            damage(folder, newest)
+            with pytest.raises(LoadError):
+                await shelf.load(NAME)
+            assert shelf.failed == 1
+            if mend == "a newer one":
+                add(folder, newest + 1)
+            else:
+                shutil.rmtree(folder / NAME / str(newest))
+            await shelf.load(NAME)
+            assert shelf.failed == 0
+
+    run(story)
+
+
+def test_watching_forgets_what_was_wrong_with_a_version_that_is_gone(folder: Path, loaded: Served) -> None:
+    add(folder, 2)
+    damage(folder, 2)
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load_all()
+        assert shelf.failed == 1
+        shutil.rmtree(folder / NAME / "2")
+        watching = asyncio.create_task(shelf.watch(0.001))
+        async with asyncio.timeout(20):
+            while shelf.failed:
+                await asyncio.sleep(0.001)
+        watching.cancel()
+        assert shelf.resolve(NAME, None).version == 1
+
+    run(story)
+
+
+def test_a_model_of_which_nothing_can_be_loaded_is_not_ready_rather_than_not_found(
+    folder: Path, loaded: Served
+) -> None:
+    add(folder, 1, "zebra")
+    damage(folder, 1, "zebra")
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load_all()
+        for version in (None, 1):
+            with pytest.raises(ServiceError, match="zebra could not be loaded; GET /models says why") as caught:
+                shelf.resolve("zebra", version)
+            assert caught.value.code == Code.NOT_READY
+        with pytest.raises(ServiceError) as caught:
+            shelf.resolve("zebra", 2)
+        assert caught.value.code == Code.MODEL_NOT_FOUND
+
+    run(story)
+
+
+def test_loading_after_the_newest_was_moved_away_goes_back_to_the_one_before(folder: Path, loaded: Served) -> None:
+    add(folder, 2)
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load_all()
+        shutil.rmtree(folder / NAME / "2")
+        await shelf.load(NAME)
+        assert list(shelf.served[NAME]) == [1]
+        assert shelf.resolve(NAME, None).version == 1
+        assert shelf.events == ["serve 2", "serve 1", "retire 2"]
+
+    run(story)
+
+
 def test_version_asked_for_by_number_is_served_beside_the_others(folder: Path, loaded: Served) -> None:
     add(folder, 2)
     add(folder, 3)

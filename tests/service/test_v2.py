@@ -199,6 +199,7 @@ BAD = {
     "ragged": request(tensor={"data": [[0.5] * 3071, 0.5]}),
     "null": request(tensor={"data": [None] * 3072}),
     "not finite": request(tensor={"data": [1e39] * 3072}),
+    "overflowing": request(tensor={"data": [3e38] * 3072}),
     "no data": request(tensor={"data": None}),
     "promised bytes": request(tensor={"data": None, "parameters": {"binary_data_size": 12288}}),
     "not base64": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [1], "data": ["?"]}),

@@ -14,6 +14,7 @@ from models.training.recipes import Recipe, Rung, find_changes, find_recipe, rea
 from models.training.run import stage_summary
 from service.cli import main
 from service.commands.train import STAGES, Train
+from tests.service.parts import picture
 
 FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
 
@@ -77,6 +78,31 @@ def test_a_wrong_change_is_told_before_anything_is_read(
     assert left.value.code == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_labels_that_clients_do_not_expect_are_told_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for number, kind in enumerate(2 * ("train", "val")):
+        (tmp_path / kind / f"pet{number // 2}").mkdir(parents=True)
+        for image in range(8):
+            picture(image).save(tmp_path / kind / f"pet{number // 2}" / f"{image}.png")
+    options = ["--arch", "cifar10_rnn_gate_38", "--dataset", "imagefolder", "--data", str(tmp_path), "--held-out", "2"]
+    options += [
+        "--recipe",
+        "short",
+        "--batch",
+        "2",
+        "--output",
+        str(tmp_path / "run"),
+        "--model-repository",
+        str(SHIPPED),
+    ]
+    with pytest.raises(SystemExit) as left:
+        main(["train", *options])
+    assert left.value.code == 1
+    assert "cifar10_rnn_gate_38/4 has other labels" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_stages_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
