@@ -51,10 +51,24 @@ class Architecture:
         """What makes two architectures' weights interchangeable, but for the gates and the number of classes."""
         return self.stem, self.block, self.blocks
 
+    def grows_into(self, other: "Architecture") -> bool:
+        """Whether the other is this one with blocks more, gates aside: no group has fewer, and one has more."""
+        kin = (self.stem, self.block, len(self.blocks)) == (other.stem, other.block, len(other.blocks))
+        return (
+            kin
+            and self.blocks != other.blocks
+            and all(few <= many for few, many in zip(self.blocks, other.blocks, strict=True))
+        )
+
     @property
     def image_size(self) -> int:
         """Height and width in pixels of the images that the architecture was made for."""
         return 32 if self.stem == "cifar" else 224
+
+
+def first_blocks(groups: tuple[int, ...]) -> list[int]:
+    """Return the index of each group's first block in the flat list of blocks."""
+    return [sum(groups[:group]) for group in range(len(groups))]
 
 
 def cifar_architecture(data: str, routing: str, sampled: bool, depth: int) -> Architecture:

@@ -234,7 +234,8 @@ def find_version(repository: Path, model: str | None, version: int | None) -> Pa
     number = version if version is not None else max(found, default=None)
     if number not in found:
         wanted = f"{name or 'model'}{'' if version is None else f' version {version}'}"
-        raise CheckpointError(f"{repository} holds no {wanted}; see --model-repository")
+        there = ", ".join(models(repository)) or "nothing"
+        raise CheckpointError(f"{repository} holds no {wanted}, but {there}; see --model-repository")
     return repository / str(name) / str(number)
 
 

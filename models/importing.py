@@ -2,13 +2,14 @@
 
 import pickle
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.catalogue import Architecture, find_architecture
+from models.catalogue import Architecture, find_architecture, first_blocks
 from models.checkpoint import CheckpointError, Config, code_version, fit_state, write_checkpoint
 from models.data.catalogue import DATASETS, IMAGENET_MEAN, IMAGENET_STD
 from models.preprocessing import InputSpec
@@ -50,6 +51,8 @@ def import_public(source: Path, arch: str, output: Path) -> Config:
     architecture = find_architecture(arch)
     saved = read_public(source)
     state = saved.get("state_dict", saved)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{source} holds no weights where they are expected: as `state_dict`, or by themselves")
     network = architecture.build()
     fit_state(network, rename_state(state, architecture), source)
     config = Config(
@@ -88,7 +91,7 @@ def read_public(source: Path) -> dict[str, Any]:
 
 def rename_state(state: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """Return a public state dict under this project's names and shapes, without what has no effect."""
-    blocks = first_block(architecture.blocks)
+    blocks = first_blocks(architecture.blocks)
     renamed = {}
     for public, tensor in state.items():
         key = public.removeprefix("module.")
@@ -111,18 +114,16 @@ def rename(key: str, architecture: Architecture, blocks: list[int]) -> str | Non
             return name + key.removeprefix(public)
     if key.startswith("control.rnn."):
         return "controller.rnn." + key.removeprefix("control.rnn.").removesuffix("_l0")
-    found = re.fullmatch(r"group(\d+)_(layer|gate)(\d+)\.(.+)", key)
-    plain = re.fullmatch(r"layer(\d+)\.(\d+)\.(.+)", key)
-    if plain:
-        return f"blocks.{blocks[int(plain[1]) - 1] + int(plain[2])}.{block_part(plain[3])}"
-    if not found:
+    found = re.fullmatch(r"(?:group(\d+)_(layer|gate)|layer(\d+)\.)(\d+)\.(.+)", key)
+    group = int(found[1] or found[3]) if found else 0
+    if not found or not 1 <= group <= len(blocks):
         return key
-    index = blocks[int(found[1]) - 1] + int(found[3])
-    if found[2] == "layer":
-        return f"blocks.{index}.{block_part(found[4])}"
+    index = blocks[group - 1] + int(found[4])
+    if found[2] != "gate":
+        return f"blocks.{index}.{block_part(found[5])}"
     if index == sum(architecture.blocks) - 1:
         return None
-    return f"gates.{index}.{gate_part(found[4], architecture)}"
+    return f"gates.{index}.{gate_part(found[5], architecture)}"
 
 
 def block_part(part: str) -> str:
@@ -136,7 +137,8 @@ def gate_part(part: str, architecture: Architecture) -> str:
     for public, name in GATE_PARTS.items():
         if part.startswith(public):
             indices = FEATURE_INDEX.get(str(architecture.gates), {})
-            return name.format_map(indices) + part.removeprefix(public)
+            with suppress(KeyError):  # The gates of another architecture.
+                return name.format_map(indices) + part.removeprefix(public)
     return part
 
 
@@ -145,11 +147,6 @@ def flatten_pointwise(name: str, tensor: Tensor) -> Tensor:
     if tensor.ndim == 4 and name.split(".")[-2] in ("embedding", "head", "projection"):
         return tensor.flatten(1)
     return tensor
-
-
-def first_block(groups: tuple[int, ...]) -> list[int]:
-    """Return the index of each group's first block in the flat list of blocks."""
-    return [sum(groups[:group]) for group in range(len(groups))]
 
 
 def public_labels(architecture: Architecture) -> list[str]:

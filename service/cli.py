@@ -5,11 +5,12 @@ verb that was asked for is imported.
 """
 
 import sys
+from argparse import Action, RawDescriptionHelpFormatter
 from importlib import import_module
 from typing import Any, NoReturn, get_args
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsError
+from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource, SettingsError
 
 VERBS = {
     "serve": ("serve", "serve the models of a repository over HTTP"),
@@ -27,6 +28,13 @@ VERBS = {
 }
 POSITIONAL = get_args(CliPositionalArg)[1]
 """The mark of an option that has a place on the command line in place of a flag."""
+
+
+class HelpFormatter(RawDescriptionHelpFormatter):
+    """Leaves out what pydantic-settings says of an option whose default its description puts into words."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help and action.help.replace(" (default: None)", "")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,7 +66,14 @@ def read_options(verb: str, arguments: list[str]) -> Any:
     """Return the verb's options, from ``arguments``, else the environment, else their defaults."""
     command = find_command(VERBS[verb][0])
     try:
-        return command(_cli_parse_args=arguments, _cli_prog_name=f"skipnet {verb}", _cli_show_env_vars=True)
+        source: CliSettingsSource[Any] = CliSettingsSource(
+            command,
+            cli_parse_args=arguments,
+            cli_prog_name=f"skipnet {verb}",
+            cli_show_env_vars=True,
+            formatter_class=HelpFormatter,
+        )
+        return command(_cli_settings_source=source)
     except ValidationError as error:
         leave("; ".join(wrong_option(command, problem) for problem in error.errors()), 2)
     except SettingsError as error:

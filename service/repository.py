@@ -86,6 +86,8 @@ class Repository:
             there = await self._in_thread(self.folder.is_dir)
             log.error("%s %s", self.folder, "holds no <model>/<version>/ folder" if there else "does not exist")
         self.default = self.default or next(iter(found), None)
+        if found and self.default not in found:
+            log.error("the default model %s is not in %s, but %s", self.default, self.folder, ", ".join(found))
         newest = {(name, versions[-1]) for name, versions in found.items()}
         self.loading |= newest
         try:
@@ -207,7 +209,7 @@ class Repository:
         raise ServiceError(
             Code.MODEL_NOT_FOUND,
             f"no model {wanted!r}{'' if version is None else f' version {version}'} is served; "
-            "GET /models lists what is",
+            "GET /models lists what is, and what could be loaded",
         )
 
     @contextmanager

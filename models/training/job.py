@@ -73,7 +73,7 @@ def make_job(options: Options) -> Job:
     spec = input_spec(row, size)
     train_positions, held_out_positions = split_positions(source, options.held_out, options.limit)
     train, held_out = source.select(train_positions), source.select(held_out_positions)
-    network, earlier = start_network(architecture, source.classes, options)
+    network, earlier = start_network(architecture, source.classes, options, len(held_out))
     device = torch.device(choose_device(options.device))
     mixed = options.precision == "bfloat16" or (options.precision == "auto" and multiplies_bfloat16(device))
     return Job(
@@ -131,9 +131,11 @@ def override(recipe: Recipe, options: Options) -> Recipe:
 
 
 def start_network(
-    architecture: Architecture, classes: list[str], options: Options
+    architecture: Architecture, classes: list[str], options: Options, held_out: int
 ) -> tuple[SkipNet, list[dict[str, Any]]]:
     """Return a fresh network, or the one of the checkpoint to start from and the stages behind it.
+
+    It must not have seen the images that are ``held_out`` now.
 
     Gates may be given to a dense network, and left out of one that has them; one without may grow (`grow`).
     """
@@ -142,33 +144,24 @@ def start_network(
     checkpoint = read_checkpoint(options.init)
     found = find_architecture(checkpoint.config.architecture)
     same_gates = found.gates == architecture.gates
-    grows = found.gates is None and grows_into(found, architecture)
+    grows = found.gates is None and found.grows_into(architecture)
     if not grows and (
         found.backbone != architecture.backbone or not (same_gates or None in (found.gates, architecture.gates))
     ):
         raise JobError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
     check_labels(checkpoint, options.init, classes, options)
+    check_held_out(checkpoint, options.init, held_out, options)
     stages = checkpoint.config.training.get("stages", [])
     if same_gates and not grows:
         return checkpoint.network, stages
-    network = architecture.build(len(classes))
     if grows:
-        grow(checkpoint.network, found.blocks, network, architecture.blocks)
-        return network, [{"architecture": found.name} | stage for stage in stages]
+        grown = grow(checkpoint.network, found, architecture)
+        return grown, [{"architecture": found.name} | stage for stage in stages]
+    network = architecture.build(len(classes))
     # What one of the two lacks are the gates: those that are given stay as they were made.
     network.load_state_dict(checkpoint.network.state_dict(), strict=False)
     # Which network the stages with gates trained; a plain one never has any.
     return network, [stage if stage["stage"] == "plain" else {"architecture": found.name} | stage for stage in stages]
-
-
-def grows_into(small: Architecture, large: Architecture) -> bool:
-    """Whether one is the other with blocks more: no group has fewer, and one has more."""
-    kin = (small.stem, small.block, len(small.blocks)) == (large.stem, large.block, len(large.blocks))
-    return (
-        kin
-        and small.blocks != large.blocks
-        and all(few <= many for few, many in zip(small.blocks, large.blocks, strict=True))
-    )
 
 
 def find_teacher(
@@ -195,6 +188,17 @@ def find_teacher(
 def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], options: Options) -> None:
     if checkpoint.config.labels != classes:
         raise JobError(f"{folder} has other labels than {options.dataset}; train it from the start")
+
+
+def check_held_out(checkpoint: Checkpoint, folder: Path, held_out: int, options: Options) -> None:
+    """Raise JobError where the checkpoint held out fewer images: it was trained on some that are held out now."""
+    training = checkpoint.config.training
+    before = training.get("held_out_images", held_out)
+    if training.get("dataset") == options.dataset and before < held_out:
+        raise JobError(
+            f"{folder} held out {before} images, and was trained on others of the {held_out} to be held out now: "
+            f"take --held-out {before}"
+        )
 
 
 def check_size(architecture: Architecture, size: int) -> None:

@@ -66,22 +66,28 @@ class Reproduction:
         )
 
     def starting_point(self, row: Row, seed: int) -> Path | None:
-        """Return the checkpoint that a row starts from, if it does not start afresh.
-
-        Raises JobError where the row grows from a network that is as deep or is not there.
-        """
+        """Return the checkpoint that a row starts from, if it does not start afresh."""
         if row.start is None or self.start is not None:
             return self.start if row.start else None
-        folder = self.checkpoint(row.start, row.seed_of_start(seed), row.start_depth)
-        if row.start_depth is not None:
-            if self.depth <= row.start_depth:
-                raise JobError(f"{row.name} grows from {row.start_depth} layers: ask for more with --depth, say 110")
-            if not folder.exists():
-                raise JobError(
-                    f"{row.name} grows from {folder}, which is not there: run skipnet reproduce {self.shared.dataset} "
-                    f"--depth {row.start_depth} --rows {row.start} first, or name another with --start"
-                )
-        return folder
+        return self.checkpoint(row.start, row.seed_of_start(seed), row.start_depth)
+
+    def start_name(self, row: Row) -> str | None:
+        """Return what a results file calls the checkpoint that the row starts from."""
+        if row.start is None or self.start is not None:
+            return str(self.start) if row.start else None
+        return row.start if row.start_depth is None else f"{row.start} of {row.start_depth} layers"
+
+    def check_start(self, row: Row, options: Options) -> None:
+        """Raise JobError where the network that the row grows from is as deep, or is not there."""
+        if row.start_depth is None or self.start is not None or options.init is None:
+            return
+        if self.depth <= row.start_depth:
+            raise JobError(f"{row.name} grows from {row.start_depth} layers: ask for more with --depth, say 110")
+        if not options.init.exists():
+            raise JobError(
+                f"{row.name} grows from {options.init}, which is not there: run the same command with "
+                f"--depth {row.start_depth} --rows {row.start} first, or name another with --start"
+            )
 
     def teacher(self, row: Row) -> Path | None:
         """Return what a row learns from, if that is not what it starts from: a checkpoint, or a file of answers."""
@@ -110,7 +116,8 @@ def reproduce(
     options = plan.options(row, seed)
     file = plan.results / f"{plan.name(row.name, seed)}.json"
     if file.exists():
-        return finished(file, row, options)
+        return finished(file, row, options, plan.start_name(row))
+    plan.check_start(row, options)
     if row.teacher == WIDE and options.teacher is not None and not options.teacher.exists():
         train_teacher(options, options.teacher.parent, save_every, show)
     job = make_job(options)
@@ -127,7 +134,7 @@ def reproduce(
         dataset=options.dataset,
         architecture=options.arch,
         recipe=as_json(stage_summary(job.recipes[0])),
-        start=row.start if plan.start is None or row.start is None else str(plan.start),
+        start=plan.start_name(row),
         train_images=job.about["train_images"],
         held_out_images=job.about["held_out_images"],
         precision=job.about["precision"],
@@ -159,7 +166,7 @@ def train_teacher(
     )
 
 
-def finished(file: Path, row: Row, options: Options) -> Result:
+def finished(file: Path, row: Row, options: Options, start: str | None) -> Result:
     """Return the result of a run that is over; raises ResultError where it was one with other options.
 
     What it started and learned from may be gone.
@@ -167,9 +174,9 @@ def finished(file: Path, row: Row, options: Options) -> Result:
     result = read_result(file)
     source = read_source(find_dataset(options.dataset), "train", options.data)
     train, held_out = split_positions(source, options.held_out, options.limit)
-    images = {"train_images": len(train), "held_out_images": len(held_out)}
-    asked = as_json(stage_summary(override(find_recipe(options.recipe, row.stage), options))) | images
-    got = result.recipe | {key: getattr(result, key) for key in images}
+    beside = {"train_images": len(train), "held_out_images": len(held_out), "start": start}
+    asked = as_json(stage_summary(override(find_recipe(options.recipe, row.stage), options))) | beside
+    got = result.recipe | {key: getattr(result, key) for key in beside}
     differing = [key for key in asked | got if asked.get(key) != got.get(key)]
     if differing:
         raise ResultError(

@@ -24,4 +24,6 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 def targets_fallen(recipe: Recipe, step: int, steps: int) -> float:
     """Return how far, from 0 to 1, the computation targets have fallen from 1 to what the recipe's rungs say."""
     begin, end = recipe.targets_fall
+    if end <= begin:
+        return float(step / steps >= begin)
     return min(max((step / steps - begin) / (end - begin), 0.0), 1.0)

@@ -31,6 +31,13 @@ def straight_through(limits: Tensor) -> Decide:
     return decide
 
 
+def limit_of(threshold: float) -> float:
+    """Return the logit that a gate's has to be above at an execute threshold: 0 executes every block, 1 none."""
+    if threshold <= 0:
+        return ALL
+    return math.log(threshold / (1 - threshold)) if threshold < 1 else math.inf
+
+
 def soft(_: int, logits: Tensor) -> Tensor:
     """Return decisions [N] between 0 and 1, the probabilities themselves (paper, Table 3: soft gating)."""
     return torch.sigmoid(logits)
@@ -54,7 +61,7 @@ def supervised_step(
     parts = rung_slices(recipe.rungs, len(images))
     limits = images.new_zeros(len(images))
     for rung, part in zip(recipe.rungs, parts, strict=True):
-        limits[part] = math.log(rung.threshold / (1 - rung.threshold)) if rung.threshold else ALL
+        limits[part] = limit_of(rung.threshold)
     decide: Decide = soft if recipe.gates == "soft" else straight_through(limits)
     run = partial(run_explored, random=random) if random and recipe.gates == "hard" else run_masked
     logits, routing = network(images, decide, run)

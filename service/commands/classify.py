@@ -1,6 +1,7 @@
 """skipnet classify photo.jpg …"""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,12 @@ class Classify(EngineOptions):
         le=1,
         description="0 runs every block, 1 none but the first; default: the checkpoint's",
     )
+    compute_budget: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of dense multiply-adds to spend on average, in place of a threshold",
+    )
     as_json: bool = Field(default=False, description="one JSON object a line, with every decision")
     max_image_pixels: int = Field(default=80_000_000, ge=1, description="width x height of an image")
 
@@ -34,21 +41,23 @@ class Classify(EngineOptions):
         from models.engines import load_engine
         from models.preprocessing import prepare
         from service.answers import predictions, routing, split
+        from service.budget import choose_threshold
         from service.decoding import BYTES_PER_PIXEL, Decoder
 
         checkpoint = read_checkpoint(find_version(self.model_repository, self.model, self.version))
+        threshold = choose_threshold(checkpoint.config, self.execute_threshold, self.compute_budget)
         engine = load_engine(checkpoint, self.engine, self.device, self.threads, self.routing)
         decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL)
-        spec, threshold = checkpoint.config.input, self.execute_threshold
-        thresholds = np.full(1, checkpoint.config.execute_threshold if threshold is None else threshold, np.float32)
+        spec, thresholds, wrong = checkpoint.config.input, np.full(1, threshold, np.float32), 0
         for file in self.images:
             try:
                 with decoder.decode(file.read_bytes(), spec.resize) as decoded:
                     image = prepare(decoded, spec)
-            except ServiceError as error:
-                raise UserError(f"{file}: {error}") from error
-            except OSError as error:
-                raise UserError(f"{file} can't be read: {error.strerror or error}") from error
+            except (ServiceError, OSError) as error:
+                reason = f"can't be read: {error.strerror or error}" if isinstance(error, OSError) else error
+                print(f"skipnet: {file}: {reason}", file=sys.stderr)
+                wrong += 1
+                continue
             routed = engine.run(image[None], thresholds)
             [result] = split(routed, checkpoint.macs.executed(routed.executed, routed.mode))
             found = predictions(result.probabilities, checkpoint.config.labels, self.top_k)
@@ -61,6 +70,8 @@ class Classify(EngineOptions):
             saved = f"{way.skipped} of {way.blocks} blocks skipped, {way.saved:.1%} saved"
             print(f"{file}: {names}", f"  {strip(result.executed.tolist())}  {saved}", sep="\n")
         engine.close()
+        if wrong:
+            raise UserError(f"{wrong} of {len(self.images)} images could not be classified")
 
 
 def strip(executed: Sequence[bool]) -> str:

@@ -174,6 +174,23 @@ def test_a_checkpoint_of_another_network_is_no_start(tmp_path: Path, pixels: np.
         make_job(replace(options, arch="cifar10_rnn_gate_38", recipe="dial", stages=("sp",)))
 
 
+def test_what_is_held_out_was_not_seen_by_the_network_to_start_from(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
+    dense = find_architecture("cifar10_resnet_38")
+    config = Config(
+        architecture=dense.name, labels=read_source(CIFAR10, "train", tmp_path).classes,
+        input=input_spec(CIFAR10, 32), code="test", training={"dataset": "cifar10", "held_out_images": 5},
+    )  # fmt: skip
+    write_checkpoint(tmp_path / "dense", dense.build(), config)
+    options = Options(
+        dense.name, "cifar10", tmp_path, data=tmp_path, recipe="short", batch=4, init=tmp_path / "dense", held_out=6
+    )
+    with pytest.raises(JobError, match=r"held out 5 images, and was trained on others of the 6 .* take --held-out 5"):
+        make_job(options)
+    for fewer in (5, 4):
+        assert make_job(replace(options, held_out=fewer)).about["held_out_images"] == fewer
+
+
 def test_a_network_with_gates_starts_from_the_dense_one_and_learns_from_it(tmp_path: Path, pixels: np.ndarray) -> None:
     write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
     dense = find_architecture("cifar10_resnet_38")

@@ -15,11 +15,13 @@ from models.network import SkipNet
 from models.training.answers import ANSWERS, write_answers
 from models.training.growth import CannotGrow, grow
 from models.training.job import JobError, make_job
-from models.training.reproduction import Reproduction
+from models.training.reproduction import Reproduction, reproduce
+from models.training.results import ResultError
 from models.training.rows import find_row
 from models.training.run import stage_summary
+from tests.models.interruption import quiet
 from tests.models.test_data import write_cifar10
-from tests.models.test_reproduction import TRAIN, plan_in
+from tests.models.test_reproduction import TINY, TRAIN, never, plan_in
 
 TRAINED = SHIPPED / "cifar10_resnet_38" / "2"
 OLD = {group + 2 * index for group in (0, 12, 24) for index in range(6)}
@@ -40,10 +42,7 @@ def plan(tmp_path: Path) -> Reproduction:
 
 
 def grown(trained: SkipNet, name: str) -> SkipNet:
-    architecture = find_architecture(name)
-    network = architecture.build()
-    grow(trained, (6, 6, 6), network, architecture.blocks)
-    return network.eval()
+    return grow(trained, find_architecture("cifar10_resnet_38"), find_architecture(name)).eval()
 
 
 @torch.no_grad()
@@ -68,28 +67,48 @@ def test_what_was_added_learns(trained: SkipNet) -> None:
         assert block.residual[-1].weight.grad.abs().max() > 0  # type: ignore[index]
 
 
-def test_what_cannot_grow_is_said(trained: SkipNet) -> None:
-    architecture = find_architecture("cifar10_resnet_74")
-    with pytest.raises(CannotGrow, match=r"groups of \(12, 12, 12\) blocks don't grow into groups of \(6, 6, 6\)"):
-        grow(architecture.build(), architecture.blocks, trained, (6, 6, 6))
-    routed = find_architecture("cifar10_rnn_gate_38").build()
-    with pytest.raises(CannotGrow, match="a network with gates does not grow"):
-        grow(routed, (6, 6, 6), architecture.build(), architecture.blocks)
+@pytest.mark.parametrize(
+    ("name", "deeper"),
+    [
+        ("cifar10_resnet_74", "cifar10_resnet_38"),
+        ("cifar10_resnet_38", "cifar10_rnn_gate_38"),
+        ("cifar10_rnn_gate_38", "cifar10_rnn_gate_74"),
+        ("imagenet_resnet_34", "imagenet_resnet_50"),
+        ("imagenet_resnet_18", "cifar10_resnet_74"),
+    ],
+)
+def test_what_cannot_grow_is_said(name: str, deeper: str) -> None:
+    architecture = find_architecture(name)
+    with pytest.raises(CannotGrow, match=f"{name} does not grow into {deeper}"):
+        grow(architecture.build(), architecture, find_architecture(deeper))
 
 
 def test_a_grown_row_starts_from_the_network_of_fewer_layers(plan: Reproduction) -> None:
     row = find_row("grown-40", "short")
     [(found, seed)] = plan.runs(["grown-40"], [1])
     assert found == row
-    with pytest.raises(JobError, match="run skipnet reproduce cifar10 --depth 38 --rows plain-taught first"):
-        plan.options(row, seed)
+    with pytest.raises(JobError, match="run the same command with --depth 38 --rows plain-taught first"):
+        reproduce(plan, row, seed, save_every=300, show=never)
     with pytest.raises(JobError, match="grown-40 grows from 38 layers: ask for more with --depth, say 110"):
-        replace(plan, depth=38).options(row, seed)
+        reproduce(replace(plan, depth=38), row, seed, save_every=300, show=never)
     folder = plan.shared.output / "cifar10_38" / "short" / "plain-taught-0" / "plain"
     folder.parent.mkdir(parents=True)
     folder.symlink_to(TRAINED)
-    options = plan.options(row, seed)
-    assert (options.init, options.arch) == (folder, "cifar10_rnn_gate_74")
+    tried = replace(row, changes={**row.changes, **TINY})
+    result = reproduce(plan, tried, seed, save_every=300, show=quiet)
+    assert (result.start, result.architecture) == ("plain-taught of 38 layers", "cifar10_rnn_gate_74")
+    folder.unlink()
+    assert reproduce(plan, tried, seed, save_every=300, show=never) == result
+    with pytest.raises(ResultError, match="start='plain-taught of 38 layers'"):
+        reproduce(replace(plan, start=TRAINED), tried, seed, save_every=300, show=never)
+
+
+def test_a_dense_network_grows_without_gates_too(plan: Reproduction, trained: SkipNet) -> None:
+    options = replace(plan.shared, arch="cifar10_resnet_74", stages=("plain",), recipe="short", init=TRAINED, batch=8)
+    network = make_job(options).network.eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert len(network.blocks) == 36
+    assert torch.equal(answers_along(network, set(), images), answers_along(trained, set(), images))
 
 
 def test_the_stages_behind_a_grown_network_are_told_with_their_networks(plan: Reproduction, trained: SkipNet) -> None:

@@ -1,7 +1,9 @@
 """The public code's answers for given weights are ours, in every engine: every decision and logits within 1e-4."""
 
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from models.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from models.engines import load_engine
-from models.engines.native import NativeUnavailable
 from models.importing import import_public
 from tests.research import shared
 
@@ -24,7 +26,15 @@ CASES = [
     "cifar10_feedforward_38",
     "imagenet_rnn_gate_18",
 ]
-ENGINES = ["reference", "torch", "onnxruntime", "native"]
+ENGINES = [
+    "reference",
+    "torch",
+    "onnxruntime",
+    pytest.param(
+        "native",
+        marks=pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "c++") is None, reason="no C++ compiler here"),
+    ),
+]
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -49,11 +59,7 @@ def network_input(case: Any) -> np.ndarray:
 @pytest.mark.parametrize("name", ENGINES)
 def test_public_codes_answers(name: str, case: tuple[Any, Checkpoint]) -> None:
     expected, checkpoint = case
-    try:
-        engine = load_engine(checkpoint, name, "cpu")
-    except NativeUnavailable as reason:
-        assert "imagenet" in checkpoint.config.architecture, reason
-        return
+    engine = load_engine(checkpoint, name, "cpu")
     images = network_input(expected)
     thresholds = np.full(len(images), 0.5, np.float32)
     try:
@@ -105,7 +111,26 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         import_public(tmp_path / "a.pth.tar", "cifar10_rnn_gate_38", tmp_path / "out")
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"module.conv1.weight": torch.zeros(16, 3, 3, 3)}}, tmp_path / "x.pth.tar")
+FOREIGN = {
+    "another stem": ({"module.conv1.weight": torch.zeros(16, 3, 3, 3)}, "cifar10_rnn_gate_38"),
+    "a group too many": ({"group4_layer0.conv1.weight": torch.zeros(512, 256, 3, 3)}, "cifar10_rnn_gate_38"),
+    "a plain group too many": ({"layer4.0.conv1.weight": torch.zeros(512, 256, 3, 3)}, "cifar10_resnet_38"),
+    "feed-forward gates": ({"group1_gate0.conv1.weight": torch.zeros(10, 16, 3, 3)}, "cifar10_rnn_gate_38"),
+    "feed-forward gates of the other kind": (
+        {"group1_gate0.conv2.weight": torch.zeros(10, 10, 3, 3)}, "cifar10_feedforward_110",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("state", "arch"), FOREIGN.values(), ids=FOREIGN)
+def test_weights_of_another_architecture_are_refused(tmp_path: Path, state: dict[str, Tensor], arch: str) -> None:
+    torch.save({"state_dict": state}, tmp_path / "x.pth.tar")
     with pytest.raises(CheckpointError, match="does not hold the weights"):
+        import_public(tmp_path / "x.pth.tar", arch, tmp_path / "out")
+
+
+@pytest.mark.parametrize("saved", [{"model": {}, "epoch": 3}, {"state_dict": [1, 2]}, {"state_dict": {"a": 1}}])
+def test_a_file_without_weights_is_told(tmp_path: Path, saved: dict[str, Any]) -> None:
+    torch.save(saved, tmp_path / "x.pth.tar")
+    with pytest.raises(CheckpointError, match="holds no weights where they are expected"):
         import_public(tmp_path / "x.pth.tar", "cifar10_rnn_gate_38", tmp_path / "out")

@@ -334,6 +334,8 @@ def test_the_computation_targets_fall_between_a_fifth_and_three_fifths() -> None
     recipe = find_recipe("budget", "sp")
     fallen = [targets_fallen(recipe, step, 100) for step in (0, 20, 40, 60, 99)]
     assert fallen == pytest.approx([0, 0, 0.5, 1, 1])
+    at_once = replace(recipe, targets_fall=(0.1, 0.1))
+    assert [targets_fallen(at_once, step, 100) for step in (0, 9, 10, 99)] == [0, 0, 1, 1]
 
 
 def test_order_and_augmentation_depend_on_seed_epoch_and_step_only(images: tuple[Tensor, Tensor]) -> None:

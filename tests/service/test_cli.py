@@ -11,6 +11,8 @@ from service.cli import VERBS, main
 from service.settings import Settings
 from tests.service.parts import LABELS, NAME, encoded, picture
 
+PHOTO = Path(__file__).parents[1] / "photos" / "cat.jpg"
+
 
 def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
     code: object = 0
@@ -126,7 +128,7 @@ def test_classify_as_json(capsys: pytest.CaptureFixture[str], repository: Path, 
 @pytest.mark.parametrize(
     ("extra", "reason"),
     [
-        (["--model", "nobody"], "holds no nobody"),
+        (["--model", "nobody"], f"holds no nobody, but {NAME}"),
         (["--version", "7"], f"holds no {NAME} version 7"),
         (["--model", "../x"], "can't be a model's name"),
         (["--model-repository", "/nowhere"], "holds no model"),
@@ -148,7 +150,25 @@ def test_classify_what_is_no_image(capsys: pytest.CaptureFixture[str], repositor
         assert code == 1
         assert file in error
         assert reason in error and "Errno" not in error
-        assert error.count("\n") == 1
+        assert error.splitlines()[1:] == ["skipnet: 1 of 1 images could not be classified"]
+
+
+def test_classify_goes_on_after_a_file_that_is_no_image(
+    capsys: pytest.CaptureFixture[str], repository: Path, tmp_path: Path, photos: list[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    code, text, error = outcome(capsys, "classify", photos[0], str(tmp_path / "a.txt"), photos[1], *options(repository))
+    assert code == 1
+    assert [line.partition(": ")[0] for line in text.splitlines()[::2]] == [photos[0], photos[1]]
+    assert error.splitlines()[1:] == ["skipnet: 1 of 3 images could not be classified"]
+
+
+def test_classify_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["classify", str(PHOTO), "--engine", "reference", "--threads", "1", "--as-json", "--compute-budget"]
+    spent = [json.loads(outcome(capsys, *line, budget)[1])["routing"]["macs"] for budget in ("0.4", "1")]
+    assert spent[0] < spent[1]
+    code, _, error = outcome(capsys, *line, "0.01")
+    assert code == 1 and "compute_budget 0.01 can't be met" in error
 
 
 @pytest.mark.parametrize(
