@@ -164,7 +164,7 @@ def test_classify_goes_on_after_a_file_that_is_no_image(
 
 
 def test_classify_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["classify", str(PHOTO), "--engine", "reference", "--threads", "1", "--as-json", "--compute-budget"]
+    line = ["classify", str(PHOTO), "--engine", "torch", "--routing", "branch", "--as-json", "--compute-budget"]
     spent = [json.loads(outcome(capsys, *line, budget)[1])["routing"]["macs"] for budget in ("0.4", "1")]
     assert spent[0] < spent[1]
     code, _, error = outcome(capsys, *line, "0.01")
