@@ -10,9 +10,9 @@ from models.training.results import Result
 from models.training.rows import PUBLISHED, Published, Row, all_groups
 
 HEADING = """\
-| network | row | published: top-1 @ computation percentage | top-1 @ computation percentage | share of dense MACs \
+| network | row | what | published: top-1 @ computation percentage | top-1 @ computation percentage | share of dense MACs \
 | measured on | seeds | schedule | hours | processor hours |
-|---|---|---|---|---|---|---|---|---|---|
+|---|---|---|---|---|---|---|---|---|---|---|
 """
 DRAWN = "cifar10_38"
 
@@ -43,6 +43,7 @@ def draw_row(members: list[Result]) -> str:
     computation = spread([result.figures.computation_percentage for result in members], "{:.1f}")
     cells = [
         first.network,
+        f"`{first.row}`",
         first.title,
         describe_published(PUBLISHED.get((first.network, first.row))),
         f"{spread([100 * result.figures.accuracy for result in members], '{:.2f}')} @ {computation}",
