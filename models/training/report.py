@@ -10,8 +10,8 @@ from models.training.results import Result
 from models.training.rows import PUBLISHED, Published, Row, all_groups
 
 HEADING = """\
-| network | row | what | published: top-1 @ computation percentage | top-1 @ computation percentage | share of dense MACs \
-| measured on | seeds | schedule | hours | processor hours |
+| network | row | what | published: top-1 @ computation percentage | top-1 @ computation percentage \
+| share of dense MACs | measured on | seeds | schedule | hours | processor hours |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
 DRAWN = "cifar10_38"

@@ -1,7 +1,7 @@
 """The rows of `skipnet reproduce`: the paper's results, its ablations and those of the recipe here, as data."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from models.training.recipes import Rung, Stage
@@ -86,57 +86,12 @@ def table(schedule: Schedule) -> list[Row]:
     def hrl(name: str, title: str, routing: str, start: str, at_most: float, **rest: Any) -> Row:
         return Row(name, title, "table", routing, "hrl", recipe, start, at_most=at_most, **rest)
 
-    def taught_hrl(name: str, title: str, start: str, at_most: float, **changes: Any) -> Row:
-        return Row(
-            name, title, "table", RNN, "hrl", "taught", start, teacher=WIDE, at_most=at_most, changes=changes
-        )  # fmt: skip
-
-    def taught(
-        name: str, title: str, start: str, changes: Mapping[str, Any] | None = None, at_most: float = 60
-    ) -> list[Row]:
-        return [
-            Row(
-                name, title, "table", RNN, "sp", "taught", start, teacher=WIDE, at_most=at_most, changes=changes or {},
-            ),
-            taught_hrl(f"{name}-hrl", "the same + HRL", name, at_most),
-        ]  # fmt: skip
-
-    def accurate(target: float, at_most: float) -> list[Row]:
-        # No rung asks for little computation: what serves a low budget costs accuracy at the higher ones.
-        changes = {"epochs": 40, "rungs": (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, target))}
-        name, title = f"accurate-{at_most:g}", f"SP for {at_most:g} % alone, taught by a wide network"
-        return [
-            *taught(name, title, "plain-taught", changes, at_most),
-            taught_hrl(f"{name}-hrl-more", "the same + HRL, 4 epochs more", f"{name}-hrl", at_most, epochs=4),
-            taught_hrl(f"{name}-hrl-rewarded", "SP + HRL, rewarded more for skipping", name, at_most, alpha=0.4),
-            taught_hrl(
-                f"{name}-hrl-rewarded-more", "the same, 8 epochs more", f"{name}-hrl-rewarded", at_most, alpha=0.4,
-                epochs=8,
-            ),
-            taught_hrl(
-                f"{name}-hrl-half", "the same, 8 epochs more, for half of the blocks", f"{name}-hrl-rewarded-more", 50,
-                alpha=1.0, epochs=8,
-            ),
-        ]  # fmt: skip
-
     by_image = [
         Row(
             "adaptive", "SP, a target for each image", "table", RNN, "sp", "adaptive", "sp", teacher="plain",
             seeds=three, at_most=60,
         ),
         hrl("adaptive-hrl", "the same + HRL", RNN, "adaptive", 60, seeds=three),
-    ]  # fmt: skip
-    # The gates of the network that it starts from are not opened again.
-    again: dict[str, Any] = {"epochs": 42, "open_bias": 0.0, "targets_fall": (0.0, 0.05)}
-    by_teacher = [
-        *taught("taught", "SP, a target for each image, taught by a wide network", "sp"),
-        *taught("longer", "taught, 42 epochs more", "taught", again),
-        Row(
-            "plain-taught", "plain ResNet, the routed one's blocks, taught by a wide network", "table", PLAIN, "plain",
-            "taught", "longer-hrl", start_seed=0, teacher=WIDE, changes={"rate": 0.1},
-        ),
-        *accurate(0.66, 70),
-        *accurate(0.57, 60),
     ]  # fmt: skip
     return [
         Row("plain", "plain ResNet", "table", PLAIN, "plain", schedule),
@@ -145,26 +100,69 @@ def table(schedule: Schedule) -> list[Row]:
         hrl("hrl-50", "SP + HRL, RNN gate, half", RNN, "sp", 50, seeds=three, changes={"alpha": 1.0}),
         sp("ff-sp", "SP, FFGate-I", FEED_FORWARD),
         hrl("ff-hrl", "SP + HRL, FFGate-I", FEED_FORWARD, "ff-sp", 70),
-        *((*by_image, *by_teacher) if schedule == "short" else ()),
+        *((*by_image, *by_teacher()) if schedule == "short" else ()),
+    ]  # fmt: skip
+
+
+def by_teacher() -> list[Row]:
+    """Return the rows of ResNet-38's table that learn from a wide network."""
+    # The gates of the network that it starts from are not opened again.
+    again: dict[str, Any] = {"epochs": 42, "open_bias": 0.0, "targets_fall": (0.0, 0.05)}
+    return [
+        taught_sp("taught", "SP, a target for each image, taught by a wide network", "sp", 60),
+        taught_hrl("taught-hrl", "the same + HRL", "taught", 60),
+        taught_sp("longer", "taught, 42 epochs more", "taught", 60, **again),
+        taught_hrl("longer-hrl", "the same + HRL", "longer", 60),
+        Row(
+            "plain-taught", "plain ResNet, the routed one's blocks, taught by a wide network", "table", PLAIN, "plain",
+            "taught", "longer-hrl", start_seed=0, teacher=WIDE, changes={"rate": 0.1},
+        ),
+        *accurate(0.66, 70),
+        *accurate(0.57, 60),
+    ]  # fmt: skip
+
+
+def taught_sp(name: str, title: str, start: str, at_most: float, **changes: Any) -> Row:
+    return Row(name, title, "table", RNN, "sp", "taught", start, teacher=WIDE, at_most=at_most, changes=changes)
+
+
+def taught_hrl(name: str, title: str, start: str, at_most: float, **changes: Any) -> Row:
+    return Row(name, title, "table", RNN, "hrl", "taught", start, teacher=WIDE, at_most=at_most, changes=changes)
+
+
+def accurate(target: float, at_most: float) -> list[Row]:
+    """Return the rows of a network whose gates aim at the share ``target`` of the blocks, for ``at_most`` % alone."""
+    # No rung asks for little computation: what serves a low budget costs accuracy at the higher ones.
+    rungs = (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, target))
+    sp, title = f"accurate-{at_most:g}", f"SP for {at_most:g} % alone, taught by a wide network"
+    hrl = f"{sp}-hrl"
+    longer = {"alpha": 0.4, "epochs": 8}
+    return [
+        taught_sp(sp, title, "plain-taught", at_most, epochs=40, rungs=rungs),
+        taught_hrl(hrl, "the same + HRL", sp, at_most),
+        taught_hrl(f"{hrl}-more", "the same + HRL, 4 epochs more", hrl, at_most, epochs=4),
+        taught_hrl(f"{hrl}-rewarded", "SP + HRL, rewarded more for skipping", sp, at_most, alpha=0.4),
+        taught_hrl(f"{hrl}-rewarded-more", "the same, 8 epochs more", f"{hrl}-rewarded", at_most, **longer),
+        taught_hrl(
+            f"{hrl}-half", "the same, 8 epochs more, for half of the blocks", f"{hrl}-rewarded-more", 50,
+            **longer | {"alpha": 1.0},
+        ),
     ]  # fmt: skip
 
 
 def grown(target: float, at_most: float, rate: float) -> list[Row]:
-    """Return the rows of a deeper network that grows from the one of 38 layers that `plain-taught` leaves."""
+    """Return the rows of a deeper network that grows from the one of 38 layers that `plain-taught` leaves; its gates
+    aim at the share ``target`` of the blocks, for ``at_most`` % alone.
+    """
     # Of 110 layers a third of the blocks is what it grew from, of 74 half: skipping pays from the start.
     rungs = (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, target))
-    name = f"grown-{at_most:g}"
-    return [
-        Row(
-            name, f"SP for {at_most:g} %, grown from 38 layers, taught by a wide network", "grown", RNN, "sp", "taught",
-            "plain-taught", start_seed=0, start_depth=38, teacher=WIDE, at_most=at_most,
-            changes={"epochs": 16, "rate": rate, "rungs": rungs, "targets_fall": (0.05, 0.3)},
-        ),
-        Row(
-            f"{name}-hrl", "the same + HRL", "grown", RNN, "hrl", "taught", name, teacher=WIDE, at_most=at_most,
-            changes={"alpha": 0.4},
-        ),
-    ]  # fmt: skip
+    name, title = f"grown-{at_most:g}", f"SP for {at_most:g} %, grown from 38 layers, taught by a wide network"
+    changes = {"epochs": 16, "rate": rate, "rungs": rungs, "targets_fall": (0.05, 0.3)}
+    rows = [
+        replace(taught_sp(name, title, "plain-taught", at_most, **changes), start_seed=0, start_depth=38),
+        taught_hrl(f"{name}-hrl", "the same + HRL", name, at_most, alpha=0.4),
+    ]
+    return [replace(row, group="grown") for row in rows]
 
 
 def ablations(schedule: Schedule) -> list[Row]:

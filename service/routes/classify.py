@@ -166,7 +166,10 @@ async def read_multipart(request: Request, max_size: int) -> bytes:
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise ServiceError(Code.BAD_REQUEST, f"the multipart body can't be read: {error.message}") from error
+        raise ServiceError(
+            Code.BAD_REQUEST,
+            f"the multipart body can't be read: {error.message.rstrip('.')}; send one image, in the file field `image`",
+        ) from error
     upload = form.get("image")
     try:
         if not isinstance(upload, UploadFile):

@@ -206,7 +206,11 @@ def test_the_report_puts_seeds_together_beside_what_is_published() -> None:
     assert "| 90.00 @ 50.0 |" in lines[3]
     other = result_of("plain", 0, 0.68, 100).model_copy(update={"dataset": "cifar100", "architecture": "cifar100_x_38"})
     results.insert(0, other)
-    assert draw_report(results).splitlines()[4].startswith("| cifar100_38 | `plain` | plain <&> | 68.54 @ 100.0 (Table 2) |")
+    assert (
+        draw_report(results)
+        .splitlines()[4]
+        .startswith("| cifar100_38 | `plain` | plain <&> | 68.54 @ 100.0 (Table 2) |")
+    )
     picture = ElementTree.fromstring(draw_figure(results))
     assert len(picture.findall(".//{http://www.w3.org/2000/svg}circle")) == 3 + 2 + 3
 
