@@ -187,6 +187,8 @@ class Repository:
                 log.info("%s is served no more", served)
             if not versions:
                 del self.served[name]
+                # It is wanted no more: that a newer version could not be loaded is no trouble now.
+                self._forget({}, {name})
 
     def resolve(self, name: str | None, version: int | None) -> Served:
         """Return what answers a request; raises ServiceError model_not_found, or not_ready where it is being loaded or

@@ -261,6 +261,23 @@ def test_a_newest_version_that_can_not_be_loaded_is_counted_until_another_is_ser
     run(story)
 
 
+def test_a_model_that_was_unloaded_is_not_served_rather_than_not_ready(folder: Path, loaded: Served) -> None:
+    async def story() -> None:
+        shelf = Shelf(folder, loaded, default="another")
+        await shelf.load(NAME)
+        add(folder, 2)
+        damage(folder, 2)
+        with pytest.raises(LoadError):
+            await shelf.load(NAME)
+        await shelf.unload(NAME)
+        assert shelf.failed == 0
+        with pytest.raises(ServiceError) as caught:
+            shelf.resolve(NAME, None)
+        assert caught.value.code == Code.MODEL_NOT_FOUND
+
+    run(story)
+
+
 def test_watching_forgets_what_was_wrong_with_a_version_that_is_gone(folder: Path, loaded: Served) -> None:
     add(folder, 2)
     damage(folder, 2)

@@ -47,7 +47,7 @@ def test_a_row_is_trained_reported_and_not_trained_again(
 
     main(["report", str(tmp_path / "runs" / "results"), "--output", str(tmp_path / "report")])
     table = capsys.readouterr().out
-    assert "| cifar10_38 | plain ResNet | 92.50 @ 100.0 (Table 2) |" in table
+    assert "| cifar10_38 | `plain` | plain ResNet | 92.50 @ 100.0 (Table 2) |" in table
     assert (tmp_path / "report" / "table.md").read_text() == table
     assert (tmp_path / "report" / "curve.svg").read_text().startswith("<svg")
 
@@ -70,7 +70,11 @@ def test_rows_of_every_group_are_shown_where_none_is_named(
 @pytest.mark.parametrize(
     ("line", "code", "message"),
     [
-        ("reproduce cifar10 --rows best", 1, "no row is called 'best'; there are table, ablations, recipe and plain"),
+        (
+            "reproduce cifar10 --rows best",
+            1,
+            "no row is called 'best'; there are table, ablations, recipe, grown and plain",
+        ),
         ("reproduce cifar10 --seeds one", 2, "--seeds"),
         ("reproduce imagenet", 2, "DATASET (SKIPNET_DATASET): "),
         ("reproduce cifar10 --depth 39", 1, "no architecture is called 'cifar10_resnet_39'"),
