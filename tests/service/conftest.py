@@ -1,6 +1,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -57,6 +58,12 @@ def start(repository: Path, served: Served) -> Iterator[Callable[..., Running]]:
     watched(served).open.set()
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def folder(repository: Path, tmp_path: Path) -> Path:
+    """A copy of `repository` of the test's own, to add to and to damage."""
+    return copytree(repository, tmp_path / "repository")
 
 
 @pytest.fixture

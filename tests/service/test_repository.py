@@ -2,61 +2,17 @@ import asyncio
 import errno
 import shutil
 import threading
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from models.checkpoint import read_checkpoint
 from service import repository
 from service.errors import Code, ServiceError
 from service.loading import LoadError, Served
-from service.repository import Repository, State
+from service.repository import State
 from tests.service.parts import NAME
-
-
-class Shelf(Repository):
-    """A repository that reads checkpoints for real but shares one engine, and notes what happens."""
-
-    def __init__(self, folder: Path, loaded: Served, default: str | None = None) -> None:
-        self.events: list[str] = []
-        self.wait: threading.Event | None = None
-        self.begun = threading.Event()
-
-        def load(version: Path) -> Served:
-            self.begun.set()
-            if self.wait is not None:
-                assert self.wait.wait(20)
-            checkpoint = read_checkpoint(version)
-            return replace(loaded, checkpoint=checkpoint)
-
-        super().__init__(
-            folder,
-            load,
-            lambda served: self.events.append(f"serve {served.version}"),
-            lambda served: self.events.append(f"retire {served.version}"),
-            default,
-        )
-
-
-@pytest.fixture
-def folder(repository: Path, tmp_path: Path) -> Path:
-    shutil.copytree(repository, tmp_path / "repository")
-    return tmp_path / "repository"
-
-
-def add(folder: Path, version: int, name: str = NAME) -> None:
-    shutil.copytree(folder / NAME / "1", folder / name / str(version))
-
-
-def damage(folder: Path, version: int, name: str = NAME) -> None:
-    (folder / name / str(version) / "model.safetensors").write_bytes(b"junk")
-
-
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(story())  # type: ignore[arg-type]
+from tests.service.shelf import Shelf, add, run
 
 
 def test_serves_the_newest_version_of_every_model(folder: Path, loaded: Served) -> None:
@@ -78,43 +34,6 @@ def test_serves_the_newest_version_of_every_model(folder: Path, loaded: Served) 
             (NAME, 2, State.UNAVAILABLE),
             (NAME, 10, State.READY),
         ]
-
-    run(story)
-
-
-def test_one_bad_model_does_not_keep_the_others_out(folder: Path, loaded: Served) -> None:
-    add(folder, 1, "another")
-    damage(folder, 1, "another")
-
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        assert await shelf.load_all()
-        assert shelf.resolve(NAME, None).version == 1
-        assert "safetensors" in next(entry.reason for entry in await shelf.index() if entry.name == "another")
-        # Nor does another take the default's place: it has other labels, perhaps.
-        with pytest.raises(ServiceError, match="the default model another is not loaded") as caught:
-            shelf.resolve(None, None)
-        assert caught.value.code == Code.NOT_READY
-
-    run(story)
-
-
-def test_where_the_newest_version_is_damaged_the_one_before_is_served(folder: Path, loaded: Served) -> None:
-    add(folder, 2)
-    add(folder, 3)
-    damage(folder, 3)
-
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load_all()
-        assert shelf.resolve(NAME, None).version == 2
-        assert shelf.events == ["serve 2"]
-        assert "safetensors" in (await shelf.index())[2].reason
-        # It was not asked for by number: the mended one replaces it.
-        shutil.rmtree(folder / NAME / "3")
-        add(folder, 3)
-        await shelf.load(NAME)
-        assert shelf.events == ["serve 2", "serve 3", "retire 2"]
 
     run(story)
 
@@ -216,103 +135,6 @@ def test_old_version_serves_while_the_new_one_loads(folder: Path, loaded: Served
         shelf.wait.set()
         await loading
         assert shelf.resolve(NAME, None).version == 2
-
-    run(story)
-
-
-def test_damaged_version_is_refused_and_the_old_one_stays(folder: Path, loaded: Served) -> None:
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load(NAME)
-        add(folder, 2)
-        damage(folder, 2)
-        with pytest.raises(LoadError, match="safetensors"):
-            await shelf.load(NAME)
-        assert shelf.resolve(NAME, None).version == 1
-        assert shelf.events == ["serve 1"]
-        entry = (await shelf.index())[1]
-        assert (entry.version, entry.state) == (2, State.UNAVAILABLE)
-        assert "safetensors" in entry.reason
-
-    run(story)
-
-
-def test_a_newest_version_that_can_not_be_loaded_is_counted_until_another_is_served_or_it_is_gone(
-    folder: Path, loaded: Served
-) -> None:
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load(NAME)
-        assert shelf.failed == 0
-        for mend in ("a newer one", "taken away"):
-            newest = max(shelf.served[NAME]) + 1
-            add(folder, newest)
-            damage(folder, newest)
-            with pytest.raises(LoadError):
-                await shelf.load(NAME)
-            assert shelf.failed == 1
-            if mend == "a newer one":
-                add(folder, newest + 1)
-            else:
-                shutil.rmtree(folder / NAME / str(newest))
-            await shelf.load(NAME)
-            assert shelf.failed == 0
-
-    run(story)
-
-
-def test_a_model_that_was_unloaded_is_not_served_rather_than_not_ready(folder: Path, loaded: Served) -> None:
-    async def story() -> None:
-        shelf = Shelf(folder, loaded, default="another")
-        await shelf.load(NAME)
-        add(folder, 2)
-        damage(folder, 2)
-        with pytest.raises(LoadError):
-            await shelf.load(NAME)
-        await shelf.unload(NAME)
-        assert shelf.failed == 0
-        with pytest.raises(ServiceError) as caught:
-            shelf.resolve(NAME, None)
-        assert caught.value.code == Code.MODEL_NOT_FOUND
-
-    run(story)
-
-
-def test_watching_forgets_what_was_wrong_with_a_version_that_is_gone(folder: Path, loaded: Served) -> None:
-    add(folder, 2)
-    damage(folder, 2)
-
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load_all()
-        assert shelf.failed == 1
-        shutil.rmtree(folder / NAME / "2")
-        watching = asyncio.create_task(shelf.watch(0.001))
-        async with asyncio.timeout(20):
-            while shelf.failed:
-                await asyncio.sleep(0.001)
-        watching.cancel()
-        assert shelf.resolve(NAME, None).version == 1
-
-    run(story)
-
-
-def test_a_model_of_which_nothing_can_be_loaded_is_not_ready_rather_than_not_found(
-    folder: Path, loaded: Served
-) -> None:
-    add(folder, 1, "zebra")
-    damage(folder, 1, "zebra")
-
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load_all()
-        for version in (None, 1):
-            with pytest.raises(ServiceError, match="zebra could not be loaded; GET /models says why") as caught:
-                shelf.resolve("zebra", version)
-            assert caught.value.code == Code.NOT_READY
-        with pytest.raises(ServiceError) as caught:
-            shelf.resolve("zebra", 2)
-        assert caught.value.code == Code.MODEL_NOT_FOUND
 
     run(story)
 

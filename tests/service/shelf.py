@@ -1,0 +1,49 @@
+"""A repository whose versions are read from checkpoints and share one engine, and what befalls its folder."""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from models.checkpoint import read_checkpoint
+from service.loading import Served
+from service.repository import Repository
+from tests.service.parts import NAME
+
+
+class Shelf(Repository):
+    """A repository that reads checkpoints for real but shares one engine, and notes what happens."""
+
+    def __init__(self, folder: Path, loaded: Served, default: str | None = None) -> None:
+        self.events: list[str] = []
+        self.wait: threading.Event | None = None
+        self.begun = threading.Event()
+
+        def load(version: Path) -> Served:
+            self.begun.set()
+            if self.wait is not None:
+                assert self.wait.wait(20)
+            checkpoint = read_checkpoint(version)
+            return replace(loaded, checkpoint=checkpoint)
+
+        super().__init__(
+            folder,
+            load,
+            lambda served: self.events.append(f"serve {served.version}"),
+            lambda served: self.events.append(f"retire {served.version}"),
+            default,
+        )
+
+
+def add(folder: Path, version: int, name: str = NAME) -> None:
+    shutil.copytree(folder / NAME / "1", folder / name / str(version))
+
+
+def damage(folder: Path, version: int, name: str = NAME) -> None:
+    (folder / name / str(version) / "model.safetensors").write_bytes(b"junk")
+
+
+def run(story: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(story())  # type: ignore[arg-type]
