@@ -238,6 +238,16 @@ def test_nothing_loaded_is_not_ready_rather_than_not_found(folder: Path, loaded:
     run(story)
 
 
+def test_a_default_model_that_is_not_there_is_logged_with_those_that_are(
+    folder: Path, loaded: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        await Shelf(folder, loaded, default="nobody").load_all()
+
+    run(story)
+    assert f"the default model nobody is not in {folder}, but {NAME}" in caplog.text
+
+
 def test_empty_folder(tmp_path: Path) -> None:
     async def story() -> None:
         shelf = Shelf(tmp_path / "missing", SimpleNamespace())  # type: ignore[arg-type]
