@@ -98,7 +98,7 @@ class SkipNet(nn.Module):
     ) -> tuple[Tensor, Routing]:
         """Return class logits [N, classes] and the routing of normalised images [N, 3, H, W].
 
-        ``decide`` turns gate logits into decisions, by default: probability > 0.5 executes. ``run`` gives a block's
+        ``decide`` turns gate logits into decisions, by default: probability above 0.5 executes. ``run`` gives a block's
         output for them, by default masked. With ``gates_apart`` no gradient flows from the gates into what they read.
         """
         decide, run = decide or above_half, run or run_masked
@@ -124,9 +124,22 @@ def run_masked(block: Block, x: Tensor, decision: Tensor) -> Tensor:
     return torch.lerp(shortcut, executed, decision[:, None, None, None].to(executed.dtype))
 
 
-def above_half(_: int, logits: Tensor) -> Tensor:
-    """Execute where the probability is above 0.5, strictly."""
-    return (logits > 0).to(logits.dtype)
+def limits_of(thresholds: Tensor) -> Tensor:
+    """Return the gate logits [N], float32, whose probabilities are ``thresholds`` [N].
+
+    Comparing logits spares a sigmoid at every gate, and is exact at thresholds 0 and 1, and what lies beyond them.
+    """
+    limits: Tensor = torch.special.logit(thresholds.double().clamp(0, 1))
+    return limits.float()
+
+
+def decide_at(threshold: float) -> Decide:
+    """Return a way to decide: a block is executed where its gate's probability is above ``threshold``, strictly."""
+    limit = limits_of(torch.tensor(threshold)).item()
+    return lambda _, logits: (logits > limit).to(logits.dtype)
+
+
+above_half = decide_at(0.5)
 
 
 def stack_routing(logits: list[Tensor], decisions: list[Tensor], images: Tensor) -> Routing:

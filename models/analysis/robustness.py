@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.analysis.images import Pixels, Sample
-from models.analysis.routes import Answers, Runner, decide_at
+from models.analysis.routes import Answers, Runner
 from models.data.augmentation import normalise
 from models.macs import MacCounts
-from models.network import SkipNet
+from models.network import SkipNet, decide_at, limits_of
 from models.preprocessing import InputSpec
 
 STEPS, MARGIN = 20, 1.0
@@ -43,8 +43,7 @@ def attack(network: SkipNet, spec: InputSpec, pixels: Pixels, threshold: float, 
     The network is differentiated along the route that each image takes, decisions as they fall at ``threshold``.
     Of an image's steps the one that executed most blocks is kept, as whole pixel values: what a file can carry.
     """
-    level = float(np.log(threshold / (1 - threshold))) if 0 < threshold < 1 else 0.0
-    route = decide_at(threshold)
+    limit, route = limits_of(torch.tensor(threshold)), decide_at(threshold)
     random = torch.Generator().manual_seed(0)
     attacked = []
     for start in range(0, len(pixels), BATCH):
@@ -55,7 +54,7 @@ def attack(network: SkipNet, spec: InputSpec, pixels: Pixels, threshold: float, 
             moved = within(moved, clean, bound).round().requires_grad_()
             with torch.enable_grad():
                 _, routing = network(normalise(moved, spec.mean, spec.std), route)
-                distance = (level + MARGIN - routing.logits).clamp(min=0)
+                distance = (limit + MARGIN - routing.logits).clamp(min=0)
                 (gradient,) = torch.autograd.grad(distance.sum(), moved)
             better = routing.decisions.sum(1) > most
             most = torch.where(better, routing.decisions.sum(1), most)

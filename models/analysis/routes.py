@@ -1,26 +1,15 @@
 """Routes: an engine's answers to many images, and what they have in common."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from models.analysis.images import Pixels
 from models.engines.engine import Engine
-from models.network import Decide
 from models.preprocessing import InputSpec, normalise
 
 BATCH = 64
-
-
-def decide_at(threshold: float) -> Decide:
-    """Return the decisions, for `SkipNet.forward`, that an engine takes at an execute threshold."""
-    if threshold <= 0:
-        return lambda _, logits: torch.ones_like(logits)
-    level = math.log(threshold / (1 - threshold)) if threshold < 1 else math.inf
-    return lambda _, logits: (logits > level).to(logits.dtype)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.analysis.images import Pixels, compress, shift
-from models.analysis.routes import Answers, Runner, decide_at
-from models.network import SkipNet
+from models.analysis.routes import Answers, Runner
+from models.network import SkipNet, decide_at
 from models.preprocessing import normalise
 
 BINS = 10

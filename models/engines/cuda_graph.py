@@ -14,9 +14,10 @@ from torch import Tensor
 
 from models.engines.engine import EngineError, Routed, check_batch, plain_answer
 from models.engines.folding import FoldedNetwork
-from models.engines.forward import arrange, forward, limits_of
+from models.engines.forward import arrange, forward
 from models.engines.skipping import OnDevice, buckets, mask
 from models.macs import Mode
+from models.network import limits_of
 
 LARGEST: dict[Mode, int] = {"mask": 1024, "branch": 256}
 PIXELS: dict[Mode, int] = {"mask": 64 * 224 * 224, "branch": 32 * 224 * 224}

@@ -6,9 +6,10 @@ from numpy.typing import NDArray
 
 from models.engines.engine import Routed, check_batch, plain_answer
 from models.engines.folding import FoldedNetwork
-from models.engines.forward import arrange, forward, limits_of
+from models.engines.forward import arrange, forward
 from models.engines.skipping import compact, mask
 from models.macs import Mode
+from models.network import limits_of
 
 
 class TorchEngine:

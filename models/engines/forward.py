@@ -42,15 +42,6 @@ def forward(network: FoldedNetwork, images: Tensor, limits: Tensor, apply: Apply
     return scores, torch.stack(logits, 1) if logits else scores.narrow(1, 0, 0)
 
 
-def limits_of(thresholds: Tensor) -> Tensor:
-    """Return the gate logits [N], float32, whose probabilities are ``thresholds`` [N].
-
-    Comparing logits spares a sigmoid at every gate, and is exact at thresholds 0 and 1, and what lies beyond them.
-    """
-    limits: Tensor = torch.special.logit(thresholds.double().clamp(0, 1))
-    return limits.float()
-
-
 def shortcut(block: FoldedBlock, x: Tensor) -> Tensor:
     return x if block.projection is None else convolve(x, block.projection)
 

@@ -147,6 +147,14 @@ def accurate(target: float, at_most: float) -> list[Row]:
             f"{hrl}-half", "the same, 8 epochs more, for half of the blocks", f"{hrl}-rewarded-more", 50,
             **longer | {"alpha": 1.0},
         ),
+        taught_hrl(
+            f"{hrl}-long", "the same, 24 epochs more", f"{hrl}-rewarded-more", at_most,
+            alpha=0.2, epochs=24, rate=0.006,
+        ),
+        taught_hrl(
+            f"{hrl}-half-long", "the same, 28 epochs more, for half of the blocks", f"{hrl}-half", 50,
+            alpha=0.7, epochs=28, rate=0.01,
+        ),
     ]  # fmt: skip
 
 
@@ -160,7 +168,7 @@ def grown(target: float, at_most: float, rate: float) -> list[Row]:
     changes = {"epochs": 16, "rate": rate, "rungs": rungs, "targets_fall": (0.05, 0.3)}
     rows = [
         replace(taught_sp(name, title, "plain-taught", at_most, **changes), start_seed=0, start_depth=38),
-        taught_hrl(f"{name}-hrl", "the same + HRL", name, at_most, alpha=0.4),
+        taught_hrl(f"{name}-hrl", "the same + HRL", name, at_most, alpha=0.4, epochs=4),
     ]
     return [replace(row, group="grown") for row in rows]
 

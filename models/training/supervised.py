@@ -1,7 +1,6 @@
 """Supervised pre-training (SkipNet, section 3.3): hard gates forward, soft gates backward; plain ResNets too."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,13 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from models.network import Decide, SkipNet, run_masked
+from models.network import Decide, SkipNet, limits_of, run_masked
 from models.training.objective import Step, answer_loss
 from models.training.recipes import Recipe, Rung
 from models.training.skipping import run_explored
-
-ALL = -30.0
-"""A logit that every gate is above: threshold 0 executes every block."""
 
 
 def straight_through(limits: Tensor) -> Decide:
@@ -29,13 +25,6 @@ def straight_through(limits: Tensor) -> Decide:
         return hard - probability.detach() + probability
 
     return decide
-
-
-def limit_of(threshold: float) -> float:
-    """Return the logit that a gate's has to be above at an execute threshold: 0 executes every block, 1 none."""
-    if threshold <= 0:
-        return ALL
-    return math.log(threshold / (1 - threshold)) if threshold < 1 else math.inf
 
 
 def soft(_: int, logits: Tensor) -> Tensor:
@@ -59,10 +48,10 @@ def supervised_step(
     ``random`` to draw from, blocks that are skipped are explored (`run_explored`), without it they are masked.
     """
     parts = rung_slices(recipe.rungs, len(images))
-    limits = images.new_zeros(len(images))
+    thresholds = images.new_full((len(images),), 0.5)
     for rung, part in zip(recipe.rungs, parts, strict=True):
-        limits[part] = limit_of(rung.threshold)
-    decide: Decide = soft if recipe.gates == "soft" else straight_through(limits)
+        thresholds[part] = rung.threshold
+    decide: Decide = soft if recipe.gates == "soft" else straight_through(limits_of(thresholds))
     run = partial(run_explored, random=random) if random and recipe.gates == "hard" else run_masked
     logits, routing = network(images, decide, run)
     loss = answer_loss(logits, labels, answers, recipe)

@@ -12,11 +12,11 @@ from torch.nn.functional import cross_entropy
 
 from models.blocks import Block
 from models.catalogue import find_architecture
-from models.network import RunBlock, SkipNet, run_masked
+from models.network import RunBlock, SkipNet, limits_of, run_masked
 from models.training.readout import readouts
 from models.training.recipes import Rung, find_recipe
 from models.training.skipping import run_explored
-from models.training.supervised import hardness, limit_of, rung_slices, straight_through, supervised_step, taught
+from models.training.supervised import hardness, rung_slices, straight_through, supervised_step, taught
 
 
 def gates_at(logit: float) -> SkipNet:
@@ -41,7 +41,7 @@ def test_each_rung_of_the_dial_is_routed_at_its_own_threshold() -> None:
 def test_a_rung_at_threshold_1_skips_all_and_at_0_none() -> None:
     logits = torch.tensor([-3.0, 0.0, 3.0], requires_grad=True)
     for threshold, decided in ((0.0, [1, 1, 1]), (0.5, [0, 0, 1]), (1.0, [0, 0, 0])):
-        decisions = straight_through(torch.full((3,), limit_of(threshold)))(0, logits)
+        decisions = straight_through(limits_of(torch.full((3,), threshold)))(0, logits)
         decisions.sum().backward()
         assert decisions.tolist() == decided
         assert logits.grad is not None and logits.grad.isfinite().all()

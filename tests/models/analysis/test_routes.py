@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from models.analysis.images import Sample
-from models.analysis.routes import Runner, decide_at, path_shares, rank_correlation
+from models.analysis.routes import Runner, path_shares, rank_correlation
 from models.checkpoint import Checkpoint
+from models.network import decide_at
 from models.preprocessing import normalise
 
 

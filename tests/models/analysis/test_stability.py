@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from models.analysis.images import Sample
-from models.analysis.routes import Answers, Runner, decide_at
+from models.analysis.routes import Answers, Runner
 from models.analysis.stability import compare, half_precision, measure_flips, measure_worth, reliability
 from models.checkpoint import Checkpoint
+from models.network import decide_at
 from models.preprocessing import normalise
 
 
