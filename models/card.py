@@ -14,6 +14,7 @@ from models.analysis.study import Analysis, group_numbers, read_analysis
 from models.catalogue import find_architecture
 from models.checkpoint import Checkpoint, CheckpointError, Config, Evaluation, read_checkpoint
 from models.training.recipes import find_changes
+from models.whole_file import whole_file
 
 CARD = "README.md"
 BEGIN = "<!-- Figures: written by `skipnet evaluate --write` and `skipnet analyze --write`; the rest is yours. -->"
@@ -46,9 +47,8 @@ def write_card(folder: Path) -> Path:
             return card
     else:
         text = TEMPLATE.format(name=checkpoint.name, version=checkpoint.version, figures=figures)
-    partial = card.with_name(f"{CARD}.partial")
-    partial.write_text(text)
-    partial.replace(card)
+    with whole_file(card) as file:
+        file.write(text.encode())
     return card
 
 
@@ -222,9 +222,9 @@ def draw_commands(config: Config) -> list[str]:
             parts.append(f"--size {config.input.height}")
         if folders:
             parts.append(f"--init {folders[-1]}")
-        if stage["name"] == "taught":
+        if teacher_of(stage) == "answers":
             parts.append(f"--teacher runs/{training['dataset']}_wide/answers.safetensors")
-        elif stage.get("distil") and len(folders) > 1:
+        elif teacher_of(stage) == "checkpoint" and len(folders) > 1:
             parts.append(f"--teacher {folders[0]}")
         run = own = f"runs/{trained}"
         while f"{run}/{name}" in folders:
@@ -233,9 +233,18 @@ def draw_commands(config: Config) -> list[str]:
             parts.append(f"--output {run}")
         folders.append(f"{run}/{name}")
         commands.append(" ".join(parts))
-    if any(stage["name"] == "taught" for stage in training.get("stages", [])):
+    if any(teacher_of(stage) == "answers" for stage in training.get("stages", [])):
         commands.insert(0, f"skipnet teach {training['dataset']} --held-out {training['held_out_images']}")
     return commands
+
+
+def teacher_of(stage: dict[str, Any]) -> str | None:
+    """Return what a stage learned from, if something did: a network's kept answers or a checkpoint."""
+    if not stage.get("distil"):
+        return None
+    # Older configs do not tell; theirs of this name learned from a wide network.
+    teacher: str = stage.get("teacher", "answers" if stage["name"] == "taught" else "checkpoint")
+    return teacher
 
 
 def draw_stage(stage: dict[str, Any], architecture: str) -> str:

@@ -18,6 +18,7 @@ from models.catalogue import UnknownArchitecture, find_architecture
 from models.macs import MacCounts, count_macs
 from models.network import SkipNet
 from models.preprocessing import InputSpec
+from models.whole_file import whole_file
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -163,18 +164,16 @@ def write_checkpoint(folder: Path, network: SkipNet, config: Config, half: bool 
         for key, value in network.state_dict().items()
         if not key.endswith("num_batches_tracked")
     }
-    partial = folder / f"{WEIGHTS}.partial"
     # Not save_file, whose file only its owner may read: trainer and service may be two users.
-    partial.write_bytes(save(state))
-    partial.replace(folder / WEIGHTS)
+    with whole_file(folder / WEIGHTS) as file:
+        file.write(save(state))
     write_config(folder, config)
 
 
 def write_config(folder: Path, config: Config) -> None:
     """Write ``config.json``, replacing an older one whole."""
-    partial = folder / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-    partial.replace(folder / CONFIG)
+    with whole_file(folder / CONFIG) as file:
+        file.write(json.dumps(config.model_dump(mode="json"), indent=2).encode() + b"\n")
 
 
 def versions(repository: Path, name: str) -> list[int]:

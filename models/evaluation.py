@@ -72,18 +72,14 @@ def evaluate(
 
 def evaluate_network(network: SkipNet, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
     """Return the metrics of a network in its masked form, in evaluation mode; its mode is restored."""
-    training = network.training
-    network.eval()
 
     def run(images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         with torch.inference_mode():
             logits, routing = network(images)
         return logits.float().cpu().numpy(), (routing.decisions > 0).cpu().numpy()
 
-    try:
+    with network.evaluating():
         return evaluate(run, batches)
-    finally:
-        network.train(training)
 
 
 def evaluate_engine(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Metrics:

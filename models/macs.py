@@ -62,14 +62,11 @@ def count_macs(network: SkipNet, height: int, width: int) -> MacCounts:
         for module in network.modules()
         if isinstance(module, nn.Conv2d | nn.Linear | nn.LSTMCell)
     ]
-    training = network.training
-    network.eval()
     try:
-        with torch.inference_mode():
+        with network.evaluating(), torch.inference_mode():
             device = next(network.parameters()).device
             network(torch.zeros(1, 3, height, width, device=device))
     finally:
-        network.train(training)
         for handle in handles:
             handle.remove()
 

@@ -1,6 +1,7 @@
 """The network (SkipNet, section 3): a ResNet with a gate before every block but the first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +69,17 @@ class SkipNet(nn.Module):
             if gates == "rnn":
                 self.controller = RecurrentController()
         initialise(self)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Be in evaluation mode for as long; each module's own mode is restored, of statistics that are frozen too."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     @property
     def decision_count(self) -> int:

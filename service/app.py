@@ -14,9 +14,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from service.core import Core
-from service.errors import Code, ServiceError, invalid
+from service.errors import Code, ServiceError, error_answer, invalid
 from service.loading import Served
-from service.middleware import Access, BodyLimit, Direct, error_answer
+from service.middleware import Access, BodyLimit, Direct
 from service.routes import classify, health, metrics, models, page, v2
 from service.settings import Settings
 
@@ -85,7 +85,7 @@ def create_app(
 
 async def service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return error_answer(request.scope, error.code, error.message, error.headers)
+    return error_answer(request.scope, error)
 
 
 async def invalid_parameter(request: Request, error: Exception) -> Response:
@@ -96,4 +96,4 @@ async def invalid_parameter(request: Request, error: Exception) -> Response:
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(error.status_code, Code.BAD_REQUEST)
-    return error_answer(request.scope, code, str(error.detail), error.headers, error.status_code)
+    return error_answer(request.scope, ServiceError(code, str(error.detail), error.headers), error.status_code)

@@ -186,6 +186,7 @@ class Batcher:
                 self._running, self._busy_since = batch, perf_counter()
                 self._run(batch)
                 self._running, self._busy_since = None, None
+                del batch  # While the next is waited for it would keep its version's weights, unloaded or not.
         except BaseException as error:
             if self._loop.is_closed():
                 return  # `close` gave this thread up, and with the loop went all who waited.
@@ -232,7 +233,7 @@ class Batcher:
                 log.exception("%s could not be closed", served)
 
     def _form(self, queue: deque[Work]) -> Batch | None:
-        """Stack the oldest images that someone still waits for; None when there is none."""
+        """Stack the oldest images that someone still waits for; None when there is none, or no memory for them."""
         works: list[Work] = []
         while queue and len(works) < self.max_batch_size:
             work = queue.popleft()
@@ -240,12 +241,14 @@ class Batcher:
                 works.append(work)
         if not works:
             return None
-        return Batch(
-            served=works[0].served,
-            works=works,
-            images=np.stack([work.image for work in works if work.image is not None]),
-            thresholds=np.asarray([work.threshold for work in works], np.float32),
-        )
+        try:
+            images = np.stack([work.image for work in works if work.image is not None])
+        except Exception:
+            log.exception("a batch of %d could not be formed for %s", len(works), works[0].served)
+            for work in works:
+                work.fail(ServiceError(Code.ENGINE_FAILED, "no batch could be formed of this image; the log says why"))
+            return None
+        return Batch(works[0].served, works, images, np.asarray([work.threshold for work in works], np.float32))
 
     def _run(self, batch: Batch) -> None:
         """Run a batch. One that fails is run again image by image: only the image at fault gets an error."""
@@ -256,8 +259,9 @@ class Batcher:
         except Exception as error:
             log.exception("a batch of %d failed in %s", len(batch.works), batch.served)
             if len(batch.works) > 1:
-                for i in range(len(batch.works)):
-                    self._run(batch.rows([i]))
+                for i, work in enumerate(batch.works):
+                    if self.wanted(work):
+                        self._run(batch.rows([i]))
                 return
             batch.works[0].fail(ServiceError(Code.ENGINE_FAILED, "the engine failed on this image; the log says why"))
             # Where a blank image fails too, it is the engine that is broken: let the thread die.
@@ -288,4 +292,5 @@ class Batcher:
                 record.inference = max(record.inference, ran.seconds)
                 record.batch_size = max(record.batch_size, len(ran.batch.works))
                 work.answer.set_result(result)
+        ran.batch.served.mode = ran.routed.mode
         self.on_ran(ran, macs)

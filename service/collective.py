@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Code, ServiceError
+from service.errors import Code, ServiceError, error_answer
 from service.merging import OPENMETRICS, Merged
-from service.middleware import error_answer
 from service.routes.management import read_instruction
 
 CHANGE = re.compile(r"/v2/repository/models/[^/]+/(load|unload)")
@@ -60,11 +59,10 @@ class Collective:
                 await self.app(scope, receive, send)
                 return
         except httpx.TransportError:
-            response = error_answer(
-                scope, Code.NOT_READY, "a worker does not answer: it is starting, or this server is about to end"
-            )
+            silent = "a worker does not answer: it is starting, or this server is about to end"
+            response = error_answer(scope, ServiceError(Code.NOT_READY, silent))
         except ServiceError as error:
-            response = error_answer(scope, error.code, error.message, error.headers)
+            response = error_answer(scope, error)
         await response(scope, receive, send)
 
     async def metrics(self, request: Request) -> Response:
@@ -84,7 +82,7 @@ class Collective:
             if answer.is_error and done:
                 refused = f"worker {done + 1} of {len(self.workers)} refused, only those before it have changed"
                 message = f"{refused}: {answer.json()['error']}"
-                return error_answer(request.scope, Code.BAD_REQUEST, message, status=answer.status_code)
+                return error_answer(request.scope, ServiceError(Code.BAD_REQUEST, message), answer.status_code)
             if answer.is_error:
                 break
         return plain(answer)

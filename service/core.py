@@ -195,10 +195,10 @@ class Core:
             raise ServiceError(Code.DEADLINE, "the deadline passed before the answer was there")
         finally:
             leaving.cancel()
-            failed = answers.done()
+            settled = answers.done()
             answers.cancel()
             for work in works:
-                if failed:
+                if settled:
                     work.abandoned = "request_failed"
                 work.answer.cancel()
                 # Its place has been given back, and no bound counts what waits for a decoding thread.

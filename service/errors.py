@@ -1,10 +1,12 @@
-"""Everything that can go wrong for a client, with the status it gets: one table, one exception."""
+"""Everything that can go wrong for a client, and how it is told: one table of statuses, one exception, one answer."""
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 
 class Code(StrEnum):
@@ -71,6 +73,24 @@ class ServiceError(Exception):
         self.code = code
         self.message = message
         self.headers = dict(headers or {})
+
+
+def in_oip(scope: Scope) -> bool:
+    """Return whether a request's errors are worded as the Open Inference Protocol wants them."""
+    path: str = scope["path"]
+    return path == "/v2" or path.startswith("/v2/")
+
+
+def error_answer(scope: Scope, error: ServiceError, status: int | None = None) -> Response:
+    """Return an error as our own routes word it, or as the Open Inference Protocol does under /v2; it goes into the
+    request's record. ``status`` replaces the one of its code.
+    """
+    if record := scope.get("state", {}).get("record"):
+        record.fields["code"] = error.code
+    # A client may send what is no text, such as half of a pair that stands for one character.
+    message = error.message.encode(errors="backslashreplace").decode()
+    detail: dict[str, Any] = {"code": error.code, "message": message}
+    return JSONResponse({"error": message if in_oip(scope) else detail}, status or STATUS[error.code], error.headers)
 
 
 def invalid(problems: Iterable[Mapping[str, Any]]) -> ServiceError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from service.loading import LoadError
 
 Files = tuple[tuple[str, int, int], ...]
-"""Name, size in bytes and time of change in ns of each file in a folder: what tells a new version from an old."""
+"""Name, size in bytes and time of change in ns of a checkpoint's files: what tells a new version from an old."""
 
 
 def scan(folder: Path, names: Collection[str] | None = None) -> dict[str, list[int]]:
@@ -24,8 +24,10 @@ def scan(folder: Path, names: Collection[str] | None = None) -> dict[str, list[i
 
 
 def files_of(folder: Path) -> Files:
-    """Return what the files in a version's folder are now."""
-    found = [(file, file.stat()) for file in sorted(folder.glob("*"))]
+    """Return what the files of a version's checkpoint are now; its card is none of them."""
+    from models.checkpoint import CONFIG, WEIGHTS
+
+    found = [(file, file.stat()) for file in (folder / CONFIG, folder / WEIGHTS) if file.exists()]
     return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in found)
 
 

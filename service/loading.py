@@ -27,12 +27,12 @@ class Served:
 
     checkpoint: "Checkpoint"
     engine: "Engine"
-    mode: "Mode"
+    mode: "Mode"  # of the last batch
     clock: DenseClock
     fallbacks: list[str] = field(default_factory=list)  # engines that auto does without; the log says why
     leases: int = field(default=0, init=False)  # requests that still need it
     retired: bool = field(default=False, init=False)  # no new request gets it
-    closed: bool = field(default=False, init=False)  # its engine is closed
+    closed: bool = field(default=False, init=False)  # its engine is closed, or about to be
 
     @property
     def name(self) -> str:
@@ -46,6 +46,12 @@ class Served:
     def shape(self) -> tuple[int, int, int]:
         spec = self.checkpoint.config.input
         return 3, spec.height, spec.width
+
+    def engine_in(self, mode: "Mode") -> str:
+        """Return the name of the engine that runs a batch in ``mode``: a switch has two."""
+        from models.engines.routing_switch import engine_in
+
+        return engine_in(self.engine, mode).name
 
     def probe(self) -> None:
         """Run a blank image; raises what the engine raises."""
@@ -79,7 +85,8 @@ def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> S
             options.device,
             options.threads,
             options.routing,
-            on_fallback=lambda name, _: fallbacks.append(name),
+            # Branching and masking may do without the same one, for reasons that differ in their figures.
+            on_fallback=lambda name, _: fallbacks.append(name) if name not in fallbacks else None,
         )
     except Exception as error:
         raise LoadError(f"{folder} can't run on {options.engine}, {options.device}: {error}") from error

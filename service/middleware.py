@@ -1,70 +1,26 @@
-"""What wraps every request: its id, its record, its log line and counters; the limit on its body; the shortest way."""
+"""What wraps every request: its record, log line and counters; the limit on its body; the shortest way."""
 
 import logging
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.core import Core
-from service.errors import STATUS, Code, ServiceError, outcome_of
-from service.timing import Timing
+from service.errors import STATUS, Code, ServiceError, error_answer, outcome_of
+from service.record import Record, request_id
 
 log = logging.getLogger("skipnet.access")
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,63}")
 INFERENCE_PATH = re.compile(r"/classify|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 """What classifies: counted in skipnet_requests_total, and refused while the house is full."""
 
 
-@dataclass(slots=True)
-class Record:
-    """What is known of a request beside its answer."""
-
-    request_id: str
-    timing: Timing = field(default_factory=Timing)
-    model: str = ""
-    version: str = ""
-    fields: dict[str, Any] = field(default_factory=dict)  # for the log line
-
-
-def record_of(request: Request) -> Record:
-    record: Record = request.state.record
-    return record
-
-
-def request_id(headers: Headers) -> str:
-    """Return the client's `X-Request-ID` where it is short and plain, else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-
-
-def in_oip(scope: Scope) -> bool:
-    """Return whether a request's errors are worded as the Open Inference Protocol wants them."""
-    path: str = scope["path"]
-    return path == "/v2" or path.startswith("/v2/")
-
-
 def is_inference(scope: Scope) -> bool:
     return scope["method"] == "POST" and INFERENCE_PATH.fullmatch(scope["path"]) is not None
-
-
-def error_answer(
-    scope: Scope, code: Code, message: str, headers: Mapping[str, str] | None = None, status: int | None = None
-) -> Response:
-    """Return an error as our own routes word it, or as the Open Inference Protocol does under /v2."""
-    if record := scope.get("state", {}).get("record"):
-        record.fields["code"] = code
-    # A client may send what is no text, such as half of a pair that stands for one character.
-    message = message.encode(errors="backslashreplace").decode()
-    detail: dict[str, Any] = {"code": code, "message": message}
-    return JSONResponse({"error": message if in_oip(scope) else detail}, status or STATUS[code], headers)
 
 
 class Access:
@@ -103,7 +59,7 @@ class Access:
             log.exception("unexpected error", extra={"fields": {"request_id": record.request_id}})
             if status == 0:
                 message = f"unexpected error; the log has it under request id {record.request_id}"
-                await error_answer(scope, Code.INTERNAL, message)(scope, receive, answer)
+                await error_answer(scope, ServiceError(Code.INTERNAL, message))(scope, receive, answer)
             else:
                 status = 500
         finally:
@@ -200,5 +156,5 @@ class Direct:
         try:
             response = await endpoint(Request(scope, receive, send))
         except ServiceError as error:
-            response = error_answer(scope, error.code, error.message, error.headers)
+            response = error_answer(scope, error)
         await response(scope, receive, send)

@@ -13,8 +13,9 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from service.core import Core
-from service.errors import Code
-from service.middleware import error_answer, is_inference, request_id
+from service.errors import Code, ServiceError, error_answer, in_oip
+from service.middleware import is_inference
+from service.record import request_id
 
 log = logging.getLogger("skipnet.access")
 
@@ -43,7 +44,7 @@ class Refusals:
             return None
         error = core.admission.queue_full()
         self.count()
-        head, body = words(scope["path"].startswith("/v2/"), error.message, error.headers["Retry-After"])
+        head, body = words(in_oip(scope), error.message, error.headers["Retry-After"])
         lines = b"".join(b"%b: %b\r\n" % each for each in common)
         identity = b"x-request-id: %b\r\n" % request_id(headers).encode()
         return b"".join((head, lines, identity, b"" if keep_alive else b"connection: close\r\n", b"\r\n", body))
@@ -66,6 +67,7 @@ class Refusals:
 def words(oip: bool, message: str, retry_after: str) -> tuple[bytes, bytes]:
     """Return the refusal's status line and headers, and its body."""
     path = "/v2/" if oip else "/"
-    response = error_answer({"path": path}, Code.OVERLOADED, message, {"Retry-After": retry_after})
+    error = ServiceError(Code.OVERLOADED, message, {"Retry-After": retry_after})
+    response = error_answer({"path": path}, error)
     head = b"HTTP/1.1 429 Too Many Requests\r\n" + b"".join(b"%b: %b\r\n" % each for each in response.raw_headers)
     return head, bytes(response.body)

@@ -91,8 +91,8 @@ class Repository:
         newest = {(name, versions[-1]) for name, versions in found.items()}
         self.loading |= newest
         try:
-            for name, versions in found.items():
-                await self._load_newest_of(name, versions)
+            for name in found:
+                await self._load_newest_of(name)
         finally:
             self.loading -= newest
         return bool(self.served)
@@ -111,9 +111,16 @@ class Repository:
                 raise LoadError(f"{self.folder} holds no {name}{f'/{version}' if version is not None else ''}")
             return await self._serve(name, wanted, pinned=version is not None)
 
-    async def _load_newest_of(self, name: str, versions: list[int]) -> None:
+    async def _load_newest_of(self, name: str) -> None:
         async with self._changing:
+            try:
+                versions = await self._in_thread(lambda: versions_of(self.folder, name))
+            except LoadError as error:
+                log.error("%s is not served: %s", name, error)
+                return
             for version in reversed(versions):
+                if version in self.served.get(name, ()):  # A request asked for it meanwhile.
+                    return
                 with suppress(LoadError):
                     await self._serve(name, version)
                     return
@@ -165,7 +172,7 @@ class Repository:
     @property
     def failed(self) -> int:
         """How many models' newest versions could not be loaded: an older one is served in their place, or none."""
-        failed = {name for name, version in self.problems if version > max(self.served.get(name, ()), default=0)}
+        failed = {name for name, version in self.problems if version > max(self.served.get(name, ()), default=-1)}
         return len(failed)
 
     def _forget(self, found: Mapping[str, list[int]], names: Collection[str]) -> None:
@@ -227,11 +234,18 @@ class Repository:
                 self._on_retired(served)
 
     async def index(self) -> list[Entry]:
-        """Return every version in the folder and every one that is served."""
+        """Return every version in the folder and every one that is served.
+
+        What is served is told even where the folder can't be read, which is logged.
+        """
         known = set(self.loading) | set(self.problems)
         known |= {(name, version) for name, versions in self.served.items() for version in versions}
-        in_folder = await asyncio.to_thread(scan, self.folder)
-        known |= {(name, version) for name, versions in in_folder.items() for version in versions}
+        try:
+            in_folder = await asyncio.to_thread(scan, self.folder)
+        except (OSError, LoadError) as error:
+            log.error("the index lacks what is not served: %s can't be read: %s", self.folder, error)
+        else:
+            known |= {(name, version) for name, versions in in_folder.items() for version in versions}
         return [self._entry(name, version) for name, version in sorted(known)]
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:

@@ -18,7 +18,7 @@ from service.timing import STAGES
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from service.middleware import Record
+    from service.record import Record
 
 PATIENCE = 3.0
 """Seconds that the last spans may take to be sent."""

@@ -15,7 +15,6 @@ SOURCE = models.DataSourceRef(type_val="prometheus", uid="$datasource")
 INSTANCE = 'job=~"$job", instance=~"$instance"'
 VERSION = f'{INSTANCE}, model=~"$model", version=~"$version"'
 
-HEATMAP = PromQueryFormat.HEATMAP
 
 Colour = Literal["green", "yellow", "orange", "red", "blue", "text"]
 Panel = TypeVar("Panel", timeseries.Panel, stat.Panel, heatmap.Panel, bargauge.Panel, table.Panel)

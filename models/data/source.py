@@ -13,6 +13,7 @@ from models.preprocessing import InputSpec, fit
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from PIL import Image
 
 TEST_SPLITS = ("test", "validation", "val")
 
@@ -32,7 +33,7 @@ class Source:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def image(self, index: int) -> Any:
+    def image(self, index: int) -> "tuple[Image.Image, int]":
         """Return image ``index`` as a PIL image in RGB, and its label."""
         entry = self.rows[index]
         return entry[self.row.image_column].convert("RGB"), int(entry[self.row.label_column])

@@ -9,6 +9,7 @@ from models.checkpoint import Checkpoint
 from models.engines.folding import fold
 from models.engines.graph import build_graph
 from models.macs import Mode
+from models.whole_file import whole_file
 
 
 class ExportError(OSError):
@@ -41,10 +42,5 @@ def export(checkpoint: Checkpoint, path: Path, mode: Mode = "branch") -> None:
     }
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(model.SerializeToString())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        file.write(model.SerializeToString())

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +82,11 @@ class OnnxRuntimeEngine:
         if self.pool is None or count == 1:
             drain(self.lanes[0])
         else:
-            for _ in self.pool.map(drain, self.lanes[:count]):
-                pass
+            tasks = [self.pool.submit(drain, lane) for lane in self.lanes[:count]]
+            # Where one fails, the others are still at work on buffers that the next run would take.
+            wait(tasks)
+            for task in tasks:
+                task.result()
 
     def close(self) -> None:
         """See ``Engine.close``."""

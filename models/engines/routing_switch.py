@@ -50,7 +50,7 @@ class RoutingSwitch:
     def __init__(self, branch: Engine, mask: Engine, shape: tuple[int, int, int], share: float = 0.5) -> None:
         """Measure both engines on images of ``shape`` [3, H, W]; ``share`` is what to expect at first."""
         self.engines: dict[Mode, Engine] = {"branch": branch, "mask": mask}
-        self.name = branch.name
+        self.name = branch.name if branch.name == mask.name else f"{branch.name}+{mask.name}"
         self.device = branch.device
         self.share = share
         self.costs = calibrate(branch, mask, shape)
@@ -81,6 +81,11 @@ class RoutingSwitch:
 def rehearse(engine: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
     """Run an engine on images that are no traffic, so that a switch among engines does not learn from them."""
     return engine.rehearse(images, thresholds) if isinstance(engine, RoutingSwitch) else engine.run(images, thresholds)
+
+
+def engine_in(engine: Engine, mode: Mode) -> Engine:
+    """Return the engine that runs a batch in ``mode``: of a switch, one of its two."""
+    return engine.engines[mode] if isinstance(engine, RoutingSwitch) else engine
 
 
 def calibrate(branch: Engine, mask: Engine, shape: tuple[int, int, int]) -> dict[int, Costs]:

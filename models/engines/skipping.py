@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from models.channels_last import last_channels, take
 from models.engines.folding import FoldedBlock
 from models.engines.forward import execute, residual, shortcut
 
@@ -94,12 +95,3 @@ def leave_out(*operands: Tensor) -> tuple[()]:
     """The other branch: it must hold some work, as drivers before r570 can hang on an empty one (openxla/xla#25769)."""
     operands[-1].zero_()
     return ()
-
-
-def take(x: Tensor, rows: Tensor) -> Tensor:
-    """Return the images ``rows`` of a map [N, C, H, W] in the channels-last layout, which ``index_select`` loses."""
-    return last_channels(x).index_select(0, rows).permute(0, 3, 1, 2)
-
-
-def last_channels(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from models.data.augmentation import normalise
 from models.data.catalogue import DatasetRow
+from models.whole_file import whole_file
 
 ANSWERS = "answers.safetensors"
 CHUNK = 250
@@ -32,9 +33,8 @@ def give_answers(network: Callable[[Tensor], Tensor], pixels: Tensor, row: Datas
 
 def write_answers(file: Path, answers: Tensor, dataset: str) -> None:
     """Write the answers for all training images of a data set, in its order."""
-    partial = file.with_suffix(".partial")
-    save_file({"answers": answers.half().contiguous()}, partial, {"dataset": dataset})
-    partial.replace(file)
+    with whole_file(file) as kept:
+        kept.write(save({"answers": answers.half().contiguous()}, {"dataset": dataset}))
 
 
 def read_answers(file: Path, dataset: str, images: int, classes: int) -> Tensor:

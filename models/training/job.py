@@ -73,7 +73,7 @@ def make_job(options: Options) -> Job:
     spec = input_spec(row, size)
     train_positions, held_out_positions = split_positions(source, options.held_out, options.limit)
     train, held_out = source.select(train_positions), source.select(held_out_positions)
-    network, earlier = start_network(architecture, source.classes, options, len(held_out))
+    network, earlier = start_network(architecture, source.classes, options)
     device = torch.device(choose_device(options.device))
     mixed = options.precision == "bfloat16" or (options.precision == "auto" and multiplies_bfloat16(device))
     return Job(
@@ -95,7 +95,7 @@ def make_job(options: Options) -> Job:
         about={
             "dataset": row.name,
             "train_images": len(train),
-            "held_out_images": len(held_out),
+            "held_out_images": options.held_out,
             "precision": "bfloat16" if mixed else "float32",
         },
         earlier=earlier,
@@ -131,11 +131,11 @@ def override(recipe: Recipe, options: Options) -> Recipe:
 
 
 def start_network(
-    architecture: Architecture, classes: list[str], options: Options, held_out: int
+    architecture: Architecture, classes: list[str], options: Options
 ) -> tuple[SkipNet, list[dict[str, Any]]]:
     """Return a fresh network, or the one of the checkpoint to start from and the stages behind it.
 
-    It must not have seen the images that are ``held_out`` now.
+    It must not have seen images that are held out now.
 
     Gates may be given to a dense network, and left out of one that has them; one without may grow (`grow`).
     """
@@ -150,7 +150,7 @@ def start_network(
     ):
         raise JobError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
     check_labels(checkpoint, options.init, classes, options)
-    check_held_out(checkpoint, options.init, held_out, options)
+    check_held_out(checkpoint, options.init, options)
     stages = checkpoint.config.training.get("stages", [])
     if same_gates and not grows:
         return checkpoint.network, stages
@@ -190,14 +190,14 @@ def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], optio
         raise JobError(f"{folder} has other labels than {options.dataset}; train it from the start")
 
 
-def check_held_out(checkpoint: Checkpoint, folder: Path, held_out: int, options: Options) -> None:
+def check_held_out(checkpoint: Checkpoint, folder: Path, options: Options) -> None:
     """Raise JobError where the checkpoint held out fewer images: it was trained on some that are held out now."""
     training = checkpoint.config.training
-    before = training.get("held_out_images", held_out)
-    if training.get("dataset") == options.dataset and before < held_out:
+    before = training.get("held_out_images", options.held_out)
+    if training.get("dataset") == options.dataset and before < options.held_out:
         raise JobError(
-            f"{folder} held out {before} images, and was trained on others of the {held_out} to be held out now: "
-            f"take --held-out {before}"
+            f"{folder} held out {before} images, and was trained on others of the {options.held_out} to be held out "
+            f"now: take --held-out {before}"
         )
 
 

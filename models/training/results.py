@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from models.checkpoint import Evaluation, Strict
+from models.whole_file import whole_file
 
 
 class ResultError(ValueError):
@@ -55,9 +56,8 @@ class Result(Strict):
 def write_result(file: Path, result: Result) -> None:
     """Write a results file; it appears whole."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(result.model_dump(mode="json"), indent=1) + "\n")
-    partial.replace(file)
+    with whole_file(file) as results:
+        results.write(json.dumps(result.model_dump(mode="json"), indent=1).encode() + b"\n")
 
 
 def read_result(file: Path) -> Result:

@@ -224,7 +224,8 @@ def make_optimizer(network: SkipNet, recipe: Recipe) -> torch.optim.SGD:
 
 def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[str, Any]:
     """Append the epoch's figures, held-out ones beside them, to ``log.jsonl``, begin new sums; return the figures."""
-    loss, correct, computation = (progress.sums / progress.images).tolist() if progress.sums is not None else [0] * 3
+    assert progress.sums is not None
+    loss, correct, computation = (progress.sums / progress.images).tolist()
     remedy = f"another --seed, or with a recipe of a lower rate than {recipe.rate}"
     require_finite(loss, f"{recipe.stage}, epoch {epoch + 1}", remedy)
     held_out = job.validate(job.network)
@@ -255,7 +256,10 @@ def require_finite(loss: float, of: str, remedy: str) -> None:
 
 def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:
     done = job.recipes[: job.recipes.index(recipe) + 1]
-    stages = job.earlier + [stage_summary(each) | {"seed": job.seed} for each in done]
+    kind = {"teacher": "answers" if isinstance(job.teacher, Tensor) else "checkpoint"}
+    stages = [*job.earlier]
+    for each in done:
+        stages.append(stage_summary(each) | {"seed": job.seed} | (kind if each.distil else {}))
     config = Config(
         architecture=job.architecture.name,
         labels=job.labels,

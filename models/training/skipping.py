@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.blocks import Block
+from models.channels_last import last_channels, take
 from models.training.batch_norm import running_statistics
 
 EXPLORED = 0.25
@@ -62,15 +63,6 @@ def explore(block: Block, x: Tensor, shortcut: Tensor, explored: Tensor) -> Tens
         return block.execute(take(x, explored) if block.projects else beside, beside) - beside
 
 
-def take(x: Tensor, active: Tensor) -> Tensor:
-    """Return the images ``active`` of [N, C, H, W]; in channels_last, an image is one run of memory, and stays so."""
-    return rows(x).index_select(0, active).permute(0, 3, 1, 2)
-
-
-def rows(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1)
-
-
 class Part(torch.autograd.Function):
     """Of shortcuts [N, C, H, W], those of the images that execute a block, and all, for `Join`."""
 
@@ -82,7 +74,7 @@ class Part(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         # An average's gradient is spread over the map without memory of its own.
-        of_executed, of_all = rows(gradients[0]), rows(gradients[1]).contiguous()
+        of_executed, of_all = last_channels(gradients[0]), last_channels(gradients[1]).contiguous()
         (executed,) = context.saved_tensors
         # Join overwrote the executed images, so that what the gradient says of them is void. Nobody else holds it.
         return of_all.index_copy_(0, executed, of_executed).permute(0, 3, 1, 2), None
@@ -121,7 +113,7 @@ class Join(torch.autograd.Function):
     ) -> Tensor:
         context.save_for_backward(executed, *((explored, computed, beside, missed) if decision.requires_grad else ()))
         context.share = share
-        return rows(kept).index_copy(0, executed, rows(computed)).permute(0, 3, 1, 2)
+        return last_channels(kept).index_copy(0, executed, last_channels(computed)).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -140,5 +132,5 @@ class Join(torch.autograd.Function):
 def gain(gradient: Tensor, difference: Tensor) -> Tensor:
     """Return the gradient float32 [N] of the decision for an image's output, given what executing the block changes."""
     # By rows first: a sum of bfloat16 that is asked for in float32 copies all of it to float32.
-    products = rows(gradient * difference).flatten(2)
+    products = last_channels(gradient * difference).flatten(2)
     return products.sum(2).sum(1, dtype=torch.float32)

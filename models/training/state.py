@@ -1,7 +1,6 @@
 """What a run must remember to go on as if it had never stopped; saved whole or not at all."""
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.training.objective import Step
+from models.whole_file import whole_file
 
 LOG = "log.jsonl"
 NAMED = 5
@@ -98,12 +98,8 @@ class StateFile:
             "network": network.state_dict(),
             "optimizer": optimizer.state_dict() if optimizer else None,
         }
-        partial = self.path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with whole_file(self.path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
         self.saved = time.monotonic()
 
     def load(self, network: nn.Module) -> tuple[Progress, dict[str, Any] | None]:

@@ -183,7 +183,8 @@ def teach(
     first = normalise(batches.images[:WHITENED], row.mean, row.std)
     network = WideNetwork(len(source.classes), first).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"network": "wide", "dataset": row.name, "epochs": epochs, "seed": seed, "train_images": len(train)}
+    about = {"network": "wide", "dataset": row.name, "epochs": epochs, "seed": seed}
+    about |= {"train_images": len(train), "held_out_images": held_out}
     state = StateFile(folder, about, save_every)
     run = WideRun(network, batches, epochs * batches.steps_per_epoch, state, folder / LOG)
     run.train(show, lambda: correct_share(network, pixels[kept_apart], labels[kept_apart], row))

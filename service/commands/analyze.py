@@ -41,6 +41,7 @@ class Analyze(Options):
         from models.data.catalogue import find_dataset
         from models.data.source import read_source
         from models.engines import load_engine
+        from models.whole_file import whole_file
 
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config
@@ -78,5 +79,6 @@ class Analyze(Options):
         (self.output / "README.md").write_text(draw_markdown(analysis, charts))
         print("report:", self.output / "report.html")
         if self.write:
-            (self.checkpoint / ANALYSIS).write_text(document)
+            with whole_file(self.checkpoint / ANALYSIS) as file:
+                file.write(document.encode())
             print("card:", write_card(self.checkpoint))

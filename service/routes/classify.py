@@ -10,7 +10,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from service.answers import Classification, ModelIdentity, predictions, routing, timing
 from service.budget import choose_threshold, expected_accuracy
 from service.errors import Code, ServiceError, documented
-from service.middleware import record_of
+from service.record import record_of
 from service.routes.dependencies import KEYED, core_of, described, read_parameters, read_query
 
 router = APIRouter(tags=["inference"])
@@ -115,7 +115,7 @@ async def classify(request: Request) -> Response:
             model=ModelIdentity(
                 name=served.name,
                 version=served.version,
-                engine=served.engine.name,
+                engine=served.engine_in(result.mode),
                 device=served.engine.device,
             ),
             predictions=predictions(result.probabilities, checkpoint.config.labels, query.top_k),

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from service.errors import Code, ServiceError
 from service.loading import LoadError
-from service.middleware import record_of
+from service.record import record_of
 from service.repository import State
 from service.routes.dependencies import KEYED, CoreHere, core_of, failing, taking
 

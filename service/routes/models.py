@@ -19,7 +19,7 @@ class ServedVersion(ModelIdentity):
     labels: list[str]
     input: tuple[int, int, int] = Field(description="channels, height, width")
     execute_threshold: float
-    mode: str = Field(description="branch: skipped blocks are not run; mask: they are run and masked away")
+    mode: str = Field(description="of the last batch; branch: skipped blocks were not run, mask: they were masked away")
     blocks: int
     dense_macs: int
     accuracy: float | None = Field(None, description="top-1 where it was evaluated, in 0..1")

@@ -13,8 +13,8 @@ from service.budget import choose_threshold
 from service.core import Core
 from service.errors import Code, ServiceError
 from service.loading import Served
-from service.middleware import record_of
 from service.oip import DATATYPES, InferRequest, read_call, respond
+from service.record import record_of
 from service.routes import management
 from service.routes.dependencies import KEYED, CoreHere, core_of, failing, taking
 

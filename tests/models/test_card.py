@@ -1,6 +1,7 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,26 @@ def test_its_commands_start_where_an_earlier_one_ended_and_overwrite_none(shippe
             assert "init" not in said or said["init"] in ended
             ended.append(f"{said.get('output', 'runs/' + said['arch'])}/{said['stages']}")
     assert len(set(ended)) == len(ended) > 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "teacher"),
+    [
+        ({"name": "dial", "distil": 0.7, "teacher": "answers"}, " --teacher runs/cifar10_wide/answers.safetensors"),
+        ({"name": "taught", "distil": 0.9, "teacher": "checkpoint"}, " --teacher runs/cifar10_resnet_38/plain"),
+        ({"name": "taught", "distil": 0.9}, " --teacher runs/cifar10_wide/answers.safetensors"),
+        ({"name": "budget"}, ""),
+    ],
+)
+def test_its_commands_name_what_a_stage_learned_from(stage: dict[str, Any], teacher: str) -> None:
+    plain = {"name": "short", "stage": "plain", "epochs": 2, "batch": 128}
+    stages = [plain, plain | stage | {"stage": "sp"}, plain | stage | {"stage": "hrl"}]
+    config = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1").config
+    training = {"dataset": "cifar10", "held_out_images": 1000, "seed": 0, "stages": stages}
+    commands = draw_commands(config.model_copy(update={"training": training}))
+    assert ("skipnet teach cifar10 --held-out 1000" in commands) == ("wide" in teacher)
+    assert f" --init runs/cifar10_rnn_gate_38/sp{teacher}" in commands[-1] or teacher == ""
+    assert ("--teacher" in commands[-1]) == bool(teacher)
 
 
 def test_its_commands_train_the_network_that_each_stage_trained() -> None:

@@ -16,6 +16,7 @@ from models.checkpoint import read_checkpoint
 from models.data.batches import MemoryBatches, generator
 from models.data.catalogue import find_dataset
 from models.evaluation import evaluate_network
+from models.macs import count_macs
 from models.network import SkipNet
 from models.training.batch_norm import freeze_statistics
 from models.training.job import input_spec
@@ -102,6 +103,16 @@ def test_a_killed_run_resumes_to_the_very_same_weights(job: Job, tmp_path: Path,
         assert torch.equal(value, expected[key]), key
     stages = [json.loads(line)["stage"] for line in log.read_text().splitlines()]
     assert stages == ["sp", "sp", "hrl"]
+
+
+def test_measuring_leaves_each_module_in_its_mode(job: Job) -> None:
+    network = job.network.train()
+    freeze = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for module in freeze:
+        module.eval()
+    job.validate(network)
+    count_macs(network, 32, 32)
+    assert network.training and not any(module.training for module in freeze)
 
 
 def with_first(job: Job, **changes: Any) -> Job:

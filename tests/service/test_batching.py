@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -206,6 +208,53 @@ def test_image_that_fails_takes_nobody_with_it(served: Served, decoded: Callable
     asyncio.run(story())
 
 
+def test_a_batch_that_failed_is_run_again_for_those_alone_who_still_wait(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            answers = [queue.put(served, decoded(i), i / 10) for i in range(3)]
+
+            def fails(images: Pixels) -> bool:
+                if len(images) == 3:
+                    answers[1].get_loop().call_soon_threadsafe(answers[1].cancel)
+                    until(answers[1].done)
+                return len(images) == 3
+
+            watched(served).fails = fails
+            watched(served).open.set()
+            await asyncio.gather(first, answers[0], answers[2])
+            assert queue.dropped == ["client_gone"]
+
+    asyncio.run(story())
+    assert sizes(served) == [1, 3, 1, 1]
+    assert watched(served).batches[3].tolist() == [pytest.approx(0.2)]
+
+
+def test_images_that_no_batch_can_be_formed_of_are_told_and_the_next_are_answered(
+    served: Served, decoded: Callable[[int], Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_: object) -> None:
+        raise MemoryError
+
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            with monkeypatch.context() as patch:
+                patch.setattr(np, "stack", no_memory)
+                # The fourth fills a batch, which is formed at once, in the thread that puts it.
+                lost = [queue.put(served, decoded(i)) for i in range(4)]
+            watched(served).open.set()
+            for result in await asyncio.gather(*lost, return_exceptions=True):
+                assert isinstance(result, ServiceError)
+                assert result.code == Code.ENGINE_FAILED
+            await asyncio.gather(first, queue.put(served, decoded(5)))
+            assert queue.batcher.alive
+
+    asyncio.run(story())
+
+
 def test_broken_engine_ends_the_thread_and_nobody_waits_for_ever(
     served: Served, decoded: Callable[[int], Pixels]
 ) -> None:
@@ -335,6 +384,27 @@ def test_retired_engine_is_closed_by_the_engine_thread(served: Served, decoded: 
             late = queue.put(served, decoded(1))
             assert queue.batcher.depth(served) == 0
             late.cancel()
+
+    asyncio.run(story())
+
+
+def test_what_is_unloaded_is_kept_by_nobody(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            # Another than the fixture's, which the test itself keeps.
+            model = replace(served, engine=Watched(watched(served).engine))
+            left = weakref.ref(model.engine)
+            await queue.put(model, decoded(0))
+            queue.batcher.retire(model)
+            until(lambda: watched(model).closed)
+            queue.ran.clear()
+            del model
+
+            def gone() -> bool:
+                gc.collect()
+                return left() is None
+
+            until(gone)
 
     asyncio.run(story())
 

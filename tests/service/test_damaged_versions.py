@@ -50,6 +50,18 @@ def test_where_the_newest_version_is_damaged_the_one_before_is_served(folder: Pa
     run(story)
 
 
+def test_a_model_whose_only_version_is_0_counts_as_failed_too(folder: Path, loaded: Served) -> None:
+    (folder / NAME / "1").rename(folder / NAME / "0")
+    damage(folder, 0)
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        assert not await shelf.load_all()
+        assert shelf.failed == 1
+
+    run(story)
+
+
 def test_damaged_version_is_refused_and_the_old_one_stays(folder: Path, loaded: Served) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded)

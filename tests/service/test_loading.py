@@ -9,9 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from models import engines
+from models.checkpoint import Checkpoint
 from models.engines import selection
 from models.engines.engine import Engine, Routed
 from models.engines.native import NativeUnavailable
+from models.engines.selection import OnFallback
 from service.loading import LoadError, Served, load_version, warm_up
 from service.metrics import Metrics
 from service.settings import EngineOptions
@@ -143,3 +146,15 @@ def test_an_engine_done_without_is_told_with_its_reason(
     labels = {"model": NAME, "version": "1"}
     assert told("skipnet_engine_fallbacks_total", labels | {"engine": "native"}) == 1
     assert told("skipnet_engine_fallbacks_total", labels | {"engine": "onnxruntime"}) == 0
+
+
+def test_an_engine_done_without_for_two_reasons_counts_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = engines.load_engine
+
+    def fall_back(checkpoint: Checkpoint, *_: object, on_fallback: OnFallback) -> Engine:
+        on_fallback("persistent", "logits off by 0.1")
+        on_fallback("persistent", "logits off by 0.2")
+        return load(checkpoint, "reference", "cpu", 1)
+
+    monkeypatch.setattr(engines, "load_engine", fall_back)
+    assert load_version(copy, OPTIONS, 1).fallbacks == ["persistent"]

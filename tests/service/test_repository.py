@@ -9,6 +9,7 @@ import pytest
 
 from service import repository
 from service.errors import Code, ServiceError
+from service.folder import files_of
 from service.loading import LoadError, Served
 from service.repository import State
 from tests.service.parts import NAME
@@ -62,6 +63,51 @@ def test_what_waits_for_its_turn_at_the_start_is_being_loaded(folder: Path, load
         assert shelf.events == ["serve 2", "serve 1"]
 
     run(story)
+
+
+def test_what_is_loaded_by_request_during_the_start_stays(folder: Path, loaded: Served) -> None:
+    add(folder, 1, "another")
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        shelf.wait = threading.Event()
+        starting = asyncio.create_task(shelf.load_all())
+        await asyncio.to_thread(shelf.begun.wait, 20)
+        add(folder, 2)
+        asked = asyncio.create_task(shelf.load(NAME))
+        await asyncio.sleep(0)  # It stands in line, before the start's next model.
+        shelf.wait.set()
+        await asyncio.gather(starting, asked)
+        assert list(shelf.served[NAME]) == [2]
+        assert shelf.events == ["serve 1", "serve 2"]
+
+    run(story)
+
+
+def test_the_index_tells_what_is_served_where_the_folder_can_not_be_read(
+    folder: Path, loaded: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stale(*_: object) -> dict[str, list[int]]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load_all()
+        monkeypatch.setattr(repository, "scan", stale)
+        assert [(entry.name, entry.version, entry.state) for entry in await shelf.index()] == [(NAME, 1, State.READY)]
+
+    run(story)
+    assert f"{folder} can't be read: [Errno {errno.ESTALE}] Stale file handle" in caplog.text
+
+
+def test_a_card_written_beside_a_version_is_no_new_version(folder: Path) -> None:
+    version = folder / NAME / "1"
+    before = files_of(version)
+    (version / "README.md").write_text("a card")
+    (version / "analysis.json").write_text("{}")
+    assert files_of(version) == before
+    (version / "config.json").write_text("{}")
+    assert files_of(version) != before
 
 
 def test_a_folder_that_can_not_be_read_is_looked_at_again(

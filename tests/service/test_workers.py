@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from service.app import create_app
 from service.collective import Collective, turn
 from service.errors import UserError
-from service.middleware import Record
+from service.record import Record
 from service.settings import Settings
 from service.workers import bind
 from tests.service.parts import NAME, PNG, Process, encoded, picture, until

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.engines import routing_switch
 from models.engines.engine import Routed
-from models.engines.routing_switch import HORIZON_IMAGES, RoutingSwitch
+from models.engines.routing_switch import HORIZON_IMAGES, RoutingSwitch, engine_in
 from models.macs import Mode
 
 SHAPE = (3, 4, 4)
@@ -65,6 +65,16 @@ def traffic(switch: RoutingSwitch, share: float, images: int = 6 * HORIZON_IMAGE
     for _ in range(images):
         routed = switch.run(np.zeros((1, *SHAPE), np.float32), threshold)
     return routed.mode
+
+
+def test_its_name_and_that_of_an_answer_tell_which_engine_runs(clock: Clock) -> None:
+    branch, mask = TimedEngine("branch", clock, 0, 0, "quick"), TimedEngine("mask", clock, 0, 0, "steady")
+    switch = RoutingSwitch(branch, mask, SHAPE)
+    assert switch.name == "quick+steady"
+    assert engine_in(switch, "branch") is branch
+    assert engine_in(switch, "mask") is mask
+    assert engine_in(branch, "branch") is branch
+    assert make_switch(clock, 0).name == "timed"
 
 
 def test_follows_what_traffic_executes(clock: Clock) -> None:
