@@ -392,11 +392,12 @@ def test_what_is_unloaded_is_kept_by_nobody(served: Served, decoded: Callable[[i
     async def story() -> None:
         async with running() as queue:
             # Another than the fixture's, which the test itself keeps.
-            model = replace(served, engine=Watched(watched(served).engine))
+            model, closed = replace(served, engine=Watched(watched(served).engine)), threading.Event()
+            watched(model).close = closed.set  # type: ignore[method-assign]
             left = weakref.ref(model.engine)
             await queue.put(model, decoded(0))
             queue.batcher.retire(model)
-            until(lambda: watched(model).closed)
+            assert await asyncio.to_thread(closed.wait, 20)
             queue.ran.clear()
             del model
 
