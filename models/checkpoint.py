@@ -22,7 +22,6 @@ from models.whole_file import whole_file
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-SHIPPED = Path(__file__).parent / "repository"
 
 
 class CheckpointError(ValueError):

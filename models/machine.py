@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from models.engines.threads import available_cpus
+from models.cpus import available_cpus
 
 
 def describe_machine() -> dict[str, str]:

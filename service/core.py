@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from models.engines.threads import available_cpus
+from models.cpus import available_cpus
 from models.preprocessing import prepare
 from service.admission import REASONS, Admission
 from service.answers import ImageResult

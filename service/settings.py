@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-# Not `models.checkpoint.SHIPPED`: importing that loads torch, and the server binds its socket before.
-SHIPPED = Path(__file__).parent.parent / "models/repository"
+from models import SHIPPED
 
 EngineName = Literal["auto", "native", "onnxruntime", "persistent", "cuda_graph", "torch", "reference"]
 DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]

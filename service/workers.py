@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
-from models.engines.threads import available_cpus
+from models.cpus import available_cpus
 from service.errors import UserError
 from service.logs import configure
 from service.server import serve

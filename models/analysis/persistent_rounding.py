@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.agreement import compare_engines
 from models.checkpoint import read_checkpoint
 from models.data.catalogue import find_dataset
 from models.data.source import read_source
 from models.engines.engine import Routed, plain_answer, strict_thresholds
 from models.engines.folding import Convolution, ConvolutionalGate, FoldedNetwork, Gate, RecurrentGate, fold
 from models.engines.reference import ReferenceEngine
-from models.evaluation import prepared_batches
+from models.evaluation.agreement import compare_engines
+from models.evaluation.metrics import prepared_batches
 from models.gates import RNN_WIDTH
 
 State = tuple[Tensor, Tensor]

@@ -1,6 +1,6 @@
 """The report that `skipnet verify-gpu` leaves, as Markdown."""
 
-from models.acceptance import Check
+from models.benchmark.acceptance import Check
 from models.benchmark.suite import Row
 from models.benchmark.table import draw_table
 

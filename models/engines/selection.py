@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import Checkpoint
+from models.cpus import available_cpus
 from models.engines.eager import TorchEngine
 from models.engines.engine import Engine, EngineError
 from models.engines.folding import fold
@@ -17,7 +18,6 @@ from models.engines.native import NativeEngine
 from models.engines.onnx_session import OnnxRuntimeEngine
 from models.engines.reference import ReferenceEngine
 from models.engines.routing_switch import RoutingSwitch, seconds
-from models.engines.threads import available_cpus
 from models.engines.trial import try_apart
 from models.engines.verification import Verification
 from models.macs import Mode

@@ -16,7 +16,7 @@ from models.data.batches import Batches, MemoryBatches, StreamedBatches
 from models.data.catalogue import DatasetRow, find_dataset
 from models.data.held_out import HELD_OUT, split_positions
 from models.data.source import DataError, Source, read_source
-from models.evaluation import BATCH, Metrics, evaluate_network, prepared_batches
+from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
 from models.training.answers import read_answers

@@ -5,7 +5,7 @@ import shutil
 import torch
 
 from models.catalogue import Architecture
-from models.engines.threads import available_cpus
+from models.cpus import available_cpus
 from models.training.memory import keep_freed_memory
 
 

@@ -13,7 +13,8 @@ from models.data.catalogue import find_dataset
 from models.data.held_out import held_out_source, split_positions
 from models.data.source import read_source
 from models.engines import load_engine
-from models.evaluation import calibrate, measure
+from models.evaluation.calibration import calibrate
+from models.evaluation.metrics import measure
 from models.machine import describe_machine
 from models.training.answers import ANSWERS
 from models.training.job import JobError, Options, make_job, override

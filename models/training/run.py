@@ -18,7 +18,7 @@ from torch import Tensor
 from models.catalogue import Architecture
 from models.checkpoint import Config, code_version, write_checkpoint
 from models.data.batches import Batches, generator
-from models.evaluation import Metrics
+from models.evaluation.metrics import Metrics
 from models.network import SkipNet
 from models.preprocessing import InputSpec
 from models.training.batch_norm import freeze_statistics

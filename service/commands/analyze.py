@@ -30,13 +30,13 @@ class Analyze(Options):
     def cli_cmd(self) -> None:
         import json
 
+        from models.analysis.card import write_card
         from models.analysis.charts import draw_charts
         from models.analysis.images import read_sample
         from models.analysis.report import draw_markdown, draw_report
         from models.analysis.routes import Runner
         from models.analysis.sheets import draw_sheets
         from models.analysis.study import ANALYSIS, study
-        from models.card import write_card
         from models.checkpoint import read_checkpoint
         from models.data.catalogue import find_dataset
         from models.data.source import read_source

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from models import SHIPPED
 from service.benchmark_table import NUMBERS, SHARES, heading, line, numbers
-from service.settings import SHIPPED, Options
+from service.settings import Options
 
 if TYPE_CHECKING:
     from models.benchmark.subject import Subject

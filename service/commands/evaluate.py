@@ -32,13 +32,14 @@ class Evaluate(Options):
     )
 
     def cli_cmd(self) -> None:
-        from models.card import write_card
+        from models.analysis.card import write_card
         from models.checkpoint import read_checkpoint, write_checkpoint, write_config
         from models.data.catalogue import find_dataset
         from models.data.held_out import held_out_source
         from models.data.source import read_source
         from models.engines import load_engine
-        from models.evaluation import calibrate, measure
+        from models.evaluation.calibration import calibrate
+        from models.evaluation.metrics import measure
 
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config
@@ -75,10 +76,10 @@ class Evaluate(Options):
 
     def rounded(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
         """Return the checkpoint as half precision leaves it; raises PrecisionLost where it answers otherwise."""
-        from models.agreement import compare_engines
         from models.engines import load_engine
-        from models.evaluation import prepared_batches
-        from models.precision import check_rounding, round_weights
+        from models.evaluation.agreement import compare_engines
+        from models.evaluation.metrics import prepared_batches
+        from models.evaluation.precision import check_rounding, round_weights
 
         after = replace(checkpoint, network=round_weights(checkpoint.network))
         engine, rounded = (load_engine(each, self.engine, self.device) for each in (checkpoint, after))

@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from service.settings import SHIPPED, Options
+from models import SHIPPED
+from service.settings import Options
 
 
 class Export(Options):

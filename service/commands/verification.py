@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from models import SHIPPED
 from service.benchmark_table import NUMBERS, SHARES, heading, line, numbers
-from service.settings import SHIPPED, DeviceName, Options
+from service.settings import DeviceName, Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from models.acceptance import Check
+    from models.benchmark.acceptance import Check
     from models.benchmark.subject import Subject
     from models.benchmark.suite import Row
     from models.checkpoint import Checkpoint
@@ -91,8 +92,8 @@ class VerifyGpu(Options):
         """Yield what each engine was asked: the parity cases, then every checkpoint that skips."""
         from functools import partial
 
-        from models.acceptance import check_checkpoint, check_parity
-        from models.evaluation import prepared_batches
+        from models.benchmark.acceptance import check_checkpoint, check_parity
+        from models.evaluation.metrics import prepared_batches
 
         for file in sorted(self.parity.glob("*.npz")) if self.parity else ():
             yield from check_parity(file, device)

@@ -10,7 +10,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from models.checkpoint import SHIPPED, find_version
+from models import SHIPPED
+from models.checkpoint import find_version
 from tests.deploy.parts import Live, Prometheus, write_dataset
 from tests.service.parts import Process, encoded, until
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx
 import uvloop
 
+from models import SHIPPED
 from models.catalogue import find_architecture
 from models.checkpoint import find_version, read_checkpoint
 from models.engines.folding import fold
 from models.engines.graph import build_graph
-from service.settings import SHIPPED
 from tests.load.generator import closed_loop, form, named, run
 from tests.load.images import IMAGES
 from tests.load.servers import Ours, Server, peers

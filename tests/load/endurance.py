@@ -8,8 +8,8 @@ from collections import Counter
 
 import uvloop
 
+from models import SHIPPED
 from models.checkpoint import find_version
-from service.settings import SHIPPED
 from tests.load.generator import LOST, Result, closed_loop, named, open_loop, post, run
 from tests.load.images import IMAGES
 from tests.load.servers import Ours

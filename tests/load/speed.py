@@ -7,11 +7,11 @@ from statistics import median
 
 import numpy as np
 
+from models import SHIPPED
 from models.checkpoint import find_version, read_checkpoint
 from models.engines import load_engine
 from models.preprocessing import prepare
 from service.decoding import Decoder
-from service.settings import SHIPPED
 from tests.load.generator import LOST, Result, closed_loop, named, open_loop, post, run
 from tests.load.images import IMAGES
 from tests.load.servers import Ours

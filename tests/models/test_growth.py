@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.card import draw_commands, draw_training
+from models import SHIPPED
+from models.analysis.card import draw_commands, draw_training
 from models.catalogue import find_architecture
-from models.checkpoint import SHIPPED, read_checkpoint
+from models.checkpoint import read_checkpoint
 from models.network import SkipNet
 from models.training.answers import ANSWERS, write_answers
 from models.training.growth import CannotGrow, grow

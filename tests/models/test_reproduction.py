@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from models import SHIPPED
 from models.catalogue import find_architecture
-from models.checkpoint import SHIPPED, CalibrationPoint, read_checkpoint, read_config
+from models.checkpoint import CalibrationPoint, read_checkpoint, read_config
 from models.data.catalogue import find_dataset
 from models.data.source import read_source
 from models.engines import load_engine
-from models.evaluation import BISECTIONS, calibrate, log_odds
+from models.evaluation.calibration import BISECTIONS, calibrate, log_odds
 from models.training.job import Options
 from models.training.recipes import Rung, find_recipe
 from models.training.report import draw_figure, draw_report

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.checkpoint import SHIPPED, Checkpoint, read_checkpoint
+from models import SHIPPED
+from models.checkpoint import Checkpoint, read_checkpoint
 from models.engines import load_engine
-from models.evaluation import BATCH, evaluate_engine
+from models.evaluation.metrics import BATCH, evaluate_engine
 from models.preprocessing import prepare
 from tests.models.test_data import packs
 from tests.research import shared

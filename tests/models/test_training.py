@@ -15,7 +15,7 @@ from models.catalogue import find_architecture
 from models.checkpoint import read_checkpoint
 from models.data.batches import MemoryBatches, generator
 from models.data.catalogue import find_dataset
-from models.evaluation import evaluate_network
+from models.evaluation.metrics import evaluate_network
 from models.macs import count_macs
 from models.network import SkipNet
 from models.training.batch_norm import freeze_statistics

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from models import SHIPPED
 from models.analysis.images import Sample
 from models.analysis.routes import Runner
-from models.checkpoint import SHIPPED, Checkpoint, read_checkpoint
+from models.checkpoint import Checkpoint, read_checkpoint
 from models.engines import load_engine
 from tests.service.parts import picture
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from models.checkpoint import SHIPPED
+from models import SHIPPED
 from models.engines.engine import EngineError
 from models.engines.trial import conduct, try_apart
 

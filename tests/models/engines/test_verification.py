@@ -10,7 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import SHIPPED, Checkpoint, read_checkpoint
+from models import SHIPPED
+from models.checkpoint import Checkpoint, read_checkpoint
 from models.engines import cuda_graph, load_engine, persistent, routing_switch, selection
 from models.engines.cuda_graph import CudaGraphEngine
 from models.engines.eager import TorchEngine

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models import SHIPPED
 from models.analysis.study import read_analysis
 from models.catalogue import find_architecture
-from models.checkpoint import SHIPPED, Config, write_checkpoint
+from models.checkpoint import Config, write_checkpoint
 from service.cli import main
 from tests.models.test_data import write_parquet
 from tests.service.parts import LABELS, SPEC, picture

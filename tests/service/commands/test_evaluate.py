@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.agreement import Agreement
-from models.checkpoint import SHIPPED, read_checkpoint, read_config
-from models.precision import PrecisionLost, check_rounding
+from models import SHIPPED
+from models.checkpoint import read_checkpoint, read_config
+from models.evaluation.agreement import Agreement
+from models.evaluation.precision import PrecisionLost, check_rounding
 from service.cli import main
 from tests.models.test_data import write_cifar10
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from models.card import draw_commands
-from models.checkpoint import SHIPPED, read_config
+from models import SHIPPED
+from models.analysis.card import draw_commands
+from models.checkpoint import read_config
 from models.training.job import Options, override
 from models.training.recipes import Recipe, Rung, find_changes, find_recipe, read_changes
 from models.training.run import stage_summary

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from models import acceptance, machine
-from models.benchmark import dense, suite
+from models import machine
+from models.benchmark import acceptance, dense, suite
 from models.checkpoint import Checkpoint
 from models.engines import selection
 from models.engines.cuda_graph import CudaGraphEngine

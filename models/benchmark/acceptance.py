@@ -11,7 +11,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.agreement import compare_engines
 from models.checkpoint import Checkpoint
 from models.engines.cuda_graph import CudaGraphEngine
 from models.engines.engine import Engine
@@ -19,8 +18,9 @@ from models.engines.folding import fold
 from models.engines.reference import ReferenceEngine
 from models.engines.selection import CANDIDATES, MODES, Selection, describe
 from models.engines.verification import TOLERANCE, Verification
+from models.evaluation.agreement import compare_engines
 from models.macs import Mode
-from models.parity import read_case
+from models.public.parity import read_case
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

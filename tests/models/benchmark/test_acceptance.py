@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from models import acceptance
-from models.acceptance import check_checkpoint, check_parity, gpu_engines
-from models.agreement import Agreement, compare_engines
-from models.checkpoint import SHIPPED, Checkpoint, read_checkpoint
+from models import SHIPPED
+from models.benchmark import acceptance
+from models.benchmark.acceptance import check_checkpoint, check_parity, gpu_engines
+from models.checkpoint import Checkpoint, read_checkpoint
 from models.data.augmentation import normalise
 from models.data.catalogue import find_dataset
 from models.engines.cuda_graph import CudaGraphEngine
@@ -16,7 +16,8 @@ from models.engines.eager import TorchEngine
 from models.engines.engine import Engine, EngineError
 from models.engines.folding import fold
 from models.engines.reference import ReferenceEngine
-from models.parity import read_case
+from models.evaluation.agreement import Agreement, compare_engines
+from models.public.parity import read_case
 from tests.models.engines.test_verification import Bent, flip_last_decision
 from tests.models.test_data import packs
 from tests.research import shared

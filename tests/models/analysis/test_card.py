@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from models import SHIPPED
+from models.analysis.card import BEGIN, CARD, END, draw_commands, draw_figures, split_card, write_card
 from models.analysis.study import ANALYSIS, AnalysisError, read_analysis
-from models.card import BEGIN, CARD, END, draw_commands, draw_figures, split_card, write_card
-from models.checkpoint import SHIPPED, CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError, read_checkpoint
 
 FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
 

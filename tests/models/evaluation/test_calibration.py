@@ -1,7 +1,7 @@
 import pytest
 
 from models.checkpoint import CalibrationPoint
-from models.evaluation import halfway, widest_step
+from models.evaluation.calibration import halfway, widest_step
 
 
 def curve(*points: tuple[float, float]) -> list[CalibrationPoint]:

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from models.agreement import Agreement
+from models.evaluation.agreement import Agreement
 from models.network import SkipNet
 
 MOST_FLIPPED, MOST_LOST = 0.001, 0.001

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from models.engines.threads import available_cpus
+from models.cpus import available_cpus
 
 
 @pytest.fixture

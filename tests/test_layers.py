@@ -1,0 +1,45 @@
+"""Imports run one way: from the service to the models, and among the models' packages from the later to the earlier."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = {"": 0, "data": 1, "engines": 1, "evaluation": 2, "public": 2, "training": 3, "analysis": 4, "benchmark": 5}
+"""Of `models`: a package imports those of lower layers; "" are the modules that lie in no package."""
+
+
+def imports(module: Path) -> Iterator[str]:
+    """Yield the names of the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module is not None, f"{module} imports relatively"
+            # `from models import machine` names a module, `from models.machine import describe` lies in one.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def package_of(name: str) -> str:
+    """Return the package of a module of `models`, as LAYERS names it."""
+    part = name.split(".")[1]
+    return part if (ROOT / "models" / part).is_dir() else ""
+
+
+MODULES = sorted((ROOT / "models").rglob("*.py"))
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
+def test_the_models_import_what_lies_below_them(module: Path) -> None:
+    own = module.relative_to(ROOT / "models").parent.name
+    for name in imports(module):
+        assert not name.startswith(("service", "deploy", "tests", "fastapi", "starlette", "uvicorn")), name
+        if name.startswith("models."):
+            assert package_of(name) == own or LAYERS[package_of(name)] < LAYERS[own], name
+
+
+def test_every_package_of_the_models_has_a_layer() -> None:
+    packages = {module.parent.name for module in MODULES if module.parent != ROOT / "models"}
+    assert packages == set(LAYERS) - {""}
