@@ -93,14 +93,18 @@ class WideRun:
     state: StateFile
     log: Path
 
-    def train(self, show: Callable[[Iterator[int]], Iterator[int]], measure: Callable[[], float]) -> None:
-        """Take all steps that are left, an epoch after the other; each epoch's figures go into the log."""
+    def train(self, show: Callable[[Iterator[int]], Iterator[int]], measure: Callable[[], float]) -> bool:
+        """Take all steps that are left, an epoch after the other; each epoch's figures go into the log.
+
+        Return whether there were any.
+        """
         optimizer, progress = self.optimizer(), Progress()
         if self.state.path.exists():
             progress, optimizer_state = self.state.load(self.network)
             if optimizer_state is not None:
                 optimizer.load_state_dict(optimizer_state)
         cut_log(self.log, progress)
+        finished = progress.step == self.steps
         while progress.step < self.steps:
             epoch, start = divmod(progress.step, self.batches.steps_per_epoch)
             self.network.train()
@@ -113,6 +117,7 @@ class WideRun:
                     self.state.save(progress, self.network, optimizer)
             self.log_epoch(progress, epoch, measure())
             self.state.save(progress, self.network, optimizer)
+        return not finished
 
     def optimizer(self) -> torch.optim.SGD:
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
@@ -187,5 +192,6 @@ def teach(
     about |= {"train_images": len(train), "held_out_images": held_out}
     state = StateFile(folder, about, save_every)
     run = WideRun(network, batches, epochs * batches.steps_per_epoch, state, folder / LOG)
-    run.train(show, lambda: correct_share(network, pixels[kept_apart], labels[kept_apart], row))
-    write_answers(folder / ANSWERS, give_answers(network.eval(), pixels, row), row.name)
+    trained = run.train(show, lambda: correct_share(network, pixels[kept_apart], labels[kept_apart], row))
+    if trained or not (folder / ANSWERS).is_file():
+        write_answers(folder / ANSWERS, give_answers(network.eval(), pixels, row), row.name)

@@ -65,6 +65,9 @@ def test_a_killed_teacher_goes_on_to_the_same_answers(data: Path, tmp_path: Path
         teach_in(tmp_path / "killed", data, show=KilledAfter(6))
     assert not (tmp_path / "killed" / ANSWERS).exists()
     assert torch.equal(teach_in(tmp_path / "killed", data), whole)
+    given = (tmp_path / "killed" / ANSWERS).stat()
+    assert torch.equal(teach_in(tmp_path / "killed", data), whole)
+    assert (tmp_path / "killed" / ANSWERS).stat() == given  # A finished run answers no second time.
     with pytest.raises(StateError, match="epochs=2"):
         teach_in(tmp_path / "killed", data, epochs=3)
     assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 2
