@@ -138,7 +138,11 @@ def fit_state(network: SkipNet, state: dict[str, torch.Tensor], origin: Path) ->
 
 def read_config(folder: Path) -> Config:
     """Read a checkpoint's ``config.json`` alone; raises CheckpointError as `read_checkpoint` does."""
-    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+    try:
+        complete = (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+    except OSError as error:
+        raise CheckpointError(f"{folder} can't be read: {error}") from error
+    if not complete:
         pickles = sorted(file.name for pattern in ("*.pth*", "*.pt", "*.bin") for file in folder.glob(pattern))
         if pickles:
             raise CheckpointError(
@@ -190,7 +194,10 @@ def versions(repository: Path, name: str) -> list[int]:
 
 def is_version(folder: Path) -> bool:
     """Whether a folder is named as a version is: by its number, which begins with no zero but that of 0."""
-    return folder.name.isdecimal() and folder.name == str(int(folder.name)) and folder.is_dir()
+    try:
+        return folder.name.isdecimal() and folder.name == str(int(folder.name)) and folder.is_dir()
+    except OSError:  # What can't be looked at lies there; loading it says what is wrong.
+        return True
 
 
 def model_names(repository: Path) -> set[str]:

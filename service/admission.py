@@ -11,20 +11,28 @@ from service.errors import Code, ServiceError
 if TYPE_CHECKING:
     from service.loading import Served
 
-REASONS = ("queue_full", "bodies_full", "deadline_out_of_reach")
+REASONS = ("queue_full", "bodies_full", "deadline_out_of_reach", "client_deadline")
+"""Why a request is refused; the last where the service's own timeout would have been in reach."""
 
 
 class Admission:
     """Counts images from when their request's body is there to its answer, and bytes of bodies; refuses too many.
 
-    ``rate`` gives the images per second that the engine lately got through. Lives in the event loop.
+    ``rate`` gives the images per second that the engine lately got through, ``patience`` is the seconds that a request
+    has where its client does not ask for less. Lives in the event loop.
     """
 
     def __init__(
-        self, max_images: int, max_bytes: int, rate: Callable[[], float], on_rejected: Callable[[str], None]
+        self,
+        max_images: int,
+        max_bytes: int,
+        patience: float,
+        rate: Callable[[], float],
+        on_rejected: Callable[[str], None],
     ) -> None:
         self.max_images = max_images
         self.max_bytes = max_bytes
+        self.patience = patience
         self.images = 0
         self.bytes = 0
         self._rate = rate
@@ -38,12 +46,9 @@ class Admission:
         """
         if self.images + images > self.max_images:
             raise self.queue_full(served)
-        if self.images and perf_counter() + self.wait(served) > deadline:
-            raise self.overloaded(
-                "deadline_out_of_reach",
-                f"the deadline would pass behind the {self.images} images before",
-                served,
-            )
+        if self.images and perf_counter() + (wait := self.wait(served)) > deadline:
+            reason = "deadline_out_of_reach" if wait > self.patience else "client_deadline"
+            raise self.overloaded(reason, f"the deadline would pass behind the {self.images} images before", served)
 
     @contextmanager
     def admit(self, images: int, served: "Served", deadline: float) -> Iterator[None]:
@@ -76,7 +81,9 @@ class Admission:
         rate = self._rate()
         seconds = self.images / 2 / rate if rate else self.wait(served) / 2 if served is not None else 1
         after = max(1, math.ceil(seconds))
-        return ServiceError(Code.OVERLOADED, f"{what}; try again in {after} s", {"Retry-After": str(after)})
+        # Who gives a request little time makes no house full.
+        outcome = "client_deadline" if reason == "client_deadline" else None
+        return ServiceError(Code.OVERLOADED, f"{what}; try again in {after} s", {"Retry-After": str(after)}, outcome)
 
     @contextmanager
     def body(self) -> Iterator[Callable[[int], None]]:

@@ -96,4 +96,6 @@ async def invalid_parameter(request: Request, error: Exception) -> Response:
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(error.status_code, Code.BAD_REQUEST)
-    return error_answer(request.scope, ServiceError(code, str(error.detail), error.headers), error.status_code)
+    allowed = (error.headers or {}).get("allow")
+    message = f"{error.detail}: send {allowed}" if allowed else str(error.detail)
+    return error_answer(request.scope, ServiceError(code, message, error.headers), error.status_code)

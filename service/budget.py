@@ -9,6 +9,11 @@ from service.errors import Code, ServiceError
 WIDEST_STEP = 0.1
 """Of the curve, as a share of dense multiply-adds, that is taken to be linear."""
 
+NO_GATES = (
+    "this model has no gates: every image runs all of its blocks, and neither execute_threshold nor compute_budget can "
+    "be chosen"
+)
+
 if TYPE_CHECKING:
     from models.checkpoint import CalibrationPoint, Config
 
@@ -18,9 +23,12 @@ def choose_threshold(
 ) -> float:
     """Return the threshold that a request asks for, itself or by a budget, or else the checkpoint's own.
 
-    Raises ServiceError invalid_parameter where both are given, or the budget can't be met or looked up.
+    Raises ServiceError invalid_parameter where both are given, the network has no gates that could skip, or the budget
+    can't be met or looked up.
     """
     if compute_budget is None:
+        if execute_threshold and not has_gates(config):
+            raise ServiceError(Code.INVALID_PARAMETER, NO_GATES)
         return config.execute_threshold if execute_threshold is None else execute_threshold
     if execute_threshold is not None:
         raise ServiceError(Code.INVALID_PARAMETER, "send execute_threshold or compute_budget, not both")
@@ -29,12 +37,16 @@ def choose_threshold(
     return threshold_for(config.calibration, compute_budget)
 
 
-def why_no_budget(config: "Config") -> str:
+def has_gates(config: "Config") -> bool:
     # Imported here since it loads torch, which must not delay the server's start.
     from models.catalogue import find_architecture
 
-    if find_architecture(config.architecture).gates is None:
-        return "this model has no gates: every image runs all of its blocks, and no compute_budget can be chosen"
+    return find_architecture(config.architecture).gates is not None
+
+
+def why_no_budget(config: "Config") -> str:
+    if not has_gates(config):
+        return NO_GATES
     return (
         "this checkpoint has no calibration curve to look a compute_budget up in; send execute_threshold, or let "
         "`skipnet evaluate CHECKPOINT --calibrate --write` measure the curve"

@@ -4,6 +4,8 @@ A verb is a module in `service.commands` with one class of its own that has a me
 verb that was asked for is imported.
 """
 
+import json
+import os
 import sys
 from argparse import Action, RawDescriptionHelpFormatter
 from importlib import import_module
@@ -77,7 +79,7 @@ def read_options(verb: str, arguments: list[str]) -> Any:
     except ValidationError as error:
         leave("; ".join(wrong_option(command, problem) for problem in error.errors()), 2)
     except SettingsError as error:
-        leave(str(error), 2)
+        leave(no_json(command) or str(error), 2)
 
 
 def find_command(module: str) -> type[BaseSettings]:
@@ -105,9 +107,25 @@ def wrong_option(command: type[BaseSettings], problem: Any) -> str:
     if problem["type"] == "string_pattern_mismatch":
         # The description says in words what the pattern does.
         wrong = f"{problem['input']!r} does not fit: {field.description}"
-    else:
+    elif field.repr:
         wrong = f"{problem['msg']}, not {problem['input']!r}"
+    else:  # A secret.
+        wrong = f"{problem['msg']}: {field.description}"
     return f"{named} (SKIPNET_{name.upper()}): {wrong}"
+
+
+def no_json(command: type[BaseSettings]) -> str:
+    """Return which variables of the environment have to be JSON and are not; what stands in them may be a secret."""
+    wrong = []
+    for name, field in command.model_fields.items():
+        text = os.environ.get(variable := f"SKIPNET_{name.upper()}")
+        if text is None or field.annotation != list[str]:
+            continue
+        try:
+            json.loads(text)
+        except ValueError:
+            wrong.append(f"{variable} has to be a JSON list, such as '[\"TEXT\"]': {field.description}")
+    return "; ".join(wrong)
 
 
 def leave(message: str, code: int) -> NoReturn:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Code, ServiceError, error_answer
+from service.errors import Code, ServiceError, error_answer, not_ready
 from service.merging import OPENMETRICS, Merged
 from service.routes.management import read_instruction
 
@@ -60,7 +60,7 @@ class Collective:
                 return
         except httpx.TransportError:
             silent = "a worker does not answer: it is starting, or this server is about to end"
-            response = error_answer(scope, ServiceError(Code.NOT_READY, silent))
+            response = error_answer(scope, not_ready(silent))
         except ServiceError as error:
             response = error_answer(scope, error)
         await response(scope, receive, send)

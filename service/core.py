@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +17,7 @@ from service.admission import REASONS, Admission
 from service.answers import ImageResult
 from service.batching import Batcher, Payload, Work
 from service.decoding import SMALL_PIXELS, Decoder
-from service.errors import Code, ServiceError
+from service.errors import Code, ServiceError, not_ready
 from service.keys import inference_keys, management_keys
 from service.loading import Served, load_version
 from service.metrics import Metrics
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skipnet.core")
 
+SMALL_JSON = 64 << 10
+"""Bytes that are read at once, whoever else reads."""
 LEAST_PATIENCE = 1.0
 """Seconds that the engine's batch has to end, even where requests took all the time there was."""
 
@@ -55,8 +58,13 @@ class Core:
             settings.default_model,
         )
         self.admission = Admission(
-            settings.max_queue_size, settings.max_bodies_size, lambda: self.batcher.rate, self._rejected
+            settings.max_queue_size,
+            settings.max_bodies_size,
+            settings.request_timeout,
+            lambda: self.batcher.rate,
+            self._rejected,
         )
+        self._unfolding = asyncio.Semaphore(1)
         self.decoder = Decoder(settings.max_image_pixels, settings.max_decode_memory)
         self._decoding = ThreadPoolExecutor(settings.decode_threads or cpus, thread_name_prefix="decode")
         self.inference_keys = inference_keys(settings)
@@ -143,9 +151,9 @@ class Core:
     def accept(self) -> None:
         """Raise ServiceError not_ready where no request can be answered."""
         if self.closed:
-            raise ServiceError(Code.NOT_READY, "the server is shutting down", {"Connection": "close"})
+            raise not_ready("the server is shutting down", closing=True)
         if self.loaded and not self.batcher.alive:
-            raise ServiceError(Code.NOT_READY, "the engine has failed; this server is about to restart")
+            raise not_ready("the engine has failed; this server is about to restart")
 
     def deadline(self, timing: Timing, asked: float | None) -> float:
         """Return when a request is given up, as perf_counter() counts; ``asked`` is in seconds."""
@@ -159,6 +167,25 @@ class Core:
                 return await body
         except TimeoutError as error:
             raise ServiceError(Code.BODY_TIMEOUT, "the body did not arrive before the deadline") from error
+
+    @asynccontextmanager
+    async def unfolding(self, size: int, deadline: float) -> AsyncIterator[None]:
+        """Wait for one's turn to read ``size`` bytes of JSON, which take thirty times as many while they are read.
+
+        Raises ServiceError deadline_exceeded.
+        """
+        if size <= SMALL_JSON:
+            yield
+            return
+        try:
+            async with asyncio.timeout(deadline - perf_counter()):
+                await self._unfolding.acquire()
+        except TimeoutError as error:
+            raise ServiceError(Code.DEADLINE, "the deadline passed before the request's JSON was read") from error
+        try:
+            yield
+        finally:
+            self._unfolding.release()
 
     async def run(
         self,

@@ -66,13 +66,23 @@ class ErrorAnswer(BaseModel):
 
 
 class ServiceError(Exception):
-    """A request can't be answered; becomes an `ErrorAnswer` with the status of its code."""
+    """A request can't be answered; becomes an `ErrorAnswer` with the status of its code, which also says which of
+    OUTCOMES it is, unless ``outcome`` does.
+    """
 
-    def __init__(self, code: Code, message: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, code: Code, message: str, headers: Mapping[str, str] | None = None, outcome: str | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.headers = dict(headers or {})
+        self.outcome = outcome
+
+
+def not_ready(message: str, *, closing: bool = False) -> ServiceError:
+    """Return the refusal of a request that another replica may answer, or this one later."""
+    return ServiceError(Code.NOT_READY, message, {"Retry-After": "1"} | ({"Connection": "close"} if closing else {}))
 
 
 def in_oip(scope: Scope) -> bool:
@@ -87,15 +97,24 @@ def error_answer(scope: Scope, error: ServiceError, status: int | None = None) -
     """
     if record := scope.get("state", {}).get("record"):
         record.fields["code"] = error.code
+        record.outcome = error.outcome
     # A client may send what is no text, such as half of a pair that stands for one character.
     message = error.message.encode(errors="backslashreplace").decode()
     detail: dict[str, Any] = {"code": error.code, "message": message}
     return JSONResponse({"error": message if in_oip(scope) else detail}, status or STATUS[error.code], error.headers)
 
 
-def invalid(problems: Iterable[Mapping[str, Any]]) -> ServiceError:
-    """Return what pydantic found wrong with parameters as one error."""
-    return ServiceError(Code.INVALID_PARAMETER, "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in problems))
+def invalid(problems: Iterable[Mapping[str, Any]], model: type[BaseModel] | None = None) -> ServiceError:
+    """Return what pydantic found wrong with parameters as one error; ``model`` tells which there are."""
+    return ServiceError(Code.INVALID_PARAMETER, "; ".join(worded(each, model) for each in problems))
+
+
+def worded(problem: Mapping[str, Any], model: type[BaseModel] | None = None) -> str:
+    """Return what pydantic found wrong with one value, and where."""
+    name = problem["loc"][-1] if problem["loc"] else "all of it"
+    if problem["type"] == "extra_forbidden" and model is not None:
+        return f"{name}: nothing is called so; there are {', '.join(model.model_fields)}"
+    return f"{name}: {problem['msg']}"
 
 
 class UserError(Exception):

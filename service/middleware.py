@@ -90,6 +90,8 @@ class Access:
         )
 
     def outcome(self, record: Record, status: int) -> str:
+        if record.outcome is not None:
+            return record.outcome
         # Timers are a little early, where they are.
         early = record.timing.total < 0.99 * self.core.settings.request_timeout
         return "client_deadline" if status == STATUS[Code.DEADLINE] and early else outcome_of(status)

@@ -150,12 +150,16 @@ def read_images(tensor: InputTensor, binary: memoryview | None, shape: tuple[int
 
 
 def read_files(tensor: InputTensor, binary: memoryview | None) -> list[Payload]:
-    """Return the encoded images of a tensor BYTES [N]; in JSON they are base64."""
-    if tensor.datatype != "BYTES" or len(tensor.shape) != 1 or tensor.shape[0] < 1:
+    """Return the encoded images of a tensor BYTES [N], or as Triton's configuration has it [N, 1]; in JSON they are
+    base64.
+    """
+    if tensor.datatype != "BYTES" or tensor.shape[0] < 1 or tensor.shape[1:] not in ([], [1]):
         raise bad(f"bytes has to be BYTES [-1], not {tensor.datatype!r} {tensor.shape}")
     if binary is not None:
         return split_elements(binary, tensor.shape[0])
     elements = tensor.data or []
+    if len(tensor.shape) == 2 and all(isinstance(element, list) and len(element) == 1 for element in elements):
+        elements = [element[0] for element in elements]
     if len(elements) != tensor.shape[0]:
         raise bad(f"bytes has {len(elements)} elements, not {tensor.shape[0]}")
     try:

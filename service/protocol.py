@@ -12,7 +12,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 Refuse = Callable[[Scope, Iterable[tuple[bytes, bytes]], bool], bytes | None]
 """From a request's scope, headers that every answer has, and whether the connection goes on, to a refusal, if any."""
 
-MAX_HEAD = 64 << 10
+MAX_HEAD, MAX_HEADERS = 32 << 10, 100
+"""Bytes of a head, and its lines: many short ones take fifty times their bytes."""
+MAX_PIPELINED = 64
+"""Requests that may wait on a connection behind the one that is being answered."""
 HEAD_SECONDS = 30.0
 LEFTOVER_SECONDS = 30.0
 """How long the rest of a body may take to come once the request is answered."""
@@ -26,6 +29,10 @@ REST_SECONDS = 0.25
 `Retry-After`, would otherwise take the time in which others are answered."""
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class TooMuch(Exception):
+    """A head has too many lines, or too many requests wait on a connection."""
 
 
 class OneWrite:
@@ -76,13 +83,14 @@ class Timer:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose request line and headers take too many bytes, or too long to come, whose body goes on
-    long after the answer, or whose answers nobody reads; and answers what ``refuse`` refuses, of which the app never
-    hears.
+    """Closes a connection whose request line and headers take too many bytes, or too long to come, on which too many
+    requests wait, whose body goes on long after the answer, or whose answers nobody reads; and answers what ``refuse``
+    refuses, of which the app never hears.
 
-    uvicorn has no such bounds: one client could fill the memory with a header or trailers that never end, or hold
-    connections open by saying nothing. And it drops the body of a request that asks to upgrade the connection, as
-    Java's client does of itself; here such a request is answered as if it had not asked.
+    uvicorn has no such bounds: one client could fill the memory with a header or trailers that never end, or with
+    requests that come faster than their answers, or hold connections open by saying nothing. And it drops the body of a
+    request that asks to upgrade the connection, as Java's client does of itself; here such a request is answered as if
+    it had not asked.
     """
 
     max_head = MAX_HEAD
@@ -123,19 +131,31 @@ class BoundedProtocol(HttpToolsProtocol):
         self.counted = True
         try:
             self.parse(data)
-        except httptools.HttpParserError:
-            message = "Invalid HTTP request received."
-            self.logger.warning(message)
-            self.send_400_response(message)
+        except httptools.HttpParserError as error:
+            self.give_up(error)
             return
         if (self.in_head or self.in_body) and self.counted:
             self.unused += len(data)
             if self.unused > self.max_head and not self.transport.is_closing():
-                self.transport.write(TOO_LARGE)
-                self.transport.close()
+                self.refuse_head()
         if self.idle and self.timeout_keep_alive_task is None:
             # What lies between two requests begins none, but it ended the wait for the next.
             self.expect_head()
+
+    def give_up(self, error: httptools.HttpParserError) -> None:
+        """Close a connection on which something came that can't be read, or too much; say which."""
+        if self.pipeline:
+            # What is said now would be taken for the answer to one of the requests that wait.
+            self.transport.close()
+        elif isinstance(error.__context__, TooMuch):
+            self.refuse_head()
+        else:
+            self.logger.warning("%s sent what is no HTTP/1.1 request: %s", self.client and self.client[0], error)
+            self.send_400_response("Invalid HTTP request received.")
+
+    def refuse_head(self) -> None:
+        self.transport.write(TOO_LARGE)
+        self.transport.close()
 
     @property
     def idle(self) -> bool:
@@ -175,6 +195,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.in_body and not self.pipeline:
             self.leftover_timer.start(self.leftover_seconds)
         super().on_response_complete()
+        if self.pipeline:
+            # uvicorn reads on after each answer, however many requests wait.
+            self.flow.pause_reading()
 
     def shutdown(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
@@ -183,6 +206,8 @@ class BoundedProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise TooMuch
         super().on_message_begin()
         self.expect_head()
         self.counted = False
@@ -190,6 +215,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         # Nobody reads the trailers of a body.
         if self.in_head:
+            if len(self.headers) >= MAX_HEADERS:
+                raise TooMuch
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -239,7 +266,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.loop.call_later(self.rest_seconds, self.read_again)
 
     def read_again(self) -> None:
-        if not self.transport.is_closing():
+        if not (self.transport.is_closing() or self.flow.read_paused):
             self.transport.resume_reading()
 
     def expect_head(self) -> None:

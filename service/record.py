@@ -21,6 +21,7 @@ class Record:
     timing: Timing = field(default_factory=Timing)
     model: str = ""
     version: str = ""
+    outcome: str | None = None  # where the status does not say it
     fields: dict[str, Any] = field(default_factory=dict)  # for the log line
 
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from service.errors import Code, ServiceError
+from service.errors import Code, ServiceError, not_ready
 from service.folder import Files, files_of, models_of, newest_files, scan, versions_of
 from service.loading import LoadError, Served
 
@@ -151,9 +151,10 @@ class Repository:
         """Serve what appears in the folder, looking every ``interval`` seconds, until cancelled.
 
         A version is loaded once its files are the same in two looks. What was tried or unloaded comes back only
-        when its files change. A folder that can't be read is logged, and looked at again.
+        when its files change. A folder that can't be read is logged once, and looked at again.
         """
         before: dict[tuple[str, int], Files] = {}
+        trouble = ""
         while True:
             await asyncio.sleep(interval)
             try:
@@ -161,8 +162,11 @@ class Repository:
                 if self.problems:
                     self._forget(await asyncio.to_thread(scan, self.folder), {name for name, _ in self.problems})
             except (OSError, LoadError) as error:
-                log.error("no new version is seen: %s can't be read: %s", self.folder, error)
+                if str(error) != trouble:
+                    log.error("no new version is seen: %s can't be read: %s", self.folder, error)
+                trouble = str(error)
                 continue
+            trouble = ""
             for (name, version), files in now.items():
                 if before.get((name, version)) == files != self._tried.get((name, version)):
                     with suppress(LoadError):
@@ -171,8 +175,10 @@ class Repository:
 
     @property
     def failed(self) -> int:
-        """How many models' newest versions could not be loaded: an older one is served in their place, or none."""
-        failed = {name for name, version in self.problems if version > max(self.served.get(name, ()), default=-1)}
+        """How many models' newest versions could not be loaded: an older one is served in their place, or none, or what
+        was there before its files were replaced.
+        """
+        failed = {name for name, version in self.problems if version >= max(self.served.get(name, ()), default=-1)}
         return len(failed)
 
     def _forget(self, found: Mapping[str, list[int]], names: Collection[str]) -> None:
@@ -203,18 +209,21 @@ class Repository:
         """
         wanted = name if name is not None else self.default
         if wanted is None:
-            raise ServiceError(Code.NOT_READY, "no model is loaded yet; GET /health/ready says why")
+            raise not_ready("no model is loaded yet; GET /health/ready says why")
         versions = self.served.get(wanted, {})
         if version is not None and version in versions:
             return versions[version]
         if version is None and versions:
             return versions[max(versions)]
         if any(wanted == loading and version in (None, number) for loading, number in self.loading):
-            raise ServiceError(Code.NOT_READY, f"{wanted} is being loaded; try again")
+            raise not_ready(f"{wanted} is being loaded; try again")
         if name is None and not versions:
-            raise ServiceError(Code.NOT_READY, f"the default model {wanted} is not loaded; GET /models says why")
+            raise not_ready(
+                f"the default model {wanted} is not loaded; GET /models says why where it lies in the repository, and "
+                f"POST /v2/repository/models/{wanted}/load loads it"
+            )
         if any(wanted == failed and version in (None, number) for failed, number in self.problems):
-            raise ServiceError(Code.NOT_READY, f"{wanted} could not be loaded; GET /models says why")
+            raise not_ready(f"{wanted} could not be loaded; GET /models says why")
         raise ServiceError(
             Code.MODEL_NOT_FOUND,
             f"no model {wanted!r}{'' if version is None else f' version {version}'} is served; "

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
@@ -26,13 +27,14 @@ from service.settings import Settings, misspelt
 
 log = logging.getLogger("skipnet.server")
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ACCEPTS = 32
 """New connections in one turn of the event loop. libuv takes one a turn for each listening handle, and a turn is long
 under load: probes, and whoever should get a 429, would wait unheard for seconds."""
 
 
-def serve(settings: Settings, sockets: list[socket.socket] | None = None, workers: Sequence[Path] = ()) -> int:
-    """Serve until a signal or a broken engine ends it; return the exit code: 0 after a signal, else 1.
+def serve(settings: Settings, sockets: list[socket.socket] | None = None, workers: Sequence[Path] = ()) -> NoReturn:
+    """Serve until a signal or a broken engine ends it, and the process with it: with code 0 after a signal, else 1.
 
     ``sockets`` are open already, for one of several workers; ``workers`` is `create_app`'s.
     """
@@ -45,12 +47,17 @@ def serve(settings: Settings, sockets: list[socket.socket] | None = None, worker
     for variable, option in misspelt(os.environ):
         log.warning("%s is no option and changes nothing; did you mean %s?", variable, option)
     server = build(settings, workers=workers)
+    if not server.core.management_keys.keys and settings.host not in LOOPBACK:
+        log.warning(
+            "without keys anybody who reaches %s may load and unload models; set SKIPNET_MANAGEMENT_KEYS or "
+            "SKIPNET_API_KEYS",
+            settings.host,
+        )
     server.run(sockets)
-    if server.core.repository.working or server.core.batcher.alive or server.core.decoder.busy:
-        # Nobody waits for it any more, and no load, stuck engine or decoder can be interrupted: leave it.
-        logging.shutdown()
-        os._exit(server.exit_code)
-    return server.exit_code
+    logging.shutdown()
+    # Nobody waits for a load, a stuck engine or a decoder any more, which nothing can interrupt; and to take the
+    # interpreter apart, torch and all, takes seconds of the time that there is for ending.
+    os._exit(server.exit_code)
 
 
 def open_many_files() -> None:

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Sequence
 from multiprocessing.connection import wait
@@ -128,7 +127,7 @@ def work(settings: Settings, sockets: list[socket.socket], paths: Sequence[Path]
     # Ctrl-C reaches every process of a terminal's group; it is for the parent to hand on, once.
     os.setpgrp()
     threading.Thread(target=end_with_parent, daemon=True).start()
-    sys.exit(serve(settings, sockets, paths))
+    serve(settings, sockets, paths)
 
 
 def end_with_parent() -> None:

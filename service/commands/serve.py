@@ -12,4 +12,6 @@ class Serve(Settings):
         from service.server import serve
         from service.workers import serve_with_workers
 
-        sys.exit(serve(self) if self.workers == 1 else serve_with_workers(self))
+        if self.workers == 1:
+            serve(self)
+        sys.exit(serve_with_workers(self))

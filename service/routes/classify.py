@@ -174,6 +174,13 @@ async def read_multipart(request: Request, max_size: int) -> bytes:
     try:
         if not isinstance(upload, UploadFile):
             raise ServiceError(Code.BAD_REQUEST, "send the image as a file in the multipart field `image`")
+        others = [name for name in form if name != "image"]
+        if others:
+            raise ServiceError(
+                Code.INVALID_PARAMETER,
+                f"the form's field {others[0]!r} would not be read: parameters go into the query, as in "
+                "/classify?top_k=1",
+            )
         return await upload.read()
     finally:
         await form.close()

@@ -48,7 +48,7 @@ def read_parameters(model: type[Parameters], given: Mapping[str, str]) -> Parame
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise invalid(error.errors()) from error
+        raise invalid(error.errors(), model) from error
 
 
 def described(model: type[BaseModel], place: str) -> list[dict[str, Any]]:

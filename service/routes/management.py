@@ -4,9 +4,9 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import Code, ServiceError
+from service.errors import Code, ServiceError, worded
 from service.loading import LoadError
 from service.record import record_of
 from service.repository import State
@@ -34,10 +34,17 @@ class IndexRequest(BaseModel):
 
 
 class ChangeParameters(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     version: int | None = Field(default=None, ge=0, description="default: the newest, or on unload every one")
+    unload_dependents: bool = Field(default=False, description="Triton's client sends it; nothing depends on a model")
 
 
 class ChangeRequest(BaseModel):
+    """A word that is not known is refused: without its version, an unload would take every one of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
     parameters: ChangeParameters = ChangeParameters()
 
 
@@ -73,7 +80,9 @@ async def sent(request: Request, model: type[Content]) -> Content:
     try:
         return model.model_validate_json(body or b"{}")
     except ValidationError as error:
-        raise ServiceError(Code.BAD_REQUEST, f"the body can't be read: {error.errors()[0]['msg']}") from error
+        problem = error.errors()[0]
+        known = ChangeParameters if "parameters" in problem["loc"][:-1] else model
+        raise ServiceError(Code.BAD_REQUEST, f"the body can't be read: {worded(problem, known)}") from error
 
 
 async def read_instruction(request: Request) -> bytes:

@@ -173,8 +173,9 @@ async def infer(
         record.model, record.version = served.name, str(served.version)
         core.admission.check(1, served, deadline)
         body = await core.read(request.body(), deadline)
-        most = core.admission.max_images
-        call = await asyncio.to_thread(read_call, body, inference_header_content_length, served.shape, most)
+        read = partial(read_call, body, inference_header_content_length, served.shape, core.admission.max_images)
+        async with core.unfolding(inference_header_content_length or len(body), deadline):
+            call = await asyncio.to_thread(read)
         timing.receive = perf_counter() - timing.started
         config, parameters = served.checkpoint.config, call.parameters
         threshold = choose_threshold(config, parameters.execute_threshold, parameters.compute_budget)

@@ -9,10 +9,10 @@ from service.loading import Served
 
 
 class Door(Admission):
-    def __init__(self, max_images: int = 10, max_bytes: int = 100, rate: float = 0) -> None:
+    def __init__(self, max_images: int = 10, max_bytes: int = 100, rate: float = 0, patience: float = 1000) -> None:
         self.reasons: list[str] = []
         self.measured = rate
-        super().__init__(max_images, max_bytes, lambda: self.measured, self.reasons.append)
+        super().__init__(max_images, max_bytes, patience, lambda: self.measured, self.reasons.append)
 
 
 def later(seconds: float = 1000) -> float:
@@ -54,8 +54,14 @@ def test_before_anything_is_measured_the_warm_up_tells(loaded: Served) -> None:
     assert caught.value.headers == {"Retry-After": "5"}
 
 
-def test_deadline_out_of_reach_assumes_that_every_block_runs(loaded: Served) -> None:
-    door = Door(max_images=100, rate=1e9)
+@pytest.mark.parametrize(
+    ("patience", "reason", "outcome"),
+    [(3.9, "deadline_out_of_reach", None), (4.1, "client_deadline", "client_deadline")],
+)
+def test_deadline_out_of_reach_assumes_that_every_block_runs(
+    loaded: Served, patience: float, reason: str, outcome: str | None
+) -> None:
+    door = Door(max_images=100, rate=1e9, patience=patience)
     slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, DenseClock([1, 2], [2.0, 2.0]))
     with door.admit(4, slow, later()):
         assert door.wait(slow) == 4
@@ -64,7 +70,7 @@ def test_deadline_out_of_reach_assumes_that_every_block_runs(loaded: Served) -> 
         with door.admit(1, slow, later(10)):
             pass
     assert caught.value.code == Code.OVERLOADED
-    assert door.reasons == ["deadline_out_of_reach"]
+    assert (door.reasons, caught.value.outcome) == ([reason], outcome)
 
 
 def test_an_empty_house_admits_any_deadline(loaded: Served) -> None:

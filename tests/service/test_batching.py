@@ -246,7 +246,7 @@ def test_images_that_no_batch_can_be_formed_of_are_told_and_the_next_are_answere
                 # The fourth fills a batch, which is formed at once, in the thread that puts it.
                 lost = [queue.put(served, decoded(i)) for i in range(4)]
             watched(served).open.set()
-            for result in await asyncio.gather(*lost, return_exceptions=True):
+            for result in await asyncio.wait_for(asyncio.gather(*lost, return_exceptions=True), 20):
                 assert isinstance(result, ServiceError)
                 assert result.code == Code.ENGINE_FAILED
             await asyncio.gather(first, queue.put(served, decoded(5)))

@@ -56,8 +56,10 @@ def test_what_a_request_asks_for() -> None:
     with pytest.raises(ServiceError, match="`skipnet evaluate CHECKPOINT --calibrate --write` measure the curve"):
         choose_threshold(without, compute_budget=0.5)
     plain = without.model_copy(update={"architecture": "cifar10_resnet_38"})
-    with pytest.raises(ServiceError, match=r"no gates: .* no compute_budget can be chosen"):
-        choose_threshold(plain, compute_budget=0.5)
+    for asked in ({"compute_budget": 0.5}, {"execute_threshold": 0.5}):
+        with pytest.raises(ServiceError, match=r"no gates: .* neither execute_threshold nor compute_budget"):
+            choose_threshold(plain, **asked)
+    assert choose_threshold(plain, execute_threshold=0.0) == 0.0
 
 
 def test_accuracy_is_looked_up_between_two_points() -> None:

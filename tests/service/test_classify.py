@@ -135,6 +135,18 @@ def test_message_of_a_bad_parameter_names_it(running: Running) -> None:
     assert response.json()["error"]["message"].startswith("execute_threshold: ")
 
 
+def test_message_of_an_unknown_parameter_names_those_that_there_are(running: Running) -> None:
+    response = post(running, encoded(picture(0)), "?topk=1")
+    message = "topk: nothing is called so; there are model, version, top_k, execute_threshold, compute_budget, explain"
+    assert response.json()["error"]["message"] == message
+
+
+def test_parameters_in_the_form_are_refused_rather_than_ignored(running: Running) -> None:
+    response = running.client.post("/classify", files={"image": encoded(picture(0))}, data={"model": "another"})
+    assert (response.status_code, error_of(response)) == (422, "invalid_parameter")
+    assert "the form's field 'model' would not be read" in response.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
 def test_bad_deadline(running: Running, value: str) -> None:
     response = post(running, encoded(picture(0)), headers=PNG | {"x-request-timeout": value})

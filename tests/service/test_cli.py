@@ -55,6 +55,17 @@ def test_wrong_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert "steam" in error
 
 
+@pytest.mark.parametrize("value", ["my-secret", '"my-secret"', '{"my-secret": 1}', "[987654]", ""])
+def test_keys_that_are_no_list_of_texts_are_told_without_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("SKIPNET_API_KEYS", value)
+    code, _, error = outcome(capsys, "serve")
+    assert code == 2
+    assert "SKIPNET_API_KEYS" in error and "JSON list" in error
+    assert "secret" not in error and "987654" not in error
+
+
 def test_help_of_serve_names_every_setting_its_variable_and_what_it_does(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

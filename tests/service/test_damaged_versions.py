@@ -1,6 +1,7 @@
 """Versions that can't be loaded: what is served in their place, and how they are told."""
 
 import asyncio
+import errno
 import shutil
 from pathlib import Path
 
@@ -58,6 +59,46 @@ def test_a_model_whose_only_version_is_0_counts_as_failed_too(folder: Path, load
         shelf = Shelf(folder, loaded)
         assert not await shelf.load_all()
         assert shelf.failed == 1
+
+    run(story)
+
+
+@pytest.mark.parametrize("hidden", ["is_file", "is_dir"])
+def test_what_may_not_be_looked_at_is_the_trouble_of_its_own_model(
+    folder: Path, loaded: Served, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    add(folder, 2, "another")
+    look = getattr(Path, hidden)
+
+    def forbid(path: Path) -> bool:
+        if folder / "another" in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return bool(look(path))
+
+    monkeypatch.setattr(Path, hidden, forbid)
+
+    async def story() -> None:
+        shelf = Shelf(folder, loaded, default=NAME)
+        assert await shelf.load_all()
+        assert shelf.resolve(None, None).version == 1
+        if hidden == "is_file":
+            assert shelf.failed == 1
+            [reason] = [entry.reason for entry in await shelf.index() if entry.name == "another"]
+            assert "Permission denied" in reason
+
+    run(story)
+
+
+def test_a_served_version_whose_files_were_replaced_by_worse_ones_counts_as_failed(
+    folder: Path, loaded: Served
+) -> None:
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load_all()
+        damage(folder, 1)
+        with pytest.raises(LoadError):
+            await shelf.load(NAME)
+        assert (shelf.resolve(NAME, None).version, shelf.failed) == (1, 1)
 
     run(story)
 

@@ -85,6 +85,24 @@ def test_load_and_unload(shelf: Callable[..., Running]) -> None:
                 client.unload_model(model)
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"version": 1}, "version: nothing is called so; there are parameters"),
+        ({"parameters": {"vershun": 1}}, "vershun: nothing is called so; there are version, unload_dependents"),
+        ({"parameters": {"version": -1}}, "version: Input should be greater than or equal to 0"),
+    ],
+)
+def test_an_unload_that_is_not_understood_takes_nothing_away(
+    shelf: Callable[..., Running], body: dict[str, object], message: str
+) -> None:
+    server = shelf()
+    for verb in ("unload", "load"):
+        response = server.client.post(f"/v2/repository/models/{NAME}/{verb}", json=body)
+        assert (response.status_code, response.json()["error"]) == (400, f"the body can't be read: {message}")
+    assert answering(server) == 1
+
+
 def test_damaged_version_is_refused_with_the_reason_and_the_old_one_stays(shelf: Callable[..., Running]) -> None:
     server = shelf()
     folder = server.core.settings.model_repository

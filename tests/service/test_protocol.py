@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from service.loading import Served
-from service.protocol import MAX_HEAD, BoundedProtocol, OneWrite
+from service.protocol import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED, BoundedProtocol, OneWrite
 from tests.service.parts import Running, encoded, picture, until, watched
 
 
@@ -34,6 +34,48 @@ def test_head_that_never_ends_is_cut_off(running: Running, endless: bytes) -> No
         except ConnectionError:
             pass
         assert sent < 100 * MAX_HEAD
+
+
+def test_a_head_of_too_many_lines_is_refused(running: Running) -> None:
+    with connect(running) as client:
+        client.sendall(b"GET /health/live HTTP/1.1\r\n" + b"a: b\r\n" * (MAX_HEADERS + 1) + b"\r\n")
+        assert everything(client).startswith(b"HTTP/1.1 431 ")
+    with connect(running) as client:
+        client.sendall(b"GET /health/live HTTP/1.1\r\n" + b"a: b\r\n" * MAX_HEADERS + b"\r\n")
+        assert b" 200 " in answers(client, 1)
+
+
+def test_requests_that_come_faster_than_their_answers_are_not_kept(running: Running) -> None:
+    waiting: list[int] = []
+    begin = BoundedProtocol.on_message_begin
+
+    def note(self: BoundedProtocol) -> None:
+        waiting.append(len(self.pipeline))
+        begin(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundedProtocol, "on_message_begin", note)
+        with connect(running) as client:
+            assert is_cut_off(client, b"GET /nowhere HTTP/1.1\r\n\r\n" * 1000)
+    assert max(waiting) == MAX_PIPELINED
+
+
+def test_a_connection_with_answers_to_come_is_not_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    paused: list[bool] = []
+    complete = BoundedProtocol.on_response_complete
+
+    def note(self: BoundedProtocol) -> None:
+        complete(self)
+        paused.append(self.flow.read_paused)
+
+    monkeypatch.setattr(BoundedProtocol, "on_response_complete", note)
+    with connect(running) as client:
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 4)
+        assert answers(client, 4).count(b" 200 ") == 4
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in answers(client, 1)
+    # The last but one of the four has none behind it that waits for its turn.
+    assert paused[:4] == [True, True, False, False]
 
 
 def test_head_within_the_bound_is_answered(running: Running) -> None:
@@ -156,7 +198,15 @@ def test_answers_that_nobody_reads_are_given_up(running: Running, monkeypatch: p
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # As little as there can be.
         client.settimeout(20)
         client.connect(("127.0.0.1", running.port))
-        assert is_cut_off(client, b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        state, me = running.server.server_state, client.getsockname()
+
+        def connected() -> bool:
+            return me in [connection.client for connection in state.connections]
+
+        until(connected)
+        large = b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+        client.sendall(large * MAX_PIPELINED)
+        until(lambda: not connected())
 
 
 def test_requests_of_a_client_that_hung_up_are_not_computed(start: Callable[..., Running], served: Served) -> None:

@@ -117,7 +117,7 @@ def test_a_folder_that_can_not_be_read_is_looked_at_again(
 
     def newest_after_an_error(folder: Path) -> dict[tuple[str, int], repository.Files]:
         looks[0] += 1
-        if looks[0] == 1:
+        if looks[0] <= 3:  # It is told once.
             raise OSError(errno.ESTALE, "Stale file handle")
         return newest_files(folder)
 
@@ -130,7 +130,7 @@ def test_a_folder_that_can_not_be_read_is_looked_at_again(
         watching.cancel()
 
     run(story)
-    assert f"{folder} can't be read: [Errno {errno.ESTALE}] Stale file handle" in caplog.text
+    assert caplog.text.count(f"{folder} can't be read: [Errno {errno.ESTALE}] Stale file handle") == 1
 
 
 def test_folders_that_are_named_as_no_version_is_are_none(folder: Path, loaded: Served) -> None:

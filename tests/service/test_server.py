@@ -123,6 +123,7 @@ def test_request_after_the_end_is_refused_with_503(start: Callable[..., Running]
     server.core.draining = server.core.closed = True
     response = classify(server)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
+    assert response.headers["retry-after"] == "1"
     assert response.headers["connection"] == "close"
 
 
@@ -192,6 +193,15 @@ def test_a_mistyped_variable_is_told_of(launch: Callable[..., Process], tmp_path
     assert serve.process.wait(60) == 1
     assert "SKIPNET_API_KEY is no option and changes nothing; did you mean SKIPNET_API_KEYS?" in serve.lines
     assert "SKIPNET_RECIPE" not in serve.lines and "secret" not in serve.lines
+
+
+@pytest.mark.parametrize(("keys", "told"), [({}, True), ({"SKIPNET_API_KEYS": '["key"]'}, False)])
+def test_that_anybody_may_load_and_unload_is_told_at_the_start(
+    launch: Callable[..., Process], tmp_path: Path, keys: dict[str, str], told: bool
+) -> None:
+    serve = launch("--model-repository", str(tmp_path), "--host", "0.0.0.0", **keys)
+    assert serve.process.wait(60) == 1
+    assert ("without keys anybody who reaches 0.0.0.0 may load and unload models" in serve.lines) == told
 
 
 def test_as_many_files_may_be_open_as_can_be() -> None:

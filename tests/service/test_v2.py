@@ -1,5 +1,6 @@
 """The Open Inference Protocol over a real socket, asked by Triton's own client."""
 
+import asyncio
 import base64
 import json
 import threading
@@ -107,6 +108,15 @@ def test_encoded_images(client: Any, binary: bool) -> None:
     answer = client.infer(NAME, [tensor], outputs=[triton.InferRequestedOutput("logits")])
     expected = client.infer(NAME, [image_input(images(2), True)], outputs=[triton.InferRequestedOutput("logits")])
     np.testing.assert_allclose(answer.as_numpy("logits")[:2], expected.as_numpy("logits"), atol=1e-4)
+
+
+@pytest.mark.parametrize("data", [["x"], [["x"]]])
+def test_encoded_images_in_the_shape_of_tritons_configuration(running: Running, data: list[Any]) -> None:
+    file = base64.b64encode(encoded(picture(0))).decode()
+    tensor = {"name": "bytes", "datatype": "BYTES", "shape": [1, 1]}
+    sent = json.loads(json.dumps(data).replace("x", file))
+    response = running.client.post(f"/v2/models/{NAME}/infer", json={"inputs": [tensor | {"data": sent}]})
+    assert response.status_code == 200
 
 
 def test_where_one_image_fails_the_others_are_not_computed(start: Callable[..., Running], served: Served) -> None:
@@ -256,6 +266,25 @@ def test_large_json_is_to_be_sent_as_binary(running: Running) -> None:
     response = running.client.post(f"/v2/models/{NAME}/infer", content=b'{"x": "' + b"y" * (5 << 20) + b'"}')
     assert response.status_code == 413
     assert "binary" in message(response)
+
+
+def test_large_json_is_read_one_at_a_time_in_the_time_that_a_request_has(running: Running) -> None:
+    # Not a tensor, but over SMALL_JSON.
+    large, url = b'{"x": "' + b"y" * (1 << 17) + b'"}', f"/v2/models/{NAME}/infer"
+
+    async def hold(size: int, seconds: float) -> None:
+        async with running.core.unfolding(size, perf_counter() + seconds):
+            response = await asyncio.to_thread(
+                running.client.post, url, content=large, headers={"x-request-timeout": "0.1"}
+            )
+            assert response.status_code == 504
+            assert "JSON" in message(response)
+            small = await asyncio.to_thread(running.client.post, url, content=b"{}")
+            assert small.status_code == 400
+
+    loop = running.core.batcher._loop
+    asyncio.run_coroutine_threadsafe(hold(len(large), 20), loop).result(30)
+    assert running.client.post(url, content=large).status_code == 400
 
 
 def test_bad_image_among_good_ones(client: Any) -> None:
