@@ -73,12 +73,12 @@ def numbers() -> list[Built]:
         ),
         stat_panel(
             "Rejected",
-            "Share of requests answered with 429 because the queue was full or a deadline out of reach.",
+            "Share of requests answered with 429 because the house was full, without those of a client's own deadline.",
             "percentunit",
             Target(
                 rate("skipnet_requests_total", f'{INSTANCE}, outcome="rejected"')
                 + " / "
-                + rate("skipnet_requests_total", INSTANCE)
+                + rate("skipnet_requests_total", f'{INSTANCE}, outcome!="client_deadline"')
             ),
             steps("green", (0.01, "orange"), (0.05, "red")),
         ),
@@ -100,8 +100,8 @@ def requests() -> list[Built]:
     return [
         series_panel(
             "Requests by outcome",
-            "ok; bad_input: 4xx; rejected: 429; deadline: 504; client_deadline: 504 where the client gave it less time "
-            "than the service would have; unavailable: 503; error: other 5xx; cancelled: the client hung up.",
+            "ok; bad_input: 4xx; rejected: 429; deadline: 504; client_deadline: 429 or 504 for a deadline that the "
+            "client set shorter than the service's; unavailable: 503; error: other 5xx; cancelled: the client hung up.",
             "reqps",
             Target(rate("skipnet_requests_total", INSTANCE, "outcome"), "{{outcome}}"),
         ),

@@ -96,6 +96,23 @@ def test_a_full_volume_is_no_success(shipped: Path, volume: Path) -> None:
     assert fill(shipped, volume, "mv() { return 1; }").returncode != 0
 
 
+def test_replicas_are_spread_over_nodes_and_a_drain_leaves_one() -> None:
+    pods = read("deployment")["spec"]["template"]
+    [spread] = pods["spec"]["topologySpreadConstraints"]
+    budget = read("disruption")["spec"]
+    selectors = [read("service")["spec"]["selector"]]
+    selectors += [each["matchLabels"] for each in (spread["labelSelector"], budget["selector"])]
+    assert selectors == [pods["metadata"]["labels"]] * 3
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway", "one node alone must do"
+    assert budget["maxUnavailable"] < read("autoscaler")["spec"]["minReplicas"]
+
+
+def test_the_base_has_every_file_but_the_maintenance_pod() -> None:
+    files = {file.name for file in BASE.glob("*.yaml")} - {"kustomization.yaml", "maintenance.yaml"}
+    assert set(read("kustomization")["resources"]) == files
+
+
 def test_the_maintenance_pod_writes_to_the_models_and_gets_no_requests() -> None:
     pod = read("maintenance")
     [shell] = pod["spec"]["containers"]
