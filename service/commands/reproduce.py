@@ -65,7 +65,7 @@ class Reproduce(TrainingOptions):
 
     def plan(self) -> "Reproduction":
         """Return where and how the rows are trained."""
-        from models.training.job import Options as JobOptions
+        from models.training.job import JobOptions
         from models.training.reproduction import Reproduction
 
         held_out = self.held_out or (HELD_OUT_TO_CHOOSE if self.choose else HELD_OUT)

@@ -66,8 +66,7 @@ class Train(TrainingOptions):
 
     def cli_cmd(self) -> None:
         from models.checkpoint import publish, require_labels
-        from models.training.job import Options as JobOptions
-        from models.training.job import make_job
+        from models.training.job import JobOptions, make_job
         from models.training.recipes import read_changes
         from models.training.run import train
         from service.training_metrics import TrainingMetrics
