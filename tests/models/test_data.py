@@ -98,6 +98,15 @@ def test_an_unknown_data_set_lists_what_there_is() -> None:
         find_dataset("cifar")
 
 
+def test_a_hub_that_is_out_of_reach_points_to_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach 'cifar10' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"Couldn't reach .* or name a local folder of its files with --data"):
+        read_source(CIFAR10, "train", None)
+
+
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", np.zeros((1, 8, 8, 3), np.uint8), [0])
     with pytest.raises(DataError, match="8x8 pixels, where all are to be 32x32"):
