@@ -107,10 +107,23 @@ def test_labels_that_clients_do_not_expect_are_told_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+def test_hrl_alone_is_not_begun_from_random_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--data", "nowhere", "--stages", "hrl"])
+    assert left.value.code == 1
+    assert "hrl alone starts from a trained network: name its checkpoint with --init, or" in capsys.readouterr().err
+
+
+def test_a_run_and_a_job_hold_out_as_many_images_by_default() -> None:
+    said = Train(_cli_parse_args=["--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10"])
+    assert said.held_out == JobOptions(said.arch, said.dataset, Path()).held_out
+
+
 def test_stages_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    assert "plain, sp, hrl or sp,hrl; default" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl where --init has gates already" in said
     with pytest.raises(SystemExit) as left:
         main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--stages", "hrl,sp"])
     assert left.value.code == 2
