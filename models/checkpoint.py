@@ -149,7 +149,9 @@ def read_config(folder: Path) -> Config:
                 f"{folder} holds {pickles[0]}, a pickle, which could run code when loaded; "
                 f"convert it: skipnet import {pickles[0]} --arch NAME --output {folder}"
             )
-        raise CheckpointError(f"{folder} is no checkpoint: it should hold {WEIGHTS} and {CONFIG}")
+        there = version_numbers(folder)
+        remedy = choose_among(there) if there else f"it should hold {WEIGHTS} and {CONFIG}"
+        raise CheckpointError(f"{folder} is no checkpoint: {remedy}")
     try:
         return Config.model_validate_json((folder / CONFIG).read_bytes())
     except (OSError, ValidationError) as error:
@@ -189,7 +191,16 @@ def versions(repository: Path, name: str) -> list[int]:
             f"{name!r} can't be a model's name: letters, digits, '_', '-' and '.', at most 100, "
             "beginning with a letter or digit"
         )
-    return sorted(int(folder.name) for folder in (repository / name).glob("*") if is_version(folder))
+    return version_numbers(repository / name)
+
+
+def version_numbers(model: Path) -> list[int]:
+    """Return the versions in a model's folder, ascending."""
+    return sorted(int(folder.name) for folder in model.glob("*") if is_version(folder))
+
+
+def choose_among(numbers: list[int]) -> str:
+    return f"name one of its versions: {', '.join(map(str, numbers))}"
 
 
 def is_version(folder: Path) -> bool:
@@ -239,6 +250,8 @@ def find_version(repository: Path, model: str | None, version: int | None) -> Pa
     number = version if version is not None else max(found, default=None)
     if number not in found:
         wanted = f"{name or 'model'}{'' if version is None else f' version {version}'}"
+        if found:
+            raise CheckpointError(f"{repository} holds no {wanted}; {choose_among(found)}")
         there = ", ".join(models(repository)) or "nothing"
         raise CheckpointError(f"{repository} holds no {wanted}, but {there}; see --model-repository")
     return repository / str(name) / str(number)

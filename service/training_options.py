@@ -10,7 +10,7 @@ from pydantic import Field
 
 from service.settings import Options
 
-HELD_OUT, HELD_OUT_TO_CHOOSE = 1000, 5000
+HELD_OUT_TO_REPORT, HELD_OUT_TO_CHOOSE = 1000, 5000
 """Training images that are kept apart: in a run that is reported, and in one by which recipes are chosen."""
 
 

@@ -75,7 +75,7 @@ def read_source(row: DatasetRow, split: str, data: Path | None) -> Source:
     if data is None:
         if not row.hub:
             raise DataError("an image folder is read from a folder of yours: name it with --data")
-        parts = [datasets.load_dataset(row.hub, row.subset, split=name) for name in names]
+        parts = [load_from_hub(datasets, row, name) for name in names]
     elif not data.is_dir():
         raise DataError(f"{data} is not a folder; --data names a folder of parquet files or of images")
     else:
@@ -89,6 +89,13 @@ def read_source(row: DatasetRow, split: str, data: Path | None) -> Source:
         )
     rows = rows.cast_column(row.image_column, datasets.Image())
     return Source(rows, row, class_names(rows, row))
+
+
+def load_from_hub(datasets: Any, row: DatasetRow, split: str) -> "Dataset":
+    try:
+        return datasets.load_dataset(row.hub, row.subset, split=split)
+    except ConnectionError as error:
+        raise DataError(f"{error}: try again, or name a local folder of its files with --data") from error
 
 
 def read_folder(datasets: Any, data: Path, split: str) -> "Dataset":

@@ -34,7 +34,7 @@ class JobError(ValueError):
 
 
 @dataclass(frozen=True)
-class Options:
+class JobOptions:
     """What the user chose; see `skipnet train --help`. ``changes`` are values that replace a recipe's own."""
 
     arch: str
@@ -58,7 +58,7 @@ class Options:
     workers: int = 2
 
 
-def make_job(options: Options) -> Job:
+def make_job(options: JobOptions) -> Job:
     """Return the job that the options describe.
 
     Raises JobError, DataError, UnknownArchitecture, UnknownDataset, UnknownRecipe or CheckpointError.
@@ -102,7 +102,7 @@ def make_job(options: Options) -> Job:
     )
 
 
-def choose_stages(architecture: Architecture, options: Options) -> tuple[Stage, ...]:
+def choose_stages(architecture: Architecture, options: JobOptions) -> tuple[Stage, ...]:
     if options.stages is None:
         if architecture.gates is None:
             return ("plain",)
@@ -120,7 +120,7 @@ def gates_of(folder: Path) -> GateKind | None:
     return find_architecture(read_config(folder).architecture).gates
 
 
-def override(recipe: Recipe, options: Options) -> Recipe:
+def override(recipe: Recipe, options: JobOptions) -> Recipe:
     """Return the recipe with the user's own epochs, batch size and other changes."""
     recipe = replace(recipe, **options.changes)
     if options.epochs is not None:
@@ -131,7 +131,7 @@ def override(recipe: Recipe, options: Options) -> Recipe:
 
 
 def start_network(
-    architecture: Architecture, classes: list[str], options: Options
+    architecture: Architecture, classes: list[str], options: JobOptions
 ) -> tuple[SkipNet, list[dict[str, Any]]]:
     """Return a fresh network, or the one of the checkpoint to start from and the stages behind it.
 
@@ -165,7 +165,7 @@ def start_network(
 
 
 def find_teacher(
-    recipes: list[Recipe], source: Source, positions: list[int], options: Options
+    recipes: list[Recipe], source: Source, positions: list[int], options: JobOptions
 ) -> SkipNet | Tensor | None:
     """Return what the recipes learn from, if one does: --teacher, or else the dense network that --init names.
 
@@ -185,12 +185,12 @@ def find_teacher(
     return checkpoint.network.requires_grad_(False)
 
 
-def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], options: Options) -> None:
+def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], options: JobOptions) -> None:
     if checkpoint.config.labels != classes:
         raise JobError(f"{folder} has other labels than {options.dataset}; train it from the start")
 
 
-def check_held_out(checkpoint: Checkpoint, folder: Path, options: Options) -> None:
+def check_held_out(checkpoint: Checkpoint, folder: Path, options: JobOptions) -> None:
     """Raise JobError where the checkpoint held out fewer images: it was trained on some that are held out now."""
     training = checkpoint.config.training
     before = training.get("held_out_images", options.held_out)
@@ -217,7 +217,7 @@ def input_spec(row: DatasetRow, size: int) -> InputSpec:
     return InputSpec(height=size, width=size, resize=resize, mean=row.mean, std=row.std)
 
 
-def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: Options, device: torch.device) -> Batches:
+def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: JobOptions, device: torch.device) -> Batches:
     if recipe.batch > len(train):
         raise DataError(f"{len(train)} training images don't fill a batch of {recipe.batch}; set --batch")
     if not fits_memory(train, spec):

@@ -17,7 +17,7 @@ from models.evaluation.calibration import calibrate
 from models.evaluation.metrics import measure
 from models.machine import describe_machine
 from models.training.answers import ANSWERS
-from models.training.job import JobError, Options, make_job, override
+from models.training.job import JobError, JobOptions, make_job, override
 from models.training.recipes import find_recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
 from models.training.rows import WIDE, Row, Schedule, find_row, find_runs
@@ -35,7 +35,7 @@ class Reproduction:
     that rows start from in place of another row's.
     """
 
-    shared: Options
+    shared: JobOptions
     depth: int
     schedule: Schedule
     results: Path
@@ -52,7 +52,7 @@ class Reproduction:
         network = f"{self.shared.dataset}_{depth or self.depth}"
         return f"{network}/{self.schedule}{'-choose' if self.choose else ''}/{row}-{seed}"
 
-    def options(self, row: Row, seed: int) -> Options:
+    def options(self, row: Row, seed: int) -> JobOptions:
         """Return the options of a row's training."""
         return replace(
             self.shared,
@@ -78,7 +78,7 @@ class Reproduction:
             return str(self.start) if row.start else None
         return row.start if row.start_depth is None else f"{row.start} of {row.start_depth} layers"
 
-    def check_start(self, row: Row, options: Options) -> None:
+    def check_start(self, row: Row, options: JobOptions) -> None:
         """Raise JobError where the network that the row grows from is as deep, or is not there."""
         if row.start_depth is None or self.start is not None or options.init is None:
             return
@@ -152,7 +152,7 @@ def reproduce(
 
 
 def train_teacher(
-    options: Options, folder: Path, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]
+    options: JobOptions, folder: Path, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]
 ) -> None:
     source = read_source(find_dataset(options.dataset), "train", options.data)
     teach(
@@ -167,7 +167,7 @@ def train_teacher(
     )
 
 
-def finished(file: Path, row: Row, options: Options, start: str | None) -> Result:
+def finished(file: Path, row: Row, options: JobOptions, start: str | None) -> Result:
     """Return the result of a run that is over; raises ResultError where it was one with other options.
 
     What it started and learned from may be gone.
@@ -193,7 +193,7 @@ def as_json(values: dict[str, Any]) -> dict[str, Any]:
     return same
 
 
-def measure_all(folder: Path, row: Row, options: Options, choose: bool) -> tuple[Evaluation, Evaluation | None]:
+def measure_all(folder: Path, row: Row, options: JobOptions, choose: bool) -> tuple[Evaluation, Evaluation | None]:
     """Measure a trained checkpoint on held-out images and, unless ``choose``, on the test images.
 
     The execute threshold, the test's figures and the curve of the compute dial on held-out images go into its

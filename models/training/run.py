@@ -107,12 +107,15 @@ def train(
     """Run the job's stages and return the folder of the last stage's checkpoint.
 
     ``show`` wraps the steps of an epoch, for a progress bar. Raises StateError where ``resume`` finds a state that
-    is damaged or another run's, TrainingDiverged where the loss is no longer a number.
+    is damaged or another run's, or without it the folder holds an unfinished run; TrainingDiverged where the loss is
+    no longer a number.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     state = StateFile(job.folder, job.identity, save_every)
     progress, optimizer_state = Progress(), None
-    if resume and state.path.exists():
+    if not resume:
+        state.require_finished()
+    elif state.path.exists():
         progress, optimizer_state = state.load(job.network)
     cut_log(job.folder / LOG, progress)
     for network in (job.network, job.teacher):
@@ -226,7 +229,7 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[
     """Append the epoch's figures, held-out ones beside them, to ``log.jsonl``, begin new sums; return the figures."""
     assert progress.sums is not None
     loss, correct, computation = (progress.sums / progress.images).tolist()
-    remedy = f"another --seed, or with a recipe of a lower rate than {recipe.rate}"
+    remedy = f"another --seed, or with a recipe of a lower rate than {recipe.rate}, in another --output"
     require_finite(loss, f"{recipe.stage}, epoch {epoch + 1}", remedy)
     held_out = job.validate(job.network)
     images = progress.images / recipe.samples

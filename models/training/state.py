@@ -117,6 +117,19 @@ class StateFile:
         except Exception as error:  # torch.load raises whatever its parts do, and a foreign file holds anything
             raise StateError(f"{self.path} is damaged ({error}); delete it and train without --resume") from error
 
+    def require_finished(self) -> None:
+        """Raise StateError where the file is of a run, with whatever options, that has stages to go."""
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            finished = state["progress"]["stage"] >= len(state["identity"]["stages"])
+        except Exception:  # no file, or one that no run can go on from
+            return
+        if not finished:
+            raise StateError(
+                f"{self.path} is the state of an unfinished run: add --resume to go on with it, "
+                "or choose another --output"
+            )
+
     def compare(self, found: dict[str, Any]) -> None:
         """Raise StateError where a state's identity is not this run's."""
         differing = [key for key in self.identity | found if self.identity.get(key) != found.get(key)]

@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from models import SHIPPED
+from service.errors import UserError
 from service.settings import Options
 
 
@@ -16,7 +17,7 @@ class Export(Options):
     model: CliPositionalArg[str] = Field(description="a model's name in the repository, or a checkpoint's folder")
     output: CliPositionalArg[Path] = Field(description="file to write")
     model_repository: Path = Field(SHIPPED, description="folder of <model>/<version>/ checkpoints")
-    version: int | None = Field(default=None, ge=0, description="default: the newest")
+    version: int | None = Field(default=None, ge=0, description="of a model by name; default: the newest")
     routing: Literal["branch", "mask"] = Field(
         "branch",
         description="branch: one image a run, skipped blocks are not run; mask: any batch, every block is run",
@@ -29,6 +30,8 @@ class Export(Options):
         folder = Path(self.model)
         if not (folder / CONFIG).is_file():
             folder = find_version(self.model_repository, self.model, self.version)
+        elif self.version is not None:
+            raise UserError(f"{folder} is a version's folder: leave --version out, or name the model in its place")
         checkpoint = read_checkpoint(folder)
         export(checkpoint, self.output, self.routing)
         size = self.output.stat().st_size / 1e6

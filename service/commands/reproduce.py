@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from service.training_options import HELD_OUT, HELD_OUT_TO_CHOOSE, TrainingOptions, progress_bar
+from service.training_options import HELD_OUT_TO_CHOOSE, HELD_OUT_TO_REPORT, TrainingOptions, progress_bar
 
 if TYPE_CHECKING:
     from models.training.reproduction import Reproduction
@@ -65,10 +65,10 @@ class Reproduce(TrainingOptions):
 
     def plan(self) -> "Reproduction":
         """Return where and how the rows are trained."""
-        from models.training.job import Options as JobOptions
+        from models.training.job import JobOptions
         from models.training.reproduction import Reproduction
 
-        held_out = self.held_out or (HELD_OUT_TO_CHOOSE if self.choose else HELD_OUT)
+        held_out = self.held_out or (HELD_OUT_TO_CHOOSE if self.choose else HELD_OUT_TO_REPORT)
         shared = JobOptions(
             arch="",
             dataset=self.dataset,

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from service.training_options import HELD_OUT, TrainingOptions, progress_bar
+from service.training_options import HELD_OUT_TO_REPORT, TrainingOptions, progress_bar
 
 
 class Teach(TrainingOptions):
@@ -20,7 +20,7 @@ class Teach(TrainingOptions):
     output: Path | None = Field(None, description="folder of the run and its answers; default: runs/<dataset>_wide")
     epochs: int | None = Field(None, ge=1, description="epochs; default: 12")
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
-    held_out: int = Field(HELD_OUT, ge=1, description="training images kept apart to measure on")
+    held_out: int = Field(HELD_OUT_TO_REPORT, ge=1, description="training images kept apart to measure on")
 
     def cli_cmd(self) -> None:
         from models.data.catalogue import find_dataset

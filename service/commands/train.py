@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from service.training_options import TrainingOptions, progress_bar
+from service.errors import UserError
+from service.training_options import HELD_OUT_TO_CHOOSE, TrainingOptions, progress_bar
 
 if TYPE_CHECKING:
     from models.training.recipes import Stage
@@ -30,8 +31,8 @@ class Train(TrainingOptions):
     stages: str | None = Field(
         None,
         pattern=f"^({'|'.join(STAGES)})$",
-        description="plain, sp, hrl or sp,hrl; default: sp,hrl, or plain for a network without gates; hrl alone starts "
-        "from --init",
+        description="plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl where --init has gates already, or plain for a "
+        "network without gates; hrl alone starts from --init",
     )
     init: Path | None = Field(
         None, description="checkpoint folder to start from; gates may be given to a dense network, or left out of one"
@@ -47,7 +48,7 @@ class Train(TrainingOptions):
         "{}", description="JSON object of values that replace the recipe's own; models/training/recipes.py names them"
     )
     seed: int = Field(0, ge=0, description="of weights, order, augmentation and sampled gates")
-    held_out: int = Field(5000, ge=1, description="training images kept apart to measure on")
+    held_out: int = Field(HELD_OUT_TO_CHOOSE, ge=1, description="training images kept apart to measure on")
     size: int | None = Field(None, ge=32, description="side of the input in pixels; default: the architecture's")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
@@ -66,8 +67,7 @@ class Train(TrainingOptions):
 
     def cli_cmd(self) -> None:
         from models.checkpoint import publish, require_labels
-        from models.training.job import Options as JobOptions
-        from models.training.job import make_job
+        from models.training.job import JobOptions, make_job
         from models.training.recipes import read_changes
         from models.training.run import train
         from service.training_metrics import TrainingMetrics
@@ -76,6 +76,11 @@ class Train(TrainingOptions):
         chosen = self.model_dump(include=set(JobOptions.__annotations__) - {"changes", "output", "stages"})
         output = self.output or Path("runs") / self.arch
         stages = STAGES[self.stages] if self.stages else None
+        if stages == ("hrl",) and self.init is None:
+            raise UserError(
+                "hrl alone starts from a trained network: name its checkpoint with --init, or add the stage sp before "
+                "it: --stages sp,hrl"
+            )
         changes = read_changes(self.changes)
         job = make_job(JobOptions(**chosen, output=output, stages=stages, changes=changes))
         name = self.model or job.architecture.name

@@ -18,7 +18,13 @@ from tests.load.table import draw
 
 def main() -> None:
     options = argparse.ArgumentParser(prog="make loadtest", description=__doc__)
-    options.add_argument("--only", default=",".join(PARTS), help="parts to run, separated by commas")
+    options.add_argument(
+        "--only",
+        type=read_parts,
+        default=list(PARTS),
+        metavar="PARTS",
+        help=f"parts to run, separated by commas: {', '.join(PARTS)}; default: all",
+    )
     options.add_argument("--seconds", type=float, default=6, help="of each run")
     options.add_argument("--swaps", type=int, default=100)
     options.add_argument("--drains", type=int, default=50)
@@ -30,12 +36,21 @@ def main() -> None:
     file = chosen.output / "load.json"
     report = json.loads(file.read_text()) if file.exists() else {}
     report["machine"] = describe_machine()
-    for part in chosen.only.split(","):
+    for part in chosen.only:
         busy = os.getloadavg()[0]
         report[part] = PARTS[part](chosen) | {"other_load": busy}
         file.write_text(json.dumps(report, indent=1) + "\n")
         (chosen.output / "table.md").write_text(draw(report))
         print(part, json.dumps(report[part], indent=1), flush=True)
+
+
+def read_parts(text: str) -> list[str]:
+    """Return the parts that ``text`` names; raises ArgumentTypeError where there is no such part."""
+    parts = text.split(",")
+    for part in parts:
+        if part not in PARTS:
+            raise argparse.ArgumentTypeError(f"no part is called {part!r}; there are {', '.join(PARTS)}")
+    return parts
 
 
 PARTS = {

@@ -120,6 +120,24 @@ def test_names_cannot_leave_the_repository(name: str, tmp_path: Path) -> None:
         versions(tmp_path, name)
 
 
+def test_a_version_that_is_not_there_is_told_those_that_are(folder: Path) -> None:
+    repository = folder.parents[1]
+    for number in ("10", "9"):
+        shutil.copytree(folder, folder.with_name(number))
+    with pytest.raises(CheckpointError, match="holds no model version 4; name one of its versions: 3, 9, 10"):
+        find_version(repository, None, 4)
+    with pytest.raises(CheckpointError, match="holds no other version 4, but model; see --model-repository"):
+        find_version(repository, "other", 4)
+
+
+def test_a_models_folder_is_told_its_versions(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("10"))
+    with pytest.raises(CheckpointError, match="model is no checkpoint: name one of its versions: 3, 10"):
+        read_checkpoint(folder.parent)
+    with pytest.raises(CheckpointError, match="is no checkpoint: it should hold"):
+        read_checkpoint(folder.parents[1])
+
+
 def test_models_are_in_the_order_that_people_count_in(folder: Path) -> None:
     repository = folder.parents[1]
     names = ["cifar10", "cifar10_38", "cifar10_110", "cifar100_38", "photos"]

@@ -20,7 +20,7 @@ from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
 from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
 from models.data.held_out import split_positions
 from models.data.source import DataError, class_names, import_datasets, read_source
-from models.training.job import JobError, Options, input_spec, make_job
+from models.training.job import JobError, JobOptions, input_spec, make_job
 from tests.research import shared
 
 CIFAR10 = find_dataset("cifar10")
@@ -98,6 +98,15 @@ def test_an_unknown_data_set_lists_what_there_is() -> None:
         find_dataset("cifar")
 
 
+def test_a_hub_that_is_out_of_reach_points_to_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach 'cifar10' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"Couldn't reach .* or name a local folder of its files with --data"):
+        read_source(CIFAR10, "train", None)
+
+
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", np.zeros((1, 8, 8, 3), np.uint8), [0])
     with pytest.raises(DataError, match="8x8 pixels, where all are to be 32x32"):
@@ -116,13 +125,13 @@ def test_held_out_images_are_never_trained_on(tmp_path: Path, pixels: np.ndarray
 
 def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no gates: its only stage is plain"):
-        make_job(Options("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, stages=("sp",)))
+        make_job(JobOptions("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, stages=("sp",)))
 
 
 @pytest.mark.parametrize(("architecture", "size"), [("imagenet_rnn_gate_18", 32), ("cifar10_rnn_gate_38", 4)])
 def test_images_that_end_as_one_pixel_are_refused(tmp_path: Path, architecture: str, size: int) -> None:
     with pytest.raises(JobError, match=f"images of {size} pixels are too small.*--size above {size}"):
-        make_job(Options(architecture, "imagefolder", tmp_path, data=tmp_path, size=size))
+        make_job(JobOptions(architecture, "imagefolder", tmp_path, data=tmp_path, size=size))
 
 
 def test_an_image_folder_can_train_a_network_of_small_images(tmp_path: Path) -> None:
@@ -130,7 +139,7 @@ def test_an_image_folder_can_train_a_network_of_small_images(tmp_path: Path) -> 
         (tmp_path / "train" / label).mkdir(parents=True)
         for number in range(4):
             Image.new("RGB", (60 + number, 50), (colour,) * 3).save(tmp_path / "train" / label / f"{number}.png")
-    options = Options(
+    options = JobOptions(
         "cifar10_rnn_gate_38", "imagefolder", tmp_path, data=tmp_path, size=32, held_out=2, batch=4, workers=0
     )
     job = make_job(options)
@@ -146,7 +155,7 @@ def test_photos_too_many_for_memory_are_streamed(tmp_path: Path, monkeypatch: py
         (tmp_path / "train" / label).mkdir(parents=True)
         for number in range(2):
             Image.new("RGB", (50, 50), (number * 60,) * 3).save(tmp_path / "train" / label / f"{number}.png")
-    options = Options(
+    options = JobOptions(
         "imagenet_rnn_gate_18", "imagefolder", tmp_path, data=tmp_path, size=64, held_out=2, batch=2, workers=0
     )
     job = make_job(options)
@@ -165,7 +174,7 @@ def test_a_checkpoint_of_another_network_is_no_start(tmp_path: Path, pixels: np.
     labels = read_source(CIFAR10, "train", tmp_path).classes
     config = Config(architecture=architecture.name, labels=labels, input=input_spec(CIFAR10, 32), code="test")
     write_checkpoint(tmp_path / "start", architecture.build(), config)
-    options = Options("cifar10_rnn_gate_74", "cifar10", tmp_path, data=tmp_path, init=tmp_path / "start", held_out=5)
+    options = JobOptions("cifar10_rnn_gate_74", "cifar10", tmp_path, data=tmp_path, init=tmp_path / "start", held_out=5)
     with pytest.raises(ValueError, match="is a cifar10_rnn_gate_38, not a cifar10_rnn_gate_74"):
         make_job(options)
     job = make_job(replace(options, arch="cifar10_rnn_gate_rl_38"))
@@ -182,7 +191,7 @@ def test_what_is_held_out_was_not_seen_by_the_network_to_start_from(tmp_path: Pa
         input=input_spec(CIFAR10, 32), code="test", training={"dataset": "cifar10", "held_out_images": 5},
     )  # fmt: skip
     write_checkpoint(tmp_path / "dense", dense.build(), config)
-    options = Options(
+    options = JobOptions(
         dense.name, "cifar10", tmp_path, data=tmp_path, recipe="short", batch=4, init=tmp_path / "dense", held_out=6
     )
     with pytest.raises(JobError, match=r"held out 5 images, and was trained on others of the 6 .* take --held-out 5"):
@@ -198,7 +207,7 @@ def test_a_network_with_gates_starts_from_the_dense_one_and_learns_from_it(tmp_p
     trained = dense.build()
     config = Config(architecture=dense.name, labels=labels, input=input_spec(CIFAR10, 32), code="test")
     write_checkpoint(tmp_path / "dense", trained, config)
-    options = Options("cifar10_rnn_gate_38", "cifar10", tmp_path, data=tmp_path, recipe="dial", held_out=5)
+    options = JobOptions("cifar10_rnn_gate_38", "cifar10", tmp_path, data=tmp_path, recipe="dial", held_out=5)
     with pytest.raises(ValueError, match="learns from a dense network: name its checkpoint with --teacher"):
         make_job(options)
     job = make_job(replace(options, init=tmp_path / "dense", batch=8))
@@ -218,7 +227,7 @@ def test_a_dense_network_starts_from_the_blocks_of_one_with_gates(tmp_path: Path
         architecture=routed.name, labels=labels, input=input_spec(CIFAR10, 32), code="test", training={"stages": stages}
     )
     write_checkpoint(tmp_path / "routed", trained, config)
-    options = Options("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, held_out=5, batch=8)
+    options = JobOptions("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, held_out=5, batch=8)
     job = make_job(replace(options, init=tmp_path / "routed"))
     theirs = trained.state_dict()
     assert all(torch.equal(theirs[key], value) for key, value in job.network.state_dict().items())

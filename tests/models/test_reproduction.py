@@ -14,7 +14,7 @@ from models.data.catalogue import find_dataset
 from models.data.source import read_source
 from models.engines import load_engine
 from models.evaluation.calibration import BISECTIONS, calibrate, log_odds
-from models.training.job import Options
+from models.training.job import JobOptions
 from models.training.recipes import Rung, find_recipe
 from models.training.report import draw_figure, draw_report
 from models.training.reproduction import Reproduction, choose_threshold, reproduce
@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_in(folder: Path, data: Path, choose: bool = False) -> Reproduction:
-    shared = Options("", "cifar10", folder, data, held_out=HELD_OUT, compile="off", precision="float32")
+    shared = JobOptions("", "cifar10", folder, data, held_out=HELD_OUT, compile="off", precision="float32")
     return Reproduction(shared, 38, "short", folder / "results", choose, "skipnet reproduce cifar10")
 
 

@@ -15,7 +15,7 @@ from models.data.source import DataError, read_source
 from models.training import run as training_run
 from models.training import wide
 from models.training.answers import ANSWERS, AnswersError, give_answers, read_answers, write_answers
-from models.training.job import Options, make_job
+from models.training.job import JobOptions, make_job
 from models.training.reproduction import reproduce
 from models.training.rows import find_row
 from models.training.run import TrainingDiverged, train
@@ -130,7 +130,7 @@ def test_each_image_is_judged_by_the_answer_to_itself(
     _, labels = source.in_memory(32)
     # A teacher that is always right: what a step is told must be its own labels.
     write_answers(tmp_path / ANSWERS, torch.nn.functional.one_hot(labels, 10).float(), "cifar10")
-    options = Options(
+    options = JobOptions(
         "cifar10_rnn_gate_38", "cifar10", tmp_path / "run", data, stages=("sp",), recipe="dial",
         teacher=tmp_path / ANSWERS, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
     )  # fmt: skip

@@ -150,9 +150,30 @@ def test_a_damaged_or_foreign_state_says_what_to_do(job: Job) -> None:
             train(job, resume=True, save_every=300, show=quiet)
 
 
+def test_an_unfinished_run_is_not_begun_anew_by_mistake(job: Job) -> None:
+    with pytest.raises(Killed):
+        train(job, resume=False, save_every=0, show=KilledAfter(8))
+    log, state = job.folder / "log.jsonl", job.folder / "state.pt"
+    before = log.read_bytes(), state.read_bytes()
+    assert before[0]
+    for again in (job, replace(job, recipes=job.recipes[1:])):
+        with pytest.raises(StateError, match="an unfinished run: add --resume to go on with it, or choose another"):
+            train(again, resume=False, save_every=0, show=quiet)
+    assert (log.read_bytes(), state.read_bytes()) == before
+
+
+def test_a_finished_run_and_a_damaged_state_make_way_for_another(job: Job) -> None:
+    first, second = ([replace(recipe, epochs=1)] for recipe in job.recipes)
+    train(replace(job, recipes=first), resume=False, save_every=300, show=quiet)
+    train(replace(job, recipes=second), resume=False, save_every=300, show=quiet)
+    assert (job.folder / "sp").is_dir() and (job.folder / "hrl").is_dir()
+    (job.folder / "state.pt").write_bytes(b"half a file")
+    train(replace(job, recipes=second), resume=False, save_every=300, show=quiet)
+
+
 def test_a_diverging_run_stops_and_says_so(job: Job) -> None:
     diverging = replace(job, recipes=[replace(job.recipes[0], rate=1e4)])
-    with pytest.raises(TrainingDiverged, match=r"the loss of sp, epoch \d, is (nan|inf)"):
+    with pytest.raises(TrainingDiverged, match=r"the loss of sp, epoch \d, is (nan|inf): .* another --output"):
         train(diverging, resume=False, save_every=300, show=quiet)
     assert not (job.folder / "sp").exists()
 

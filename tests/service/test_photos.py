@@ -9,7 +9,7 @@ import pytest
 from models.checkpoint import Checkpoint, publish, read_checkpoint, write_config
 from models.engines import load_engine
 from models.preprocessing import prepare
-from models.training.job import Options, make_job
+from models.training.job import JobOptions, make_job
 from models.training.run import train
 from service.settings import Settings
 from tests.models.interruption import quiet
@@ -28,7 +28,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(9):
             photo = picture(number + len(label), width=90 + number, height=70 + 3 * number)
             photo.save(folder / "train" / label / f"{number}.webp")
-    options = Options(
+    options = JobOptions(
         ARCHITECTURE,
         "imagefolder",
         folder / "run",

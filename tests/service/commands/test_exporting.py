@@ -1,7 +1,6 @@
 """`skipnet export` writes a file that another runtime can run."""
 
 import errno
-import os
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +55,14 @@ def test_missing_model(repository: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_takes_no_version(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["export", str(repository / "little/2"), str(tmp_path / "network.onnx"), "--version", "10"])
+    assert left.value.code == 1
+    assert "little/2 is a version's folder: leave --version out, or name the model" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_and_a_missing_one_are_told(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,7 +82,7 @@ def test_a_write_that_fails_leaves_nothing(repository: Path, tmp_path: Path, mon
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("models.whole_file.os.fsync", full)
     with pytest.raises(SystemExit):
         main(["export", str(repository / "little/2"), str(tmp_path / "network.onnx")])
     assert not list(tmp_path.iterdir())

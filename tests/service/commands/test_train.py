@@ -11,7 +11,7 @@ import pytest
 from models import SHIPPED
 from models.analysis.card import draw_commands
 from models.checkpoint import read_config
-from models.training.job import Options, override
+from models.training.job import JobOptions, override
 from models.training.recipes import Recipe, Rung, find_changes, find_recipe, read_changes
 from models.training.run import stage_summary
 from service.cli import main
@@ -36,7 +36,7 @@ def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Pat
         said = Train(_cli_parse_args=line[2:])
         [asked] = STAGES[said.stages or ""]
         changes = read_changes(said.changes)
-        options = Options(said.arch, said.dataset, shipped, epochs=said.epochs, batch=said.batch, changes=changes)
+        options = JobOptions(said.arch, said.dataset, shipped, epochs=said.epochs, batch=said.batch, changes=changes)
         recipe = as_json(override(find_recipe(said.recipe, asked), options))
         # Early checkpoints name their target in a way of their own.
         beside = ("architecture", "seed", "target")
@@ -47,7 +47,7 @@ def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Pat
 
 def test_what_a_stage_changed_of_its_recipe_makes_it_again() -> None:
     changes = {"open_bias": 0.0, "targets_fall": (0.0, 0.05), "rungs": (Rung(1, 0.5, 0.6),), "spread": None}
-    changed = override(find_recipe("taught", "sp"), Options("", "", Path(), changes=changes))
+    changed = override(find_recipe("taught", "sp"), JobOptions("", "", Path(), changes=changes))
     found = find_changes(as_json(changed) | {"seed": 1})
     assert found.keys() == changes.keys()
     assert read_changes(json.dumps(found)) == changes
@@ -107,10 +107,23 @@ def test_labels_that_clients_do_not_expect_are_told_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+def test_hrl_alone_is_not_begun_from_random_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--data", "nowhere", "--stages", "hrl"])
+    assert left.value.code == 1
+    assert "hrl alone starts from a trained network: name its checkpoint with --init, or" in capsys.readouterr().err
+
+
+def test_a_run_and_a_job_hold_out_as_many_images_by_default() -> None:
+    said = Train(_cli_parse_args=["--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10"])
+    assert said.held_out == JobOptions(said.arch, said.dataset, Path()).held_out
+
+
 def test_stages_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    assert "plain, sp, hrl or sp,hrl; default" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl where --init has gates already" in said
     with pytest.raises(SystemExit) as left:
         main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--stages", "hrl,sp"])
     assert left.value.code == 2
