@@ -292,5 +292,5 @@ class Batcher:
                 record.inference = max(record.inference, ran.seconds)
                 record.batch_size = max(record.batch_size, len(ran.batch.works))
                 work.answer.set_result(result)
-        ran.batch.served.mode = ran.routed.mode
         self.on_ran(ran, macs)
+        ran.batch.served.mode = ran.routed.mode

@@ -204,8 +204,7 @@ class Metrics:
         for skipped in (~routed.executed).sum(1).tolist():
             series.blocks_skipped.observe(skipped)
             series.layers_skipped.observe(skipped * served.checkpoint.network.layers_per_block)
-        if routed.mode != series.mode:
-            series.mode = routed.mode
+        if routed.mode != served.mode:  # That of the batch before.
             for mode, gauge in series.modes.items():
                 gauge.set(mode == routed.mode)
 
@@ -241,7 +240,6 @@ class Series:
         blocks = [str(block) for block in range(len(served.checkpoint.macs.blocks))]
         self.batch_size = metrics.batch_size.labels(name, version)
         self.batches = {mode: metrics.batches.labels(name, version, mode) for mode in MODES}
-        self.mode = served.mode  # the one that `modes` shows
         self.modes = {mode: metrics.engine_mode.labels(name, version, mode) for mode in MODES}
         self.engine_seconds = metrics.engine_seconds.labels(name, version)
         self.dense_seconds = metrics.dense_seconds.labels(name, version)
