@@ -11,6 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from models.benchmark.recorded import STAGES, compare_recorded
+from models.benchmark.recorded import TOLERANCE as RECORDED
 from models.checkpoint import Checkpoint
 from models.engines.cuda_graph import CudaGraphEngine
 from models.engines.engine import Engine
@@ -87,6 +89,17 @@ def check_checkpoint(
 
         title = f"{checkpoint.name}/{checkpoint.version}"
         yield check(title, name, "decides as float32 does", make, ask)
+
+
+def check_training(device: str) -> Iterator[Check]:
+    """Compare a training step of each stage, recorded as on CUDA, with the same step called."""
+    for stage, architecture in STAGES.items():
+        try:
+            worst, share = compare_recorded(stage, device)
+            passed, found = worst <= RECORDED, f"gradients within {worst:.1e}, in {share:.2f} of the time"
+        except Exception as error:
+            passed, found = False, describe(error)
+        yield Check(architecture, f"{stage}, recorded", "learns as the step that is called", passed, found)
 
 
 def check(

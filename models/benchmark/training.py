@@ -25,7 +25,7 @@ from models.training.objective import Step
 from models.training.processor import gains_by_compiling, multiplies_bfloat16
 from models.training.readout import readouts
 from models.training.recipes import Recipe, Rung, find_recipe
-from models.training.reinforce import reinforce_step
+from models.training.reinforce import draw, reinforce_step
 from models.training.run import make_optimizer
 from models.training.skipping import run_executed
 from models.training.supervised import straight_through, supervised_step
@@ -108,7 +108,8 @@ def hybrid(network: SkipNet, pixels: NDArray[np.uint8], run: RunBlock) -> Callab
 
     def loss(network: SkipNet, images: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(CPU)):
-            return reinforce_step(network, images, labels, recipe, random, run).loss
+            uniform = draw(len(images), network.decision_count, recipe, random)
+            return reinforce_step(network, images, labels, recipe, uniform, run).loss
 
     trained = undecided(network)
     freeze_statistics(trained)

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on the device where they are trained."""
+"""Augmentation of whole batches on the device where they are trained, whose work the host never waits for."""
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ SMALLEST, WIDEST = 0.08, 4 / 3
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Pad images [N, 3, H, W] with zeros by 4 pixels, crop each at random to its size, flip half of them."""
     count, _, height, width = images.shape
-    offsets = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator).to(images.device)
-    flips = torch.randint(0, 2, (count,), generator=generator).bool().to(images.device)
+    offsets = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator).to(images.device, non_blocking=True)
+    flips = torch.randint(0, 2, (count,), generator=generator).bool().to(images.device, non_blocking=True)
     padded = torch.nn.functional.pad(images, (PADDING,) * 4)
     rows = offsets[0][:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).repeat(count, 1)
@@ -62,6 +62,6 @@ def crop_centre(images: Tensor, size: int) -> Tensor:
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Return images [N, 3, H, W] of 0..255 as float32, scaled to 0..1, less ``mean``, over ``std``, channels_last."""
-    shift = torch.tensor(mean, device=images.device)[:, None, None] * 255
-    scale = 1 / (torch.tensor(std, device=images.device)[:, None, None] * 255)
+    shift = (torch.tensor(mean)[:, None, None] * 255).to(images.device, non_blocking=True)
+    scale = (1 / (torch.tensor(std)[:, None, None] * 255)).to(images.device, non_blocking=True)
     return ((images.float() - shift) * scale).contiguous(memory_format=torch.channels_last)

@@ -61,7 +61,7 @@ class MemoryBatches:
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         for step in range(start, self.steps_per_epoch):
-            chosen = self.chosen(number, step).to(self.images.device)
+            chosen = self.chosen(number, step).to(self.images.device, non_blocking=True)
             images = self.augment(self.images[chosen], generator(self.seed, number, step))
             yield normalise(images, self.row.mean, self.row.std), self.labels[chosen]
 

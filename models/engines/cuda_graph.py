@@ -112,7 +112,8 @@ class Recording:
         self.network, self.dtype = engine.network, engine.dtype
         self.images = torch.zeros(shape, device=engine.device)
         self.limits = torch.full(shape[:1], torch.inf, device=engine.device)
-        branches = engine.mode == "branch"
+        # A plain ResNet has nothing to branch on, and needs no conditional nodes.
+        branches = engine.mode == "branch" and bool(self.network.gates)
         self.skipping = OnDevice(len(self.network.gates), shape[0], engine.device) if branches else None
         self.replay = self.forward if engine.stream is None else self.record(engine.stream)
 

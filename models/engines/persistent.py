@@ -154,9 +154,20 @@ def load(gates: str | None, device: torch.device) -> tuple[Device, Kernel]:
         gpu = Device(device.index or 0)
         gpu.set_current()
         kernel = code.get_kernel(kernel_name(gates))
-        # Above 48 KB a kernel must be told that it may.
-        kernel.attributes.max_dynamic_shared_size_bytes = SHARED_BYTES
+        allow_shared_memory(kernel, gpu)
     # The library has no common type for what the driver refuses.
     except Exception as error:
         raise PersistentUnavailable(f"the driver cannot load the persistent engine: {error}") from error
     return gpu, kernel
+
+
+def allow_shared_memory(kernel: Kernel, gpu: Device) -> None:
+    """Tell the driver that the kernel takes more than 48 KB a thread block. Raises PersistentUnavailable."""
+    # Not every version of cuda-core lets its kernels' attributes be set.
+    from cuda.bindings import driver
+
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    handle = driver.CUkernel(int(kernel.handle))
+    (status,) = driver.cuKernelSetAttribute(attribute, SHARED_BYTES, handle, gpu.device_id)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise PersistentUnavailable(f"the driver refuses {SHARED_BYTES} bytes of shared memory: {status.name}")

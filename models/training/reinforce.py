@@ -105,28 +105,33 @@ def pure_loss(
     return policy_loss(actions, earned, recipe.samples)
 
 
+def draw(images: int, gates: int, recipe: Recipe, random: torch.Generator) -> Tensor:
+    """Return what a step's actions are drawn by, from 0..1: [samples * images, gates], the class's behind where
+    reinforcement learning is ``pure``.
+    """
+    return torch.rand(recipe.samples * images, gates + recipe.pure, generator=random)
+
+
 def reinforce_step(
     network: SkipNet,
     images: Tensor,
     labels: Tensor,
     recipe: Recipe,
-    random: torch.Generator,
+    uniform: Tensor,
     run: RunBlock = run_executed,
     answers: Tensor | None = None,
 ) -> Step:
     """Return what a batch gives along routes sampled from the gates, ``recipe.samples`` of them an image.
 
-    ``answers`` are a teacher's logits [N, classes].
+    ``uniform`` is of `draw`; ``answers`` are a teacher's logits [N, classes].
     """
     images, labels = images.repeat(recipe.samples, 1, 1, 1), labels.repeat(recipe.samples)
     answers = None if answers is None else answers.repeat(recipe.samples, 1)
     images = images.contiguous(memory_format=torch.channels_last)
-    uniform = torch.rand(len(images), network.decision_count, generator=random).to(images.device)
     logits, gate_logits, decisions = sampled_forward(network, images, uniform, run)
     log_probability = torch.where(decisions, logsigmoid(gate_logits), logsigmoid(-gate_logits))
     if recipe.pure:
-        drawn = torch.rand(len(images), 1, generator=random).to(images.device)
-        loss = pure_loss(logits, labels, log_probability, decisions, recipe, drawn)
+        loss = pure_loss(logits, labels, log_probability, decisions, recipe, uniform[:, -1:])
     else:
         loss = hybrid_loss(logits, labels, log_probability, decisions, recipe, answers)
     return Step(

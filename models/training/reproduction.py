@@ -17,7 +17,7 @@ from models.evaluation.calibration import calibrate
 from models.evaluation.metrics import measure
 from models.machine import describe_machine
 from models.training.answers import ANSWERS
-from models.training.job import JobError, JobOptions, make_job, override
+from models.training.job import JobError, JobOptions, choose_device, make_job, override
 from models.training.recipes import find_recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
 from models.training.rows import WIDE, Row, Schedule, find_row, find_runs
@@ -162,6 +162,7 @@ def train_teacher(
         held_out=options.held_out,
         limit=options.limit,
         seed=0,
+        device=torch.device(choose_device(options.device)),
         save_every=save_every,
         show=show,
     )

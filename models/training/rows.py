@@ -156,6 +156,10 @@ def accurate(target: float, at_most: float) -> list[Row]:
             alpha=0.8, epochs=8, rate=0.004,
         ),
         taught_hrl(
+            f"{hrl}-long-half-more", "the same, 28 epochs more, for half of the blocks", f"{hrl}-long", 50,
+            alpha=0.7, epochs=28, rate=0.01,
+        ),
+        taught_hrl(
             f"{hrl}-half-long", "the same, 28 epochs more, for half of the blocks", f"{hrl}-half", 50,
             alpha=0.7, epochs=28, rate=0.01,
         ),

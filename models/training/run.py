@@ -17,24 +17,19 @@ from torch import Tensor
 
 from models.catalogue import Architecture
 from models.checkpoint import Config, code_version, write_checkpoint
-from models.data.batches import Batches, generator
+from models.data.batches import Batches
 from models.evaluation.metrics import Metrics
 from models.network import SkipNet
 from models.preprocessing import InputSpec
 from models.training.batch_norm import freeze_statistics
-from models.training.objective import Step
 from models.training.readout import open_gates, sharpen_gates
 from models.training.recipes import Recipe
-from models.training.reinforce import re_estimate_statistics, reinforce_step
+from models.training.reinforce import re_estimate_statistics
 from models.training.schedule import learning_rate, targets_fallen
 from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
-from models.training.supervised import supervised_step, taught
+from models.training.step import make_step
 
 Evaluate = Callable[[SkipNet], Metrics]
-SAMPLING = 1 << 20
-"""Keeps the generator of sampled gates apart from that of augmentation, which knows no such epoch."""
-
-
 RE_ESTIMATED = 100
 """Batches from which batch norm's statistics are taken anew."""
 
@@ -159,9 +154,7 @@ def run_stage(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             fallen = targets_fallen(recipe, progress.step, total)
-            optimizer.zero_grad(set_to_none=True)
-            step = take_step(images, labels, torch.tensor(fallen, device=job.device), epoch, within)
-            step.loss.backward()  # type: ignore[no-untyped-call]
+            step = take_step(images, labels, fallen, epoch, within)
             optimizer.step()
             progress.add(step, len(labels) * recipe.samples, *watch.lap())
             if watcher:
@@ -177,37 +170,6 @@ def run_stage(
         state.save(progress, job.network, optimizer)
 
 
-def make_step(job: Job, recipe: Recipe, batches: Batches) -> Callable[[Tensor, Tensor, Tensor, int, int], Step]:
-    """Return the stage's step: a batch, how far its targets have fallen, epoch and step within it, to a `Step`."""
-    mixed = torch.autocast(job.device.type, torch.bfloat16, enabled=job.mixed)
-
-    def answers(images: Tensor, epoch: int, within: int) -> Tensor | None:
-        if job.teacher is None or not recipe.distil:
-            return None
-        if isinstance(job.teacher, SkipNet):
-            return taught(job.teacher, images)
-        return job.teacher[batches.chosen(epoch, within)].to(images.device)
-
-    def hybrid(images: Tensor, labels: Tensor, fallen: Tensor, epoch: int, within: int) -> Step:
-        del fallen
-        random = generator(job.seed, epoch + SAMPLING, within)
-        with mixed:
-            told = answers(images, epoch, within)
-            return reinforce_step(job.network, images, labels, recipe, random, answers=told)
-
-    if recipe.stage == "hrl":
-        return hybrid
-    step = torch.compile(supervised_step, dynamic=False) if job.compile else supervised_step
-
-    def supervised(images: Tensor, labels: Tensor, fallen: Tensor, epoch: int, within: int) -> Step:
-        # A compiled step is masked: blocks that skip compute another number of images each time.
-        random = None if job.compile else generator(job.seed, epoch + SAMPLING, within)
-        with mixed:
-            return step(job.network, images, labels, fallen, recipe, answers(images, epoch, within), random)
-
-    return supervised
-
-
 def set_readouts(network: SkipNet, recipe: Recipe) -> None:
     if recipe.open_bias:
         open_gates(network, recipe.open_bias)
@@ -218,11 +180,12 @@ def set_readouts(network: SkipNet, recipe: Recipe) -> None:
 def make_optimizer(network: SkipNet, recipe: Recipe) -> torch.optim.SGD:
     matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    fused = True if matrices[0].is_cuda else None
     groups = [
         {"params": matrices, "weight_decay": recipe.weight_decay},
         {"params": vectors, "weight_decay": recipe.weight_decay if recipe.decay_all else 0.0},
     ]
-    return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=recipe.nesterov)
+    return torch.optim.SGD(groups, lr=recipe.rate, momentum=0.9, nesterov=recipe.nesterov, fused=fused)
 
 
 def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[str, Any]:

@@ -132,13 +132,14 @@ class WideRun:
         rate = RATE * (FIRST + (1 - FIRST) * done / WARM_UP if done < WARM_UP else (1 - done) / (1 - WARM_UP))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["times"]
-        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(torch.device("cpu"))):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=multiplies_bfloat16(images.device)):
             logits = self.network(images).float()
         loss = cross_entropy(logits, labels, label_smoothing=SMOOTHING)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        return Step(loss, (logits.argmax(1) == labels).sum(), torch.tensor(len(labels)))
+        correct = (logits.argmax(1) == labels).sum()
+        return Step(loss, correct, torch.full_like(correct, len(labels)))
 
     def log_epoch(self, progress: Progress, epoch: int, accuracy: float) -> None:
         assert progress.sums is not None
@@ -158,7 +159,7 @@ class WideRun:
 def correct_share(network: WideNetwork, pixels: Tensor, labels: Tensor, row: DatasetRow) -> float:
     """Return the accuracy (0..1) of a network's answers on images uint8 [N, 3, H, W]; it is left in evaluation mode."""
     answers = give_answers(network.eval(), pixels, row)
-    return float((answers.argmax(1) == labels).float().mean())
+    return float((answers.argmax(1).cpu() == labels).float().mean())
 
 
 def teach(
@@ -169,6 +170,7 @@ def teach(
     held_out: int,
     limit: int | None,
     seed: int,
+    device: torch.device,
     save_every: float,
     show: Callable[[Iterator[int]], Iterator[int]],
 ) -> None:
@@ -184,9 +186,10 @@ def teach(
         raise DataError(f"{len(train)} training images don't fill a batch of {BATCH}, which a wide teacher needs")
     row, (pixels, labels) = source.row, source.in_memory(source.row.size)
     prepare_process(seed)
-    batches = MemoryBatches(pixels[train], labels[train], row, row.size, BATCH, seed, torch.device("cpu"))
-    first = normalise(batches.images[:WHITENED], row.mean, row.std)
-    network = WideNetwork(len(source.classes), first).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches = MemoryBatches(pixels[train], labels[train], row, row.size, BATCH, seed, device)
+    first = normalise(pixels[train[:WHITENED]], row.mean, row.std)
+    network = WideNetwork(len(source.classes), first).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pixels = pixels.to(device)
     folder.mkdir(parents=True, exist_ok=True)
     about = {"network": "wide", "dataset": row.name, "epochs": epochs, "seed": seed}
     about |= {"train_images": len(train), "held_out_images": held_out}
@@ -194,4 +197,4 @@ def teach(
     run = WideRun(network, batches, epochs * batches.steps_per_epoch, state, folder / LOG)
     trained = run.train(show, lambda: correct_share(network, pixels[kept_apart], labels[kept_apart], row))
     if trained or not (folder / ANSWERS).is_file():
-        write_answers(folder / ANSWERS, give_answers(network.eval(), pixels, row), row.name)
+        write_answers(folder / ANSWERS, give_answers(network.eval(), pixels, row).cpu(), row.name)

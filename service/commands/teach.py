@@ -20,12 +20,16 @@ class Teach(TrainingOptions):
     output: Path | None = Field(None, description="folder of the run and its answers; default: runs/<dataset>_wide")
     epochs: int | None = Field(None, ge=1, description="epochs; default: 12")
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     held_out: int = Field(HELD_OUT_TO_REPORT, ge=1, description="training images kept apart to measure on")
 
     def cli_cmd(self) -> None:
+        import torch
+
         from models.data.catalogue import find_dataset
         from models.data.source import read_source
         from models.training.answers import ANSWERS
+        from models.training.job import choose_device
         from models.training.wide import teach
 
         self.yield_processor()
@@ -37,6 +41,7 @@ class Teach(TrainingOptions):
             held_out=self.held_out,
             limit=self.limit,
             seed=self.seed,
+            device=torch.device(choose_device(self.device)),
             save_every=self.save_every,
             show=progress_bar,
         )

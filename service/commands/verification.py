@@ -92,7 +92,7 @@ class VerifyGpu(Options):
         """Yield what each engine was asked: the parity cases, then every checkpoint that skips."""
         from functools import partial
 
-        from models.benchmark.acceptance import check_checkpoint, check_parity
+        from models.benchmark.acceptance import check_checkpoint, check_parity, check_training
         from models.evaluation.metrics import prepared_batches
 
         for file in sorted(self.parity.glob("*.npz")) if self.parity else ():
@@ -101,6 +101,8 @@ class VerifyGpu(Options):
             source = self.source(checkpoint)
             batches = partial(prepared_batches, source, checkpoint.config.input) if source else None
             yield from check_checkpoint(checkpoint, device, batches, self.images)
+        if device != "cpu":
+            yield from check_training(device)
 
     def checkpoints(self) -> "list[Checkpoint]":
         from models.checkpoint import CONFIG, read_checkpoint

@@ -12,7 +12,7 @@ from models.data.augmentation import normalise
 from models.data.catalogue import find_dataset
 from models.data.held_out import split_positions
 from models.data.source import DataError, read_source
-from models.training import run as training_run
+from models.training import step as training_step
 from models.training import wide
 from models.training.answers import ANSWERS, AnswersError, give_answers, read_answers, write_answers
 from models.training.job import JobOptions, make_job
@@ -44,7 +44,17 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def teach_in(folder: Path, data: Path, epochs: int = 2, show: object = quiet) -> Tensor:
     source = read_source(ROW, "train", data)
-    teach(source, folder, epochs=epochs, held_out=HELD_OUT, limit=None, seed=0, save_every=0, show=show)  # type: ignore[arg-type]
+    teach(
+        source,
+        folder,
+        epochs=epochs,
+        held_out=HELD_OUT,
+        limit=None,
+        seed=0,
+        device=torch.device("cpu"),
+        save_every=0,
+        show=show,
+    )  # type: ignore[arg-type]
     return read_answers(folder / ANSWERS, "cifar10", TRAIN, 10)
 
 
@@ -135,13 +145,13 @@ def test_each_image_is_judged_by_the_answer_to_itself(
         teacher=tmp_path / ANSWERS, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
     )  # fmt: skip
     seen = []
-    step = training_run.supervised_step
+    step = training_step.supervised_step
 
     def watched(*arguments: object) -> object:
         seen.append((arguments[2], arguments[5]))
         return step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(training_run, "supervised_step", watched)
+    monkeypatch.setattr(training_step, "supervised_step", watched)
     train(make_job(options), resume=False, save_every=300, show=quiet)
     assert len(seen) == 3
     for of, answers in seen:
