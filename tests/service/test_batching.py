@@ -2,68 +2,19 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from service.answers import ImageResult
-from service.batching import Batcher, Ran, Work
-from service.errors import Code, ServiceError
+from service.batching import Work
 from service.loading import Served
 from service.timing import Timing
 from tests.service.parts import Watched, until, watched
-
-Pixels = NDArray[np.float32]
-
-
-class Queue:
-    """A running batcher and what it reported."""
-
-    def __init__(self, max_batch_size: int = 4, delay: float = 0) -> None:
-        self.ran: list[Ran] = []
-        self.dropped: list[str] = []
-        self.batcher = Batcher(
-            max_batch_size,
-            delay,
-            0,
-            lambda ran, _: self.ran.append(ran),
-            lambda _, reason: self.dropped.append(reason),
-        )
-
-    def put(
-        self, served: Served, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any
-    ) -> asyncio.Future[ImageResult]:
-        answer: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
-        self.batcher.put(Work(served, threshold, perf_counter() + patience, Timing(), answer, image, **fields))
-        return answer
-
-
-@asynccontextmanager
-async def running(max_batch_size: int = 4, delay: float = 0) -> AsyncIterator[Queue]:
-    queue = Queue(max_batch_size, delay)
-    queue.batcher.start(asyncio.get_running_loop())
-    try:
-        yield queue
-    finally:
-        await asyncio.to_thread(queue.batcher.close, 20)
-
-
-async def hold(queue: Queue, served: Served, image: Pixels) -> asyncio.Future[ImageResult]:
-    """Make the engine busy with one image until the test opens it; what is put meanwhile queues."""
-    watched(served).open.clear()
-    first = queue.put(served, image)
-    assert await asyncio.to_thread(watched(served).entered.get, True, 20) == 1
-    return first
-
-
-def sizes(served: Served) -> list[int]:
-    return [len(batch) for batch in watched(served).batches]
+from tests.service.queue import Pixels, Queue, hold, running, sizes
 
 
 @pytest.mark.parametrize(("queued", "batches"), [(1, [1]), (4, [4]), (5, [4, 1]), (11, [4, 4, 3])])
@@ -123,155 +74,6 @@ def test_answers_do_not_depend_on_the_batch_and_thresholds_share_one(
     assert together[0].executed.all()
     assert not together[3].executed.any()
     assert together[3].macs < together[0].macs
-
-
-def test_client_that_left_is_dropped_before_the_engine_and_counted(
-    served: Served, decoded: Callable[[int], Pixels]
-) -> None:
-    async def story() -> None:
-        async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            left, stays = queue.put(served, decoded(1), 0.1), queue.put(served, decoded(2), 0.2)
-            left.cancel()
-            watched(served).open.set()
-            await asyncio.gather(first, stays)
-            assert queue.dropped == ["client_gone"]
-
-    asyncio.run(story())
-    assert [batch.tolist() for batch in watched(served).batches] == [[0.5], [pytest.approx(0.2)]]
-
-
-def test_what_failed_with_its_request_is_not_counted_as_a_client_that_left(
-    served: Served, decoded: Callable[[int], Pixels]
-) -> None:
-    async def story() -> None:
-        async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            queue.put(served, decoded(1), abandoned="request_failed").cancel()
-            queue.put(served, decoded(2), patience=0, abandoned="request_failed").cancel()
-            watched(served).open.set()
-            await first
-        assert queue.dropped == ["request_failed", "deadline"]
-
-    asyncio.run(story())
-
-
-def test_clients_that_leave_a_prepared_batch_are_dropped_too(served: Served, decoded: Callable[[int], Pixels]) -> None:
-    async def story() -> None:
-        async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            answers = [queue.put(served, decoded(i), i / 10) for i in range(4)]
-            answers[1].cancel()
-            answers[3].cancel()
-            watched(served).open.set()
-            results = await asyncio.gather(first, answers[0], answers[2])
-            alone = watched(served).engine.run(decoded(2)[None], np.asarray([0.2], np.float32))
-            np.testing.assert_allclose(results[2].logits, alone.logits[0], atol=1e-4)
-
-    asyncio.run(story())
-    assert watched(served).batches[1].tolist() == pytest.approx([0.0, 0.2])
-
-
-def test_expired_in_the_queue_is_never_computed(served: Served, decoded: Callable[[int], Pixels]) -> None:
-    async def story() -> None:
-        async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            late = queue.put(served, decoded(1), patience=0)
-            watched(served).open.set()
-            await first
-            with pytest.raises(ServiceError) as caught:
-                await late
-            assert caught.value.code == Code.DEADLINE
-            assert queue.dropped == ["deadline"]
-
-    asyncio.run(story())
-    assert sizes(served) == [1]
-
-
-def test_image_that_fails_takes_nobody_with_it(served: Served, decoded: Callable[[int], Pixels]) -> None:
-    poison = decoded(1)
-    watched(served).fails = lambda images: any(np.array_equal(image, poison) for image in images)
-
-    async def story() -> None:
-        async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            answers = [queue.put(served, decoded(i)) for i in range(3)]
-            watched(served).open.set()
-            good, bad, also_good = await asyncio.gather(*answers, return_exceptions=True)
-            await first
-            assert isinstance(bad, ServiceError)
-            assert bad.code == Code.ENGINE_FAILED
-            assert isinstance(good, ImageResult)
-            assert isinstance(also_good, ImageResult)
-            assert queue.batcher.alive
-
-    asyncio.run(story())
-
-
-def test_a_batch_that_failed_is_run_again_for_those_alone_who_still_wait(
-    served: Served, decoded: Callable[[int], Pixels]
-) -> None:
-    async def story() -> None:
-        async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            answers = [queue.put(served, decoded(i), i / 10) for i in range(3)]
-
-            def fails(images: Pixels) -> bool:
-                if len(images) == 3:
-                    answers[1].get_loop().call_soon_threadsafe(answers[1].cancel)
-                    until(answers[1].done)
-                return len(images) == 3
-
-            watched(served).fails = fails
-            watched(served).open.set()
-            await asyncio.gather(first, answers[0], answers[2])
-            assert queue.dropped == ["client_gone"]
-
-    asyncio.run(story())
-    assert sizes(served) == [1, 3, 1, 1]
-    assert watched(served).batches[3].tolist() == [pytest.approx(0.2)]
-
-
-def test_images_that_no_batch_can_be_formed_of_are_told_and_the_next_are_answered(
-    served: Served, decoded: Callable[[int], Pixels], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_memory(_: object) -> None:
-        raise MemoryError
-
-    async def story() -> None:
-        async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            with monkeypatch.context() as patch:
-                patch.setattr(np, "stack", no_memory)
-                # The fourth fills a batch, which is formed at once, in the thread that puts it.
-                lost = [queue.put(served, decoded(i)) for i in range(4)]
-            watched(served).open.set()
-            for result in await asyncio.wait_for(asyncio.gather(*lost, return_exceptions=True), 20):
-                assert isinstance(result, ServiceError)
-                assert result.code == Code.ENGINE_FAILED
-            await asyncio.gather(first, queue.put(served, decoded(5)))
-            assert queue.batcher.alive
-
-    asyncio.run(story())
-
-
-def test_broken_engine_ends_the_thread_and_nobody_waits_for_ever(
-    served: Served, decoded: Callable[[int], Pixels]
-) -> None:
-    async def story() -> None:
-        async with running() as queue:
-            answers = [await hold(queue, served, decoded(0))]
-            answers += [queue.put(served, decoded(i)) for i in range(6)]
-            watched(served).fails = lambda _: True
-            watched(served).open.set()
-            for result in await asyncio.gather(*answers, return_exceptions=True):
-                assert isinstance(result, ServiceError)
-                assert result.code == Code.ENGINE_FAILED
-            until(lambda: not queue.batcher.alive)
-            with pytest.raises(ServiceError):
-                queue.put(served, decoded(0))
-
-    asyncio.run(story())
 
 
 def test_models_do_not_mix_and_the_longest_waiting_is_next(served: Served, decoded: Callable[[int], Pixels]) -> None:

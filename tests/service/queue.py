@@ -1,0 +1,62 @@
+"""A batcher that runs, for tests: what it was given, what it ran and what it dropped."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.answers import ImageResult
+from service.batching import Batcher, Ran, Work
+from service.loading import Served
+from service.timing import Timing
+from tests.service.parts import watched
+
+Pixels = NDArray[np.float32]
+
+
+class Queue:
+    """A running batcher and what it reported."""
+
+    def __init__(self, max_batch_size: int = 4, delay: float = 0) -> None:
+        self.ran: list[Ran] = []
+        self.dropped: list[str] = []
+        self.batcher = Batcher(
+            max_batch_size,
+            delay,
+            0,
+            lambda ran, _: self.ran.append(ran),
+            lambda _, reason: self.dropped.append(reason),
+        )
+
+    def put(
+        self, served: Served, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any
+    ) -> asyncio.Future[ImageResult]:
+        answer: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
+        self.batcher.put(Work(served, threshold, perf_counter() + patience, Timing(), answer, image, **fields))
+        return answer
+
+
+@asynccontextmanager
+async def running(max_batch_size: int = 4, delay: float = 0) -> AsyncIterator[Queue]:
+    queue = Queue(max_batch_size, delay)
+    queue.batcher.start(asyncio.get_running_loop())
+    try:
+        yield queue
+    finally:
+        await asyncio.to_thread(queue.batcher.close, 20)
+
+
+async def hold(queue: Queue, served: Served, image: Pixels) -> asyncio.Future[ImageResult]:
+    """Make the engine busy with one image until the test opens it; what is put meanwhile queues."""
+    watched(served).open.clear()
+    first = queue.put(served, image)
+    assert await asyncio.to_thread(watched(served).entered.get, True, 20) == 1
+    return first
+
+
+def sizes(served: Served) -> list[int]:
+    return [len(batch) for batch in watched(served).batches]
