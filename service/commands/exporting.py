@@ -14,7 +14,9 @@ from service.settings import Options
 class Export(Options):
     """Write a checkpoint as one self-contained ONNX file that skips blocks in any ONNX runtime."""
 
-    model: CliPositionalArg[str] = Field(description="a model's name in the repository, or a checkpoint's folder")
+    model: CliPositionalArg[str] = Field(
+        description="a model's name in the repository, or the folder of a model or a checkpoint"
+    )
     output: CliPositionalArg[Path] = Field(description="file to write")
     model_repository: Path = Field(SHIPPED, description="folder of <model>/<version>/ checkpoints")
     version: int | None = Field(default=None, ge=0, description="of a model by name; default: the newest")
@@ -29,7 +31,9 @@ class Export(Options):
 
         folder = Path(self.model)
         if not (folder / CONFIG).is_file():
-            folder = find_version(self.model_repository, self.model, self.version)
+            path = len(folder.parts) > 1 and folder.is_dir()
+            among, name = (folder.parent, folder.name) if path else (self.model_repository, self.model)
+            folder = find_version(among, name, self.version)
         elif self.version is not None:
             raise UserError(f"{folder} is a version's folder: leave --version out, or name the model in its place")
         checkpoint = read_checkpoint(folder)

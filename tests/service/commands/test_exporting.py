@@ -46,6 +46,16 @@ def test_folder_and_batches(repository: Path, tmp_path: Path) -> None:
     assert not session.run(["executed"], inputs)[0].any()
 
 
+def test_a_models_folder_gives_its_newest_version(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "network.onnx"
+    main(["export", str(repository / "little"), str(output)])
+    assert "little version 10" in capsys.readouterr().out
+    main(["export", str(repository / "little"), str(output), "--version", "2"])
+    assert "little version 2" in capsys.readouterr().out
+
+
 def test_missing_model(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wanted in (["large"], ["little", "--version", "3"]):
         with pytest.raises(SystemExit) as left:
