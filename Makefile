@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 HOST ?= 127.0.0.1
+# Where there is one, the kernel of our own is compiled for it.
+GPU := $(or $(wildcard /dev/nvidia0),$(shell command -v nvidia-smi))
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test lint format bench loadtest verify-gpu dashboards containers image clean
@@ -57,7 +59,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.$(if $(GPU),[cuda])'
 	touch $@
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python

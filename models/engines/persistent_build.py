@@ -71,7 +71,7 @@ def compile_kernel(gates: str | None, architecture: str) -> "tuple[ObjectCode, s
         from cuda.core import Program, ProgramOptions
     except ImportError as error:
         raise PersistentUnavailable(
-            f"the persistent engine needs cuda-core: pip install 'skipnet-serve[cuda]' ({error})"
+            f"the persistent engine needs cuda-core: pip install '.[cuda]' ({error})"
         ) from error
     log = Log()
     options = ProgramOptions(
