@@ -29,11 +29,9 @@ def make_step(job: "Job", recipe: Recipe, batches: Batches) -> TakeStep:
     """Return the stage's step, which leaves its gradients in the network's parameters.
 
     On the CPU blocks really skip. On CUDA, and compiled, they are masked: skipping, a block computes another number of
-    images each time, and the host would wait for it at every gate. On CUDA the step is recorded, unless batch norm is
-    to see the executed images alone.
+    images each time, and the host would wait for it at every gate.
     """
-    network, hybrid = job.network, recipe.stage == "hrl"
-    recorded = job.device.type == "cuda" and not (hybrid and recipe.statistics == "executed")
+    network, hybrid, recorded = job.network, recipe.stage == "hrl", is_recorded(recipe, job.device)
     explores = not (hybrid or recorded or job.compile)
     teacher = job.teacher if recipe.distil else None
     asked = teacher if isinstance(teacher, SkipNet) else None
@@ -49,6 +47,11 @@ def make_step(job: "Job", recipe: Recipe, batches: Batches) -> TakeStep:
         return recording(*inputs) if recorded else descend(*inputs, random if explores else None)
 
     return take
+
+
+def is_recorded(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a stage's steps are recorded: on CUDA, but where batch norm is to see the executed images alone."""
+    return device.type == "cuda" and not (recipe.stage == "hrl" and recipe.statistics == "executed")
 
 
 def make_descent(

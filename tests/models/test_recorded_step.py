@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from models.training.objective import Step
 from models.training.recipes import Stage, find_recipe
 from models.training.recording import RUNS_BEFORE, RecordedStep
 from models.training.reinforce import draw
-from models.training.step import make_descent
+from models.training.step import is_recorded, make_descent
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES: list[Stage] = ["plain", "sp", "hrl"]
@@ -87,6 +88,15 @@ def test_settling_leaves_batch_norms_statistics_as_they_were(graphs: list[Replay
     assert graphs[0].replays == 1
     for name, buffer in network.named_buffers():
         assert torch.equal(buffer, before[name]), name
+
+
+def test_what_is_to_skip_is_not_recorded() -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for stage in STAGES:
+        recipe = find_recipe("taught", stage)
+        assert is_recorded(recipe, cuda) and not is_recorded(recipe, cpu)
+        # SP and the dense network take their batch's statistics, masked or not.
+        assert is_recorded(replace(recipe, statistics="executed"), cuda) == (stage != "hrl")
 
 
 def test_hybrid_learning_masked_learns_as_it_does_skipping() -> None:
