@@ -21,6 +21,7 @@ VERBS = {
     "teach": ("teach", "train a wide network whose answers teach those that are served"),
     "reproduce": ("reproduce", "train the rows of the paper's table and its ablations, one results file each"),
     "report": ("report", "draw the table and the figure of reproduce's results files"),
+    "average": ("average", "write the mean of several checkpoints' weights"),
     "evaluate": ("evaluate", "measure accuracy and saved computation, into the checkpoint's config.json"),
     "analyze": ("analyze", "show what a checkpoint does with images, as a report with pictures"),
     "import": ("importing", "turn a checkpoint of the public code into one of ours"),

@@ -4,16 +4,15 @@ What stands between the two marks is written by `skipnet evaluate --write` and `
 for a person to write, and stays.
 """
 
-import json
-import re
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from models.analysis.commands import draw_commands, shared
 from models.analysis.study import Analysis, group_numbers, read_analysis
-from models.catalogue import find_architecture
-from models.checkpoint import Checkpoint, CheckpointError, Config, Evaluation, read_checkpoint
-from models.training.recipes import find_changes
+from models.checkpoint import Checkpoint, CheckpointError, Evaluation, read_checkpoint
+from models.training.averaging import AVERAGE
 from models.whole_file import whole_file
 
 CARD = "README.md"
@@ -185,7 +184,7 @@ def draw_training(checkpoint: Checkpoint) -> str:
             "",
             "| stage | recipe | length | batch | rate | schedule | weight decay |",
             "|---|---|---|---|---|---|---|",
-            *(draw_stage(stage, config.architecture) for stage in stages),
+            *draw_stages(stages, config.architecture),
             "",
         ]
     where = f"models/repository/{checkpoint.name}/{checkpoint.version}"
@@ -198,53 +197,18 @@ def draw_training(checkpoint: Checkpoint) -> str:
     return "\n".join([*lines, "```", *commands, "```"])
 
 
-def draw_commands(config: Config) -> list[str]:
-    """Return the commands that train the stages, each from the one before; the first teaches, or a wide network."""
-    architecture, training = config.architecture, config.training
-    own_size = find_architecture(architecture).image_size == config.input.height
-    commands: list[str] = []
-    folders: list[str] = []
-    for stage in training.get("stages", []):
-        name, plain = stage["stage"], re.sub("_(rnn_gate|feedforward)(_rl)?_", "_resnet_", architecture)
-        trained = stage.get("architecture", plain if name == "plain" else architecture)
-        parts = [f"skipnet train --arch {trained} --dataset {training['dataset']}"]
-        parts.append(f"--recipe {stage['name']} --stages {name} --seed {stage.get('seed', training['seed'])}")
-        parts.append(f"--held-out {training['held_out_images']}")
-        if not stage.get("iterations"):
-            parts.append(f"--epochs {stage['epochs']}")
-        parts.append(f"--batch {stage['batch']}")
-        changes = find_changes(stage)
-        if changes:
-            parts.append(f"--changes '{json.dumps(changes)}'")
-        if training["dataset"] == "imagefolder":
-            parts.append("--data DATA")
-        if not own_size:
-            parts.append(f"--size {config.input.height}")
-        if folders:
-            parts.append(f"--init {folders[-1]}")
-        if teacher_of(stage) == "answers":
-            parts.append(f"--teacher runs/{training['dataset']}_wide/answers.safetensors")
-        elif teacher_of(stage) == "checkpoint" and len(folders) > 1:
-            parts.append(f"--teacher {folders[0]}")
-        run = own = f"runs/{trained}"
-        while f"{run}/{name}" in folders:
-            run += f"_{stage['name']}"
-        if run != own:
-            parts.append(f"--output {run}")
-        folders.append(f"{run}/{name}")
-        commands.append(" ".join(parts))
-    if any(teacher_of(stage) == "answers" for stage in training.get("stages", [])):
-        commands.insert(0, f"skipnet teach {training['dataset']} --held-out {training['held_out_images']}")
-    return commands
-
-
-def teacher_of(stage: dict[str, Any]) -> str | None:
-    """Return what a stage learned from, if something did: a network's kept answers or a checkpoint."""
-    if not stage.get("distil"):
-        return None
-    # Older configs do not tell; theirs of this name learned from a wide network.
-    teacher: str = stage.get("teacher", "answers" if stage["name"] == "taught" else "checkpoint")
-    return teacher
+def draw_stages(stages: Sequence[dict[str, Any]], architecture: str) -> list[str]:
+    """Return a row a stage; of networks that went into a mean, those that they don't share."""
+    rows = []
+    for stage in stages:
+        if stage["stage"] != AVERAGE:
+            rows.append(draw_stage(stage, architecture))
+            continue
+        for number, other in enumerate(stage["of"], 2):
+            apart = other[shared(stages, other) :]
+            rows += [draw_stage(each | {"name": f"{each['name']}, network {number}"}, architecture) for each in apart]
+        rows.append(f"| mean of the {1 + len(stage['of'])} networks | | | | | | |")
+    return rows
 
 
 def draw_stage(stage: dict[str, Any], architecture: str) -> str:

@@ -17,6 +17,7 @@ from models.evaluation.calibration import calibrate
 from models.evaluation.metrics import measure
 from models.machine import describe_machine
 from models.training.answers import ANSWERS
+from models.training.averaging import AVERAGE, average
 from models.training.job import JobError, JobOptions, choose_device, make_job, override
 from models.training.recipes import find_recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
@@ -70,12 +71,16 @@ class Reproduction:
         """Return the checkpoint that a row starts from, if it does not start afresh."""
         if row.start is None or self.start is not None:
             return self.start if row.start else None
+        if row.averaged:
+            return self.shared.output / self.name(row.name, seed) / AVERAGE
         return self.checkpoint(row.start, row.seed_of_start(seed), row.start_depth)
 
     def start_name(self, row: Row) -> str | None:
         """Return what a results file calls the checkpoint that the row starts from."""
         if row.start is None or self.start is not None:
             return str(self.start) if row.start else None
+        if row.averaged:
+            return " + ".join((row.start, *row.averaged))
         return row.start if row.start_depth is None else f"{row.start} of {row.start_depth} layers"
 
     def check_start(self, row: Row, options: JobOptions) -> None:
@@ -121,6 +126,9 @@ def reproduce(
     plan.check_start(row, options)
     if row.teacher == WIDE and options.teacher is not None and not options.teacher.exists():
         train_teacher(options, options.teacher.parent, save_every, show)
+    if row.averaged and plan.start is None and options.init is not None and not options.init.exists():
+        start = row.seed_of_start(seed)
+        average([plan.checkpoint(name, start) for name in (str(row.start), *row.averaged)], options.init)
     job = make_job(options)
     # Of one function torch compiles eight versions at most, and each row's recipe asks for one of its own.
     torch.compiler.reset()

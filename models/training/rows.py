@@ -48,7 +48,8 @@ class Row:
     architecture's name without data set and depth.
 
     A run starts from that row's run of the same seed, or of ``start_seed``. Where that is of a network of another
-    ``start_depth``, it is trained by a command of its own. ``teacher`` is the row whose run of seed 0
+    ``start_depth``, it is trained by a command of its own. Where there are other ``averaged`` rows, it starts from the
+    mean of their weights and its start's. ``teacher`` is the row whose run of seed 0
     teaches, where that is not the one to start from; "wide" is the network of `models.training.wide`. ``changes``
     replace values of ``recipe``.
     Where ``at_most`` is a computation percentage, the execute threshold is the one of the best accuracy on held-out
@@ -64,6 +65,7 @@ class Row:
     start: str | None = None
     start_seed: int | None = None
     start_depth: int | None = None
+    averaged: tuple[str, ...] = ()
     teacher: str | None = None
     seeds: tuple[int, ...] = (0,)
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -163,6 +165,13 @@ def accurate(target: float, at_most: float) -> list[Row]:
             f"{hrl}-half-long", "the same, 28 epochs more, for half of the blocks", f"{hrl}-half", 50,
             alpha=0.7, epochs=28, rate=0.01,
         ),
+        replace(
+            taught_hrl(
+                f"{hrl}-mean", "the mean of the last three", f"{hrl}-long-half", 50,
+                epochs=0,
+            ),
+            averaged=(f"{hrl}-half-long", f"{hrl}-long-half-more"),
+        ),
     ]  # fmt: skip
 
 
@@ -261,7 +270,8 @@ def find_runs(
 
     def want(row: Row, seed: int) -> None:
         if starts and row.start is not None and row.start_depth is None:
-            want(find_row(row.start, schedule), row.seed_of_start(seed))
+            for name in (row.start, *row.averaged):
+                want(find_row(name, schedule), row.seed_of_start(seed))
         runs[row.name, seed] = row, seed
 
     for row in [row for name in names for row in groups.get(name) or [find_row(name, schedule)]]:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from models import SHIPPED
-from models.analysis.card import BEGIN, CARD, END, draw_commands, draw_figures, split_card, write_card
+from models.analysis.card import BEGIN, CARD, END, draw_figures, split_card, write_card
+from models.analysis.commands import draw_commands
 from models.analysis.study import ANALYSIS, AnalysisError, read_analysis
 from models.checkpoint import CheckpointError, read_checkpoint
 

@@ -1,0 +1,101 @@
+"""The commands that train a checkpoint once more, by what its config tells of its stages."""
+
+import json
+import re
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from models.catalogue import find_architecture
+from models.checkpoint import Config
+from models.training.answers import ANSWERS
+from models.training.averaging import AVERAGE
+from models.training.recipes import find_changes
+
+Stages = Sequence[dict[str, Any]]
+
+
+def draw_commands(config: Config) -> list[str]:
+    """Return the commands that train the stages, each from the one before; the first teaches, or a wide network."""
+    commands, _ = draw_chain(config, config.training.get("stages", []), [], "")
+    if any(ANSWERS in command for command in commands):
+        training = config.training
+        commands.insert(0, f"skipnet teach {training['dataset']} --held-out {training['held_out_images']}")
+    return commands
+
+
+def draw_chain(config: Config, stages: Stages, folders: Sequence[str], mark: str) -> tuple[list[str], list[str]]:
+    """Return the commands of the stages after those that left ``folders``, and the folders of all.
+
+    ``mark`` tells their runs from another chain's.
+    """
+    commands: list[str] = []
+    left = list(folders)
+    for stage in stages[len(folders) :]:
+        if stage["stage"] == AVERAGE:
+            more, folder = draw_average(config, stages, stage["of"], left)
+            commands += more
+        else:
+            command, folder = draw_training(config, stage, left, mark)
+            commands.append(command)
+        left.append(folder)
+    return commands, left
+
+
+def draw_average(
+    config: Config, stages: Stages, others: Sequence[Stages], folders: Sequence[str]
+) -> tuple[list[str], str]:
+    """Return the commands of the chains that are averaged with the one that left ``folders``, and the mean's folder."""
+    commands, ends = [], [folders[-1]]
+    for number, other in enumerate(others, 2):
+        more, left = draw_chain(config, other, folders[: shared(stages, other)], f"_{number}")
+        commands += more
+        ends.append(left[-1])
+    target = f"runs/{config.architecture}_{AVERAGE}"
+    return [*commands, f"skipnet average {target} {' '.join(ends)}"], target
+
+
+def shared(stages: Stages, other: Stages) -> int:
+    """Return with how many of the same stages two chains begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(stages, other, strict=False)))
+
+
+def draw_training(config: Config, stage: dict[str, Any], folders: Sequence[str], mark: str) -> tuple[str, str]:
+    """Return the command of a stage that starts from the last of ``folders``, and the folder that it leaves."""
+    architecture, training = config.architecture, config.training
+    name, plain = stage["stage"], re.sub("_(rnn_gate|feedforward)(_rl)?_", "_resnet_", architecture)
+    trained = stage.get("architecture", plain if name == "plain" else architecture)
+    parts = [f"skipnet train --arch {trained} --dataset {training['dataset']}"]
+    parts.append(f"--recipe {stage['name']} --stages {name} --seed {stage.get('seed', training['seed'])}")
+    parts.append(f"--held-out {training['held_out_images']}")
+    if not stage.get("iterations"):
+        parts.append(f"--epochs {stage['epochs']}")
+    parts.append(f"--batch {stage['batch']}")
+    changes = find_changes(stage)
+    if changes:
+        parts.append(f"--changes '{json.dumps(changes)}'")
+    if training["dataset"] == "imagefolder":
+        parts.append("--data DATA")
+    if find_architecture(architecture).image_size != config.input.height:
+        parts.append(f"--size {config.input.height}")
+    if folders:
+        parts.append(f"--init {folders[-1]}")
+    if teacher_of(stage) == "answers":
+        parts.append(f"--teacher runs/{training['dataset']}_wide/{ANSWERS}")
+    elif teacher_of(stage) == "checkpoint" and len(folders) > 1:
+        parts.append(f"--teacher {folders[0]}")
+    run = f"runs/{trained}{mark}"
+    while f"{run}/{name}" in folders:
+        run += f"_{stage['name']}"
+    if run != f"runs/{trained}":
+        parts.append(f"--output {run}")
+    return " ".join(parts), f"{run}/{name}"
+
+
+def teacher_of(stage: dict[str, Any]) -> str | None:
+    """Return what a stage learned from, if something did: a network's kept answers or a checkpoint."""
+    if not stage.get("distil"):
+        return None
+    # Older configs do not tell; theirs of this name learned from a wide network.
+    teacher: str = stage.get("teacher", "answers" if stage["name"] == "taught" else "checkpoint")
+    return teacher
