@@ -167,8 +167,8 @@ def accurate(target: float, at_most: float) -> list[Row]:
         ),
         replace(
             taught_hrl(
-                f"{hrl}-mean", "the mean of the last three", f"{hrl}-long-half", 50,
-                epochs=0,
+                f"{hrl}-mean", "the mean of three of them, 6 epochs more", f"{hrl}-long-half", 50,
+                alpha=0.6, epochs=6, rate=0.002,
             ),
             averaged=(f"{hrl}-half-long", f"{hrl}-long-half-more"),
         ),
