@@ -161,16 +161,16 @@ def accurate(target: float, at_most: float) -> list[Row]:
             f"{hrl}-long-half-more", "the same, 28 epochs more, for half of the blocks", f"{hrl}-long", 50,
             alpha=0.7, epochs=28, rate=0.01,
         ),
+        replace(
+            taught_hrl(
+                f"{hrl}-mean", "the mean of the last two, 8 epochs more", f"{hrl}-long-half", 50,
+                alpha=0.5, epochs=8, rate=0.004,
+            ),
+            averaged=(f"{hrl}-long-half-more",),
+        ),
         taught_hrl(
             f"{hrl}-half-long", "the same, 28 epochs more, for half of the blocks", f"{hrl}-half", 50,
             alpha=0.7, epochs=28, rate=0.01,
-        ),
-        replace(
-            taught_hrl(
-                f"{hrl}-mean", "the mean of three of them, 6 epochs more", f"{hrl}-long-half", 50,
-                alpha=0.6, epochs=6, rate=0.002,
-            ),
-            averaged=(f"{hrl}-half-long", f"{hrl}-long-half-more"),
         ),
     ]  # fmt: skip
 
