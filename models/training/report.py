@@ -6,6 +6,7 @@ from statistics import mean
 
 from models.checkpoint import Evaluation
 from models.figures import Axis, Line, draw_chart
+from models.training.averaging import AVERAGE
 from models.training.results import Result
 from models.training.rows import PUBLISHED, Published, Row, all_groups
 
@@ -76,6 +77,8 @@ def describe_published(published: Published | None) -> str:
 
 
 def describe_schedule(result: Result) -> str:
+    if result.recipe["name"] == AVERAGE:
+        return f"the mean of {result.start}"
     iterations = result.recipe.get("iterations")
     epochs = result.recipe["epochs"]
     length = f"{iterations:,} steps" if iterations else f"{epochs} epoch{'s' * (epochs > 1)}"

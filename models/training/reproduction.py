@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from models.checkpoint import CalibrationPoint, Evaluation, code_version, read_checkpoint, write_config
+from models.checkpoint import CalibrationPoint, Evaluation, code_version, read_checkpoint, read_config, write_config
 from models.data.catalogue import find_dataset
 from models.data.held_out import held_out_source, split_positions
 from models.data.source import read_source
@@ -23,6 +23,7 @@ from models.training.recipes import find_recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
 from models.training.rows import WIDE, Row, Schedule, find_row, find_runs
 from models.training.run import stage_summary, train
+from models.training.state import LOG
 from models.training.wide import teach
 
 
@@ -71,16 +72,14 @@ class Reproduction:
         """Return the checkpoint that a row starts from, if it does not start afresh."""
         if row.start is None or self.start is not None:
             return self.start if row.start else None
-        if row.averaged:
-            return self.shared.output / self.name(row.name, seed) / AVERAGE
         return self.checkpoint(row.start, row.seed_of_start(seed), row.start_depth)
 
     def start_name(self, row: Row) -> str | None:
         """Return what a results file calls the checkpoint that the row starts from."""
+        if row.averaged:
+            return " + ".join((str(row.start), *row.averaged))
         if row.start is None or self.start is not None:
             return str(self.start) if row.start else None
-        if row.averaged:
-            return " + ".join((row.start, *row.averaged))
         return row.start if row.start_depth is None else f"{row.start} of {row.start_depth} layers"
 
     def check_start(self, row: Row, options: JobOptions) -> None:
@@ -124,17 +123,16 @@ def reproduce(
     if file.exists():
         return finished(file, row, options, plan.start_name(row))
     plan.check_start(row, options)
-    if row.teacher == WIDE and options.teacher is not None and not options.teacher.exists():
-        train_teacher(options, options.teacher.parent, save_every, show)
-    if row.averaged and plan.start is None and options.init is not None and not options.init.exists():
+    folder = plan.checkpoint(row.name, seed)
+    if row.averaged:
         start = row.seed_of_start(seed)
-        average([plan.checkpoint(name, start) for name in (str(row.start), *row.averaged)], options.init)
-    job = make_job(options)
-    # Of one function torch compiles eight versions at most, and each row's recipe asks for one of its own.
-    torch.compiler.reset()
-    folder = train(job, resume=True, save_every=save_every, show=show)
+        average([plan.checkpoint(name, start) for name in (str(row.start), *row.averaged)], folder)
+        hours, cpu_hours = 0.0, 0.0
+    else:
+        train_row(row, options, save_every, show)
+        hours, cpu_hours = stage_hours(options.output / LOG, row.stage)
     held_out, test = measure_all(folder, row, options, plan.choose)
-    hours, cpu_hours = stage_hours(job.folder / "log.jsonl", row.stage)
+    about = read_config(folder).training
     result = Result(
         row=row.name,
         title=row.title,
@@ -142,11 +140,11 @@ def reproduce(
         seed=seed,
         dataset=options.dataset,
         architecture=options.arch,
-        recipe=as_json(stage_summary(job.recipes[0])),
+        recipe=asked_recipe(row, options),
         start=plan.start_name(row),
-        train_images=job.about["train_images"],
-        held_out_images=job.about["held_out_images"],
-        precision=job.about["precision"],
+        train_images=about["train_images"],
+        held_out_images=about["held_out_images"],
+        precision=about["precision"],
         hours=round(hours, 6),
         cpu_hours=round(cpu_hours, 6),
         machine=describe_machine(),
@@ -157,6 +155,23 @@ def reproduce(
     )
     write_result(file, result)
     return result
+
+
+def train_row(row: Row, options: JobOptions, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]) -> None:
+    """Train a row, or go on with its training; its teacher first, where that is not there."""
+    if row.teacher == WIDE and options.teacher is not None and not options.teacher.exists():
+        train_teacher(options, options.teacher.parent, save_every, show)
+    job = make_job(options)
+    # Of one function torch compiles eight versions at most, and each row's recipe asks for one of its own.
+    torch.compiler.reset()
+    train(job, resume=True, save_every=save_every, show=show)
+
+
+def asked_recipe(row: Row, options: JobOptions) -> dict[str, Any]:
+    """Return what a results file says of the recipe; a mean has none."""
+    if row.averaged:
+        return {"name": AVERAGE, "epochs": 0}
+    return as_json(stage_summary(override(find_recipe(options.recipe, row.stage), options)))
 
 
 def train_teacher(
@@ -185,7 +200,7 @@ def finished(file: Path, row: Row, options: JobOptions, start: str | None) -> Re
     source = read_source(find_dataset(options.dataset), "train", options.data)
     train, held_out = split_positions(source, options.held_out, options.limit)
     beside = {"train_images": len(train), "held_out_images": len(held_out), "start": start}
-    asked = as_json(stage_summary(override(find_recipe(options.recipe, row.stage), options))) | beside
+    asked = asked_recipe(row, options) | beside
     got = result.recipe | {key: getattr(result, key) for key in beside}
     differing = [key for key in asked | got if asked.get(key) != got.get(key)]
     if differing:

@@ -48,7 +48,7 @@ class Row:
     architecture's name without data set and depth.
 
     A run starts from that row's run of the same seed, or of ``start_seed``. Where that is of a network of another
-    ``start_depth``, it is trained by a command of its own. Where there are other ``averaged`` rows, it starts from the
+    ``start_depth``, it is trained by a command of its own. With other ``averaged`` rows there is no training: it is the
     mean of their weights and its start's. ``teacher`` is the row whose run of seed 0
     teaches, where that is not the one to start from; "wide" is the network of `models.training.wide`. ``changes``
     replace values of ``recipe``.
@@ -161,12 +161,13 @@ def accurate(target: float, at_most: float) -> list[Row]:
             f"{hrl}-long-half-more", "the same, 28 epochs more, for half of the blocks", f"{hrl}-long", 50,
             alpha=0.7, epochs=28, rate=0.01,
         ),
+        taught_hrl(
+            f"{hrl}-long-half-again", "the same, 8 epochs more", f"{hrl}-long-half-more", 50,
+            alpha=0.5, epochs=8, rate=0.008,
+        ),
         replace(
-            taught_hrl(
-                f"{hrl}-mean", "the mean of the last two, 8 epochs more", f"{hrl}-long-half", 50,
-                alpha=0.5, epochs=8, rate=0.004,
-            ),
-            averaged=(f"{hrl}-long-half-more",),
+            taught_hrl(f"{hrl}-mean", "the mean of the last two", f"{hrl}-long-half-more", 50),
+            averaged=(f"{hrl}-long-half-again",),
         ),
         taught_hrl(
             f"{hrl}-half-long", "the same, 28 epochs more, for half of the blocks", f"{hrl}-half", 50,

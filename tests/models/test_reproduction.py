@@ -100,28 +100,30 @@ def test_hybrid_learning_starts_from_that_seeds_supervised_run(tmp_path: Path, d
     assert len(config.calibration) > 10
 
 
-def test_a_row_may_start_from_the_mean_of_others(tmp_path: Path, data: Path) -> None:
+def test_a_row_may_be_the_mean_of_others(tmp_path: Path, data: Path) -> None:
     plan = plan_in(tmp_path, data)
     mean = replace(find_row("alpha-1", "short"), name="alpha-1", averaged=("alpha-2",), start="alpha-0.5")
     gentle = {"epochs": 1, "batch": 8, "rate": 1e-4}
     for row, changes in (("sp-first", TINY), ("alpha-0.5", gentle), ("alpha-2", gentle)):
         trained = replace(find_row(row, "short"), changes={**find_row(row, "short").changes, **changes})
         reproduce(plan, trained, 0, save_every=300, show=quiet)
-    result = reproduce(plan, replace(mean, changes={**mean.changes, **gentle}), 0, save_every=300, show=quiet)
-    assert result.start == "alpha-0.5 + alpha-2"
+    result = reproduce(plan, mean, 0, save_every=300, show=never)
+    assert result.start == "alpha-0.5 + alpha-2" and result.hours == 0
+    assert result == reproduce(plan, mean, 0, save_every=300, show=never)
+    assert "the mean of alpha-0.5 + alpha-2 |" in draw_report([result])
     folder = tmp_path / "cifar10_38" / "short"
     parts = [read_checkpoint(folder / f"alpha-{alpha}-0" / "hrl") for alpha in ("0.5", "2")]
-    started = read_checkpoint(folder / "alpha-1-0" / "average").network.state_dict()
+    found = read_checkpoint(folder / "alpha-1-0" / "hrl").network.state_dict()
     name = "blocks.0.residual.0.weight"
     expected = sum(part.network.state_dict()[name] for part in parts) / 2
-    assert started[name].tolist() == expected.tolist()
+    assert found[name].tolist() == expected.tolist()
     config = read_config(folder / "alpha-1-0" / "hrl")
-    assert [stage["stage"] for stage in config.training["stages"]] == ["sp", "hrl", "average", "hrl"]
+    assert [stage["stage"] for stage in config.training["stages"]] == ["sp", "hrl", "average"]
 
 
 def test_rows_that_are_averaged_are_trained_first() -> None:
     names = [row.name for row, _ in find_runs(["accurate-70-hrl-mean"], "short")]
-    for part in ("long-half-more", "long-half"):
+    for part in ("long-half-more", "long-half-again"):
         assert names.index(f"accurate-70-hrl-{part}") < len(names) - 1
     assert names[-1] == "accurate-70-hrl-mean" and len(set(names)) == len(names)
 
