@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from models import SHIPPED
-from models.analysis.card import draw_commands
+from models.analysis.commands import draw_commands, shared
 from models.checkpoint import read_config
+from models.training.averaging import AVERAGE
 from models.training.job import JobOptions, override
 from models.training.recipes import Recipe, Rung, find_changes, find_recipe, read_changes
 from models.training.run import stage_summary
@@ -26,10 +27,18 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     return summary
 
 
+def trained(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the stages that are trained; of networks that went into a mean, those that they don't share."""
+    found = [stage for stage in stages if stage["stage"] != AVERAGE]
+    for stage in stages:
+        found += [each for other in stage.get("of", []) for each in other[shared(stages, other) :]]
+    return found
+
+
 @pytest.mark.parametrize("shipped", FOLDERS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
 def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Path) -> None:
     config = read_config(shipped)
-    stages = config.training["stages"]
+    stages = trained(config.training["stages"])
     lines = [shlex.split(line) for line in draw_commands(config) if line.startswith("skipnet train ")]
     assert len(lines) == len(stages) > 0
     for line, stage in zip(lines, stages, strict=True):
@@ -38,8 +47,8 @@ def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Pat
         changes = read_changes(said.changes)
         options = JobOptions(said.arch, said.dataset, shipped, epochs=said.epochs, batch=said.batch, changes=changes)
         recipe = as_json(override(find_recipe(said.recipe, asked), options))
-        # Early checkpoints name their target in a way of their own.
-        beside = ("architecture", "seed", "target")
+        # Early checkpoints name their target in a way of their own. The teacher is told beside the recipe.
+        beside = ("architecture", "seed", "target", "teacher")
         assert recipe | {key: value for key, value in stage.items() if key not in beside} == recipe
         assert said.seed == stage.get("seed", config.training["seed"])
         assert said.arch == stage.get("architecture", said.arch)
