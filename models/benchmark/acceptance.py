@@ -4,6 +4,7 @@ On the CPU, the same checks run with the CUDA graph engine's function called ins
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -23,6 +24,7 @@ from models.engines.verification import TOLERANCE, Verification
 from models.evaluation.agreement import compare_engines
 from models.macs import Mode
 from models.public.parity import read_case
+from models.training.recipes import Stage
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -94,24 +96,30 @@ def check_checkpoint(
 def check_training(device: str) -> Iterator[Check]:
     """Compare a training step of each stage, recorded as on CUDA, with the same step called."""
     for stage, architecture in STAGES.items():
-        try:
+
+        def ask(stage: Stage = stage) -> tuple[bool, str]:
             worst, share = compare_recorded(stage, device)
-            passed, found = worst <= RECORDED, f"gradients within {worst:.1e}, in {share:.2f} of the time"
-        except Exception as error:
-            passed, found = False, describe(error)
-        yield Check(architecture, f"{stage}, recorded", "learns as the step that is called", passed, found)
+            return worst <= RECORDED, f"gradients within {worst:.1e}, in {share:.2f} of the time"
+
+        yield judge(architecture, f"{stage}, recorded", "learns as the step that is called", ask)
 
 
 def check(
     network: str, engine: str, demand: str, make: Callable[[], Engine], ask: Callable[[Engine], tuple[bool, str]]
 ) -> Check:
-    """Make an engine and ask it; whatever fails is what was found."""
+    """Make an engine and ask it."""
+
+    def ask_made() -> tuple[bool, str]:
+        with closing(make()) as made:
+            return ask(made)
+
+    return judge(network, engine, demand, ask_made)
+
+
+def judge(network: str, engine: str, demand: str, ask: Callable[[], tuple[bool, str]]) -> Check:
+    """Return what was asked; whatever fails is what was found."""
     try:
-        made = make()
-        try:
-            passed, found = ask(made)
-        finally:
-            made.close()
+        passed, found = ask()
     except Exception as error:
         passed, found = False, describe(error)
     return Check(network, engine, demand, passed, found)

@@ -1,11 +1,11 @@
 """Training's recorded steps against the same steps called: `skipnet verify-gpu`."""
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from models.benchmark.measure import interleave
 from models.catalogue import find_architecture
 from models.network import SkipNet
 from models.training.batch_norm import freeze_statistics
@@ -23,7 +23,7 @@ STAGES: dict[Stage, str] = {
 }
 TOLERANCE = 1e-3
 """Of a parameter's gradient, by its norm. Nothing was seen to differ; cuDNN may sum in another order."""
-STEPS = 20
+SECONDS = 2.0
 
 
 def compare_recorded(stage: Stage, device: str) -> tuple[float, float]:
@@ -52,13 +52,15 @@ def compare_recorded(stage: Stage, device: str) -> tuple[float, float]:
     statistics = [buffer.clone() for buffer in network.buffers()]
     recorded(*asked)
     found = gradients(network)
-    share = seconds(lambda: recorded(*asked))
     for buffer, before in zip(network.buffers(), statistics, strict=True):
         buffer.copy_(before)
     descend(*asked)
     expected = gradients(network)
     worst = max(float((found[name] - each).norm() / each.norm().clamp(min=1e-12)) for name, each in expected.items())
-    return worst, share / seconds(lambda: descend(*asked))
+    # A recording has gradients of its own: what is called between its replays takes nothing from it.
+    steps = {"recorded": finished(lambda: recorded(*asked)), "called": finished(lambda: descend(*asked))}
+    timings = interleave(steps, SECONDS)
+    return worst, timings["recorded"].share_of(timings["called"])[0]
 
 
 def gradients(network: SkipNet) -> dict[str, Tensor]:
@@ -66,11 +68,11 @@ def gradients(network: SkipNet) -> dict[str, Tensor]:
     return {name: each.grad.clone() for name, each in network.named_parameters() if each.grad is not None}
 
 
-def seconds(step: Callable[[], object]) -> float:
-    """Return the mean time of a step, the device's work done."""
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(STEPS):
+def finished(step: Callable[[], object]) -> Callable[[], object]:
+    """Return the step that waits until the device has done it."""
+
+    def run() -> None:
         step()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - began) / STEPS
+        torch.cuda.synchronize()
+
+    return run

@@ -77,7 +77,7 @@ class Reproduction:
     def start_name(self, row: Row) -> str | None:
         """Return what a results file calls the checkpoint that the row starts from."""
         if row.averaged:
-            return " + ".join((str(row.start), *row.averaged))
+            return " + ".join(row.parts)
         if row.start is None or self.start is not None:
             return str(self.start) if row.start else None
         return row.start if row.start_depth is None else f"{row.start} of {row.start_depth} layers"
@@ -126,7 +126,7 @@ def reproduce(
     folder = plan.checkpoint(row.name, seed)
     if row.averaged:
         start = row.seed_of_start(seed)
-        average([plan.checkpoint(name, start) for name in (str(row.start), *row.averaged)], folder)
+        average([plan.checkpoint(name, start) for name in row.parts], folder)
         hours, cpu_hours = 0.0, 0.0
     else:
         train_row(row, options, save_every, show)

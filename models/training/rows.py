@@ -71,6 +71,11 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict)
     at_most: float | None = None
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The rows that it comes from: the one that it starts from, and those that it is averaged with."""
+        return () if self.start is None else (self.start, *self.averaged)
+
     def seed_of_start(self, seed: int) -> int:
         """Return the seed of the run that the row's run of ``seed`` starts from."""
         return seed if self.start_seed is None else self.start_seed
@@ -270,8 +275,8 @@ def find_runs(
     runs: dict[tuple[str, int], tuple[Row, int]] = {}
 
     def want(row: Row, seed: int) -> None:
-        if starts and row.start is not None and row.start_depth is None:
-            for name in (row.start, *row.averaged):
+        if starts and row.start_depth is None:
+            for name in row.parts:
                 want(find_row(name, schedule), row.seed_of_start(seed))
         runs[row.name, seed] = row, seed
 

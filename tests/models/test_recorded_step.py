@@ -23,7 +23,7 @@ STAGES: list[Stage] = ["plain", "sp", "hrl"]
 
 
 class Replayed:
-    """Stands for a graph where there are none: what was recorded is called again."""
+    """Stands for a graph where there are none: it counts its replays."""
 
     recordings: list["Replayed"]
 
@@ -130,7 +130,7 @@ def test_a_recorded_step_that_learns_otherwise_is_found(off: float, monkeypatch:
                     parameter.grad *= 1 + off
             return step
 
-    for name, value in (("RecordedStep", Called), ("BATCH", 4), ("STEPS", 1)):
+    for name, value in (("RecordedStep", Called), ("BATCH", 4), ("SECONDS", 0.0)):
         monkeypatch.setattr(recorded, name, value)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     checks = list(check_training("cpu"))

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.benchmark.training import run_masked
 from models.catalogue import find_architecture
-from models.network import SkipNet
+from models.network import SkipNet, run_masked
 from models.training.batch_norm import freeze_statistics
 from models.training.readout import open_gates, readouts, sharpen_gates
 from models.training.recipes import find_recipe
