@@ -8,9 +8,9 @@ from typing import Any
 
 from models.catalogue import find_architecture
 from models.checkpoint import Config
-from models.training.answers import ANSWERS
 from models.training.averaging import AVERAGE
 from models.training.recipes import find_changes
+from models.training.wide import KINDS, wide_teacher
 
 Stages = Sequence[dict[str, Any]]
 
@@ -18,10 +18,16 @@ Stages = Sequence[dict[str, Any]]
 def draw_commands(config: Config) -> list[str]:
     """Return the commands that train the stages, each from the one before; the first teaches, or a wide network."""
     commands, _ = draw_chain(config, config.training.get("stages", []), [], "")
-    if any(ANSWERS in command for command in commands):
-        training = config.training
-        commands.insert(0, f"skipnet teach {training['dataset']} --held-out {training['held_out_images']}")
-    return commands
+    training = config.training
+    networks = [network for network in KINDS if any(f"{training['dataset']}_{network}/" in each for each in commands)]
+    taught = [draw_teaching(training["dataset"], network, training["held_out_images"]) for network in networks]
+    return [*taught, *commands]
+
+
+def draw_teaching(dataset: str, network: str, held_out: int) -> str:
+    """Return the command that trains a wide network to teach."""
+    which = "" if network == "wide" else f" --network {network}"
+    return f"skipnet teach {dataset}{which} --held-out {held_out}"
 
 
 def draw_chain(config: Config, stages: Stages, folders: Sequence[str], mark: str) -> tuple[list[str], list[str]]:
@@ -80,9 +86,11 @@ def draw_training(config: Config, stage: dict[str, Any], folders: Sequence[str],
         parts.append(f"--size {config.input.height}")
     if folders:
         parts.append(f"--init {folders[-1]}")
-    if teacher_of(stage) == "answers":
-        parts.append(f"--teacher runs/{training['dataset']}_wide/{ANSWERS}")
-    elif teacher_of(stage) == "checkpoint" and len(folders) > 1:
+    teacher = teacher_of(stage) or ""
+    if wide := wide_teacher(teacher):
+        network, file = wide
+        parts.append(f"--teacher runs/{training['dataset']}_{network}/{file}")
+    elif teacher == "checkpoint" and len(folders) > 1:
         parts.append(f"--teacher {folders[0]}")
     run = f"runs/{trained}{mark}"
     while f"{run}/{name}" in folders:
@@ -93,9 +101,9 @@ def draw_training(config: Config, stage: dict[str, Any], folders: Sequence[str],
 
 
 def teacher_of(stage: dict[str, Any]) -> str | None:
-    """Return what a stage learned from, if something did: a network's kept answers or a checkpoint."""
+    """Return what a stage learned from, if something did: a wide network (`wide_teacher`) or a checkpoint."""
     if not stage.get("distil"):
         return None
-    # Older configs do not tell; theirs of this name learned from a wide network.
+    # Older configs do not tell, or not which; theirs of this name learned from the one there was.
     teacher: str = stage.get("teacher", "answers" if stage["name"] == "taught" else "checkpoint")
-    return teacher
+    return "wide-answers" if teacher == "answers" else teacher

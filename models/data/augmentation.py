@@ -22,6 +22,16 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def overlay(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Lay another image over about ``share`` (0..1) of images [N, 3, H, W], up to half of it: what it was stays the
+    larger part. Zhang et al. 2018 (mixup), whose labels are mixed too; here a teacher says what to see.
+    """
+    drawn = torch.rand(len(images), generator=generator)
+    weight = ((drawn - 1) / share + 1).clamp(min=0) / 2
+    weight = weight[:, None, None, None].to(images.device, non_blocking=True)
+    return torch.lerp(images, images.flip(0), weight)
+
+
 def random_boxes(count: int, width: int, height: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return boxes [N, 4] of left, top, width and height in pixels, and which [N] to flip: half of them.
 

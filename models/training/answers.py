@@ -31,10 +31,10 @@ def give_answers(network: Callable[[Tensor], Tensor], pixels: Tensor, row: Datas
     return torch.cat(answers)
 
 
-def write_answers(file: Path, answers: Tensor, dataset: str) -> None:
-    """Write the answers for all training images of a data set, in its order."""
+def write_answers(file: Path, answers: Tensor, dataset: str, network: str) -> None:
+    """Write the answers of a wide network for all training images of a data set, in its order."""
     with whole_file(file) as kept:
-        kept.write(save({"answers": answers.half().contiguous()}, {"dataset": dataset}))
+        kept.write(save({"answers": answers.half().contiguous()}, {"dataset": dataset, "network": network}))
 
 
 def read_answers(file: Path, dataset: str, images: int, classes: int) -> Tensor:

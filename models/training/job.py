@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.catalogue import Architecture, find_architecture
 from models.checkpoint import Checkpoint, read_checkpoint, read_config
@@ -24,6 +24,7 @@ from models.training.growth import grow
 from models.training.processor import gains_by_compiling, multiplies_bfloat16, prepare_process
 from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.run import Job
+from models.training.wide import NETWORK, name_teacher, read_network
 
 IN_MEMORY = 4 << 30
 """Bytes: data sets that take more are decoded as they are needed."""
@@ -91,6 +92,7 @@ def make_job(options: JobOptions) -> Job:
         or (options.compile == "auto" and gains_by_compiling(architecture, device, mixed)),
         mixed=mixed,
         teacher=find_teacher(recipes, source, train_positions, options),
+        taught_by=name_teacher(options.teacher) if is_wide(options.teacher) else "checkpoint",
         origins={name: str(path) for name, path in (("init", options.init), ("teacher", options.teacher)) if path},
         about={
             "dataset": row.name,
@@ -166,14 +168,17 @@ def start_network(
 
 def find_teacher(
     recipes: list[Recipe], source: Source, positions: list[int], options: JobOptions
-) -> SkipNet | Tensor | None:
+) -> nn.Module | Tensor | None:
     """Return what the recipes learn from, if one does: --teacher, or else the dense network that --init names.
 
-    That is a network, or where --teacher is a file of answers, those for the images at ``positions`` of the source.
+    That is a network, dense or wide, or where --teacher is a file of answers, those for the images at ``positions`` of
+    the source.
     """
     if not any(recipe.distil for recipe in recipes):
         return None
-    if options.teacher is not None and options.teacher.suffix == ".safetensors":
+    if is_wide(options.teacher):
+        if options.teacher.name == NETWORK:
+            return read_network(options.teacher, source.row.name, len(source.classes))
         return read_answers(options.teacher, source.row.name, len(source), len(source.classes))[positions]
     folder = options.teacher or options.init
     if folder is None:
@@ -183,6 +188,11 @@ def find_teacher(
         raise JobError(f"{folder} has gates; recipe {options.recipe} learns from a dense network: name one, --teacher")
     check_labels(checkpoint, folder, source.classes, options)
     return checkpoint.network.requires_grad_(False)
+
+
+def is_wide(teacher: Path | None) -> TypeGuard[Path]:
+    """Whether a teacher is a file: a wide network or its answers. A checkpoint is a folder."""
+    return teacher is not None and teacher.suffix == ".safetensors"
 
 
 def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], options: JobOptions) -> None:

@@ -43,6 +43,7 @@ class Recipe:
     ``spread`` each image has a target of its own, up to half of it above its rung's if the teacher finds it harder than
     others, as much below if easier; and executing too few blocks costs as executing too many does.
     ``distil`` weighs a dense teacher's answer, softened by ``temperature``, against the label (Hinton et al. 2015).
+    ``overlaid`` is the share of the images that another is laid over, which a teacher that answers then can judge.
     HRL: ``alpha`` is the reward of skipping all blocks (paper, equation 4), ``policy_weight`` weighs the policy
     gradient against the cross-entropy's, ``samples`` routes are drawn an image, and the gates' logits are multiplied
     by ``sharpen`` before it begins.
@@ -72,6 +73,7 @@ class Recipe:
     target_weight: float = 20.0
     distil: float = 0.0
     temperature: float = 4.0
+    overlaid: float | None = None
     spread: float | None = None
     alpha: float = 0.1
     policy_weight: float = 0.01

@@ -16,15 +16,14 @@ from models.engines import load_engine
 from models.evaluation.calibration import calibrate
 from models.evaluation.metrics import measure
 from models.machine import describe_machine
-from models.training.answers import ANSWERS
 from models.training.averaging import AVERAGE, average
 from models.training.job import JobError, JobOptions, choose_device, make_job, override
 from models.training.recipes import find_recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
-from models.training.rows import WIDE, Row, Schedule, find_row, find_runs
+from models.training.rows import Row, Schedule, find_row, find_runs
 from models.training.run import stage_summary, train
 from models.training.state import LOG
-from models.training.wide import teach
+from models.training.wide import teach, wide_teacher
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,13 @@ class Reproduction:
             )
 
     def teacher(self, row: Row) -> Path | None:
-        """Return what a row learns from, if that is not what it starts from: a checkpoint, or a file of answers."""
-        if row.teacher == WIDE:
-            return self.shared.output / f"{self.shared.dataset}_{WIDE}" / ANSWERS
-        return None if row.teacher is None else self.checkpoint(row.teacher, 0)
+        """Return what a row learns from, if that is not what it starts from."""
+        if row.teacher is None:
+            return None
+        if wide := wide_teacher(row.teacher):
+            network, file = wide
+            return self.shared.output / f"{self.shared.dataset}_{network}" / file
+        return self.checkpoint(row.teacher, 0)
 
     def checkpoint(self, row: str, seed: int, depth: int | None = None) -> Path:
         """Return the folder of the checkpoint that a row's run leaves."""
@@ -159,8 +161,9 @@ def reproduce(
 
 def train_row(row: Row, options: JobOptions, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]) -> None:
     """Train a row, or go on with its training; its teacher first, where that is not there."""
-    if row.teacher == WIDE and options.teacher is not None and not options.teacher.exists():
-        train_teacher(options, options.teacher.parent, save_every, show)
+    wide = wide_teacher(row.teacher or "")
+    if wide and options.teacher is not None and not options.teacher.exists():
+        train_teacher(wide[0], options, options.teacher.parent, save_every, show)
     job = make_job(options)
     # Of one function torch compiles eight versions at most, and each row's recipe asks for one of its own.
     torch.compiler.reset()
@@ -175,12 +178,13 @@ def asked_recipe(row: Row, options: JobOptions) -> dict[str, Any]:
 
 
 def train_teacher(
-    options: JobOptions, folder: Path, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]
+    network: str, options: JobOptions, folder: Path, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]
 ) -> None:
     source = read_source(find_dataset(options.dataset), "train", options.data)
     teach(
         source,
         folder,
+        network=network,
         epochs=options.epochs,
         held_out=options.held_out,
         limit=options.limit,

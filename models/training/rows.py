@@ -7,10 +7,13 @@ from typing import Any, Literal
 from models.training.recipes import Rung, Stage
 
 Schedule = Literal["paper", "short"]
-Group = Literal["table", "ablations", "recipe", "grown"]
+Group = Literal["table", "ablations", "recipe", "grown", "patient"]
 
 PLAIN, RNN, FEED_FORWARD = "resnet", "rnn_gate", "feedforward"
-WIDE = "wide"
+WIDE_ANSWERS, WIDER, WIDER_ANSWERS = "wide-answers", "wider", "wider-answers"
+"""Teachers that are no rows: a network of `models.training.wide`, asked about each image as it is seen, or the answers
+that it has given once.
+"""
 ALPHAS = (0.01, 0.1, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -49,9 +52,8 @@ class Row:
 
     A run starts from that row's run of the same seed, or of ``start_seed``. Where that is of a network of another
     ``start_depth``, it is trained by a command of its own. With other ``averaged`` rows there is no training: it is the
-    mean of their weights and its start's. ``teacher`` is the row whose run of seed 0
-    teaches, where that is not the one to start from; "wide" is the network of `models.training.wide`. ``changes``
-    replace values of ``recipe``.
+    mean of their weights and its start's. ``teacher`` is a wide network or its answers, or the row whose run of seed 0
+    teaches, where that is not the one to start from. ``changes`` replace values of ``recipe``.
     Where ``at_most`` is a computation percentage, the execute threshold is the one of the best accuracy on held-out
     images among those that compute no more.
     """
@@ -122,7 +124,7 @@ def by_teacher() -> list[Row]:
         taught_hrl("longer-hrl", "the same + HRL", "longer", 60),
         Row(
             "plain-taught", "plain ResNet, the routed one's blocks, taught by a wide network", "table", PLAIN, "plain",
-            "taught", "longer-hrl", start_seed=0, teacher=WIDE, changes={"rate": 0.1},
+            "taught", "longer-hrl", start_seed=0, teacher=WIDE_ANSWERS, changes={"rate": 0.1},
         ),
         *accurate(0.66, 70),
         *accurate(0.57, 60),
@@ -130,11 +132,13 @@ def by_teacher() -> list[Row]:
 
 
 def taught_sp(name: str, title: str, start: str, at_most: float, **changes: Any) -> Row:
-    return Row(name, title, "table", RNN, "sp", "taught", start, teacher=WIDE, at_most=at_most, changes=changes)
+    return Row(name, title, "table", RNN, "sp", "taught", start, teacher=WIDE_ANSWERS, at_most=at_most, changes=changes)
 
 
 def taught_hrl(name: str, title: str, start: str, at_most: float, **changes: Any) -> Row:
-    return Row(name, title, "table", RNN, "hrl", "taught", start, teacher=WIDE, at_most=at_most, changes=changes)
+    return Row(
+        name, title, "table", RNN, "hrl", "taught", start, teacher=WIDE_ANSWERS, at_most=at_most, changes=changes
+    )
 
 
 def accurate(target: float, at_most: float) -> list[Row]:
@@ -179,6 +183,40 @@ def accurate(target: float, at_most: float) -> list[Row]:
             alpha=0.7, epochs=28, rate=0.01,
         ),
     ]  # fmt: skip
+
+
+def patient() -> list[Row]:
+    """Return the rows of a network that a wider one teaches for long, asked about each image as it is augmented: on a
+    GPU, but for the last, long stages, which a CPU's core trains in hours. Beyer et al. 2022 (arXiv 2106.05237).
+    """
+    rungs = (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, 0.62))
+    told: dict[str, Any] = {"temperature": 3.0}
+
+    def half(name: str, title: str, alpha: float, epochs: int) -> Row:
+        changes = told | {"alpha": alpha, "epochs": epochs, "rate": 0.01}
+        return Row(
+            f"patient-hrl-{name}", title, "patient", RNN, "hrl", "taught", "patient-hrl", teacher=WIDER_ANSWERS,
+            at_most=50, changes=changes,
+        )  # fmt: skip
+
+    rows = [
+        Row(
+            "patient", "plain ResNet, taught by a wider network about each image as it is seen", "patient", PLAIN,
+            "plain", "taught", teacher=WIDER,
+            changes=told | {"epochs": 221, "batch": 256, "rate": 0.2, "overlaid": 0.5},
+        ),
+        Row(
+            "patient-sp", "SP from it", "patient", RNN, "sp", "taught", "patient", teacher=WIDER, at_most=70,
+            changes=told | {"epochs": 50, "batch": 256, "rate": 0.06, "rungs": rungs, "targets_fall": (0.05, 0.5)},
+        ),
+        Row(
+            "patient-hrl", "the same + HRL", "patient", RNN, "hrl", "taught", "patient-sp", teacher=WIDER, at_most=70,
+            changes=told | {"epochs": 3, "batch": 128, "rate": 0.012, "alpha": 0.5},
+        ),
+        half("half", "the same, 24 epochs more, for half of the blocks", 0.7, 24),
+        half("long", "the same, 20 epochs more, rewarded less for skipping", 0.4, 20),
+    ]  # fmt: skip
+    return rows
 
 
 def grown(target: float, at_most: float, rate: float) -> list[Row]:
@@ -260,7 +298,8 @@ def find_row(name: str, schedule: Schedule) -> Row:
 def all_groups(schedule: Schedule) -> dict[str, list[Row]]:
     """Return the rows of each group that the schedule has."""
     groups = {"table": table(schedule), "ablations": ablations(schedule)}
-    ours = {"recipe": recipe_parts(), "grown": [*grown(0.37, 40, 0.1), *grown(0.47, 50, 0.05)]}
+    grows = [*grown(0.37, 40, 0.1), *grown(0.47, 50, 0.05)]
+    ours = {"recipe": recipe_parts(), "grown": grows, "patient": patient()}
     return groups | ours if schedule == "short" else groups
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.catalogue import Architecture
 from models.checkpoint import Config, code_version, write_checkpoint
@@ -41,9 +41,9 @@ class TrainingDiverged(RuntimeError):
 @dataclass(frozen=True)
 class Job:
     """Everything that decides a run. ``batches`` gives a recipe's batches, ``validate`` measures held-out images;
-    ``mixed`` runs convolutions in bfloat16; ``teacher`` is a dense network for the recipes that distil, or its
-    answers for all images [N, classes]; ``origins`` says which files the run starts and learns from; ``earlier`` tells
-    of the stages behind the checkpoint that it starts from.
+    ``mixed`` runs convolutions in bfloat16; ``teacher`` is a dense or wide network for the recipes that distil, or its
+    answers for all images [N, classes], and ``taught_by`` what the stages' summaries call it; ``origins`` says which
+    files the run starts and learns from; ``earlier`` tells of the stages behind the checkpoint that it starts from.
     """
 
     architecture: Architecture
@@ -58,7 +58,8 @@ class Job:
     folder: Path
     compile: bool
     mixed: bool
-    teacher: SkipNet | Tensor | None
+    teacher: nn.Module | Tensor | None
+    taught_by: str | None
     origins: dict[str, str]
     about: dict[str, Any]
     earlier: list[dict[str, Any]]
@@ -114,7 +115,7 @@ def train(
         progress, optimizer_state = state.load(job.network)
     cut_log(job.folder / LOG, progress)
     for network in (job.network, job.teacher):
-        if isinstance(network, SkipNet):
+        if isinstance(network, nn.Module):
             network.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for number in range(progress.stage, len(job.recipes)):
         run_stage(job, job.recipes[number], progress, optimizer_state, state, show, watcher)
@@ -222,7 +223,7 @@ def require_finite(loss: float, of: str, remedy: str) -> None:
 
 def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:
     done = job.recipes[: job.recipes.index(recipe) + 1]
-    kind = {"teacher": "answers" if isinstance(job.teacher, Tensor) else "checkpoint"}
+    kind = {"teacher": job.taught_by}
     stages = [*job.earlier]
     for each in done:
         stages.append(stage_summary(each) | {"seed": job.seed} | (kind if each.distil else {}))

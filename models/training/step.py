@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.data.augmentation import overlay
 from models.data.batches import Batches, generator
 from models.network import SkipNet, run_masked
 from models.training.objective import Step
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from models.training.run import Job
 
 SAMPLING = 1 << 20
-"""Keeps the generator of sampled gates apart from that of augmentation, which knows no such epoch."""
+OVERLAYING = 1 << 21
+"""They keep the generators of sampled gates and of overlaid images apart from that of augmentation, which knows no such
+epoch.
+"""
 
 TakeStep = Callable[[Tensor, Tensor, float, int, int], Step]
 """A batch's images and labels, how far the targets have fallen, the epoch and the step in it."""
@@ -34,7 +38,7 @@ def make_step(job: "Job", recipe: Recipe, batches: Batches) -> TakeStep:
     network, hybrid, recorded = job.network, recipe.stage == "hrl", is_recorded(recipe, job.device)
     explores = not (hybrid or recorded or job.compile)
     teacher = job.teacher if recipe.distil else None
-    asked = teacher if isinstance(teacher, SkipNet) else None
+    asked = teacher if isinstance(teacher, nn.Module) else None
     descend = make_descent(network, recipe, job.device, job.mixed, masked=recorded, compiles=job.compile, asked=asked)
     recording = RecordedStep(network, descend)
 
@@ -42,6 +46,8 @@ def make_step(job: "Job", recipe: Recipe, batches: Batches) -> TakeStep:
         random = generator(job.seed, epoch + SAMPLING, within)
         uniform = draw(len(images), network.decision_count, recipe, random) if hybrid else None
         answers = teacher[batches.chosen(epoch, within)] if isinstance(teacher, Tensor) else None
+        if recipe.overlaid:
+            images = overlay(images, recipe.overlaid, generator(job.seed, epoch + OVERLAYING, within))
         drawn = (None if each is None else each.to(job.device, non_blocking=True) for each in (uniform, answers))
         inputs = images, labels, torch.tensor(fallen).to(job.device, non_blocking=True), *drawn
         return recording(*inputs) if recorded else descend(*inputs, random if explores else None)
@@ -62,7 +68,7 @@ def make_descent(
     *,
     masked: bool,
     compiles: bool = False,
-    asked: SkipNet | None = None,
+    asked: nn.Module | None = None,
 ) -> Callable[..., Step]:
     """Return what leaves a batch's gradients in the network's parameters.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from models.network import Decide, SkipNet, limits_of, run_masked
@@ -76,11 +76,11 @@ def rung_slices(rungs: Sequence[Rung], images: int) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
-def taught(teacher: SkipNet, images: Tensor) -> Tensor:
-    """Return the teacher's logits [N, classes], in float32."""
+def taught(teacher: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits [N, classes] of a teacher, a SkipNet without gates or a wide network, in float32."""
     with torch.no_grad():
-        logits: Tensor = teacher(images)[0].float()
-    return logits
+        logits: Tensor = teacher(images)[0] if isinstance(teacher, SkipNet) else teacher(images)
+    return logits.float()
 
 
 def hardness(answers: Tensor, labels: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""A wide, shallow network without gates that serves nobody: it learns fast, and teaches those that are served.
+"""Wide, shallow networks without gates that serve nobody: they learn fast, and teach those that are served.
 
 Three groups of two convolutions, each pair halving the map, behind a first layer that whitens patches of 2x2 pixels and
 is not trained. After David Page's account of how to train a ResNet (2018-2019) and Keller Jordan's of CIFAR-10 in 3.29
-seconds (arXiv 2404.00498): 118 M multiply-adds, about 93 to 94 % on CIFAR-10 after a dozen epochs.
+seconds (arXiv 2404.00498): 118 M multiply-adds, about 93 to 94 % on CIFAR-10 after a dozen epochs. The wider one's
+labels are not smoothed: that takes from its answers what they tell of the other classes (Mueller et al. 2019).
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, max_pool2d
 
@@ -19,19 +22,36 @@ from models.data.batches import MemoryBatches
 from models.data.catalogue import DatasetRow
 from models.data.held_out import split_positions
 from models.data.source import DataError, Source
-from models.training.answers import ANSWERS, give_answers, write_answers
+from models.training.answers import ANSWERS, AnswersError, give_answers, write_answers
 from models.training.objective import Step
 from models.training.processor import multiplies_bfloat16, prepare_process
 from models.training.run import require_finite
 from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
+from models.whole_file import whole_file
 
-WIDTHS = (24, 64, 256, 256)
+NETWORK = "network.safetensors"
+PATCH = 24
+"""What the first layer answers about a patch of 2x2 pixels: its 12 numbers and their opposites."""
+WIDTHS = (64, 256, 256)
 WHITENED, NOISE = 5000, 5e-4
 """Images that the first layer is made for, and what is added to the variance of their patches."""
-EPOCHS = 12
-BATCH, RATE, BIAS_RATE, MOMENTUM, DECAY, SMOOTHING = 256, 0.25, 4, 0.9, 5e-4, 0.1
+BATCH, RATE, BIAS_RATE, MOMENTUM, DECAY = 256, 0.25, 4, 0.9, 5e-4
 WARM_UP, FIRST = 0.2, 0.2
 """The share of the steps in which the rate rises, and the share of it that it begins with."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How many times as wide as it might be a network is, and how it is trained: ``smoothing`` (0..1) is how far its
+    labels are from their class to all alike.
+    """
+
+    width: int
+    epochs: int
+    smoothing: float
+
+
+KINDS = {"wide": Kind(width=1, epochs=12, smoothing=0.1), "wider": Kind(width=2, epochs=30, smoothing=0.0)}
 
 
 class Group(nn.Module):
@@ -50,24 +70,30 @@ class Group(nn.Module):
 
 
 class WideNetwork(nn.Module):
-    """Class logits [N, classes] of normalised images [N, 3, 32, 32], the first layer made for ``images``."""
+    """Class logits [N, classes] of normalised images [N, 3, 32, 32]; all layers but the first are ``width`` times as
+    wide as they might be.
+    """
 
-    def __init__(self, classes: int, images: Tensor) -> None:
+    def __init__(self, classes: int, width: int = 1) -> None:
         super().__init__()
-        self.whitening = nn.Conv2d(3, WIDTHS[0], 2)
-        filters = whitening_filters(images)
-        with torch.no_grad():
-            self.whitening.weight.copy_(torch.cat((filters, -filters)))
-            nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]
+        widths = (PATCH, *(width * each for each in WIDTHS))
+        self.whitening = nn.Conv2d(3, PATCH, 2)
+        nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]
         self.whitening.weight.requires_grad_(False)
-        self.groups = nn.Sequential(*(Group(*pair) for pair in pairwise(WIDTHS)))
-        self.head = nn.Linear(WIDTHS[-1], classes, bias=False)
+        self.groups = nn.Sequential(*(Group(*pair) for pair in pairwise(widths)))
+        self.head = nn.Linear(widths[-1], classes, bias=False)
         for module in self.groups.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 # The first filters hand their inputs on.
                 with torch.no_grad():
                     nn.init.dirac_(module.weight[: module.in_channels])
+
+    def whiten(self, images: Tensor) -> None:
+        """Make the first layer for images [N, 3, H, W]."""
+        filters = whitening_filters(images)
+        with torch.no_grad():
+            self.whitening.weight.copy_(torch.cat((filters, -filters)))
 
     def forward(self, images: Tensor) -> Tensor:
         x: Tensor = self.groups(gelu(self.whitening(images)))
@@ -89,6 +115,7 @@ class WideRun:
 
     network: WideNetwork
     batches: MemoryBatches
+    kind: Kind
     steps: int
     state: StateFile
     log: Path
@@ -134,7 +161,7 @@ class WideRun:
             group["lr"] = rate * group["times"]
         with torch.autocast(images.device.type, torch.bfloat16, enabled=multiplies_bfloat16(images.device)):
             logits = self.network(images).float()
-        loss = cross_entropy(logits, labels, label_smoothing=SMOOTHING)
+        loss = cross_entropy(logits, labels, label_smoothing=self.kind.smoothing)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -166,6 +193,7 @@ def teach(
     source: Source,
     folder: Path,
     *,
+    network: str,
     epochs: int | None,
     held_out: int,
     limit: int | None,
@@ -176,11 +204,13 @@ def teach(
 ) -> None:
     """Train a wide network on a data set of small images but those held out, or go on with it, and write its answers.
 
-    ``epochs`` is 12 by default. ``folder`` gets ``answers.safetensors``, ``log.jsonl`` and ``state.pt``. Raises
+    ``network`` is one of `KINDS`, ``epochs`` by default its own. ``folder`` gets ``answers.safetensors``,
+    ``network.safetensors``, ``log.jsonl`` and ``state.pt``. Raises
     DataError where images are not all of the data set's own size or too few, StateError where the folder holds another
     run's state, TrainingDiverged where the loss is no longer a number.
     """
-    epochs = epochs or EPOCHS
+    kind = KINDS[network]
+    epochs = epochs or kind.epochs
     train, kept_apart = split_positions(source, held_out, limit)
     if len(train) < BATCH:
         raise DataError(f"{len(train)} training images don't fill a batch of {BATCH}, which a wide teacher needs")
@@ -188,13 +218,57 @@ def teach(
     prepare_process(seed)
     batches = MemoryBatches(pixels[train], labels[train], row, row.size, BATCH, seed, device)
     first = normalise(pixels[train[:WHITENED]], row.mean, row.std)
-    network = WideNetwork(len(source.classes), first).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    taught = WideNetwork(len(source.classes), kind.width)
+    taught.whiten(first)
+    taught.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = pixels.to(device)
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"network": "wide", "dataset": row.name, "epochs": epochs, "seed": seed}
+    about = {"network": network, "dataset": row.name, "epochs": epochs, "seed": seed}
     about |= {"train_images": len(train), "held_out_images": held_out}
     state = StateFile(folder, about, save_every)
-    run = WideRun(network, batches, epochs * batches.steps_per_epoch, state, folder / LOG)
-    trained = run.train(show, lambda: correct_share(network, pixels[kept_apart], labels[kept_apart], row))
+    run = WideRun(taught, batches, kind, epochs * batches.steps_per_epoch, state, folder / LOG)
+    trained = run.train(show, lambda: correct_share(taught, pixels[kept_apart], labels[kept_apart], row))
     if trained or not (folder / ANSWERS).is_file():
-        write_answers(folder / ANSWERS, give_answers(network.eval(), pixels, row).cpu(), row.name)
+        write_answers(folder / ANSWERS, give_answers(taught.eval(), pixels, row).cpu(), row.name, network)
+    if trained or not (folder / NETWORK).is_file():
+        write_network(folder / NETWORK, taught, row.name, network)
+
+
+def write_network(file: Path, network: WideNetwork, dataset: str, name: str) -> None:
+    """Write a trained network, one of `KINDS`, for those who ask it about each image as they see it."""
+    weights = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+    with whole_file(file) as kept:
+        kept.write(save(weights, {"dataset": dataset, "network": name}))
+
+
+def read_network(file: Path, dataset: str, classes: int) -> WideNetwork:
+    """Return a network in evaluation mode; raises AnswersError where the file holds none, or another data set's."""
+    try:
+        with safe_open(file, "pt") as found:
+            of = (found.metadata() or {}).get("dataset")
+        weights = load_file(file)
+        given, width = weights["head.weight"].shape[0], weights["head.weight"].shape[1] // WIDTHS[-1]
+        network = WideNetwork(given, width)
+        network.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise AnswersError(f"{file} can't be read as a wide network ({error}); delete it and train it again") from error
+    if (of, given) != (dataset, classes):
+        raise AnswersError(f"{file} is a network for {of} in {given} classes, not for {dataset} in {classes}")
+    return network.eval().requires_grad_(False)
+
+
+def wide_teacher(name: str) -> tuple[str, str] | None:
+    """Return the network and the file of what a stage's summary calls ``name``: "wider" is the network itself, asked
+    about each image as it is seen, "wider-answers" what it answered once; None where it is no wide network.
+    """
+    network = name.removesuffix("-answers")
+    if network not in KINDS:
+        return None
+    return network, NETWORK if name == network else ANSWERS
+
+
+def name_teacher(file: Path) -> str:
+    """Return what a stage's summary calls the wide network of a file, or its answers; an older file does not tell."""
+    with safe_open(file, "pt") as found:
+        network: str = (found.metadata() or {}).get("network", "wide")
+    return network if file.name == NETWORK else f"{network}-answers"

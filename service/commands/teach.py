@@ -10,15 +10,18 @@ from service.training_options import HELD_OUT_TO_REPORT, TrainingOptions, progre
 
 
 class Teach(TrainingOptions):
-    """Train a wide network, which serves nobody, and write its answers to the training images: --teacher of recipe
-    taught learns from them. Killed, it goes on where it was.
+    """Train a wide network, which serves nobody, and write its answers to the training images, and itself: --teacher of
+    recipe taught learns from either. Killed, it goes on where it was.
 
     A try on a CPU: skipnet teach cifar10 --epochs 1 --limit 2560 --output try
     """
 
     dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")
-    output: Path | None = Field(None, description="folder of the run and its answers; default: runs/<dataset>_wide")
-    epochs: int | None = Field(None, ge=1, description="epochs; default: 12")
+    network: Literal["wide", "wider"] = Field(
+        "wide", description="wider is twice as wide: a GPU asks it about each image as it is augmented"
+    )
+    output: Path | None = Field(None, description="folder of the run; default: runs/<dataset>_<network>")
+    epochs: int | None = Field(None, ge=1, description="epochs; default: 12, of the wider one 30")
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     held_out: int = Field(HELD_OUT_TO_REPORT, ge=1, description="training images kept apart to measure on")
@@ -30,13 +33,14 @@ class Teach(TrainingOptions):
         from models.data.source import read_source
         from models.training.answers import ANSWERS
         from models.training.job import choose_device
-        from models.training.wide import teach
+        from models.training.wide import NETWORK, teach
 
         self.yield_processor()
-        output = self.output or Path("runs") / f"{self.dataset}_wide"
+        output = self.output or Path("runs") / f"{self.dataset}_{self.network}"
         teach(
             read_source(find_dataset(self.dataset), "train", self.data),
             output,
+            network=self.network,
             epochs=self.epochs,
             held_out=self.held_out,
             limit=self.limit,
@@ -45,4 +49,4 @@ class Teach(TrainingOptions):
             save_every=self.save_every,
             show=progress_bar,
         )
-        print("answers:", output / ANSWERS)
+        print(f"answers: {output / ANSWERS}\nnetwork: {output / NETWORK}")

@@ -39,8 +39,9 @@ class Train(TrainingOptions):
     )
     teacher: Path | None = Field(
         None,
-        description="what recipes dial, adaptive and taught learn from: a dense network's checkpoint folder, or the "
-        "answers.safetensors of skipnet teach; default: --init",
+        description="what recipes dial, adaptive and taught learn from: a dense network's checkpoint folder, or of "
+        "skipnet teach answers.safetensors, or network.safetensors, which is asked about each image as it is seen; "
+        "default: --init",
     )
     epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
     batch: int | None = Field(None, ge=1, description="images a step; default: the recipe's")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from models.catalogue import find_architecture
 from models.checkpoint import Config, write_checkpoint
-from models.data.augmentation import crop_flip, normalise, random_boxes, random_resized_crop
+from models.data.augmentation import crop_flip, normalise, overlay, random_boxes, random_resized_crop
 from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
 from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
 from models.data.held_out import split_positions
@@ -246,6 +246,16 @@ def test_crop_and_flip_move_pixels_and_invent_none() -> None:
     steps = (moved[:, 0, 16, 17] - moved[:, 0, 16, 16]).tolist()
     assert set(steps) == {1, -1} and 16 < steps.count(1) < 48
     assert len({image[0, 16, 16].item() for image in moved}) > 20
+
+
+def test_another_image_is_laid_over_a_share_of_them_and_never_the_larger_part() -> None:
+    images = torch.eye(400).reshape(400, 1, 20, 20).repeat(1, 3, 1, 1)
+    for share in (0.25, 0.5, 1.0):
+        found = overlay(images, share, torch.Generator().manual_seed(0))[:, 0].flatten(1)
+        own, other = found.diagonal(), found.flip(1).diagonal()
+        torch.testing.assert_close(own + other, torch.ones(400))
+        assert float((other > 0).float().mean()) == pytest.approx(share, abs=0.07)
+        assert 0.45 < float(other.max()) <= 0.5 and float(other[other > 0].mean()) == pytest.approx(0.25, abs=0.03)
 
 
 def test_a_streamed_image_is_moved_and_flipped_as_one_in_memory(tmp_path: Path, pixels: np.ndarray) -> None:

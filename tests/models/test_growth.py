@@ -38,7 +38,7 @@ def trained() -> SkipNet:
 def plan(tmp_path: Path) -> Reproduction:
     write_cifar10(tmp_path, TRAIN, 16)
     (tmp_path / "cifar10_wide").mkdir()
-    write_answers(tmp_path / "cifar10_wide" / ANSWERS, torch.zeros(TRAIN, 10), "cifar10")
+    write_answers(tmp_path / "cifar10_wide" / ANSWERS, torch.zeros(TRAIN, 10), "cifar10", "wide")
     return replace(plan_in(tmp_path, tmp_path), depth=74)
 
 

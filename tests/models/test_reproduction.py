@@ -199,7 +199,7 @@ def test_only_what_was_asked_for_and_what_it_needs_is_run() -> None:
         ("plain", 0), ("sp", 1), ("hrl-70", 1),
     ]  # fmt: skip
     assert [row.name for row, _ in find_runs(["hrl-70"], "short", [1], starts=False)] == ["hrl-70"]
-    with pytest.raises(UnknownRow, match=r"'hrl'; there are table, ablations, recipe, grown and plain, sp"):
+    with pytest.raises(UnknownRow, match=r"'hrl'; there are table, ablations, recipe, grown, patient and plain, sp"):
         find_runs(["hrl"], "short")
 
 

@@ -1,4 +1,4 @@
-"""A teacher and its answers: the wide network, the file that they are kept in, and who learns from them."""
+"""A teacher and its answers: the wide networks, the files that they are kept in, and who learns from them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,19 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from models.checkpoint import read_config
 from models.data.augmentation import normalise
 from models.data.catalogue import find_dataset
 from models.data.held_out import split_positions
 from models.data.source import DataError, read_source
+from models.network import SkipNet
+from models.training import objective, wide
 from models.training import step as training_step
-from models.training import wide
 from models.training.answers import ANSWERS, AnswersError, give_answers, read_answers, write_answers
 from models.training.job import JobOptions, make_job
+from models.training.recipes import Stage
 from models.training.reproduction import reproduce
 from models.training.rows import find_row
 from models.training.run import TrainingDiverged, train
 from models.training.state import StateError
-from models.training.wide import WideNetwork, teach, whitening_filters
+from models.training.wide import KINDS, NETWORK, WideNetwork, read_network, teach, whitening_filters, write_network
 from tests.models.interruption import Killed, KilledAfter, quiet
 from tests.models.test_data import write_cifar10
 from tests.models.test_reproduction import never, plan_in, tiny
@@ -42,11 +45,12 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide, "RATE", 0.01)
 
 
-def teach_in(folder: Path, data: Path, epochs: int = 2, show: object = quiet) -> Tensor:
+def teach_in(folder: Path, data: Path, epochs: int = 2, show: object = quiet, network: str = "wide") -> Tensor:
     source = read_source(ROW, "train", data)
     teach(
         source,
         folder,
+        network=network,
         epochs=epochs,
         held_out=HELD_OUT,
         limit=None,
@@ -109,7 +113,8 @@ def test_too_few_images_for_a_teacher_are_said(data: Path, tmp_path: Path, monke
 
 def test_a_teacher_answers_alike_for_an_image_and_its_mirror(data: Path) -> None:
     pixels, _ = read_source(ROW, "train", data).in_memory(32)
-    network = WideNetwork(10, normalise(pixels, ROW.mean, ROW.std)).eval()
+    network = WideNetwork(10).eval()
+    network.whiten(normalise(pixels, ROW.mean, ROW.std))
     answers = give_answers(network, pixels, ROW)
     torch.testing.assert_close(answers, give_answers(network, pixels.flip(3), ROW))
     with torch.no_grad():
@@ -120,12 +125,12 @@ def test_a_teacher_answers_alike_for_an_image_and_its_mirror(data: Path) -> None
 def test_answers_of_other_images_are_refused(tmp_path: Path) -> None:
     file = tmp_path / ANSWERS
     answers = torch.randn(7, 10)
-    write_answers(file, answers, "cifar10")
+    write_answers(file, answers, "cifar10", "wide")
     torch.testing.assert_close(read_answers(file, "cifar10", 7, 10), answers, atol=1e-2, rtol=1e-3)
     for dataset, images, classes in (("svhn", 7, 10), ("cifar10", 8, 10), ("cifar10", 7, 100)):
         with pytest.raises(AnswersError, match="holds answers for 7 images of cifar10 in 10 classes"):
             read_answers(file, dataset, images, classes)
-    write_answers(file, answers.log(), "cifar10")
+    write_answers(file, answers.log(), "cifar10", "wide")
     with pytest.raises(AnswersError, match="holds NaN or infinity"):
         read_answers(file, "cifar10", 7, 10)
     file.write_bytes(b"half a file")
@@ -139,7 +144,7 @@ def test_each_image_is_judged_by_the_answer_to_itself(
     source = read_source(ROW, "train", data)
     _, labels = source.in_memory(32)
     # A teacher that is always right: what a step is told must be its own labels.
-    write_answers(tmp_path / ANSWERS, torch.nn.functional.one_hot(labels, 10).float(), "cifar10")
+    write_answers(tmp_path / ANSWERS, torch.nn.functional.one_hot(labels, 10).float(), "cifar10", "wide")
     options = JobOptions(
         "cifar10_rnn_gate_38", "cifar10", tmp_path / "run", data, stages=("sp",), recipe="dial",
         teacher=tmp_path / ANSWERS, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
@@ -157,6 +162,76 @@ def test_each_image_is_judged_by_the_answer_to_itself(
     for of, answers in seen:
         assert isinstance(of, Tensor) and isinstance(answers, Tensor)
         assert torch.equal(answers.argmax(1), of)
+
+
+def test_a_wide_network_is_kept_and_read_again(data: Path, tmp_path: Path) -> None:
+    answers = teach_in(tmp_path, data, network="wider")
+    network = read_network(tmp_path / NETWORK, "cifar10", 10)
+    assert network.head.in_features == 2 * WideNetwork(10).head.in_features and not network.training
+    pixels, _ = read_source(ROW, "train", data).in_memory(32)
+    torch.testing.assert_close(give_answers(network, pixels, ROW), answers, atol=1e-2, rtol=1e-2)
+    with pytest.raises(StateError, match="network='wider'"):
+        teach_in(tmp_path, data, network="wide")
+
+
+def test_a_wide_network_of_other_images_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / NETWORK
+    write_network(file, WideNetwork(10), "cifar10", "wide")
+    for dataset, classes in (("svhn", 10), ("cifar10", 100)):
+        with pytest.raises(AnswersError, match=f"for cifar10 in 10 classes, not for {dataset} in {classes}"):
+            read_network(file, dataset, classes)
+    write_answers(file, torch.zeros(7, 10), "cifar10", "wide")
+    with pytest.raises(AnswersError, match="can't be read as a wide network"):
+        read_network(file, "cifar10", 10)
+
+
+@pytest.mark.parametrize("stage", ["plain", "sp", "hrl"])
+def test_a_wide_network_is_asked_about_each_image_as_it_is_seen(
+    stage: Stage, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach_in(tmp_path, data, network="wider")
+    arch = "cifar10_resnet_38" if stage == "plain" else "cifar10_rnn_gate_38"
+    options = JobOptions(
+        arch, "cifar10", tmp_path / "run", data, stages=(stage,), recipe="taught", teacher=tmp_path / NETWORK,
+        epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off", changes={"overlaid": 1.0},
+    )  # fmt: skip
+    job = make_job(options)
+    assert isinstance(job.teacher, WideNetwork)
+    asked, seen = [], []
+    job.teacher.register_forward_hook(lambda _, given, answers: asked.append((given[0], answers)))
+    judge, take = objective.distillation, type(job.network).forward
+
+    def judged(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
+        seen.append(answers)
+        return judge(logits, answers, temperature)
+
+    def forward(network: SkipNet, images: Tensor, *rest: object, **more: object) -> object:
+        if network.training:
+            trained.append(images)
+        return take(network, images, *rest, **more)  # type: ignore[arg-type]
+
+    trained: list[Tensor] = []
+    monkeypatch.setattr(objective, "distillation", judged)
+    monkeypatch.setattr(SkipNet, "forward", forward)
+    folder = train(job, resume=False, save_every=300, show=quiet)
+    assert len(asked) == len(seen) == len(trained) == 3
+    for (images, answers), judged_by, learned_from in zip(asked, seen, trained, strict=True):
+        torch.testing.assert_close(judged_by[: len(images)], answers.float())
+        torch.testing.assert_close(learned_from[: len(images)], images)
+        assert images.std() < 0.95 * job.batches(job.recipes[0]).epoch(0).__next__()[0].std()
+    (told,) = read_config(folder).training["stages"]
+    assert told["teacher"] == "wider" and told["overlaid"] == 1.0
+
+
+def test_a_row_of_a_wider_teacher_trains_that_first(data: Path, tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, data)
+    plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
+    assert plan.options(find_row("patient-hrl-half", "short"), 0).teacher == tmp_path / "cifar10_wider" / ANSWERS
+    asked = plan.options(find_row("patient", "short"), 0).teacher
+    assert asked == tmp_path / "cifar10_wider" / NETWORK
+    reproduce(plan, tiny("patient"), 0, save_every=300, show=quiet)
+    assert read_network(asked, "cifar10", 10).head.in_features == KINDS["wider"].width * 256
+    assert not (tmp_path / "cifar10_wide").exists()
 
 
 def test_a_row_that_is_taught_trains_its_teacher_first(data: Path, tmp_path: Path) -> None:

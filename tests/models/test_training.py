@@ -63,6 +63,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
         compile=False,
         mixed=False,
         teacher=None,
+        taught_by=None,
         origins={"init": "runs/plain"},
         about={"dataset": "synthetic"},
         earlier=[],

@@ -52,6 +52,11 @@ def test_its_commands_start_where_an_earlier_one_ended_and_overwrite_none(shippe
         ({"name": "dial", "distil": 0.7, "teacher": "answers"}, " --teacher runs/cifar10_wide/answers.safetensors"),
         ({"name": "taught", "distil": 0.9, "teacher": "checkpoint"}, " --teacher runs/cifar10_resnet_38/plain"),
         ({"name": "taught", "distil": 0.9}, " --teacher runs/cifar10_wide/answers.safetensors"),
+        ({"name": "taught", "distil": 0.9, "teacher": "wider"}, " --teacher runs/cifar10_wider/network.safetensors"),
+        (
+            {"name": "taught", "distil": 0.9, "teacher": "wider-answers"},
+            " --teacher runs/cifar10_wider/answers.safetensors",
+        ),
         ({"name": "budget"}, ""),
     ],
 )
@@ -61,7 +66,8 @@ def test_its_commands_name_what_a_stage_learned_from(stage: dict[str, Any], teac
     config = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1").config
     training = {"dataset": "cifar10", "held_out_images": 1000, "seed": 0, "stages": stages}
     commands = draw_commands(config.model_copy(update={"training": training}))
-    assert ("skipnet teach cifar10 --held-out 1000" in commands) == ("wide" in teacher)
+    assert ("skipnet teach cifar10 --held-out 1000" in commands) == ("cifar10_wide/" in teacher)
+    assert ("skipnet teach cifar10 --network wider --held-out 1000" in commands) == ("cifar10_wider/" in teacher)
     assert f" --init runs/cifar10_rnn_gate_38/sp{teacher}" in commands[-1] or teacher == ""
     assert ("--teacher" in commands[-1]) == bool(teacher)
 
