@@ -192,8 +192,8 @@ def patient() -> list[Row]:
     rungs = (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, 0.62))
     told: dict[str, Any] = {"temperature": 3.0}
 
-    def half(name: str, title: str, alpha: float, epochs: int) -> Row:
-        changes = told | {"alpha": alpha, "epochs": epochs, "rate": 0.01}
+    def half(name: str, title: str, alpha: float, epochs: int, rate: float = 0.01) -> Row:
+        changes = told | {"alpha": alpha, "epochs": epochs, "rate": rate}
         return Row(
             f"patient-hrl-{name}", title, "patient", RNN, "hrl", "taught", "patient-hrl", teacher=WIDER_ANSWERS,
             at_most=50, changes=changes,
@@ -215,6 +215,7 @@ def patient() -> list[Row]:
         ),
         half("half", "the same, 24 epochs more, for half of the blocks", 0.7, 24),
         half("long", "the same, 20 epochs more, rewarded less for skipping", 0.4, 20),
+        half("slow", "the same, 15 epochs more, at a lower rate", 0.5, 15, 0.004),
     ]  # fmt: skip
     return rows
 
