@@ -75,6 +75,7 @@ def make_job(options: JobOptions) -> Job:
     train_positions, held_out_positions = split_positions(source, options.held_out, options.limit)
     train, held_out = source.select(train_positions), source.select(held_out_positions)
     network, earlier = start_network(architecture, source.classes, options)
+    teacher = find_teacher(recipes, source, train_positions, options)
     device = torch.device(choose_device(options.device))
     mixed = options.precision == "bfloat16" or (options.precision == "auto" and multiplies_bfloat16(device))
     return Job(
@@ -91,8 +92,8 @@ def make_job(options: JobOptions) -> Job:
         compile=options.compile == "on"
         or (options.compile == "auto" and gains_by_compiling(architecture, device, mixed)),
         mixed=mixed,
-        teacher=find_teacher(recipes, source, train_positions, options),
-        taught_by=name_teacher(options.teacher) if is_wide(options.teacher) else "checkpoint",
+        teacher=teacher,
+        taught_by=name_teacher(options.teacher) if teacher is not None and is_wide(options.teacher) else "checkpoint",
         origins={name: str(path) for name, path in (("init", options.init), ("teacher", options.teacher)) if path},
         about={
             "dataset": row.name,

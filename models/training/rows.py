@@ -199,7 +199,7 @@ def patient() -> list[Row]:
             at_most=50, changes=changes,
         )  # fmt: skip
 
-    rows = [
+    return [
         Row(
             "patient", "plain ResNet, taught by a wider network about each image as it is seen", "patient", PLAIN,
             "plain", "taught", teacher=WIDER,
@@ -217,7 +217,6 @@ def patient() -> list[Row]:
         half("long", "the same, 20 epochs more, rewarded less for skipping", 0.4, 20),
         half("slow", "the same, 15 epochs more, at a lower rate", 0.5, 15, 0.004),
     ]  # fmt: skip
-    return rows
 
 
 def grown(target: float, at_most: float, rate: float) -> list[Row]:

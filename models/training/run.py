@@ -59,7 +59,7 @@ class Job:
     compile: bool
     mixed: bool
     teacher: nn.Module | Tensor | None
-    taught_by: str | None
+    taught_by: str
     origins: dict[str, str]
     about: dict[str, Any]
     earlier: list[dict[str, Any]]

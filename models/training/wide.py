@@ -205,9 +205,9 @@ def teach(
     """Train a wide network on a data set of small images but those held out, or go on with it, and write its answers.
 
     ``network`` is one of `KINDS`, ``epochs`` by default its own. ``folder`` gets ``answers.safetensors``,
-    ``network.safetensors``, ``log.jsonl`` and ``state.pt``. Raises
-    DataError where images are not all of the data set's own size or too few, StateError where the folder holds another
-    run's state, TrainingDiverged where the loss is no longer a number.
+    ``network.safetensors``, ``log.jsonl`` and ``state.pt``. Raises DataError where images are not all of the data set's
+    own size or too few, StateError where the folder holds another run's state, TrainingDiverged where the loss is no
+    longer a number.
     """
     kind = KINDS[network]
     epochs = epochs or kind.epochs
@@ -250,7 +250,7 @@ def read_network(file: Path, dataset: str, classes: int) -> WideNetwork:
         given, width = weights["head.weight"].shape[0], weights["head.weight"].shape[1] // WIDTHS[-1]
         network = WideNetwork(given, width)
         network.load_state_dict(weights)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, IndexError, RuntimeError) as error:
         raise AnswersError(f"{file} can't be read as a wide network ({error}); delete it and train it again") from error
     if (of, given) != (dataset, classes):
         raise AnswersError(f"{file} is a network for {of} in {given} classes, not for {dataset} in {classes}")

@@ -63,7 +63,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
         compile=False,
         mixed=False,
         teacher=None,
-        taught_by=None,
+        taught_by="checkpoint",
         origins={"init": "runs/plain"},
         about={"dataset": "synthetic"},
         earlier=[],
