@@ -189,11 +189,12 @@ def draw_training(checkpoint: Checkpoint) -> str:
         ]
     where = f"models/repository/{checkpoint.name}/{checkpoint.version}"
     commands = draw_commands(config)
+    temper = " --temper" if "temperature" in config.training else ""
     if checkpoint.network.decision_count:
-        commands.append(f"skipnet evaluate {where} --calibrate --write")
+        commands.append(f"skipnet evaluate {where}{temper} --calibrate --write")
         commands.append(f"skipnet analyze {where} DATA --output report --write")
     else:
-        commands.append(f"skipnet evaluate {where} --write")
+        commands.append(f"skipnet evaluate {where}{temper} --write")
     return "\n".join([*lines, "```", *commands, "```"])
 
 

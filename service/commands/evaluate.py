@@ -27,8 +27,14 @@ class Evaluate(Options):
     half: bool = Field(
         False, description="round the weights to half precision, if on held-out images decisions and accuracy stay"
     )
+    temper: bool = Field(
+        False,
+        description="divide the class logits by the temperature at which probabilities are as sure as they are right, "
+        "on held-out images",
+    )
     write: bool = Field(
-        False, description="write the figures into the checkpoint's config.json, and with --half its weights"
+        False,
+        description="write the figures into the checkpoint's config.json, and with --half or --temper its weights",
     )
 
     def cli_cmd(self) -> None:
@@ -46,8 +52,10 @@ class Evaluate(Options):
         row = find_dataset(self.dataset or config.training.get("dataset", "(none named)"))
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
         test = read_source(row, "test", self.data)
-        if self.calibrate or self.half:
+        if self.calibrate or self.half or self.temper:
             kept_apart = held_out_source(read_source(row, "train", self.data), config.training)
+        if self.temper:
+            checkpoint = self.tempered(checkpoint, kept_apart, threshold)
         if self.half:
             checkpoint = self.rounded(checkpoint, kept_apart, threshold)
         engine = load_engine(checkpoint, self.engine, self.device)
@@ -67,12 +75,32 @@ class Evaluate(Options):
                 changes["calibration"] = curve
         finally:
             engine.close()
-        if self.write and self.half:
-            write_checkpoint(self.checkpoint, checkpoint.network, config.model_copy(update=changes), half=True)
+        written = checkpoint.config.model_copy(update=changes)
+        if self.write and (self.half or self.temper):
+            write_checkpoint(self.checkpoint, checkpoint.network, written, half=self.half)
         elif self.write:
-            write_config(self.checkpoint, config.model_copy(update=changes))
+            write_config(self.checkpoint, written)
         if self.write:
             print("card:", write_card(self.checkpoint))
+
+    def tempered(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
+        """Return the checkpoint with its class logits divided by a temperature, which its config tells."""
+        from models.engines import load_engine
+        from models.evaluation.temperature import temper, temperature_on
+
+        engine = load_engine(checkpoint, self.engine, self.device)
+        try:
+            temperature = temperature_on(checkpoint, engine, kept_apart, threshold)
+        finally:
+            engine.close()
+        print(f"class logits are divided by {temperature:.3f}")
+        training = checkpoint.config.training
+        told = training | {"temperature": round(training.get("temperature", 1.0) * temperature, 4)}
+        return replace(
+            checkpoint,
+            network=temper(checkpoint.network, temperature),
+            config=checkpoint.config.model_copy(update={"training": told}),
+        )
 
     def rounded(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
         """Return the checkpoint as half precision leaves it; raises PrecisionLost where it answers otherwise."""

@@ -62,6 +62,24 @@ def test_half_precision_halves_the_file_and_keeps_the_answers(
         torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-6, msg=name)
 
 
+def test_tempered_probabilities_are_said_and_written_with_the_weights(
+    checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = read_checkpoint(checkpoint)
+    evaluate(checkpoint, data, "--temper")
+    assert read_config(checkpoint) == before.config
+    evaluate(checkpoint, data, "--temper", "--write")
+    after = read_checkpoint(checkpoint)
+    told = after.config.training["temperature"]
+    assert f"class logits are divided by {told:.3f}" in capsys.readouterr().out and told != 1
+    torch.testing.assert_close(after.network.head.weight * told, before.network.head.weight, rtol=1e-3, atol=1e-6)
+    assert "--temper --calibrate --write" in (checkpoint / "README.md").read_text()
+    # Once more finds nothing to do, and the product of both is kept.
+    evaluate(checkpoint, data, "--temper", "--write")
+    assert "class logits are divided by 1.000" in capsys.readouterr().out
+    assert read_config(checkpoint).training["temperature"] == pytest.approx(told, rel=1e-3)
+
+
 def test_half_precision_that_changes_the_answers_is_refused() -> None:
     def rounding(decisions: float, accuracy: float) -> Agreement:
         return Agreement(1000, decisions, labels=1.0, accuracy=accuracy, reference_accuracy=0.9)
