@@ -73,7 +73,7 @@ def test_rows_of_every_group_are_shown_where_none_is_named(
         (
             "reproduce cifar10 --rows best",
             1,
-            "no row is called 'best'; there are table, ablations, recipe, grown and",
+            "no row is called 'best'; there are table, ablations, recipe, grown, patient and",
         ),
         ("reproduce cifar10 --seeds one", 2, "--seeds"),
         ("reproduce imagenet", 2, "DATASET (SKIPNET_DATASET): "),
