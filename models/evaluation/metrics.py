@@ -47,18 +47,21 @@ class Metrics:
         )
 
 
-def evaluate(
-    run: Callable[[Tensor], tuple[NDArray[np.float32], NDArray[np.bool_]]],
-    batches: Iterable[tuple[Tensor, Tensor]],
-) -> Metrics:
-    """Return the metrics of ``run``, which answers normalised images with class logits and decisions."""
+Run = Callable[[Tensor], tuple[NDArray[np.float32], NDArray[np.bool_]]]
+"""Answers normalised images [N, 3, H, W] with class logits [N, classes] and decisions [N, B-1]."""
+
+
+def collect(
+    run: Run, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return class logits [N, classes], labels [N] and decisions [N, B-1] of all batches."""
     logits, labels, executed = [], [], []
     for images, truth in batches:
         answer, decisions = run(images)
         logits.append(answer)
         labels.append(truth.cpu().numpy())
         executed.append(decisions)
-    return Metrics.of(np.concatenate(logits), np.concatenate(labels), np.concatenate(executed))
+    return np.concatenate(logits), np.concatenate(labels), np.concatenate(executed)
 
 
 def evaluate_network(network: SkipNet, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
@@ -70,17 +73,22 @@ def evaluate_network(network: SkipNet, batches: Iterable[tuple[Tensor, Tensor]])
         return logits.float().cpu().numpy(), (routing.decisions > 0).cpu().numpy()
 
     with network.evaluating():
-        return evaluate(run, batches)
+        return Metrics.of(*collect(run, batches))
 
 
 def evaluate_engine(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Metrics:
     """Return the metrics of an engine at one execute threshold."""
+    return Metrics.of(*collect(routed_by(engine, threshold), batches))
+
+
+def routed_by(engine: Engine, threshold: float) -> Run:
+    """Return the way in which an engine answers at one execute threshold."""
 
     def run(images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         routed = engine.run(images.numpy(), np.full(len(images), threshold, np.float32))
         return routed.logits, routed.executed
 
-    return evaluate(run, batches)
+    return run
 
 
 def measure(checkpoint: Checkpoint, engine: Engine, source: Source, split: str, threshold: float) -> Evaluation:

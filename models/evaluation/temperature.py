@@ -6,7 +6,6 @@ own weights, so that every engine gives the same probabilities; labels and route
 
 import copy
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -14,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from models.checkpoint import Checkpoint
 from models.data.source import Source
 from models.engines.engine import Engine
-from models.evaluation.metrics import prepared_batches
+from models.evaluation.metrics import collect, prepared_batches, routed_by
 from models.network import SkipNet
 
 LEAST, MOST, BISECTIONS = 0.05, 20.0, 40
@@ -35,11 +34,9 @@ def find_temperature(logits: Tensor, labels: Tensor) -> float:
 
 def temperature_on(checkpoint: Checkpoint, engine: Engine, source: Source, threshold: float) -> float:
     """Return the temperature for a checkpoint's answers to a split at one execute threshold."""
-    logits, labels = [], []
-    for images, truth in prepared_batches(source, checkpoint.config.input):
-        logits.append(engine.run(images.numpy(), np.full(len(images), threshold, np.float32)).logits)
-        labels.append(truth)
-    return find_temperature(torch.from_numpy(np.concatenate(logits)), torch.cat(labels))
+    batches = prepared_batches(source, checkpoint.config.input)
+    logits, labels, _ = collect(routed_by(engine, threshold), batches)
+    return find_temperature(torch.from_numpy(logits), torch.from_numpy(labels))
 
 
 @torch.no_grad()
