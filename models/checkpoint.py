@@ -175,6 +175,11 @@ def write_checkpoint(folder: Path, network: SkipNet, config: Config, half: bool 
     write_config(folder, config)
 
 
+def is_half(folder: Path) -> bool:
+    """Whether a checkpoint that can be read keeps its matrices as float16."""
+    return any(value.dtype == torch.float16 for value in load_file(folder / WEIGHTS).values())
+
+
 def write_config(folder: Path, config: Config) -> None:
     """Write ``config.json``, replacing an older one whole."""
     with whole_file(folder / CONFIG) as file:

@@ -83,7 +83,7 @@ class Metrics:
         self.stage_duration = histogram(
             "stage_duration_seconds", "The stages of the same requests.", SECONDS, (*VERSION, "stage")
         )
-        self.in_flight = gauge("requests_in_flight", "Images admitted and not yet answered.", ())
+        self.in_flight = gauge("images_in_flight", "Images admitted and not yet answered.", ())
         self.rejections = counter("rejections_total", "Requests answered with 429, by what was full.", ("reason",))
         self.dropped = counter(
             "dropped_total",

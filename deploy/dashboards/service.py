@@ -135,7 +135,7 @@ def batches() -> list[Built]:
             "In flight: admitted and not yet answered; the limit is max_queue_size. Queued: decoded and waiting for "
             "the engine.",
             "short",
-            Target(f"sum by (instance) (skipnet_requests_in_flight{{{INSTANCE}}})", "{{instance}} in flight"),
+            Target(f"sum by (instance) (skipnet_images_in_flight{{{INSTANCE}}})", "{{instance}} in flight"),
             Target(f"sum by (instance) (skipnet_queue_depth{{{VERSION}}})", "{{instance}} queued"),
         ),
         series_panel(

@@ -30,7 +30,7 @@ class Evaluate(Options):
     temper: bool = Field(
         False,
         description="divide the class logits by the temperature at which probabilities are as sure as they are right, "
-        "on held-out images",
+        "on held-out images; weights in half precision stay so",
     )
     write: bool = Field(
         False,
@@ -39,7 +39,7 @@ class Evaluate(Options):
 
     def cli_cmd(self) -> None:
         from models.analysis.card import write_card
-        from models.checkpoint import read_checkpoint, write_checkpoint, write_config
+        from models.checkpoint import is_half, read_checkpoint, write_checkpoint, write_config
         from models.data.catalogue import find_dataset
         from models.data.held_out import held_out_source
         from models.data.source import read_source
@@ -52,11 +52,12 @@ class Evaluate(Options):
         row = find_dataset(self.dataset or config.training.get("dataset", "(none named)"))
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
         test = read_source(row, "test", self.data)
-        if self.calibrate or self.half or self.temper:
+        half = self.half or (self.temper and is_half(self.checkpoint))
+        if self.calibrate or half or self.temper:
             kept_apart = held_out_source(read_source(row, "train", self.data), config.training)
         if self.temper:
             checkpoint = self.tempered(checkpoint, kept_apart, threshold)
-        if self.half:
+        if half:
             checkpoint = self.rounded(checkpoint, kept_apart, threshold)
         engine = load_engine(checkpoint, self.engine, self.device)
         changes: dict[str, object] = {}
@@ -76,8 +77,8 @@ class Evaluate(Options):
         finally:
             engine.close()
         written = checkpoint.config.model_copy(update=changes)
-        if self.write and (self.half or self.temper):
-            write_checkpoint(self.checkpoint, checkpoint.network, written, half=self.half)
+        if self.write and (half or self.temper):
+            write_checkpoint(self.checkpoint, checkpoint.network, written, half=half)
         elif self.write:
             write_config(self.checkpoint, written)
         if self.write:

@@ -99,5 +99,5 @@ def test_request_without_its_body_takes_no_place(start: Callable[..., Running]) 
             b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 999\r\n\r\nabc"
         )
         until(lambda: server.core.admission.bytes == 3)
-        assert server.metric("requests_in_flight") == 0
+        assert server.metric("images_in_flight") == 0
         assert post(server, encoded(picture(0))).status_code == 200

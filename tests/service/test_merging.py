@@ -60,7 +60,7 @@ def test_one_worker_is_left_as_it_is() -> None:
 def test_how_each_gauge_is_merged_was_thought_of() -> None:
     """A gauge that is new here would be added up, right or wrong."""
     added = {
-        *("skipnet_requests_in_flight", "skipnet_queue_depth", "process_virtual_memory_bytes"),
+        *("skipnet_images_in_flight", "skipnet_queue_depth", "process_virtual_memory_bytes"),
         *("process_resident_memory_bytes", "process_open_fds", "process_max_fds", "skipnet_engine_threads"),
     }
     gauges = {

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from models import SHIPPED
-from models.checkpoint import read_checkpoint, read_config
+from models.checkpoint import is_half, read_checkpoint, read_config
 from models.evaluation.agreement import Agreement
 from models.evaluation.precision import PrecisionLost, check_rounding
 from service.cli import main
@@ -78,6 +78,15 @@ def test_tempered_probabilities_are_said_and_written_with_the_weights(
     evaluate(checkpoint, data, "--temper", "--write")
     assert "class logits are divided by 1.000" in capsys.readouterr().out
     assert read_config(checkpoint).training["temperature"] == pytest.approx(told, rel=1e-3)
+
+
+def test_tempered_weights_in_half_precision_stay_so(checkpoint: Path, data: Path) -> None:
+    evaluate(checkpoint, data, "--half", "--write")
+    size = (checkpoint / "model.safetensors").stat().st_size
+    evaluate(checkpoint, data, "--temper", "--write")
+    assert is_half(checkpoint) and (checkpoint / "model.safetensors").stat().st_size == size
+    network = read_checkpoint(checkpoint).network
+    torch.testing.assert_close(network.head.weight, network.head.weight.half().float(), rtol=0, atol=0)
 
 
 def test_half_precision_that_changes_the_answers_is_refused() -> None:
