@@ -42,7 +42,7 @@ def draw_chain(config: Config, stages: Stages, folders: Sequence[str], mark: str
             more, folder = draw_average(config, stages, stage["of"], left)
             commands += more
         else:
-            command, folder = draw_training(config, stage, left, mark)
+            command, folder = draw_train(config, stage, left, mark)
             commands.append(command)
         left.append(folder)
     return commands, left
@@ -66,7 +66,7 @@ def shared(stages: Stages, other: Stages) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(stages, other, strict=False)))
 
 
-def draw_training(config: Config, stage: dict[str, Any], folders: Sequence[str], mark: str) -> tuple[str, str]:
+def draw_train(config: Config, stage: dict[str, Any], folders: Sequence[str], mark: str) -> tuple[str, str]:
     """Return the command of a stage that starts from the last of ``folders``, and the folder that it leaves."""
     architecture, training = config.architecture, config.training
     name, plain = stage["stage"], re.sub("_(rnn_gate|feedforward)(_rl)?_", "_resnet_", architecture)

@@ -1,5 +1,6 @@
 """The figures of `load.json` as tables."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -15,8 +16,8 @@ def draw(report: dict[str, Any]) -> str:
     return "\n".join([note, *parts])
 
 
-def rows(head: list[str], body: list[list[object]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
+def rows(head: list[str], body: Sequence[Sequence[object]]) -> str:
+    lines: list[Sequence[object]] = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(shown(cell) for cell in line) + " |" for line in lines) + "\n"
 
 
@@ -91,7 +92,7 @@ def accounts(what: str, part: dict[str, Any]) -> str:
 
 
 STANDARD = ("requests", "statuses", "lost", "other_load")
-PARTS = {
+PARTS: dict[str, Callable[[Any], str]] = {
     "latency": latency,
     "overload": overload,
     "peers": peers,

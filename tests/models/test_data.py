@@ -20,6 +20,7 @@ from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
 from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
 from models.data.held_out import split_positions
 from models.data.source import DataError, class_names, import_datasets, read_source
+from models.network import SkipNet
 from models.training.job import JobError, JobOptions, input_spec, make_job
 from tests.research import shared
 
@@ -71,8 +72,8 @@ def test_an_image_folder(tmp_path: Path) -> None:
     assert len(read_source(find_dataset("imagefolder"), "train", tmp_path)) == 6
     source = read_source(find_dataset("imagefolder"), "test", tmp_path)
     assert source.classes == ["dark", "light"] and len(source) == 6
-    image, label = source.image(5)
-    assert image.mode == "RGB" and image.getpixel((0, 0)) == (240, 240, 240) and label == 1
+    image, light = source.image(5)
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (240, 240, 240) and light == 1
     spec = input_spec(source.row, 48)
     batches = StreamedBatches(source, spec, batch=4, seed=1, device=torch.device("cpu"), workers=0)
     [(first, _)] = batches.epoch(0)
@@ -214,7 +215,7 @@ def test_a_network_with_gates_starts_from_the_dense_one_and_learns_from_it(tmp_p
     assert [recipe.stage for recipe in job.recipes] == ["sp", "hrl"]
     started = job.network.state_dict()
     assert all(torch.equal(started[key], value) for key, value in trained.state_dict().items())
-    assert job.teacher is not None and job.teacher.gate_kind is None
+    assert isinstance(job.teacher, SkipNet) and job.teacher.gate_kind is None
 
 
 def test_a_dense_network_starts_from_the_blocks_of_one_with_gates(tmp_path: Path, pixels: np.ndarray) -> None:
@@ -297,7 +298,8 @@ def test_a_batch_is_cropped_as_pillow_crops_each_image() -> None:
 def test_normalise_is_what_the_service_does(pixels: np.ndarray, tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", pixels, list(range(20)))
     source = read_source(CIFAR10, "test", tmp_path)
-    served = torch.stack([image for image, _ in PreparedImages(source, input_spec(CIFAR10, 32))])
+    prepared = PreparedImages(source, input_spec(CIFAR10, 32))
+    served = torch.stack([prepared[index][0] for index in range(len(prepared))])
     torch.testing.assert_close(normalise(source.in_memory(32)[0], CIFAR10.mean, CIFAR10.std), served, atol=1e-5, rtol=0)
 
 

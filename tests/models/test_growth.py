@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models import SHIPPED
-from models.analysis.card import draw_commands, draw_training
+from models.analysis.card import draw_training
+from models.analysis.commands import draw_commands
 from models.catalogue import find_architecture
 from models.checkpoint import read_checkpoint
 from models.network import SkipNet
@@ -65,7 +66,7 @@ def test_what_was_added_learns(trained: SkipNet) -> None:
     logits, _ = deeper(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     logits.square().sum().backward()
     for block in deeper.blocks:
-        assert block.residual[-1].weight.grad.abs().max() > 0  # type: ignore[index]
+        assert block.residual[-1].weight.grad.abs().max() > 0  # type: ignore[index, union-attr]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.catalogue import find_architecture
 from models.network import SkipNet, run_masked
@@ -46,7 +46,7 @@ def test_a_sampled_route_is_the_masked_forward_of_the_same_decisions() -> None:
 def test_a_block_computes_only_the_images_that_execute_it() -> None:
     network = find_architecture("cifar10_rnn_gate_38").build().eval()
     seen: list[int] = []
-    network.blocks[1].residual.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[operator, union-attr]
+    network.blocks[1].residual.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[union-attr]
     x = torch.randn(5, 16, 32, 32)
     out = run_executed(network.blocks[1], x, torch.tensor([True, False, False, True, False]))  # type: ignore[arg-type]
     assert seen == [2]
@@ -100,6 +100,7 @@ def test_statistics_taken_anew_are_those_of_the_routes_and_only_of_blocks_that_r
     network = find_architecture("cifar10_rnn_gate_38").build()
     open_gates(network, 5.0)
     stem, first = network.stem[1], network.blocks[1].residual[1]  # type: ignore[index]
+    assert isinstance(first, nn.BatchNorm2d) and first.running_mean is not None
     kept = {key: value.clone() for key, value in network.state_dict().items()}
     re_estimate_statistics(network, [images, images])
     torch.testing.assert_close(stem.running_mean, network.stem[0](images).mean((0, 2, 3)))

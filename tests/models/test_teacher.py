@@ -1,7 +1,9 @@
 """A teacher and its answers: the wide networks, the files that they are kept in, and who learns from them."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from models.training.reproduction import reproduce
 from models.training.rows import find_row
 from models.training.run import TrainingDiverged, train
 from models.training.state import StateError
+from models.training.supervised import supervised_step
 from models.training.wide import KINDS, NETWORK, WideNetwork, read_network, teach, whitening_filters, write_network
 from tests.models.interruption import Killed, KilledAfter, quiet
 from tests.models.test_data import write_cifar10
@@ -45,7 +48,10 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide, "RATE", 0.01)
 
 
-def teach_in(folder: Path, data: Path, epochs: int = 2, show: object = quiet, network: str = "wide") -> Tensor:
+Show = Callable[[Iterator[int]], Iterator[int]]
+
+
+def teach_in(folder: Path, data: Path, epochs: int = 2, show: Show = quiet, network: str = "wide") -> Tensor:
     source = read_source(ROW, "train", data)
     teach(
         source,
@@ -58,7 +64,7 @@ def teach_in(folder: Path, data: Path, epochs: int = 2, show: object = quiet, ne
         device=torch.device("cpu"),
         save_every=0,
         show=show,
-    )  # type: ignore[arg-type]
+    )
     return read_answers(folder / ANSWERS, "cifar10", TRAIN, 10)
 
 
@@ -150,11 +156,11 @@ def test_each_image_is_judged_by_the_answer_to_itself(
         teacher=tmp_path / ANSWERS, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
     )  # fmt: skip
     seen = []
-    step = training_step.supervised_step
+    step = supervised_step
 
-    def watched(*arguments: object) -> object:
+    def watched(*arguments: Any) -> object:
         seen.append((arguments[2], arguments[5]))
-        return step(*arguments)  # type: ignore[arg-type]
+        return step(*arguments)
 
     monkeypatch.setattr(training_step, "supervised_step", watched)
     train(make_job(options), resume=False, save_every=300, show=quiet)

@@ -198,7 +198,7 @@ def test_supervised_gates_are_hard_forward_and_soft_backward() -> None:
     decisions = straight_through(limits)(0, logits)
     torch.testing.assert_close(decisions.detach(), torch.tensor([0.0, 0.0, 0.0]))
     torch.testing.assert_close(straight_through(torch.zeros(3))(0, logits).detach(), torch.tensor([0.0, 0.0, 1.0]))
-    decisions.sum().backward()
+    decisions.sum().backward()  # type: ignore[no-untyped-call]
     probability = torch.sigmoid(logits.detach() - limits)
     torch.testing.assert_close(logits.grad, probability * (1 - probability))
 

@@ -46,7 +46,7 @@ def test_openapi_tells_of_bodies_and_errors(running: Running) -> None:
 def test_openapi_tells_where_a_key_may_be_asked_for(running: Running) -> None:
     api = running.client.get("/openapi.json").json()
     schemes = api["components"]["securitySchemes"]
-    either = [{name: []} for name in schemes]
+    either: list[dict[str, list[str]]] = [{name: []} for name in schemes]
     assert [(each["type"], each.get("scheme"), each.get("name")) for each in schemes.values()] == [
         ("http", "bearer", None),
         ("apiKey", None, "X-API-Key"),

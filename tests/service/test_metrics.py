@@ -86,7 +86,7 @@ def test_a_sampled_batch_is_counted_as_the_work_it_was(start: Callable[..., Runn
     clock = served.clock = DenseClock([1, 8], [1e-6, 1e-6])
     server = start(dense_sample_interval=1e-9)
     engine = watched(served)
-    spent = sum(classify(server, seed)["routing"]["macs"] for seed in range(3))  # type: ignore[index, misc]
+    spent = sum(classify(server, seed)["routing"]["macs"] for seed in range(3))  # type: ignore[index]
     # The first batch has no engine time behind it that a sample could be a small share of.
     assert [batch[0] == 0 for batch in engine.batches] == [False, True, False, True, False]
     full = served.checkpoint.macs.full

@@ -73,7 +73,7 @@ def test_dial_changes_what_is_computed(browser: Chrome, shipped: Running) -> Non
     find(browser, "#file").send_keys(str(PHOTO))
     until(lambda: find(browser, "#label").text == "cat", 30)
     for threshold, executed in (("1", 1), ("0", 18)):
-        browser.execute_script(  # type: ignore[no-untyped-call]
+        browser.execute_script(
             "const dial = document.querySelector('#threshold'); dial.value = arguments[0];"
             "dial.dispatchEvent(new Event('input'))",
             threshold,
@@ -83,7 +83,7 @@ def test_dial_changes_what_is_computed(browser: Chrome, shipped: Running) -> Non
 
 def sent(browser: Chrome) -> list[str | None]:
     """Return the thresholds that the page has sent."""
-    thresholds: list[str | None] = browser.execute_script(  # type: ignore[no-untyped-call]
+    thresholds: list[str | None] = browser.execute_script(
         "return performance.getEntriesByType('resource').map(entry => new URL(entry.name))"
         ".filter(url => url.pathname === '/classify').map(url => url.searchParams.get('execute_threshold'))"
     )
@@ -107,7 +107,7 @@ def test_the_threshold_is_the_networks_own_until_the_dial_is_moved(browser: Chro
     [own] = [model["served"]["execute_threshold"] for model in models if model["default"]]
     until(lambda: find(browser, "#value").text != "" and float(find(browser, "#value").text) == own, 30)
     assert sent(browser) == [None]
-    browser.execute_script(  # type: ignore[no-untyped-call]
+    browser.execute_script(
         "const dial = document.querySelector('#threshold'); dial.value = 0.25; dial.dispatchEvent(new Event('input'))"
     )
     until(lambda: sent(browser) == [None, "0.25"], 30)

@@ -9,7 +9,7 @@ import pytest
 
 from service import repository
 from service.errors import Code, ServiceError
-from service.folder import files_of
+from service.folder import Files, files_of, newest_files
 from service.loading import LoadError, Served
 from service.repository import State
 from tests.service.parts import NAME
@@ -113,9 +113,9 @@ def test_a_card_written_beside_a_version_is_no_new_version(folder: Path) -> None
 def test_a_folder_that_can_not_be_read_is_looked_at_again(
     folder: Path, loaded: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    looks, newest_files = [0], repository.newest_files
+    looks = [0]
 
-    def newest_after_an_error(folder: Path) -> dict[tuple[str, int], repository.Files]:
+    def newest_after_an_error(folder: Path) -> dict[tuple[str, int], Files]:
         looks[0] += 1
         if looks[0] <= 3:  # It is told once.
             raise OSError(errno.ESTALE, "Stale file handle")

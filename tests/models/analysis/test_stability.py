@@ -29,11 +29,8 @@ def test_flips_count_decisions_routes_and_classes() -> None:
 def test_reliability_is_by_tenths_of_probability() -> None:
     other = replace(BEFORE, executed=np.array([[1, 1], [0, 0]], np.bool_))
     rows = reliability(BEFORE, [BEFORE, other])
-    assert [(row.share, pytest.approx(row.probability), row.executed) for row in rows] == [
-        (0.25, 0.05, 0.0),
-        (0.5, 0.225, 0.25),
-        (0.25, 0.9, 1.0),
-    ]
+    assert [(row.share, row.executed) for row in rows] == [(0.25, 0.0), (0.5, 0.25), (0.25, 1.0)]
+    assert [row.probability for row in rows] == pytest.approx([0.05, 0.225, 0.9])
 
 
 def test_small_changes_flip_little_and_large_ones_more(checkpoint: Checkpoint, runner: Runner, sample: Sample) -> None:

@@ -65,7 +65,7 @@ def real() -> list[Batch]:
     row = find_dataset("cifar10")
     pixels, labels = packs().read("cifar10", "test")
     images = normalise(torch.from_numpy(pixels[:200]).permute(0, 3, 1, 2), row.mean, row.std).contiguous()
-    return list(zip(images.split(50), torch.from_numpy(labels[:200]).split(50), strict=True))
+    return list(zip(torch.split(images, 50), torch.split(torch.from_numpy(labels[:200]), 50), strict=True))
 
 
 @pytest.mark.parametrize("mode", ["mask", "branch"])

@@ -108,7 +108,7 @@ def test_dense_torch_answers_as_the_network_does(compiled: bool) -> None:
     """Compiled by torch's own tracer, whose result is run as it is: what max-autotune and TensorRT start from."""
     plain = without_gates(random_network("cifar10_rnn_gate_38"), find_architecture("cifar10_rnn_gate_38"))
     trace = partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
-    engine = DenseTorch(plain, "cpu", *([trace] if compiled else []), dtype=torch.float32)
+    engine = DenseTorch(plain, "cpu", trace if compiled else lambda function: function, dtype=torch.float32)
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
     with torch.inference_mode():
         expected, _ = plain(torch.from_numpy(images))

@@ -11,7 +11,7 @@ from torch import nn
 
 from models.catalogue import find_architecture
 from models.checkpoint import Checkpoint, Config
-from models.gates import FeedForwardGate
+from models.gates import FeedForwardGate, RNNGate
 from models.network import SkipNet
 from models.preprocessing import InputSpec
 
@@ -45,6 +45,7 @@ def lively_network(make_images: Callable[[str], NDArray[np.float32]]) -> Callabl
                 parameter.normal_(0, fan_in**-0.5, generator=random)
             for module in network.modules():
                 if isinstance(module, nn.BatchNorm2d):
+                    assert module.running_mean is not None and module.running_var is not None
                     module.weight.uniform_(0.4, 0.8, generator=random)
                     module.running_mean.normal_(0, 0.1, generator=random)
                     module.running_var.uniform_(0.5, 1.5, generator=random)
@@ -65,6 +66,7 @@ def spread(gate: nn.Module, inputs: tuple[torch.Tensor]) -> None:
     if isinstance(gate, FeedForwardGate):
         layer, features = gate.head, gate.features(inputs[0]).mean((2, 3))
     else:
+        assert isinstance(gate, RNNGate)
         layer, features = gate.embedding, inputs[0].mean((2, 3))
     answers = layer(features)
     scale = 2 / (answers.std(0) + 1e-6)

@@ -1,6 +1,7 @@
 """The native engine against the network itself, and against what its decisions promise."""
 
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -158,7 +159,7 @@ def test_a_skipped_block_is_not_computed(architecture: str, lively_network: Buil
     engine = NativeEngine(fold(network), threads=2)
     answer = engine.run(images, mixed_thresholds(len(images)))
     executed = np.concatenate([np.ones((len(images), 1), np.bool_), answer.executed], 1)
-    projections = np.array([block.projects for block in network.blocks])  # type: ignore[union-attr]
+    projections = np.array([block.projects for block in network.blocks])
     np.testing.assert_array_equal(engine.convolutions, executed * network.layers_per_block + projections)
     assert not executed.all()
 
@@ -181,7 +182,7 @@ def test_strided_and_foreign_arrays(engine: NativeEngine, make_images: Images) -
     expected = engine.run(images, thresholds)
     last_is_channel = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     assert_identical(engine.run(last_is_channel, thresholds), expected)
-    doubles = engine.run(images.astype(np.float64), thresholds)  # type: ignore[arg-type]
+    doubles = engine.run(images.astype(np.float64), thresholds)
     assert_identical(doubles, expected)
 
 
@@ -265,7 +266,7 @@ class TestBuild:
             raise RuntimeError("Could not determine home directory.")
 
         monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(native_build.Path, "home", no_home)
+        monkeypatch.setattr(Path, "home", no_home)
         with pytest.raises(NativeUnavailable, match="set XDG_CACHE_HOME"):
             load_library()
 
@@ -310,12 +311,12 @@ class TestBuild:
     ],
 )
 def test_kind_of_cpu(features: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_build.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(native_build, "cpu_features", lambda: set(features.split()))
     assert native_build.cpu_kinds()[0] == kind
 
 
 def test_other_architectures_have_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_build.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert native_build.cpu_kinds() == ["aarch64"]
     assert not any(flag.startswith("-march") for flag in native_build.flags("aarch64"))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -60,9 +61,10 @@ def test_torch(folded: FoldedNetwork, image: NDArray[np.float32], monkeypatch: p
     counted: list[int] = []
     convolve = torch.nn.functional.conv2d
 
-    def counting(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+    def counting(x: torch.Tensor, *arguments: Any) -> torch.Tensor:
         counted.append(len(x))
-        return convolve(x, *arguments)  # type: ignore[arg-type]
+        out: torch.Tensor = convolve(x, *arguments)
+        return out
 
     def count() -> int:
         total = sum(counted)

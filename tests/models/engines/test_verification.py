@@ -115,10 +115,10 @@ def test_questions_route_in_more_than_one_way(verification: Verification, checkp
 @pytest.fixture
 def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Selection as on a machine with a GPU; what it builds for cuda:0 runs on the CPU."""
-    graph, eager = cuda_graph.CudaGraphEngine, selection.TorchEngine
+    graph = CudaGraphEngine
 
     def build_eager(folded: FoldedNetwork, _: str, mode: Mode, threads: int) -> TorchEngine:
-        return eager(folded, "cpu", mode, threads)
+        return TorchEngine(folded, "cpu", mode, threads)
 
     monkeypatch.setattr(selection, "find_device", lambda *_: "cuda:0")
     monkeypatch.setattr(selection, "available_cpus", lambda: 1)

@@ -17,6 +17,7 @@ from models.engines.cuda_graph import CudaGraphEngine
 from models.engines.eager import TorchEngine
 from models.engines.engine import Engine, EngineError
 from models.engines.folding import fold
+from models.engines.reference import ReferenceEngine
 from models.macs import Mode
 from service.cli import main
 from tests.service.parts import NAME
@@ -88,7 +89,7 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
             raise EngineError("cuda-core is not installed")
         if name == "cuda_graph":
             return CudaGraphEngine(fold(checkpoint.network), "cpu", mode, torch.float32)
-        return selection.ReferenceEngine(checkpoint.network)
+        return ReferenceEngine(checkpoint.network)
 
     real = dense.DenseTorch
 

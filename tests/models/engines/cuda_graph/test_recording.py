@@ -22,20 +22,20 @@ from models.engines import cuda_graph, skipping
 from models.engines.cuda_graph import CudaGraphEngine, Recording
 from models.engines.engine import EngineError
 from models.engines.folding import ConvolutionalGate, FoldedBlock, FoldedNetwork
-from models.engines.forward import arrange, forward
+from models.engines.forward import arrange, forward, residual
 from models.engines.skipping import OnDevice, buckets, compact, mask
 from models.macs import Mode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operator and every tensor that is not on the GPU; takes both branches of a ``torch.cond``."""
 
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators: list[str] = []
         self.on_host: list[str] = []
 
@@ -177,7 +177,7 @@ def test_a_block_runs_on_the_smallest_bucket_that_holds_its_images(
 ) -> None:
     """Also one image more than a bucket holds: no number of images overflows, none is computed in vain."""
     rows: list[int] = []
-    plain = skipping.residual
+    plain = residual
 
     def counting(block: object, x: Tensor) -> Tensor:
         rows.append(len(x))

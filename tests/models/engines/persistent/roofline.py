@@ -95,7 +95,7 @@ def calm_network(name: str) -> SkipNet:
     network = random_network(name)
     with torch.no_grad():
         for block in network.blocks:
-            block.residual[-1].weight.fill_(0.1)  # type: ignore[index, operator, union-attr]
+            block.residual[-1].weight.fill_(0.1)  # type: ignore[index, union-attr]
     return network
 
 

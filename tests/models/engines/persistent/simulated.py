@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +95,7 @@ class SimulatedEngine:
         probability = np.full((count, blocks - 1), np.nan, np.float32)
         executed = np.full((count, blocks - 1), 255, np.uint8)
         widths = [len(block.residual[-1].bias) for block in self.folded.blocks]
-        arrays = images, thresholds, *self.weights, logits, probability, executed, self.queue
+        arrays: tuple[NDArray[Any], ...] = images, thresholds, *self.weights, logits, probability, executed, self.queue
         launch = Launch(
             *(array.ctypes.data for array in arrays),
             count,

@@ -14,7 +14,7 @@ from tests.models.engines.persistent.simulated import build
 
 pytest.importorskip("cuda.core", reason="the package cuda-core is not here: pip install -e '.[test]'")
 
-COMPILED = [("sm_80", "rnn"), ("sm_90", "rnn"), ("sm_100", "rnn"), ("sm_120", "rnn")]
+COMPILED: list[tuple[str, str | None]] = [("sm_80", "rnn"), ("sm_90", "rnn"), ("sm_100", "rnn"), ("sm_120", "rnn")]
 COMPILED += [("sm_90", gates) for gates in GATES if gates != "rnn"]
 
 
