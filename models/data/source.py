@@ -1,6 +1,7 @@
 """Reading a data set through the Hugging Face ``datasets`` library, from the hub or from local files."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,14 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One split: rows of an image and a label, decoded when asked for."""
+    """One split: rows of an image and a label, decoded when asked for. ``numbers`` are the classes' labels, where those
+    are not the data set's own.
+    """
 
     rows: "Dataset"
     row: DatasetRow
     classes: list[str]
+    numbers: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,11 +40,31 @@ class Source:
     def image(self, index: int) -> "tuple[Image.Image, int]":
         """Return image ``index`` as a PIL image in RGB, and its label."""
         entry = self.rows[index]
-        return entry[self.row.image_column].convert("RGB"), int(entry[self.row.label_column])
+        label = int(entry[self.row.label_column])
+        return entry[self.row.image_column].convert("RGB"), label if self.numbers is None else self.numbers[label]
 
     def select(self, indices: list[int]) -> "Source":
         """Return the source of the rows ``indices`` only."""
-        return Source(self.rows.select(indices), self.row, self.classes)
+        return replace(self, rows=self.rows.select(indices))
+
+    def labelled_as(self, labels: Sequence[str]) -> "Source":
+        """Return the source with each class labelled by the place of its name among a checkpoint's ``labels``.
+
+        An image folder numbers the classes that it has, which need not be all, in the order of their names. Where none
+        of the names is a label, as of folders whose labels were worded anew, they stand for them in order. Raises
+        DataError where some are no labels, or all are none and not as many. Other data sets number their classes once
+        and for all.
+        """
+        unknown = [name for name in self.classes if name not in labels]
+        if self.row.hub or not unknown:
+            known = None if self.row.hub else tuple(labels.index(name) for name in self.classes)
+            return replace(self, numbers=known)
+        if len(unknown) < len(self.classes) or len(self.classes) != len(labels):
+            raise DataError(
+                f"the class {unknown[0]!r} is none of the checkpoint's labels, which are {', '.join(labels)}: "
+                "name the folders of images by them"
+            )
+        return self
 
     def in_memory(self, side: int) -> tuple[Tensor, Tensor]:
         """Return all images, uint8 [N, 3, side, side], and labels, int64 [N].

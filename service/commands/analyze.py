@@ -46,7 +46,8 @@ class Analyze(Options):
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config
         row = find_dataset(self.dataset or config.training.get("dataset", "(none named)"))
-        sample = read_sample(read_source(row, "test", self.data), config.input, self.images)
+        source = read_source(row, "test", self.data).labelled_as(config.labels)
+        sample = read_sample(source, config.input, self.images)
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
         engine = load_engine(checkpoint, self.engine, self.device, routing="branch")
         try:

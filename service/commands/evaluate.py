@@ -51,10 +51,11 @@ class Evaluate(Options):
         config = checkpoint.config
         row = find_dataset(self.dataset or config.training.get("dataset", "(none named)"))
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
-        test = read_source(row, "test", self.data)
+        test = read_source(row, "test", self.data).labelled_as(config.labels)
         half = self.half or (self.temper and is_half(self.checkpoint))
         if self.calibrate or half or self.temper:
-            kept_apart = held_out_source(read_source(row, "train", self.data), config.training)
+            train = read_source(row, "train", self.data).labelled_as(config.labels)
+            kept_apart = held_out_source(train, config.training)
         if self.temper:
             checkpoint = self.tempered(checkpoint, kept_apart, threshold)
         if half:

@@ -14,6 +14,7 @@ from models.evaluation.precision import PrecisionLost, check_rounding
 from service.cli import main
 from tests.models.test_data import write_cifar10
 
+PHOTO = Path(__file__).parents[2] / "photos" / "cat.jpg"
 TEST, TRAIN = 24, 16
 
 
@@ -41,6 +42,23 @@ def test_written_figures_are_found_again(checkpoint: Path, data: Path, capsys: p
     assert capsys.readouterr().out.endswith("as in config.json\n")
     evaluation = read_config(checkpoint).evaluation
     assert evaluation is not None and evaluation.images == TEST
+
+
+def test_images_of_a_folder_count_for_the_labels_that_they_are_named_by(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    for name in ("truck", "cat"):
+        (images / "val" / name).mkdir(parents=True)
+        shutil.copy(PHOTO, images / "val" / name)
+    evaluate(checkpoint, images, "--dataset", "imagefolder", "--write")
+    evaluation = read_config(checkpoint).evaluation
+    assert evaluation is not None and evaluation.accuracy == 0.5
+    assert {name for name, share in evaluation.accuracy_per_class.items() if share == 1} == {"cat"}
+    (images / "val" / "cat").rename(images / "val" / "kitten")
+    with pytest.raises(SystemExit):
+        evaluate(checkpoint, images, "--dataset", "imagefolder")
+    assert "the class 'kitten' is none of the checkpoint's labels, which are airplane, " in capsys.readouterr().err
 
 
 def test_half_precision_halves_the_file_and_keeps_the_answers(
