@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -163,7 +163,7 @@ class Batcher:
         with self._changed:
             if self.failure is not None:
                 raise ServiceError(Code.ENGINE_FAILED, "the engine has failed; this server is about to restart")
-            if work.served.closed:
+            if work.served.closed or not self.wanted(work):
                 return
             self._queues.setdefault(work.served, deque()).append(work)
             if self._busy_since is not None and self._prepared is None:
@@ -171,6 +171,15 @@ class Batcher:
                 if queue is not None and len(queue) >= self.max_batch_size:
                     self._prepared = self._form(queue)
             self._changed.notify()
+
+    def forget(self, works: Sequence[Work]) -> None:
+        """Take images out of the queue that nobody waits for any more, in the event loop: the engine may hang."""
+        with self._changed:
+            for work in works:
+                queue = self._queues.get(work.served)
+                if queue is not None and work in queue:
+                    queue.remove(work)
+                    self.wanted(work)
 
     def retire(self, served: "Served") -> None:
         """Let the engine thread close a version's engine; nobody waits for its answers any more."""

@@ -82,6 +82,7 @@ class Core:
         self.metrics.ready.set_function(lambda: not self.not_ready())
         self.metrics.models_failed.set_function(lambda: self.repository.failed)
         self.metrics.in_flight.set_function(lambda: self.admission.images)
+        self.metrics.engine_busy.set_function(lambda: self.batcher.busy_for)
         for reason in REASONS:
             self.metrics.rejections.labels(reason)
 
@@ -219,6 +220,9 @@ class Core:
                 return answers.result()
             if leaving.done():
                 raise ServiceError(Code.CLIENT_GONE, "the client hung up")
+            # Timers are a little early, where they are: by its own deadline it may still have time.
+            for work in works:
+                work.abandoned = "deadline"
             raise ServiceError(Code.DEADLINE, "the deadline passed before the answer was there")
         finally:
             leaving.cancel()
@@ -230,6 +234,8 @@ class Core:
                 work.answer.cancel()
                 # Its place has been given back, and no bound counts what waits for a decoding thread.
                 work.payload = None
+            if left := [work for work in works if work.answer.cancelled()]:
+                self.batcher.forget(left)
 
     def _decode_at_once(self, work: Work) -> bool:
         """Make a small network's input of a small image and queue it, in the event loop; return whether it did."""

@@ -1,5 +1,6 @@
 """From an uploaded file's bytes to an upright RGB image, within bounds on pixels and memory."""
 
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,10 +15,14 @@ from service.errors import Code, ServiceError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF87a", b"GIF89a")
 
-# A JPEG says in ten bytes that the whole image is to be gone through again; phones make ten scans at most, and in what
-# they append a marker stands by chance once in 64 KiB.
-SCAN = b"\xff\xda"
-MAX_SCANS = 1000
+# A JPEG says in ten bytes that the whole image is to be gone through again: in a header whose length fits the colours
+# that it names. Phones make ten scans at most, and as many of each smaller picture that they append.
+SCAN = re.compile(rb"\xff\xda\x00(\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+MAX_SCANS = 100
+
+# Pillow goes through a file's pieces in Python, and keeps most. Encoders make pieces of kilobytes, so that the largest
+# file is read in some thousands of calls; of a run-length encoded BMP each run takes one.
+MAX_READS = 100_000
 
 # The bound on pixels is our own, and says so to whoever sent them.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -42,6 +47,24 @@ UNFOLDING = (b"zTXt", b"iTXt", b"iCCP")
 # decoder keeps two canvases of its own.
 BYTES_PER_PIXEL = 16
 BYTES_PER_PIXEL_WEBP = 24
+
+
+class TooManyPieces(Exception):
+    """A file takes too many reads."""
+
+
+class Pieces(BytesIO):
+    """A file that can be read so many times."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.left = MAX_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise TooManyPieces(f"it is in more than {MAX_READS:,} pieces; save it again")
+        return super().read(size)
 
 
 class DecodeMemory:
@@ -111,9 +134,11 @@ class Decoder:
     def open(self, data: bytes) -> Image.Image:
         """Return the image with its size and mode known and no pixel decoded."""
         try:
-            image = Image.open(BytesIO(data), formats=FORMATS)
+            image = Image.open(Pieces(data), formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ServiceError(Code.IMAGE_TOO_LARGE, self.too_large()) from error
+        except TooManyPieces as error:
+            raise ServiceError(Code.DAMAGED_IMAGE, f"the image can't be read: {error}") from error
         except Exception as error:
             if looks_like_image(data):
                 raise ServiceError(
@@ -128,13 +153,18 @@ class Decoder:
                 f"the image has {image.width} x {image.height} pixels; {self.too_large()}",
             )
         # An MPO is a JPEG that says in its header that others follow; Pillow opens it as one of its own accord.
-        if image.format in ("JPEG", "MPO") and data.count(SCAN) > MAX_SCANS:
+        if image.format in ("JPEG", "MPO") and more_scans(data):
             raise ServiceError(Code.IMAGE_TOO_LARGE, f"the JPEG has more than {MAX_SCANS} scans; save it again")
         return image
 
     def too_large(self) -> str:
         most = min(self.max_pixels, self.memory.size // BYTES_PER_PIXEL)
         return f"at most {most:,} pixels are decoded ({BYTES_PER_PIXEL / BYTES_PER_PIXEL_WEBP:.0%} of that in WebP)"
+
+
+def more_scans(data: bytes) -> bool:
+    """Return whether a JPEG has more than MAX_SCANS."""
+    return any(number >= MAX_SCANS for number, _ in enumerate(SCAN.finditer(data)))
 
 
 def memory_of(image: Image.Image) -> int:

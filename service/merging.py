@@ -17,6 +17,7 @@ MOST = (
     *(
         "skipnet_model_info",
         "skipnet_engine_mode",
+        "skipnet_engine_busy_seconds",
         "skipnet_models_failed",
         "skipnet_expected_mac_share",
         "skipnet_expected_block_execution_rate",

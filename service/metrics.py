@@ -84,6 +84,9 @@ class Metrics:
             "stage_duration_seconds", "The stages of the same requests.", SECONDS, (*VERSION, "stage")
         )
         self.in_flight = gauge("images_in_flight", "Images admitted and not yet answered.", ())
+        self.engine_busy = gauge(
+            "engine_busy_seconds", "How long the batch that runs now has been running; 0 where none does.", ()
+        )
         self.rejections = counter("rejections_total", "Requests answered with 429, by what was full.", ("reason",))
         self.dropped = counter(
             "dropped_total",

@@ -125,8 +125,11 @@ class Repository:
                     await self._serve(name, version)
                     return
 
-    async def _serve(self, name: str, version: int, pinned: bool = False) -> Served:
-        """Load a version and give it the requests; raises LoadError, which it has logged."""
+    async def _serve(self, name: str, version: int, pinned: bool | None = None) -> Served:
+        """Load a version and give it the requests; raises LoadError, which it has logged.
+
+        It is pinned, or no longer, or as it was.
+        """
         key, folder = (name, version), self.folder / name / str(version)
         self.loading.add(key)
         try:
@@ -140,8 +143,8 @@ class Repository:
         finally:
             self.loading.discard(key)
         self.problems.pop(key, None)
-        if pinned:
-            self._pinned.add(key)
+        if pinned is not None:
+            (self._pinned.add if pinned else self._pinned.discard)(key)
         self._switch(served)
         self.default = self.default or name
         log.info("serving %s with %s on %s", served, served.engine.name, served.engine.device)

@@ -47,6 +47,12 @@ def expected_rate() -> str:
 
 IMAGE_RATE = rate("skipnet_block_executions_total", IMAGES, EACH)
 SECONDS_SAVED = f"{total('skipnet_dense_seconds_total')} - {total('skipnet_engine_seconds_total')}"
+EACH_REPLICA = "by (job, instance)"
+ENERGY_SAVED = (
+    f"sum((sum {EACH_REPLICA} (skipnet_dense_seconds_total{{{VERSION}}})"
+    f" - sum {EACH_REPLICA} (skipnet_engine_seconds_total{{{VERSION}}}))"
+    f" * avg {EACH_REPLICA} (rate(skipnet_gpu_energy_joules_total{{{INSTANCE}}}[$__rate_interval])))"
+)
 GAIN = steps("red", (0, "green"))
 
 
@@ -114,9 +120,10 @@ def numbers() -> list[Built]:
         ).decimals(4),
         stat_panel(
             "GPU energy saved since start",
-            "An estimate: engine time saved since start, at the power that the GPU takes now. Empty without a GPU.",
+            "An estimate: engine time saved since start, at the power that the replica's GPU takes now, or where its "
+            "machine has several their mean. Empty without a GPU.",
             "joule",
-            Target(f"({SECONDS_SAVED}) * {rate('skipnet_gpu_energy_joules_total', INSTANCE)}"),
+            Target(ENERGY_SAVED),
             GAIN,
         ),
     ]

@@ -127,12 +127,15 @@ def read_folder(datasets: Any, data: Path, split: str) -> "Dataset":
     names = TEST_SPLITS if split in TEST_SPLITS else (split,)
     for name in names:
         files = sorted(str(file) for file in (*data.glob(f"{name}.parquet"), *data.glob(f"{name}-*.parquet")))
-        if files:
-            return datasets.load_dataset("parquet", data_files={name: files}, split=name)
-        if (data / name).is_dir():
-            # Left to itself the library takes a split from the files' names: ILSVRC2012_val_1.JPEG for validation.
-            folder = str(data / name)
-            return datasets.load_dataset("imagefolder", data_dir=folder, data_files={name: "**"}, split=name)
+        try:
+            if files:
+                return datasets.load_dataset("parquet", data_files={name: files}, split=name)
+            if (data / name).is_dir():
+                # Left to itself the library takes a split from the files' names: ILSVRC2012_val_1.JPEG for validation.
+                folder = str(data / name)
+                return datasets.load_dataset("imagefolder", data_dir=folder, data_files={name: "**"}, split=name)
+        except (ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(f"{name} of {data} can't be read ({error}); copy it again") from error
     raise DataError(
         f"{data} has no split {split!r}: expected {' or '.join(f'{name}.parquet' for name in names)} "
         f"or a folder of images {' or '.join(f'{name}/' for name in names)}"

@@ -21,11 +21,14 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class Metrics:
-    """Accuracy and execution rate per gate in 0..1; the computation percentage is the paper's, in 0..100."""
+    """Accuracy and execution rate per gate in 0..1; the computation percentage is the paper's, in 0..100.
+
+    A class without images has no accuracy.
+    """
 
     images: int
     accuracy: float
-    accuracy_per_class: list[float]
+    accuracy_per_class: list[float | None]
     computation_percentage: float
     execution_rate: list[float]
     executed: NDArray[np.bool_]
@@ -39,7 +42,7 @@ class Metrics:
             images=len(labels),
             accuracy=float(correct.mean()),
             accuracy_per_class=[
-                float(correct[labels == label].mean()) if (labels == label).any() else 0.0 for label in range(classes)
+                float(correct[labels == label].mean()) if (labels == label).any() else None for label in range(classes)
             ],
             computation_percentage=float(100 * (1 + executed.sum(1)).mean() / (1 + executed.shape[1])),
             execution_rate=[float(rate) for rate in executed.mean(0)],
@@ -106,7 +109,11 @@ def measure(checkpoint: Checkpoint, engine: Engine, source: Source, split: str, 
         dense_macs=checkpoint.macs.dense,
         decisions_skipped=1 - float(metrics.executed.mean()) if metrics.executed.size else 0.0,
         execution_rate=metrics.execution_rate,
-        accuracy_per_class=dict(zip(checkpoint.config.labels, metrics.accuracy_per_class, strict=True)),
+        accuracy_per_class={
+            label: accuracy
+            for label, accuracy in zip(checkpoint.config.labels, metrics.accuracy_per_class, strict=True)
+            if accuracy is not None
+        },
     )
 
 

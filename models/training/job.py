@@ -1,5 +1,6 @@
 """From a user's options to a training job: network, data, recipes."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -13,7 +14,7 @@ from models.catalogue import Architecture, find_architecture
 from models.checkpoint import Checkpoint, read_checkpoint, read_config
 from models.data.augmentation import crop_centre, normalise
 from models.data.batches import Batches, MemoryBatches, StreamedBatches
-from models.data.catalogue import DatasetRow, find_dataset
+from models.data.catalogue import DatasetRow, Statistics, find_dataset
 from models.data.held_out import HELD_OUT, split_positions
 from models.data.source import DataError, Source, read_source
 from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
@@ -65,7 +66,8 @@ def make_job(options: JobOptions) -> Job:
     Raises JobError, DataError, UnknownArchitecture, UnknownDataset, UnknownRecipe or CheckpointError.
     """
     prepare_process(options.seed)
-    architecture, row = find_architecture(options.arch), find_dataset(options.dataset)
+    device = torch.device(choose_device(options.device))
+    architecture, row = find_architecture(options.arch), normalised_as_start(find_dataset(options.dataset), options)
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
     size = options.size or (row.size if row.uniform else architecture.image_size)
@@ -76,7 +78,6 @@ def make_job(options: JobOptions) -> Job:
     train, held_out = source.select(train_positions), source.select(held_out_positions)
     network, earlier = start_network(architecture, source.classes, options)
     teacher = find_teacher(recipes, source, train_positions, options)
-    device = torch.device(choose_device(options.device))
     mixed = options.precision == "bfloat16" or (options.precision == "auto" and multiplies_bfloat16(device))
     return Job(
         architecture=architecture,
@@ -103,6 +104,14 @@ def make_job(options: JobOptions) -> Job:
         },
         earlier=earlier,
     )
+
+
+def normalised_as_start(row: DatasetRow, options: JobOptions) -> DatasetRow:
+    """Return the data set with mean and deviation as the checkpoint to start from has them, the public code's say."""
+    if options.init is None:
+        return row
+    known = read_config(options.init).input
+    return replace(row, mean=known.mean, std=known.std)
 
 
 def choose_stages(architecture: Architecture, options: JobOptions) -> tuple[Stage, ...]:
@@ -179,6 +188,8 @@ def find_teacher(
         return None
     if is_wide(options.teacher):
         if options.teacher.name == NETWORK:
+            known = find_dataset(source.row.name)
+            check_normalised(options.teacher, known.mean, known.std, source.row)
             return read_network(options.teacher, source.row.name, len(source.classes))
         return read_answers(options.teacher, source.row.name, len(source), len(source.classes))[positions]
     folder = options.teacher or options.init
@@ -188,6 +199,8 @@ def find_teacher(
     if checkpoint.network.gate_kind is not None:
         raise JobError(f"{folder} has gates; recipe {options.recipe} learns from a dense network: name one, --teacher")
     check_labels(checkpoint, folder, source.classes, options)
+    check_held_out(checkpoint, folder, options)
+    check_normalised(folder, checkpoint.config.input.mean, checkpoint.config.input.std, source.row)
     return checkpoint.network.requires_grad_(False)
 
 
@@ -210,6 +223,19 @@ def check_held_out(checkpoint: Checkpoint, folder: Path, options: JobOptions) ->
             f"{folder} held out {before} images, and was trained on others of the {options.held_out} to be held out "
             f"now: take --held-out {before}"
         )
+
+
+def check_normalised(teacher: Path, mean: Statistics, std: Statistics, row: DatasetRow) -> None:
+    """Raise JobError where a teacher, which sees what the network sees, knows images of another mean or deviation."""
+    if not (isclose(mean, row.mean) and isclose(std, row.std)):
+        raise JobError(
+            f"{teacher} knows images less {mean}, over {std}; those to be learned from are less {row.mean}, over "
+            f"{row.std}, as --init has them: take a teacher's answers.safetensors, or another --init"
+        )
+
+
+def isclose(one: Statistics, other: Statistics) -> bool:
+    return all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(one, other, strict=True))
 
 
 def check_size(architecture: Architecture, size: int) -> None:
@@ -265,6 +291,8 @@ def fits_memory(source: Source, spec: InputSpec) -> bool:
 
 
 def choose_device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
+    """Return where to train; raises JobError where that is a GPU, and torch finds none."""
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise JobError("torch finds no GPU here: leave out --device cuda")
+    return ("cuda" if found else "cpu") if device == "auto" else device

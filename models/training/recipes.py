@@ -3,11 +3,14 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 Stage = Literal["plain", "sp", "hrl"]
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class UnknownRecipe(ValueError):
@@ -15,7 +18,7 @@ class UnknownRecipe(ValueError):
 
 
 class WrongChange(ValueError):
-    """What is to be changed is no value of a recipe, or not of its type."""
+    """What is to be changed is no value of a recipe, or not of its type or range."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Rung:
     execute the share ``target`` of the blocks for free.
     """
 
-    share: float
-    threshold: float
-    target: float
+    share: Share
+    threshold: Share
+    target: Share
 
 
 @dataclass(frozen=True)
@@ -58,30 +61,35 @@ class Recipe:
 
     name: str
     stage: Stage
-    rate: float
+    rate: Positive
     schedule: Literal["steps", "one_cycle", "constant"]
     iterations: int | None = None
     epochs: int = 0
     batch: int = 128
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     decay_all: bool = True
     nesterov: bool = False
-    warm_up: int = 0
+    warm_up: Annotated[int, Field(ge=0)] = 0
     open_bias: float = 0.0
     rungs: tuple[Rung, ...] = ()
-    targets_fall: tuple[float, float] = (0.2, 0.6)
-    target_weight: float = 20.0
-    distil: float = 0.0
-    temperature: float = 4.0
-    overlaid: float | None = None
-    spread: float | None = None
-    alpha: float = 0.1
-    policy_weight: float = 0.01
-    samples: int = 1
-    sharpen: float = 1.0
+    targets_fall: tuple[Share, Share] = (0.2, 0.6)
+    target_weight: NotNegative = 20.0
+    distil: Share = 0.0
+    temperature: Positive = 4.0
+    overlaid: Share | None = None
+    spread: Share | None = None
+    alpha: NotNegative = 0.1
+    policy_weight: NotNegative = 0.01
+    samples: Annotated[int, Field(ge=1)] = 1
+    sharpen: Positive = 1.0
     statistics: Literal["frozen", "executed", "re-estimated"] = "frozen"
     gates: Literal["hard", "soft"] = "hard"
     pure: bool = False
+
+    @property
+    def routes(self) -> int:
+        """How many routes of an image a step computes."""
+        return self.samples if self.stage == "hrl" else 1
 
     def steps(self, steps_per_epoch: int) -> int:
         """Return how many steps the stage takes."""
@@ -173,7 +181,9 @@ def read_changes(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         example = '{"open_bias": 0.0}'
         raise WrongChange(f"a recipe's changes are a JSON object such as {example}, not {text}")
-    types = {name: kind for name, kind in get_type_hints(Recipe).items() if name not in SAID_OTHERWISE}
+    types = {
+        name: kind for name, kind in get_type_hints(Recipe, include_extras=True).items() if name not in SAID_OTHERWISE
+    }
     changes = {}
     for name, value in values.items():
         if name not in types:

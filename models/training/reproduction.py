@@ -22,7 +22,7 @@ from models.training.recipes import find_recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
 from models.training.rows import Row, Schedule, find_row, find_runs
 from models.training.run import stage_summary, train
-from models.training.state import LOG
+from models.training.state import LOG, STATE
 from models.training.wide import teach, wide_teacher
 
 
@@ -160,10 +160,13 @@ def reproduce(
 
 
 def train_row(row: Row, options: JobOptions, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]) -> None:
-    """Train a row, or go on with its training; its teacher first, where that is not there."""
-    wide = wide_teacher(row.teacher or "")
-    if wide and options.teacher is not None and not options.teacher.exists():
-        train_teacher(wide[0], options, options.teacher.parent, save_every, show)
+    """Train a row, or go on with its training; its teacher first, where that is not there, or is not done.
+
+    Raises StateError where the teacher was trained with other options.
+    """
+    wide, teacher = wide_teacher(row.teacher or ""), options.teacher
+    if wide and teacher is not None and ((teacher.parent / STATE).exists() or not teacher.exists()):
+        train_teacher(wide[0], options, teacher.parent, save_every, show)
     job = make_job(options)
     # Of one function torch compiles eight versions at most, and each row's recipe asks for one of its own.
     torch.compiler.reset()
@@ -202,8 +205,8 @@ def finished(file: Path, row: Row, options: JobOptions, start: str | None) -> Re
     """
     result = read_result(file)
     source = read_source(find_dataset(options.dataset), "train", options.data)
-    train, held_out = split_positions(source, options.held_out, options.limit)
-    beside = {"train_images": len(train), "held_out_images": len(held_out), "start": start}
+    train, _ = split_positions(source, options.held_out, options.limit)
+    beside = {"train_images": len(train), "held_out_images": options.held_out, "start": start}
     asked = asked_recipe(row, options) | beside
     got = result.recipe | {key: getattr(result, key) for key in beside}
     differing = [key for key in asked | got if asked.get(key) != got.get(key)]

@@ -10,7 +10,7 @@ Schedule = Literal["paper", "short"]
 Group = Literal["table", "ablations", "recipe", "grown", "patient"]
 
 PLAIN, RNN, FEED_FORWARD = "resnet", "rnn_gate", "feedforward"
-WIDE_ANSWERS, WIDER, WIDER_ANSWERS = "wide-answers", "wider", "wider-answers"
+WIDE_NETWORKS = WIDE_ANSWERS, WIDER, WIDER_ANSWERS = "wide-answers", "wider", "wider-answers"
 """Teachers that are no rows: a network of `models.training.wide`, asked about each image as it is seen, or the answers
 that it has given once.
 """
@@ -308,12 +308,14 @@ def find_runs(
 ) -> list[tuple[Row, int]]:
     """Return the rows of the given names or groups, once for each seed; None for their own.
 
-    With ``starts``, the run that a run starts from comes before it. Raises UnknownRow.
+    The run that teaches a run comes before it, and with ``starts`` the one that it starts from. Raises UnknownRow.
     """
     groups = all_groups(schedule)
     runs: dict[tuple[str, int], tuple[Row, int]] = {}
 
     def want(row: Row, seed: int) -> None:
+        if row.teacher is not None and row.teacher not in WIDE_NETWORKS:
+            want(find_row(row.teacher, schedule), 0)
         if starts and row.start_depth is None:
             for name in row.parts:
                 want(find_row(name, schedule), row.seed_of_start(seed))

@@ -111,6 +111,8 @@ def train(
     progress, optimizer_state = Progress(), None
     if not resume:
         state.require_finished()
+        # Killed before it is saved first, this run is not to go on as the one before.
+        state.path.unlink(missing_ok=True)
     elif state.path.exists():
         progress, optimizer_state = state.load(job.network)
     cut_log(job.folder / LOG, progress)
@@ -157,7 +159,7 @@ def run_stage(
             fallen = targets_fallen(recipe, progress.step, total)
             step = take_step(images, labels, fallen, epoch, within)
             optimizer.step()
-            progress.add(step, len(labels) * recipe.samples, *watch.lap())
+            progress.add(step, len(labels) * recipe.routes, *watch.lap())
             if watcher:
                 watcher.stepped(recipe, progress.step, total, len(labels), rate)
             # The epoch's last step is saved below, when its row is in the log.
@@ -196,7 +198,7 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[
     remedy = f"another --seed, or with a recipe of a lower rate than {recipe.rate}, in another --output"
     require_finite(loss, f"{recipe.stage}, epoch {epoch + 1}", remedy)
     held_out = job.validate(job.network)
-    images = progress.images / recipe.samples
+    images = progress.images / recipe.routes
     row = {
         "stage": recipe.stage,
         "epoch": epoch + 1,

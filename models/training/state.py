@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.training.objective import Step
 from models.whole_file import whole_file
 
-LOG = "log.jsonl"
+LOG, STATE = "log.jsonl", "state.pt"
 NAMED = 5
 """Differences that are said where a state is another run's: another stage differs in all of its recipe."""
 
@@ -82,7 +82,7 @@ class StateFile:
     """``state.pt`` of a run, written at least every ``interval`` seconds and loaded without unpickling objects."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], interval: float) -> None:
-        self.path = folder / "state.pt"
+        self.path = folder / STATE
         self.identity, self.interval = identity, interval
         self.saved = time.monotonic()
 

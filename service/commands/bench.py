@@ -34,6 +34,7 @@ class Bench(Options):
     checkpoint: Path | None = Field(
         None, description="checkpoint measured with its own routing, given --data; default: the one that serve serves"
     )
+    dataset: str | None = Field(None, description="its data set; default: the one that it was trained on")
     data: Path | None = Field(None, description="folder of the checkpoint's data set, for images to route")
     engines: Annotated[str, Field(description="routed engines")] = "native,onnxruntime"
     batches: str = Field("1,8,32", pattern=NUMBERS, description="batch sizes, for instance 1,8,32")
@@ -107,7 +108,7 @@ class Bench(Options):
         found = [forced_subject(name, most, self.size) for name in filter(None, self.model.split(","))]
         if self.data:
             checkpoint = read_checkpoint(self.checkpoint or find_version(SHIPPED, None, None))
-            dataset = find_dataset(checkpoint.config.training["dataset"])
+            dataset = find_dataset(self.dataset or checkpoint.config.training.get("dataset", "(none named)"))
             found.append(routed_subject(checkpoint, read_source(dataset, "test", self.data)))
         return found
 

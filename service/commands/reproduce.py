@@ -28,7 +28,7 @@ class Reproduce(TrainingOptions):
     )
     schedule: Literal["paper", "short"] = Field("short", description="recipes: the paper's, or what two cores can run")
     seeds: str | None = Field(
-        None, pattern=r"^\d+(,\d+)*$", description="seeds, separated by commas; default: each row's own"
+        None, pattern=r"^\d{1,9}(,\d{1,9})*$", description="seeds, separated by commas; default: each row's own"
     )
     output: Path = Field(Path("runs/reproduce"), description="folder of the runs")
     results: Path | None = Field(None, description="folder of the results files; default: results in --output")

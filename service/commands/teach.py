@@ -22,7 +22,7 @@ class Teach(TrainingOptions):
     )
     output: Path | None = Field(None, description="folder of the run; default: runs/<dataset>_<network>")
     epochs: int | None = Field(None, ge=1, description="epochs; default: 12, of the wider one 30")
-    seed: int = Field(0, ge=0, description="of weights, order and augmentation")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     held_out: int = Field(HELD_OUT_TO_REPORT, ge=1, description="training images kept apart to measure on")
 

@@ -48,9 +48,11 @@ class Train(TrainingOptions):
     changes: str = Field(
         "{}", description="JSON object of values that replace the recipe's own; models/training/recipes.py names them"
     )
-    seed: int = Field(0, ge=0, description="of weights, order, augmentation and sampled gates")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order, augmentation and sampled gates")
     held_out: int = Field(HELD_OUT_TO_CHOOSE, ge=1, description="training images kept apart to measure on")
-    size: int | None = Field(None, ge=32, description="side of the input in pixels; default: the architecture's")
+    size: int | None = Field(
+        None, ge=32, le=2048, description="side of the input in pixels; default: the architecture's"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from models import SHIPPED
 from service.benchmark_table import NUMBERS, SHARES, heading, line, numbers
+from service.errors import UserError
 from service.settings import DeviceName, Options
 
 if TYPE_CHECKING:
@@ -95,7 +96,10 @@ class VerifyGpu(Options):
         from models.benchmark.acceptance import check_checkpoint, check_parity, check_training
         from models.evaluation.metrics import prepared_batches
 
-        for file in sorted(self.parity.glob("*.npz")) if self.parity else ():
+        cases = sorted(self.parity.glob("*.npz")) if self.parity else []
+        if self.parity and not cases:
+            raise UserError(f"{self.parity} holds no parity cases, files *.npz: see --parity")
+        for file in cases:
             yield from check_parity(file, device)
         for checkpoint in self.checkpoints():
             source = self.source(checkpoint)
@@ -108,6 +112,8 @@ class VerifyGpu(Options):
         from models.checkpoint import CONFIG, read_checkpoint
 
         folders = sorted(file.parent for file in self.model_repository.glob(f"*/*/{CONFIG}"))
+        if not folders:
+            raise UserError(f"{self.model_repository} holds no <model>/<version>/{CONFIG}: see --model-repository")
         return [read_checkpoint(folder) for folder in folders]
 
     def source(self, checkpoint: "Checkpoint") -> "Source | None":

@@ -4,6 +4,7 @@ from time import perf_counter
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -14,6 +15,9 @@ from service.record import record_of
 from service.routes.dependencies import KEYED, core_of, described, read_parameters, read_query
 
 router = APIRouter(tags=["inference"])
+
+CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1")
+"""Of a form's names, which are decoded in the event loop: others take longer than their length, punycode its square."""
 
 FILE = {"type": "string", "format": "binary"}
 REQUEST_BODY = {
@@ -160,6 +164,9 @@ async def read_image(request: Request, max_size: int) -> bytes:
 
 async def read_multipart(request: Request, max_size: int) -> bytes:
     """Return the content of the file field `image`."""
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in CHARSETS:
+        raise ServiceError(Code.BAD_REQUEST, f"the form's charset {charset!r} is not read: leave it out, or send utf-8")
     parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=8)
     # In memory, which the limit on the body bounds: the file system may be read-only.
     parser.spool_max_size = max_size

@@ -35,9 +35,13 @@ class Queue:
     def put(
         self, served: Served, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any
     ) -> asyncio.Future[ImageResult]:
+        work = self.work(served, image, threshold, patience, **fields)
+        self.batcher.put(work)
+        return work.answer
+
+    def work(self, served: Served, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any) -> Work:
         answer: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
-        self.batcher.put(Work(served, threshold, perf_counter() + patience, Timing(), answer, image, **fields))
-        return answer
+        return Work(served, threshold, perf_counter() + patience, Timing(), answer, image, **fields)
 
 
 @asynccontextmanager

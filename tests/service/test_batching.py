@@ -76,6 +76,31 @@ def test_answers_do_not_depend_on_the_batch_and_thresholds_share_one(
     assert together[3].macs < together[0].macs
 
 
+def test_what_nobody_waits_for_leaves_the_queue_of_an_engine_that_hangs(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            ready = [queue.put(served, decoded(i)) for i in range(4)]  # The next batch, made ready.
+            for _ in range(50):
+                works = [queue.work(served, decoded(i)) for i in range(3)]
+                for work in works:
+                    queue.batcher.put(work)
+                    work.answer.cancel()
+                queue.batcher.forget(works)
+                late = queue.work(served, decoded(0))
+                late.answer.cancel()
+                queue.batcher.put(late)  # Its decoding took longer than its client waited.
+            assert queue.batcher.depth(served) == 4
+            assert queue.dropped == 200 * ["client_gone"]
+            watched(served).open.set()
+            await asyncio.gather(first, *ready)
+
+    asyncio.run(story())
+    assert sizes(served) == [1, 4]
+
+
 def test_models_do_not_mix_and_the_longest_waiting_is_next(served: Served, decoded: Callable[[int], Pixels]) -> None:
     other = replace(served, engine=Watched(watched(served).engine))
 

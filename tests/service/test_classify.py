@@ -172,6 +172,17 @@ def test_bad_bodies(running: Running, data: bytes, headers: dict[str, str], stat
     assert (response.status_code, error_of(response)) == (status, code)
 
 
+@pytest.mark.parametrize("charset", ["punycode", "undefined", "idna", "utf-7", "no such"])
+def test_a_form_says_in_no_charset_of_its_own_what_its_fields_are_called(running: Running, charset: str) -> None:
+    form = running.client.build_request("POST", "/classify", files={"image": encoded(picture(0))})
+    kind = f'{form.headers["content-type"]}; charset="{charset}"'
+    response = post(running, form.read(), headers={"content-type": kind})
+    assert (response.status_code, error_of(response)) == (400, "bad_request")
+    assert f"charset '{charset}' is not read" in response.json()["error"]["message"]
+    kind = f"{form.headers['content-type']}; charset=UTF-8"
+    assert post(running, form.read(), headers={"content-type": kind}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "parts",
     [

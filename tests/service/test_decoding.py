@@ -16,8 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 from service.decoding import (
     BYTES_PER_PIXEL,
     BYTES_PER_PIXEL_WEBP,
+    MAX_READS,
     MAX_SCANS,
-    SCAN,
     SMALL_FILE,
     TURNS,
     DecodeMemory,
@@ -28,6 +28,7 @@ from tests.service.parts import encoded, picture, until
 
 DECODER = Decoder(max_pixels=1_000_000, max_memory=64 << 20)
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+START_OF_SCAN = b"\xff\xda"
 
 
 def decode(data: bytes, decoder: Decoder = DECODER, shorter_side: int = 0) -> Image.Image:
@@ -360,11 +361,29 @@ def test_a_jpeg_that_is_gone_through_again_and_again_is_refused(kind: str) -> No
     more = {"save_all": True, "append_images": [picture(1)]} if kind == "MPO" else {}
     progressive = encoded(picture(0), kind, progressive=True, **more)
     assert Image.open(BytesIO(progressive)).format == kind
-    last = progressive.rindex(SCAN)
+    last = progressive.rindex(START_OF_SCAN)
     bomb = progressive[:-2] + progressive[last:-2] * MAX_SCANS + progressive[-2:]
     assert refusal(bomb) == Code.IMAGE_TOO_LARGE
-    # What a phone appends to a photo looks like a scan now and then.
-    assert decode(encoded(picture(0), "JPEG") + SCAN * (MAX_SCANS - 1)).size == picture(0).size
+    # In what a phone appends to a photo the marker stands by chance now and then.
+    assert decode(encoded(picture(0), "JPEG") + START_OF_SCAN * 10 * MAX_SCANS).size == picture(0).size
+
+
+def chunk(kind: bytes) -> bytes:
+    return struct.pack(">I", 0) + kind + struct.pack(">I", zlib.crc32(kind))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "PNG, pixels"])
+def test_a_file_in_very_many_pieces_is_refused(kind: str) -> None:
+    whole = encoded(picture(0), kind[:4].rstrip(","))
+    if kind == "JPEG":
+        made = whole[:2] + b"\xff\xe5\x00\x02" * MAX_READS + whole[2:]
+    else:
+        at = whole.index(b"IDAT") - 4
+        many = chunk(b"prVt" if kind == "PNG" else b"IDAT") * MAX_READS
+        made = whole[:at] + many + whole[at:]
+    with pytest.raises(ServiceError, match="in more than 100,000 pieces; save it again") as caught:
+        decode(made)
+    assert caught.value.code == Code.DAMAGED_IMAGE
 
 
 def test_an_image_that_is_being_decoded_is_known() -> None:

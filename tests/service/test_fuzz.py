@@ -44,7 +44,15 @@ def nothing_left_behind(running: Running) -> Any:
         max_size=4,
     ),
     kind=st.sampled_from(
-        ["image/png", "multipart/form-data; boundary=x", "text/plain", "", "image/", "multipart/form-data"]
+        [
+            "image/png",
+            "multipart/form-data; boundary=x",
+            "multipart/form-data; boundary=x; charset=idna",
+            "text/plain",
+            "",
+            "image/",
+            "multipart/form-data",
+        ]
     ),
     body=st.binary(max_size=200) | st.just(encoded(picture(0))),
 )

@@ -64,6 +64,7 @@ def test_effective_batch_of_a_block_can_be_derived(start: Callable[..., Running]
         rest = [pool.submit(classify, server, i, f"?execute_threshold={i % 2}") for i in range(4)]
         until(lambda: server.metric("queue_depth", **MINE) == 4)
         assert server.metric("images_in_flight") == 5
+        assert 0 < server.metric("engine_busy_seconds") <= server.core.batcher.busy_for
         watched(served).open.set()
         for each in [first, *rest]:
             each.result()
@@ -72,6 +73,7 @@ def test_effective_batch_of_a_block_can_be_derived(start: Callable[..., Running]
     assert server.metric("block_executions_total", block="5", **MINE) == 3
     assert server.metric("queue_depth", **MINE) == 0
     assert server.metric("images_in_flight") == 0
+    until(lambda: server.metric("engine_busy_seconds") == 0)
 
 
 def test_engine_seconds_stand_beside_what_dense_would_have_taken(start: Callable[..., Running], served: Served) -> None:

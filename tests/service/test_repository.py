@@ -219,6 +219,22 @@ def test_version_asked_for_by_number_is_served_beside_the_others(folder: Path, l
     run(story)
 
 
+def test_the_newest_loaded_by_number_and_then_as_the_newest_takes_the_place_of_the_older(
+    folder: Path, loaded: Served
+) -> None:
+    async def story() -> None:
+        shelf = Shelf(folder, loaded)
+        await shelf.load_all()
+        newest = max(shelf.served[NAME])
+        add(folder, newest + 1)
+        await shelf.load(NAME, newest + 1)
+        assert sorted(shelf.served[NAME]) == [newest, newest + 1]
+        await shelf.load(NAME)
+        assert sorted(shelf.served[NAME]) == [newest + 1]
+
+    run(story)
+
+
 def test_loading_a_served_version_again_replaces_it(folder: Path, loaded: Served) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.decoding import MAX_SCANS, SCAN
+from service.decoding import MAX_SCANS
 from service.loading import Served
 from service.protocol import BoundedProtocol
 from service.server import open_many_files
@@ -175,10 +175,10 @@ def test_a_stuck_decoder_does_not_keep_the_process(launch: Callable[..., Process
         *("--max-image-pixels", "80000000", "--max-decode-memory", str(2 << 30), "--drain-timeout", "0.1"),
         SKIPNET_MODEL_REPOSITORY=str(repository),
     )
-    # Half of the scans that are let through, over and over the whole of a large image: many seconds.
+    # Nearly as many scans as are let through, each over the whole of a large image: seconds.
     progressive = encoded(Image.new("L", (8900, 8900)), "JPEG", progressive=True)
-    last = progressive.rindex(SCAN)
-    slow = progressive[:-2] + progressive[last:-2] * (MAX_SCANS // 2) + progressive[-2:]
+    last = progressive.rindex(b"\xff\xda")
+    slow = progressive[:-2] + progressive[last:-2] * (MAX_SCANS - 20) + progressive[-2:]
     with httpx.Client(base_url=serve.url(), timeout=60) as client:
         until(lambda: client.get("/health/ready").status_code == 200, 120)
         late = client.post("/classify", content=slow, headers=PNG | {"x-request-timeout": "1"})
