@@ -12,6 +12,7 @@ from typing import Any
 from models.analysis.commands import draw_commands, shared
 from models.analysis.study import Analysis, group_numbers, read_analysis
 from models.checkpoint import Checkpoint, CheckpointError, Evaluation, read_checkpoint
+from models.public.importing import IMPORTED
 from models.training.averaging import AVERAGE
 from models.whole_file import whole_file
 
@@ -202,6 +203,9 @@ def draw_stages(stages: Sequence[dict[str, Any]], architecture: str) -> list[str
     """Return a row a stage; of networks that went into a mean, those that they don't share."""
     rows = []
     for stage in stages:
+        if stage["stage"] == IMPORTED:
+            rows.append(f"| imported | {stage['name']} | | | | | |")
+            continue
         if stage["stage"] != AVERAGE:
             rows.append(draw_stage(stage, architecture))
             continue

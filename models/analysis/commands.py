@@ -8,6 +8,7 @@ from typing import Any
 
 from models.catalogue import find_architecture
 from models.checkpoint import Config
+from models.public.importing import IMPORTED
 from models.training.averaging import AVERAGE
 from models.training.recipes import find_changes
 from models.training.wide import KINDS, wide_teacher
@@ -41,6 +42,10 @@ def draw_chain(config: Config, stages: Stages, folders: Sequence[str], mark: str
         if stage["stage"] == AVERAGE:
             more, folder = draw_average(config, stages, stage["of"], left)
             commands += more
+        elif stage["stage"] == IMPORTED:
+            arch = stage.get("architecture", config.architecture)
+            folder = f"runs/{arch}_{IMPORTED}"
+            commands.append(f"skipnet import {stage['name']} --arch {arch} --output {folder}")
         else:
             command, folder = draw_train(config, stage, left, mark)
             commands.append(command)

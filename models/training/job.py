@@ -20,6 +20,7 @@ from models.data.source import DataError, Source, read_source
 from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
+from models.public.importing import IMPORTED
 from models.training.answers import read_answers
 from models.training.growth import grow
 from models.training.processor import gains_by_compiling, multiplies_bfloat16, prepare_process
@@ -163,7 +164,7 @@ def start_network(
         raise JobError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
     check_labels(checkpoint, options.init, classes, options)
     check_held_out(checkpoint, options.init, options)
-    stages = checkpoint.config.training.get("stages", [])
+    stages = stages_behind(checkpoint)
     if same_gates and not grows:
         return checkpoint.network, stages
     if grows:
@@ -174,6 +175,13 @@ def start_network(
     network.load_state_dict(checkpoint.network.state_dict(), strict=False)
     # Which network the stages with gates trained; a plain one never has any.
     return network, [stage if stage["stage"] == "plain" else {"architecture": found.name} | stage for stage in stages]
+
+
+def stages_behind(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return what a checkpoint's config tells of how it was made: where it was imported from, and its stages."""
+    training = checkpoint.config.training
+    origin = [{"stage": IMPORTED, "name": training["imported_from"]}] if "imported_from" in training else []
+    return [*origin, *training.get("stages", [])]
 
 
 def find_teacher(

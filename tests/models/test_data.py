@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models.analysis.commands import draw_commands
 from models.catalogue import find_architecture
 from models.checkpoint import Config, write_checkpoint
 from models.data.augmentation import crop_flip, normalise, overlay, random_boxes, random_resized_crop
@@ -22,6 +23,7 @@ from models.data.held_out import split_positions
 from models.data.source import DataError, Source, class_names, import_datasets, read_source
 from models.network import SkipNet
 from models.training.job import JobError, JobOptions, input_spec, make_job
+from models.training.run import stage_summary
 from tests.research import shared
 
 CIFAR10 = find_dataset("cifar10")
@@ -86,6 +88,48 @@ def test_an_image_folder_is_labelled_by_its_names(tmp_path: Path, labels: list[s
 def test_a_folder_whose_classes_are_no_labels_is_refused(tmp_path: Path, labels: list[str]) -> None:
     with pytest.raises(DataError, match=f"is none of the checkpoint's labels, which are {', '.join(labels)}"):
         folder_of(tmp_path, "ship", "cat").labelled_as(labels)
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"test of .* can't be read \(.*\); copy it again"):
+        read_source(CIFAR10, "test", tmp_path)
+
+
+def test_training_goes_on_with_the_mean_and_deviation_that_a_start_was_imported_with(
+    pixels: np.ndarray, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", pixels, list(range(20)))
+    labels = read_source(CIFAR10, "train", tmp_path).classes
+    public = input_spec(CIFAR10, 32).model_copy(update={"std": (0.2023, 0.1994, 0.2010)})
+    for name in ("rnn_gate", "resnet"):
+        arch = find_architecture(f"cifar10_{name}_38")
+        told = {"imported_from": f"{name}.pth.tar"}
+        config = Config(architecture=arch.name, labels=labels, input=public, training=told, code="test")
+        write_checkpoint(tmp_path / name, arch.build(), config)
+    options = JobOptions(
+        "cifar10_rnn_gate_38", "cifar10", tmp_path / "run", tmp_path, stages=("hrl",), recipe="short",
+        init=tmp_path / "rnn_gate", batch=8, held_out=4,
+    )  # fmt: skip
+    job = make_job(options)
+    assert job.spec == public
+    images, _ = next(iter(job.batches(job.recipes[0]).epoch(0)))
+    plain, _ = next(iter(make_job(replace(options, init=None, stages=("sp",))).batches(job.recipes[0]).epoch(0)))
+    ratio = torch.tensor(CIFAR10.std) / torch.tensor(public.std)
+    torch.testing.assert_close(images.std((0, 2, 3)) / plain.std((0, 2, 3)), ratio)
+    config = Config(
+        architecture="cifar10_rnn_gate_38", labels=labels, input=public, code="test",
+        training={"dataset": "cifar10", "seed": 0, "held_out_images": 4, "train_images": 16}
+        | {"stages": [*job.earlier, stage_summary(job.recipes[0])]},
+    )  # fmt: skip
+    first, second = draw_commands(config)
+    imported = "runs/cifar10_rnn_gate_38_imported"
+    assert first == f"skipnet import rnn_gate.pth.tar --arch cifar10_rnn_gate_38 --output {imported}"
+    assert "--stages hrl " in second and f"--init {imported}" in second
+    taught = replace(options, init=None, teacher=tmp_path / "resnet", recipe="dial", stages=("sp",))
+    with pytest.raises(JobError, match="take a teacher's answers"):
+        make_job(taught)
 
 
 def test_a_data_set_of_the_hub_keeps_its_numbers(pixels: np.ndarray, tmp_path: Path) -> None:

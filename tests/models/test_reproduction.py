@@ -128,6 +128,13 @@ def test_rows_that_are_averaged_are_trained_first() -> None:
     assert names[-1] == "accurate-70-hrl-mean" and len(set(names)) == len(names)
 
 
+def test_a_finished_row_is_known_where_fewer_images_are_tried_than_held_out(tmp_path: Path, data: Path) -> None:
+    plan, row = plan_in(tmp_path, data), tiny("sp-first")
+    plan = replace(plan, shared=replace(plan.shared, limit=8))
+    result = reproduce(plan, row, 0, save_every=300, show=quiet)
+    assert reproduce(plan, row, 0, save_every=300, show=never) == result
+
+
 def test_choosing_leaves_the_test_images_alone(tmp_path: Path, data: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.parquet").symlink_to(data / "train.parquet")
@@ -201,6 +208,12 @@ def test_only_what_was_asked_for_and_what_it_needs_is_run() -> None:
     assert [row.name for row, _ in find_runs(["hrl-70"], "short", [1], starts=False)] == ["hrl-70"]
     with pytest.raises(UnknownRow, match=r"'hrl'; there are table, ablations, recipe, grown, patient and plain, sp"):
         find_runs(["hrl"], "short")
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_the_row_that_teaches_is_run_first(starts: bool) -> None:
+    names = [(row.name, seed) for row, seed in find_runs(["at-once"], "short", [1], starts)]
+    assert names == [("plain", 0), *([("plain", 1)] if starts else []), ("at-once", 1)]
 
 
 def test_a_row_is_taught_by_another_than_it_starts_from(tmp_path: Path, data: Path) -> None:

@@ -229,6 +229,17 @@ def test_a_wide_network_is_asked_about_each_image_as_it_is_seen(
     assert told["teacher"] == "wider" and told["overlaid"] == 1.0
 
 
+def test_a_wide_teacher_of_other_options_is_refused(data: Path, tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, data)
+    plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
+    teach_in(tmp_path / "cifar10_wide", data, epochs=2)
+    with pytest.raises(StateError, match=r"state.pt belongs to a run with .*epochs=2"):
+        reproduce(plan, tiny("plain-taught"), 0, save_every=300, show=quiet)
+    # Of a teacher that came without its state nothing is known.
+    (tmp_path / "cifar10_wide" / "state.pt").unlink()
+    assert make_job(replace(plan.options(tiny("plain-taught"), 0), init=None, limit=24)).teacher is not None
+
+
 def test_a_row_of_a_wider_teacher_trains_that_first(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))

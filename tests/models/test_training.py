@@ -16,7 +16,7 @@ from models.data.batches import MemoryBatches, generator
 from models.data.catalogue import find_dataset
 from models.evaluation.metrics import evaluate_network
 from models.macs import count_macs
-from models.training.job import input_spec
+from models.training.job import JobError, JobOptions, input_spec, make_job
 from models.training.objective import Step
 from models.training.readout import open_gates
 from models.training.recipes import Recipe, find_recipe
@@ -158,6 +158,30 @@ def test_a_finished_run_and_a_damaged_state_make_way_for_another(job: Job) -> No
     assert (job.folder / "sp").is_dir() and (job.folder / "hrl").is_dir()
     (job.folder / "state.pt").write_bytes(b"half a file")
     train(replace(job, recipes=second), resume=False, save_every=300, show=quiet)
+
+
+def test_a_run_that_begins_anew_does_not_go_on_as_the_finished_one_before(job: Job) -> None:
+    short = replace(job, recipes=[replace(job.recipes[0], epochs=1)])
+    train(short, resume=False, save_every=300, show=quiet)
+    with pytest.raises(Killed):
+        train(short, resume=False, save_every=300, show=KilledAfter(1))
+    again = KilledAfter(1)
+    with pytest.raises(Killed):
+        train(short, resume=True, save_every=300, show=again)
+    assert again.taken == 1
+
+
+def test_shares_are_of_the_routes_that_a_stage_computes(job: Job) -> None:
+    recipes = [replace(recipe, samples=4, epochs=1, open_bias=20.0) for recipe in job.recipes]
+    train(replace(job, recipes=recipes), resume=False, save_every=300, show=quiet)
+    rows = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    assert [row["train_computation"] for row in rows] == [1.0, 1.0]
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(JobError, match="torch finds no GPU here: leave out --device cuda"):
+        make_job(JobOptions("cifar10_rnn_gate_38", "cifar10", Path("run"), Path("nowhere"), device="cuda"))
 
 
 def test_a_diverging_run_stops_and_says_so(job: Job) -> None:

@@ -79,6 +79,9 @@ def test_what_is_not_changed_or_not_known_is_no_change() -> None:
         ('{"epochs": 3}', "no value 'epochs' of a recipe can be changed"),
         ('{"open_bias": "wide"}', "open_bias of a recipe: Input should be a valid number"),
         ('{"rungs": [{"share": 1}]}', "rungs of a recipe: "),
+        ('{"rungs": [{"share": 2, "threshold": 0.5, "target": 0.5}]}', "should be less than or equal to 1"),
+        ('{"samples": 0}', "samples of a recipe: Input should be greater than or equal to 1"),
+        ('{"temperature": 0}', "temperature of a recipe: Input should be greater than 0"),
     ],
 )
 def test_a_wrong_change_is_told_before_anything_is_read(

@@ -65,6 +65,13 @@ def test_on_the_cpu_answers_are_checked_and_kept(verify: Any) -> None:
     assert page.count(f"| {NAME}/1 | cuda_graph:") == 2
 
 
+@pytest.mark.parametrize("option", ["--parity", "--model-repository"])
+def test_a_folder_without_what_is_to_be_checked_is_no_success(verify: Any, tmp_path: Path, option: str) -> None:
+    code, said, complaint, _, _ = verify("--device", "cpu", option, str(tmp_path / "nowhere"))
+    assert code == 1 and "kept in" not in said
+    assert complaint.endswith(f": see {option}\n")
+
+
 def test_a_failed_check_fails_the_command_and_is_kept(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(checkpoint: Checkpoint, mode: Mode) -> Engine:
         if mode == "branch":
