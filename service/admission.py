@@ -38,25 +38,25 @@ class Admission:
         self._rate = rate
         self._on_rejected = on_rejected
 
-    def check(self, images: int, served: "Served", deadline: float) -> None:
-        """Raise ServiceError overloaded with `Retry-After` where a request's images can't be admitted.
+    def check(self, images: int, served: "Served", deadline: float, started: float) -> None:
+        """Raise ServiceError overloaded with `Retry-After` where a request that ``started`` then can't be admitted.
 
         There are too many before them, or those would take the engine past ``deadline`` even if it took these
         last. What is not measured yet is assumed to run every block, as a hostile image would.
         """
         if self.images + images > self.max_images:
             raise self.queue_full(served)
-        if self.images and perf_counter() + (wait := self.wait(served)) > deadline:
-            reason = "deadline_out_of_reach" if wait > self.patience else "client_deadline"
+        if self.images and (done := perf_counter() + self.wait(served)) > deadline:
+            reason = "deadline_out_of_reach" if done > started + self.patience else "client_deadline"
             raise self.overloaded(reason, f"the deadline would pass behind the {self.images} images before", served)
 
     @contextmanager
-    def admit(self, images: int, served: "Served", deadline: float) -> Iterator[None]:
+    def admit(self, images: int, served: "Served", deadline: float, started: float) -> Iterator[None]:
         """Count a request's images in until it is answered; raises as `check` does.
 
         For when its body is there: who sends none would take places for nothing.
         """
-        self.check(images, served, deadline)
+        self.check(images, served, deadline, started)
         self.images += images
         try:
             yield

@@ -99,11 +99,11 @@ async def classify(request: Request) -> Response:
     core.accept()
     with core.repository.lease(query.model, query.version) as served:
         record.model, record.version = served.name, str(served.version)
-        core.admission.check(1, served, deadline)
+        core.admission.check(1, served, deadline, record_timing.started)
         threshold = choose_threshold(served.checkpoint.config, query.execute_threshold, query.compute_budget)
         image = await core.read(read_image(request, core.settings.max_body_size), deadline)
         record_timing.receive = perf_counter() - record_timing.started
-        with core.admission.admit(1, served, deadline):
+        with core.admission.admit(1, served, deadline, record_timing.started):
             [result] = await core.run(
                 served,
                 [image],

@@ -171,7 +171,7 @@ async def infer(
     core.accept()
     with core.repository.lease(plain_name(model), number(version)) as served:
         record.model, record.version = served.name, str(served.version)
-        core.admission.check(1, served, deadline)
+        core.admission.check(1, served, deadline, timing.started)
         body = await core.read(request.body(), deadline)
         read = partial(read_call, body, inference_header_content_length, served.shape, core.admission.max_images)
         async with core.unfolding(inference_header_content_length or len(body), deadline):
@@ -181,7 +181,7 @@ async def infer(
         threshold = choose_threshold(config, parameters.execute_threshold, parameters.compute_budget)
         if parameters.timeout is not None:
             deadline = min(deadline, timing.started + parameters.timeout / 1e6)
-        with core.admission.admit(len(call.payloads), served, deadline):
+        with core.admission.admit(len(call.payloads), served, deadline, timing.started):
             results = await core.run(
                 served,
                 call.payloads,
