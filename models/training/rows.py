@@ -192,11 +192,11 @@ def patient() -> list[Row]:
     rungs = (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, 0.62))
     told: dict[str, Any] = {"temperature": 3.0}
 
-    def half(name: str, title: str, alpha: float, epochs: int, rate: float = 0.01) -> Row:
-        changes = told | {"alpha": alpha, "epochs": epochs, "rate": rate}
+    def half(name: str, title: str, alpha: float, epochs: int, rate: float, start: str = "", **rest: Any) -> Row:
+        changes = told | {"alpha": alpha, "epochs": epochs, "rate": rate} | rest
         return Row(
-            f"patient-hrl-{name}", title, "patient", RNN, "hrl", "taught", "patient-hrl", teacher=WIDER_ANSWERS,
-            at_most=50, changes=changes,
+            f"patient-hrl-{name}", title, "patient", RNN, "hrl", "taught", f"patient-hrl{start}",
+            teacher=WIDER if "overlaid" in rest else WIDER_ANSWERS, at_most=50, changes=changes,
         )  # fmt: skip
 
     return [
@@ -213,9 +213,14 @@ def patient() -> list[Row]:
             "patient-hrl", "the same + HRL", "patient", RNN, "hrl", "taught", "patient-sp", teacher=WIDER, at_most=70,
             changes=told | {"epochs": 3, "batch": 128, "rate": 0.012, "alpha": 0.5},
         ),
-        half("half", "the same, 24 epochs more, for half of the blocks", 0.7, 24),
-        half("long", "the same, 20 epochs more, rewarded less for skipping", 0.4, 20),
+        half("half", "the same, 24 epochs more, for half of the blocks", 0.7, 24, 0.01),
+        half("long", "the same, 20 epochs more, rewarded less for skipping", 0.4, 20, 0.01),
         half("slow", "the same, 15 epochs more, at a lower rate", 0.5, 15, 0.004),
+        half("slow-long", "the same, 24 epochs more", 0.4, 24, 0.004, "-slow"),
+        half("slow-live", "the same, 14 epochs more, its teacher asked", 0.4, 14, 0.006, "-slow", overlaid=0.5),
+        replace(
+            half("mean", "the mean of the last two", 0.4, 0, 0.004, "-slow-long"), averaged=("patient-hrl-slow-live",)
+        ),
     ]  # fmt: skip
 
 
