@@ -20,7 +20,7 @@ from models.data.augmentation import crop_flip, normalise, overlay, random_boxes
 from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
 from models.data.catalogue import DATASETS, UnknownDataset, find_dataset
 from models.data.held_out import split_positions
-from models.data.source import DataError, Source, class_names, import_datasets, read_source
+from models.data.source import DataError, class_names, import_datasets, read_source
 from models.network import SkipNet
 from models.training.job import JobError, JobOptions, input_spec, make_job
 from models.training.run import stage_summary
@@ -63,33 +63,6 @@ def test_parquet_in_the_hubs_schema(name: str, tmp_path: Path, pixels: np.ndarra
     assert labels[:20].tolist() == list(range(20))
 
 
-def folder_of(tmp_path: Path, *classes: str) -> Source:
-    for name in classes:
-        (tmp_path / "val" / name).mkdir(parents=True)
-        Image.new("L", (32, 32)).save(tmp_path / "val" / name / "0.png")
-    return read_source(find_dataset("imagefolder"), "test", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("labels", "numbers"),
-    [
-        (["ship", "cat", "dog"], [1, 0]),  # The folders are cat and ship.
-        (["cat", "ship"], [0, 1]),
-        (["a feline", "a vessel"], [0, 1]),  # Worded anew, in order.
-    ],
-)
-def test_an_image_folder_is_labelled_by_its_names(tmp_path: Path, labels: list[str], numbers: list[int]) -> None:
-    source = folder_of(tmp_path, "ship", "cat").labelled_as(labels)
-    assert [source.image(index)[1] for index in range(2)] == numbers
-    assert source.select([1]).image(0)[1] == numbers[1]
-
-
-@pytest.mark.parametrize("labels", [["cat", "vessel"], ["a feline", "a vessel", "a dog"]])
-def test_a_folder_whose_classes_are_no_labels_is_refused(tmp_path: Path, labels: list[str]) -> None:
-    with pytest.raises(DataError, match=f"is none of the checkpoint's labels, which are {', '.join(labels)}"):
-        folder_of(tmp_path, "ship", "cat").labelled_as(labels)
-
-
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "test.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"test of .* can't be read \(.*\); copy it again"):
@@ -130,12 +103,6 @@ def test_training_goes_on_with_the_mean_and_deviation_that_a_start_was_imported_
     taught = replace(options, init=None, teacher=tmp_path / "resnet", recipe="dial", stages=("sp",))
     with pytest.raises(JobError, match="take a teacher's answers"):
         make_job(taught)
-
-
-def test_a_data_set_of_the_hub_keeps_its_numbers(pixels: np.ndarray, tmp_path: Path) -> None:
-    write_parquet(tmp_path / "test.parquet", pixels, list(range(20)))
-    source = read_source(CIFAR10, "test", tmp_path).labelled_as([str(label) for label in range(10)])
-    assert [source.image(index)[1] for index in range(20)] == list(range(20))
 
 
 def test_an_image_folder(tmp_path: Path) -> None:
