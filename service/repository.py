@@ -143,8 +143,10 @@ class Repository:
         finally:
             self.loading.discard(key)
         self.problems.pop(key, None)
-        if pinned is not None:
-            (self._pinned.add if pinned else self._pinned.discard)(key)
+        if pinned:
+            self._pinned.add(key)
+        elif pinned is not None:
+            self._pinned.discard(key)
         self._switch(served)
         self.default = self.default or name
         log.info("serving %s with %s on %s", served, served.engine.name, served.engine.device)

@@ -36,9 +36,10 @@ def rate(metric: str, selector: str = VERSION, by: str = "") -> str:
     return f"sum{grouping} (rate({metric}{{{selector}}}[$__rate_interval]))"
 
 
-def total(metric: str, selector: str = VERSION) -> str:
-    """Return what a counter has come to since the replicas started."""
-    return f"sum({metric}{{{selector}}})"
+def total(metric: str, selector: str = VERSION, by: str = "") -> str:
+    """Return what a counter has come to since the replicas started, in groups ``by``."""
+    grouping = f" by ({by}) " if by else ""
+    return f"sum{grouping}({metric}{{{selector}}})"
 
 
 def quantile(share: float, metric: str, by: str = "") -> str:

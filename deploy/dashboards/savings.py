@@ -36,6 +36,10 @@ def time_saved(by: str = "") -> str:
     return f"1 - {rate('skipnet_engine_seconds_total', by=by)} / {rate('skipnet_dense_seconds_total', by=by)}"
 
 
+def seconds_saved(by: str = "") -> str:
+    return f"{total('skipnet_dense_seconds_total', by=by)} - {total('skipnet_engine_seconds_total', by=by)}"
+
+
 def execution_rate(by: str) -> str:
     executed = rate("skipnet_block_executions_total", GATED, by)
     return f"{executed} / ({executed} + {rate('skipnet_block_skips_total', GATED, by)})"
@@ -46,12 +50,10 @@ def expected_rate() -> str:
 
 
 IMAGE_RATE = rate("skipnet_block_executions_total", IMAGES, EACH)
-SECONDS_SAVED = f"{total('skipnet_dense_seconds_total')} - {total('skipnet_engine_seconds_total')}"
-EACH_REPLICA = "by (job, instance)"
+SECONDS_SAVED = seconds_saved()
 ENERGY_SAVED = (
-    f"sum((sum {EACH_REPLICA} (skipnet_dense_seconds_total{{{VERSION}}})"
-    f" - sum {EACH_REPLICA} (skipnet_engine_seconds_total{{{VERSION}}}))"
-    f" * avg {EACH_REPLICA} (rate(skipnet_gpu_energy_joules_total{{{INSTANCE}}}[$__rate_interval])))"
+    f"sum(({seconds_saved('job, instance')})"
+    f" * avg by (job, instance) (rate(skipnet_gpu_energy_joules_total{{{INSTANCE}}}[$__rate_interval])))"
 )
 GAIN = steps("red", (0, "green"))
 

@@ -203,9 +203,6 @@ def draw_stages(stages: Sequence[dict[str, Any]], architecture: str) -> list[str
     """Return a row a stage; of networks that went into a mean, those that they don't share."""
     rows = []
     for stage in stages:
-        if stage["stage"] == IMPORTED:
-            rows.append(f"| imported | {stage['name']} | | | | | |")
-            continue
         if stage["stage"] != AVERAGE:
             rows.append(draw_stage(stage, architecture))
             continue
@@ -217,6 +214,8 @@ def draw_stages(stages: Sequence[dict[str, Any]], architecture: str) -> list[str
 
 
 def draw_stage(stage: dict[str, Any], architecture: str) -> str:
+    if stage["stage"] == IMPORTED:
+        return f"| imported | {stage['name']} | | | | | |"
     trained = stage.get("architecture", architecture)
     length = f"{stage['iterations']:,} steps" if stage.get("iterations") else f"{stage['epochs']} epochs"
     cells = (

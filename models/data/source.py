@@ -55,10 +55,11 @@ class Source:
         DataError where some are no labels, or all are none and not as many. Other data sets number their classes once
         and for all.
         """
+        if self.row.hub:
+            return self
         unknown = [name for name in self.classes if name not in labels]
-        if self.row.hub or not unknown:
-            known = None if self.row.hub else tuple(labels.index(name) for name in self.classes)
-            return replace(self, numbers=known)
+        if not unknown:
+            return replace(self, numbers=tuple(labels.index(name) for name in self.classes))
         if len(unknown) < len(self.classes) or len(self.classes) != len(labels):
             raise DataError(
                 f"the class {unknown[0]!r} is none of the checkpoint's labels, which are {', '.join(labels)}: "

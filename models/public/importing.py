@@ -14,9 +14,10 @@ from models.checkpoint import CheckpointError, Config, code_version, fit_state, 
 from models.data.catalogue import DATASETS, IMAGENET_MEAN, IMAGENET_STD
 from models.preprocessing import InputSpec
 
-# The public code normalises CIFAR and SVHN by these (cifar/data.py), which are not quite the data's own deviations.
 IMPORTED = "imported"
 """What stands for a stage where a network trained here began with an imported one."""
+
+# The public code normalises CIFAR and SVHN by these (cifar/data.py), which are not quite the data's own deviations.
 PUBLIC_MEAN, PUBLIC_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 BEGINNINGS = (b"PK\x03\x04", b"\x80")

@@ -1,12 +1,12 @@
 """From a user's options to a training job: network, data, recipes."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -235,15 +235,11 @@ def check_held_out(checkpoint: Checkpoint, folder: Path, options: JobOptions) ->
 
 def check_normalised(teacher: Path, mean: Statistics, std: Statistics, row: DatasetRow) -> None:
     """Raise JobError where a teacher, which sees what the network sees, knows images of another mean or deviation."""
-    if not (isclose(mean, row.mean) and isclose(std, row.std)):
+    if not np.allclose((mean, std), (row.mean, row.std), rtol=0, atol=1e-4):
         raise JobError(
             f"{teacher} knows images less {mean}, over {std}; those to be learned from are less {row.mean}, over "
             f"{row.std}, as --init has them: take a teacher's answers.safetensors, or another --init"
         )
-
-
-def isclose(one: Statistics, other: Statistics) -> bool:
-    return all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(one, other, strict=True))
 
 
 def check_size(architecture: Architecture, size: int) -> None:

@@ -11,11 +11,6 @@ from models.data.source import DataError, Source, read_source
 from tests.models.test_data import CIFAR10, write_parquet
 
 
-@pytest.fixture
-def pixels() -> np.ndarray:
-    return np.zeros((20, 32, 32, 3), np.uint8)
-
-
 def folder_of(tmp_path: Path, *classes: str) -> Source:
     for name in classes:
         (tmp_path / "val" / name).mkdir(parents=True)
@@ -43,7 +38,7 @@ def test_a_folder_whose_classes_are_no_labels_is_refused(tmp_path: Path, labels:
         folder_of(tmp_path, "ship", "cat").labelled_as(labels)
 
 
-def test_a_data_set_of_the_hub_keeps_its_numbers(pixels: np.ndarray, tmp_path: Path) -> None:
-    write_parquet(tmp_path / "test.parquet", pixels, list(range(20)))
+def test_a_data_set_of_the_hub_keeps_its_numbers(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", np.zeros((20, 32, 32, 3), np.uint8), list(range(20)))
     source = read_source(CIFAR10, "test", tmp_path).labelled_as([str(label) for label in range(10)])
     assert [source.image(index)[1] for index in range(20)] == list(range(20))

@@ -156,11 +156,10 @@ def test_each_image_is_judged_by_the_answer_to_itself(
         teacher=tmp_path / ANSWERS, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
     )  # fmt: skip
     seen = []
-    step = supervised_step
 
     def watched(*arguments: Any) -> object:
         seen.append((arguments[2], arguments[5]))
-        return step(*arguments)
+        return supervised_step(*arguments)
 
     monkeypatch.setattr(training_step, "supervised_step", watched)
     train(make_job(options), resume=False, save_every=300, show=quiet)

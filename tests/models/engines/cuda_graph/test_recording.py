@@ -177,11 +177,10 @@ def test_a_block_runs_on_the_smallest_bucket_that_holds_its_images(
 ) -> None:
     """Also one image more than a bucket holds: no number of images overflows, none is computed in vain."""
     rows: list[int] = []
-    plain = residual
 
     def counting(block: object, x: Tensor) -> Tensor:
         rows.append(len(x))
-        return plain(block, x)  # type: ignore[arg-type]
+        return residual(block, x)  # type: ignore[arg-type]
 
     monkeypatch.setattr(skipping, "residual", counting)
     generator = torch.Generator().manual_seed(images)
