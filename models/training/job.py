@@ -71,6 +71,8 @@ def make_job(options: JobOptions) -> Job:
     architecture, row = find_architecture(options.arch), normalised_as_start(find_dataset(options.dataset), options)
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
+    if architecture.gates is None and any(recipe.gates_alone for recipe in recipes):
+        raise JobError(f"{architecture.name} has no gates that could learn alone: leave out gates_alone")
     size = options.size or (row.size if row.uniform else architecture.image_size)
     check_size(architecture, size)
     source = read_source(row, "train", options.data)

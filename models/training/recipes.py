@@ -46,6 +46,7 @@ class Recipe:
     ``spread`` each image has a target of its own, up to half of it above its rung's if the teacher finds it harder than
     others, as much below if easier; and executing too few blocks costs as executing too many does.
     ``distil`` weighs a dense teacher's answer, softened by ``temperature``, against the label (Hinton et al. 2015).
+    With ``gates_alone`` the gates learn, and all else stays as it is, batch norm's statistics too.
     ``overlaid`` is the share of the images that another is laid over, which a teacher that answers then can judge.
     HRL: ``alpha`` is the reward of skipping all blocks (paper, equation 4), ``policy_weight`` weighs the policy
     gradient against the cross-entropy's, ``samples`` routes are drawn an image, and the gates' logits are multiplied
@@ -78,6 +79,7 @@ class Recipe:
     temperature: Positive = 4.0
     overlaid: Share | None = None
     spread: Share | None = None
+    gates_alone: bool = False
     alpha: NotNegative = 0.1
     policy_weight: NotNegative = 0.01
     samples: Annotated[int, Field(ge=1)] = 1

@@ -8,7 +8,8 @@ from models.checkpoint import Evaluation
 from models.figures import Axis, Line, draw_chart
 from models.training.averaging import AVERAGE
 from models.training.results import Result
-from models.training.rows import PUBLISHED, Published, Row, all_groups
+from models.training.row import PUBLISHED, Published, Row
+from models.training.rows import all_groups
 
 HEADING = """\
 | network | row | what | published: top-1 @ computation percentage | top-1 @ computation percentage \

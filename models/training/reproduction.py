@@ -20,7 +20,8 @@ from models.training.averaging import AVERAGE, average
 from models.training.job import JobError, JobOptions, choose_device, make_job, override
 from models.training.recipes import find_recipe
 from models.training.results import Result, ResultError, read_result, stage_hours, write_result
-from models.training.rows import Row, Schedule, find_row, find_runs
+from models.training.row import Row, Schedule
+from models.training.rows import find_row, find_runs
 from models.training.run import stage_summary, train
 from models.training.state import LOG, STATE
 from models.training.wide import teach, wide_teacher

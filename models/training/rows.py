@@ -1,86 +1,17 @@
-"""The rows of `skipnet reproduce`: the paper's results, its ablations and those of the recipe here, as data."""
+"""The rows of `skipnet reproduce`: the paper's results, its ablations and those of the recipe here."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from models.training.recipes import Rung, Stage
+from models.training.row import FEED_FORWARD, PLAIN, RNN, WIDE_NETWORKS, Row, Schedule
+from models.training.taught_rows import by_teacher, deeper, grown, patient
 
-Schedule = Literal["paper", "short"]
-Group = Literal["table", "ablations", "recipe", "grown", "patient"]
-
-PLAIN, RNN, FEED_FORWARD = "resnet", "rnn_gate", "feedforward"
-WIDE_NETWORKS = WIDE_ANSWERS, WIDER, WIDER_ANSWERS = "wide-answers", "wider", "wider-answers"
-"""Teachers that are no rows: a network of `models.training.wide`, asked about each image as it is seen, or the answers
-that it has given once.
-"""
 ALPHAS = (0.01, 0.1, 0.5, 1.0, 2.0, 4.0)
 
 
 class UnknownRow(ValueError):
     """There is no row of that name; the message lists those that there are."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """Top-1 accuracy and computation percentage, both in 0..100, and where they are published."""
-
-    accuracy: float | None
-    computation: float | None
-    source: str
-
-
-PUBLISHED = {
-    ("cifar10_38", "plain"): Published(92.50, 100, "Table 2"),
-    ("cifar10_38", "sp"): Published(None, 89, "Figure 4"),
-    ("cifar10_38", "hrl-70"): Published(92.75, 70.27, "public checkpoint"),
-    ("cifar10_38", "gates-hard"): Published(90.83, None, "Table 3"),
-    ("cifar10_38", "gates-soft"): Published(66.67, None, "Table 3"),
-    ("cifar10_38", "pure"): Published(10.0, None, "appendix"),
-    ("cifar10_110", "plain"): Published(93.60, 100, "Table 2"),
-    ("cifar10_110", "hrl-50"): Published(93.30, 49.5, "public checkpoint"),
-    ("cifar100_38", "plain"): Published(68.54, 100, "Table 2"),
-    ("cifar100_110", "plain"): Published(71.21, 100, "Table 2"),
-}
-"""What is published of a network, named by data set and depth, and a row."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One stage of training, and the row whose checkpoint it starts from; None starts afresh. ``routing`` is the
-    architecture's name without data set and depth.
-
-    A run starts from that row's run of the same seed, or of ``start_seed``. Where that is of a network of another
-    ``start_depth``, it is trained by a command of its own. With other ``averaged`` rows there is no training: it is the
-    mean of their weights and its start's. ``teacher`` is a wide network or its answers, or the row whose run of seed 0
-    teaches, where that is not the one to start from. ``changes`` replace values of ``recipe``.
-    Where ``at_most`` is a computation percentage, the execute threshold is the one of the best accuracy on held-out
-    images among those that compute no more.
-    """
-
-    name: str
-    title: str
-    group: Group
-    routing: str
-    stage: Stage
-    recipe: str
-    start: str | None = None
-    start_seed: int | None = None
-    start_depth: int | None = None
-    averaged: tuple[str, ...] = ()
-    teacher: str | None = None
-    seeds: tuple[int, ...] = (0,)
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    at_most: float | None = None
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The rows that it comes from: the one that it starts from, and those that it is averaged with."""
-        return () if self.start is None else (self.start, *self.averaged)
-
-    def seed_of_start(self, seed: int) -> int:
-        """Return the seed of the run that the row's run of ``seed`` starts from."""
-        return seed if self.start_seed is None else self.start_seed
 
 
 def table(schedule: Schedule) -> list[Row]:
@@ -111,132 +42,6 @@ def table(schedule: Schedule) -> list[Row]:
         hrl("ff-hrl", "SP + HRL, FFGate-I", FEED_FORWARD, "ff-sp", 70),
         *((*by_image, *by_teacher()) if schedule == "short" else ()),
     ]  # fmt: skip
-
-
-def by_teacher() -> list[Row]:
-    """Return the rows of ResNet-38's table that learn from a wide network."""
-    # The gates of the network that it starts from are not opened again.
-    again: dict[str, Any] = {"epochs": 42, "open_bias": 0.0, "targets_fall": (0.0, 0.05)}
-    return [
-        taught_sp("taught", "SP, a target for each image, taught by a wide network", "sp", 60),
-        taught_hrl("taught-hrl", "the same + HRL", "taught", 60),
-        taught_sp("longer", "taught, 42 epochs more", "taught", 60, **again),
-        taught_hrl("longer-hrl", "the same + HRL", "longer", 60),
-        Row(
-            "plain-taught", "plain ResNet, the routed one's blocks, taught by a wide network", "table", PLAIN, "plain",
-            "taught", "longer-hrl", start_seed=0, teacher=WIDE_ANSWERS, changes={"rate": 0.1},
-        ),
-        *accurate(0.66, 70),
-        *accurate(0.57, 60),
-    ]  # fmt: skip
-
-
-def taught_sp(name: str, title: str, start: str, at_most: float, **changes: Any) -> Row:
-    return Row(name, title, "table", RNN, "sp", "taught", start, teacher=WIDE_ANSWERS, at_most=at_most, changes=changes)
-
-
-def taught_hrl(name: str, title: str, start: str, at_most: float, **changes: Any) -> Row:
-    return Row(
-        name, title, "table", RNN, "hrl", "taught", start, teacher=WIDE_ANSWERS, at_most=at_most, changes=changes
-    )
-
-
-def accurate(target: float, at_most: float) -> list[Row]:
-    """Return the rows of a network whose gates aim at the share ``target`` of the blocks, for ``at_most`` % alone."""
-    # No rung asks for little computation: what serves a low budget costs accuracy at the higher ones.
-    rungs = (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, target))
-    sp, title = f"accurate-{at_most:g}", f"SP for {at_most:g} % alone, taught by a wide network"
-    hrl = f"{sp}-hrl"
-    longer = {"alpha": 0.4, "epochs": 8}
-    return [
-        taught_sp(sp, title, "plain-taught", at_most, epochs=40, rungs=rungs),
-        taught_hrl(hrl, "the same + HRL", sp, at_most),
-        taught_hrl(f"{hrl}-more", "the same + HRL, 4 epochs more", hrl, at_most, epochs=4),
-        taught_hrl(f"{hrl}-rewarded", "SP + HRL, rewarded more for skipping", sp, at_most, alpha=0.4),
-        taught_hrl(f"{hrl}-rewarded-more", "the same, 8 epochs more", f"{hrl}-rewarded", at_most, **longer),
-        taught_hrl(
-            f"{hrl}-half", "the same, 8 epochs more, for half of the blocks", f"{hrl}-rewarded-more", 50,
-            **longer | {"alpha": 1.0},
-        ),
-        taught_hrl(
-            f"{hrl}-long", "the same, 24 epochs more", f"{hrl}-rewarded-more", at_most,
-            alpha=0.2, epochs=24, rate=0.006,
-        ),
-        taught_hrl(
-            f"{hrl}-long-half", "the same, 8 epochs more, for half of the blocks", f"{hrl}-long", 50,
-            alpha=0.8, epochs=8, rate=0.004,
-        ),
-        taught_hrl(
-            f"{hrl}-long-half-more", "the same, 28 epochs more, for half of the blocks", f"{hrl}-long", 50,
-            alpha=0.7, epochs=28, rate=0.01,
-        ),
-        taught_hrl(
-            f"{hrl}-long-half-again", "the same, 8 epochs more", f"{hrl}-long-half-more", 50,
-            alpha=0.5, epochs=8, rate=0.008,
-        ),
-        replace(
-            taught_hrl(f"{hrl}-mean", "the mean of the last two", f"{hrl}-long-half-more", 50),
-            averaged=(f"{hrl}-long-half-again",),
-        ),
-        taught_hrl(
-            f"{hrl}-half-long", "the same, 28 epochs more, for half of the blocks", f"{hrl}-half", 50,
-            alpha=0.7, epochs=28, rate=0.01,
-        ),
-    ]  # fmt: skip
-
-
-def patient() -> list[Row]:
-    """Return the rows of a network that a wider one teaches for long, asked about each image as it is augmented: on a
-    GPU, but for the last, long stages, which a CPU's core trains in hours. Beyer et al. 2022 (arXiv 2106.05237).
-    """
-    rungs = (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, 0.62))
-    told: dict[str, Any] = {"temperature": 3.0}
-
-    def half(name: str, title: str, alpha: float, epochs: int, rate: float, start: str = "", **rest: Any) -> Row:
-        changes = told | {"alpha": alpha, "epochs": epochs, "rate": rate} | rest
-        return Row(
-            f"patient-hrl-{name}", title, "patient", RNN, "hrl", "taught", f"patient-hrl{start}",
-            teacher=WIDER if "overlaid" in rest else WIDER_ANSWERS, at_most=50, changes=changes,
-        )  # fmt: skip
-
-    return [
-        Row(
-            "patient", "plain ResNet, taught by a wider network about each image as it is seen", "patient", PLAIN,
-            "plain", "taught", teacher=WIDER,
-            changes=told | {"epochs": 221, "batch": 256, "rate": 0.2, "overlaid": 0.5},
-        ),
-        Row(
-            "patient-sp", "SP from it", "patient", RNN, "sp", "taught", "patient", teacher=WIDER, at_most=70,
-            changes=told | {"epochs": 50, "batch": 256, "rate": 0.06, "rungs": rungs, "targets_fall": (0.05, 0.5)},
-        ),
-        Row(
-            "patient-hrl", "the same + HRL", "patient", RNN, "hrl", "taught", "patient-sp", teacher=WIDER, at_most=70,
-            changes=told | {"epochs": 3, "batch": 128, "rate": 0.012, "alpha": 0.5},
-        ),
-        half("half", "the same, 24 epochs more, for half of the blocks", 0.7, 24, 0.01),
-        half("long", "the same, 20 epochs more, rewarded less for skipping", 0.4, 20, 0.01),
-        half("slow", "the same, 15 epochs more, at a lower rate", 0.5, 15, 0.004),
-        half("slow-long", "the same, 24 epochs more", 0.4, 24, 0.004, "-slow"),
-        half("slow-live", "the same, 14 epochs more, its teacher asked", 0.4, 14, 0.006, "-slow", overlaid=0.5),
-        replace(
-            half("mean", "the mean of the last two", 0.4, 0, 0.004, "-slow-long"), averaged=("patient-hrl-slow-live",)
-        ),
-    ]  # fmt: skip
-
-
-def grown(target: float, at_most: float, rate: float) -> list[Row]:
-    """Return the rows of a deeper network that grows from the one of 38 layers that `plain-taught` leaves; its gates
-    aim at the share ``target`` of the blocks, for ``at_most`` % alone.
-    """
-    # Of 110 layers a third of the blocks is what it grew from, of 74 half: skipping pays from the start.
-    rungs = (Rung(1 / 8, 0.0, 1.0), Rung(7 / 8, 0.5, target))
-    name, title = f"grown-{at_most:g}", f"SP for {at_most:g} %, grown from 38 layers, taught by a wide network"
-    changes = {"epochs": 16, "rate": rate, "rungs": rungs, "targets_fall": (0.05, 0.3)}
-    rows = [
-        replace(taught_sp(name, title, "plain-taught", at_most, **changes), start_seed=0, start_depth=38),
-        taught_hrl(f"{name}-hrl", "the same + HRL", name, at_most, alpha=0.4, epochs=4),
-    ]
-    return [replace(row, group="grown") for row in rows]
 
 
 def ablations(schedule: Schedule) -> list[Row]:
@@ -303,7 +108,7 @@ def find_row(name: str, schedule: Schedule) -> Row:
 def all_groups(schedule: Schedule) -> dict[str, list[Row]]:
     """Return the rows of each group that the schedule has."""
     groups = {"table": table(schedule), "ablations": ablations(schedule)}
-    grows = [*grown(0.37, 40, 0.1), *grown(0.47, 50, 0.05)]
+    grows = [*grown(0.37, 40, 0.1), *grown(0.47, 50, 0.05), *deeper()]
     ours = {"recipe": recipe_parts(), "grown": grows, "patient": patient()}
     return groups | ours if schedule == "short" else groups
 

@@ -138,6 +138,7 @@ def run_stage(
 ) -> None:
     batches = job.batches(recipe)
     total = recipe.steps(batches.steps_per_epoch)
+    choose_learners(job.network, recipe)
     optimizer = make_optimizer(job.network, recipe)
     if optimizer_state is not None:
         optimizer.load_state_dict(optimizer_state)
@@ -148,7 +149,7 @@ def run_stage(
         epoch, start = divmod(progress.step, batches.steps_per_epoch)
         stop = min(batches.steps_per_epoch, total - epoch * batches.steps_per_epoch)
         job.network.train()
-        if recipe.stage == "hrl" and recipe.statistics != "executed":
+        if recipe.gates_alone or (recipe.stage == "hrl" and recipe.statistics != "executed"):
             freeze_statistics(job.network)
         steps = zip(show(iter(range(start, stop))), batches.epoch(epoch, start), strict=False)
         watch = Stopwatch()
@@ -165,7 +166,8 @@ def run_stage(
             # The epoch's last step is saved below, when its row is in the log.
             if state.due() and within + 1 < stop:
                 state.save(progress, job.network, optimizer)
-        if progress.step == total and recipe.stage == "hrl" and recipe.statistics == "re-estimated":
+        re_estimates = recipe.stage == "hrl" and recipe.statistics == "re-estimated" and not recipe.gates_alone
+        if progress.step == total and re_estimates:
             re_estimate_statistics(job.network, (images for images, _ in islice(batches.epoch(0), RE_ESTIMATED)))
         row = log_epoch(job, recipe, progress, epoch)
         if watcher:
@@ -180,9 +182,18 @@ def set_readouts(network: SkipNet, recipe: Recipe) -> None:
         sharpen_gates(network, recipe.sharpen)
 
 
+def choose_learners(network: SkipNet, recipe: Recipe) -> None:
+    """Let a stage change all weights, or those of the gates alone."""
+    network.requires_grad_(not recipe.gates_alone)
+    for gates in (network.gates, network.controller):
+        if gates is not None:
+            gates.requires_grad_(True)
+
+
 def make_optimizer(network: SkipNet, recipe: Recipe) -> torch.optim.SGD:
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in learning if parameter.ndim > 1]
+    vectors = [parameter for parameter in learning if parameter.ndim <= 1]
     fused = True if matrices[0].is_cuda else None
     groups = [
         {"params": matrices, "weight_decay": recipe.weight_decay},

@@ -11,7 +11,7 @@ from service.training_options import HELD_OUT_TO_CHOOSE, HELD_OUT_TO_REPORT, Tra
 if TYPE_CHECKING:
     from models.training.reproduction import Reproduction
     from models.training.results import Result
-    from models.training.rows import Row, Schedule
+    from models.training.row import Row, Schedule
 
 
 class Reproduce(TrainingOptions):

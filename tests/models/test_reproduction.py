@@ -19,17 +19,8 @@ from models.training.recipes import Rung, find_recipe
 from models.training.report import draw_figure, draw_report
 from models.training.reproduction import Reproduction, choose_threshold, reproduce
 from models.training.results import Result, ResultError, read_results
-from models.training.rows import (
-    PUBLISHED,
-    Published,
-    Row,
-    Schedule,
-    UnknownRow,
-    ablations,
-    all_groups,
-    find_row,
-    find_runs,
-)
+from models.training.row import PUBLISHED, Published, Row, Schedule
+from models.training.rows import UnknownRow, ablations, all_groups, find_row, find_runs
 from tests.models.interruption import Killed, KilledAfter, quiet
 from tests.models.test_data import write_cifar10
 
@@ -195,8 +186,10 @@ def test_every_row_is_a_recipe_and_follows_its_start(schedule: Schedule) -> None
     seen = set()
     for row, seed in runs:
         replace(find_recipe(row.recipe, row.stage), **row.changes)
-        if row.start:
+        if row.start and row.start_depth is None:
             assert (row.start, row.seed_of_start(seed)) in seen
+        elif row.start:
+            assert find_row(row.start, schedule)
         seen.add((row.name, seed))
     assert len(seen) == len(runs) >= sum(map(len, all_groups(schedule).values()))
 

@@ -204,6 +204,24 @@ def test_a_stage_takes_batch_norms_statistics_as_its_recipe_says(
     assert torch.equal(before, after) == (statistics == "frozen")
 
 
+@pytest.mark.parametrize("stage", [0, 1], ids=["sp", "hrl"])
+def test_gates_alone_learn_where_a_recipe_says_so(job: Job, stage: int) -> None:
+    before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
+    alone = replace(job.recipes[stage], gates_alone=True, statistics="re-estimated", iterations=3, rate=0.1)
+    train(replace(job, recipes=[alone]), resume=False, save_every=300, show=quiet)
+    learned = {name for name, tensor in job.network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in learned} == {"gates", "controller"}
+    # What comes after it learns all of it again.
+    train(replace(job, recipes=[replace(alone, gates_alone=False)]), resume=False, save_every=300, show=quiet)
+    assert not torch.equal(job.network.head.weight, before["head.weight"])
+
+
+def test_gates_that_are_not_there_cannot_learn_alone() -> None:
+    options = JobOptions("cifar10_resnet_38", "cifar10", Path("run"), Path("nowhere"), changes={"gates_alone": True})
+    with pytest.raises(JobError, match="cifar10_resnet_38 has no gates that could learn alone: leave out gates_alone"):
+        make_job(options)
+
+
 def test_soft_gates_scale_the_block_by_their_probability() -> None:
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     network = find_architecture("cifar10_rnn_gate_38").build()
