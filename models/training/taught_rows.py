@@ -170,4 +170,5 @@ def deeper() -> list[Row]:
     return [
         row("deeper-gates", title, "patient", WIDER_ANSWERS, gates, start_depth=38),
         row("deeper", "the same, and all of it by SP", "deeper-gates", WIDER, whole),
+        row("deeper-mean", "the mean of the two", "deeper", WIDER, {"epochs": 0}, averaged=("deeper-gates",)),
     ]
