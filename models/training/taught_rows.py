@@ -140,35 +140,19 @@ def deeper() -> list[Row]:
     """
     told: dict[str, Any] = {"temperature": 3.0}
     gates = {
-        "gates_alone": True,
-        "epochs": 2,
-        "rungs": (Rung(1, 0.5, 0.37),),
-        "spread": 0.2,
-        "targets_fall": (0.0, 0.6),
-    }
+        "gates_alone": True, "epochs": 2, "rungs": (Rung(1, 0.5, 0.37),), "spread": 0.2, "targets_fall": (0.0, 0.6),
+    }  # fmt: skip
     whole = {
         "epochs": 10, "rate": 0.005, "open_bias": 0.0, "rungs": (Rung(1, 0.5, 0.36),), "spread": 0.3,
         "targets_fall": (0.0, 0.0), "overlaid": 0.5,
     }  # fmt: skip
 
     def row(name: str, title: str, start: str, teacher: str, changes: dict[str, Any], **rest: Any) -> Row:
-        return Row(
-            name,
-            title,
-            "grown",
-            RNN,
-            "sp",
-            "taught",
-            start,
-            teacher=teacher,
-            at_most=40,
-            changes=told | changes,
-            **rest,
-        )
+        return replace(taught_sp(name, title, start, 40, **told | changes), group="grown", teacher=teacher, **rest)
 
     title = "gates for 40 %, grown from 38 layers taught by a wider network"
     return [
-        row("deeper-gates", title, "patient", WIDER_ANSWERS, gates, start_depth=38),
+        row("deeper-gates", title, "patient", WIDER_ANSWERS, gates, start_seed=0, start_depth=38),
         row("deeper", "the same, and all of it by SP", "deeper-gates", WIDER, whole),
         row("deeper-mean", "the mean of the two", "deeper", WIDER, {"epochs": 0}, averaged=("deeper-gates",)),
     ]
