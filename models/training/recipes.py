@@ -79,7 +79,7 @@ class Recipe:
     temperature: Positive = 4.0
     overlaid: Share | None = None
     spread: Share | None = None
-    gates_alone: bool = False
+    gates_alone: bool | None = None
     alpha: NotNegative = 0.1
     policy_weight: NotNegative = 0.01
     samples: Annotated[int, Field(ge=1)] = 1

@@ -1,5 +1,6 @@
 """Rows of the paper's table, trained on a few real images: killed and resumed, finished, for choosing only."""
 
+import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,9 +19,10 @@ from models.training.job import JobOptions
 from models.training.recipes import Rung, find_recipe
 from models.training.report import draw_figure, draw_report
 from models.training.reproduction import Reproduction, choose_threshold, reproduce
-from models.training.results import Result, ResultError, read_results
+from models.training.results import Result, ResultError, read_result, read_results
 from models.training.row import PUBLISHED, Published, Row, Schedule
 from models.training.rows import UnknownRow, ablations, all_groups, find_row, find_runs
+from models.training.run import stage_summary
 from tests.models.interruption import Killed, KilledAfter, quiet
 from tests.models.test_data import write_cifar10
 
@@ -262,3 +264,14 @@ def test_the_results_in_the_repository_are_read_and_drawn() -> None:
     results = read_results([RESULTS])
     assert (RESULTS / "table.md").read_text() == draw_report(results)
     assert (RESULTS / "curve.svg").read_text() == draw_figure(results)
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [("cifar10_38", "patient-hrl-slow-live"), ("cifar10_110", "deeper-gates"), ("cifar10_110", "deeper")],
+)
+def test_a_finished_row_is_still_the_one_that_was_asked_for(network: str, name: str) -> None:
+    row = find_row(name, "short")
+    asked = stage_summary(replace(find_recipe(row.recipe, row.stage), **row.changes))
+    result = read_result(RESULTS / network / "short" / f"{name}-0.json")
+    assert json.loads(json.dumps(asked)) == result.recipe
