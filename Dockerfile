@@ -18,7 +18,7 @@ ENV PATH=/opt/skipnet/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK
 
 WORKDIR /build
 ARG PIP_EXTRA_INDEX_URL
-COPY pyproject.toml deploy/requirements.py ./
+COPY pyproject.toml deploy/tools/requirements.py ./
 RUN python requirements.py torch > torch.txt && pip install --requirement torch.txt
 RUN python requirements.py > others.txt && pip install --requirement others.txt
 
@@ -28,7 +28,7 @@ COPY models models
 # The shipped checkpoints lie in /models; headers and static libraries are of use to a compiler only.
 RUN mv models/repository /repository \
     && pip install --no-deps . \
-    && python -P -m models.engines.native_build \
+    && python -P -m models.engines.native.build \
     && pip uninstall --yes pip setuptools \
     && rm -rf /opt/skipnet/lib/python3*/site-packages/torch/include \
     && find /opt/skipnet -name '*.a' -delete

@@ -38,7 +38,7 @@ verify-gpu: $(VENV)/.test ## check the GPU engines' answers, speed and energy on
 	$(BIN)/skipnet verify-gpu $(ARGS)
 
 loadtest: $(VENV)/.test build/peers/.installed ## load the service, and others beside it, on this machine (ARGS=--help)
-	$(BIN)/python -m tests.load $(ARGS)
+	$(BIN)/python -m service.benchmark $(ARGS)
 
 dashboards: $(VENV)/.test ## write deploy/grafana/dashboards from deploy/dashboards
 	$(BIN)/python -m deploy.dashboards
@@ -67,7 +67,7 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	touch $(VENV)/.serve $@
 
 # The servers that ours is compared with, in an environment of their own; one that can't be installed is reported so.
-build/peers/.installed: tests/load/peers/requirements.txt
+build/peers/.installed: service/benchmark/peers/requirements.txt
 	$(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip install --quiet --requirement $<
 	touch $@

@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from models.catalogue import UnknownArchitecture, find_architecture
+from models.architectures import UnknownArchitecture, find_architecture
+from models.atomic_file import whole_file
 from models.macs import MacCounts, count_macs
 from models.network import SkipNet
 from models.preprocessing import InputSpec
-from models.whole_file import whole_file
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")

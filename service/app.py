@@ -15,9 +15,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.core import Core
 from service.errors import Code, ServiceError, error_answer, invalid
-from service.loading import Served
-from service.middleware import Access, BodyLimit, Direct
-from service.routes import classify, health, metrics, models, page, v2
+from service.http.middleware import Access, BodyLimit, Direct
+from service.http.routes import classify, health, metrics, models, page, v2
+from service.repository.loading import Served
 from service.settings import Settings
 
 DESCRIPTION = """Image classification whose cost follows the image: a SkipNet leaves out the blocks that an
@@ -57,7 +57,7 @@ def create_app(
         )
         middleware.insert(1, cors)
     if workers:
-        from service.collective import Collective
+        from service.workers.collective import Collective
 
         middleware.append(Middleware(Collective, workers=workers))
     middleware.append(Middleware(Direct, endpoints={"/classify": classify.classify}))
@@ -67,7 +67,7 @@ def create_app(
         title="SkipNet Serve",
         version=version("skipnet-serve"),
         description=DESCRIPTION,
-        # `service/tracing.py` makes the spans, by option; only to ask whether it is on costs as much as decoding.
+        # `service/telemetry/tracing.py` makes the spans. FastAPI's own check costs as much as decoding an image.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
         middleware=middleware,

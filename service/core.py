@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING
 
 from models.cpus import available_cpus
 from models.preprocessing import prepare
-from service.admission import REASONS, Admission
-from service.answers import ImageResult
-from service.batching import Batcher, Payload, Work
-from service.decoding import SMALL_PIXELS, Decoder
 from service.errors import Code, ServiceError, not_ready
-from service.keys import inference_keys, management_keys
-from service.loading import Served, load_version
-from service.metrics import Metrics
-from service.repository import Repository
+from service.http.keys import inference_keys, management_keys
+from service.inference.admission import REASONS, Admission
+from service.inference.batcher import Batcher, Payload, Work
+from service.inference.decoder import SMALL_PIXELS, Decoder
+from service.inference.result import ImageResult
+from service.repository.loading import Served, load_version
+from service.repository.repository import Repository
 from service.settings import Settings
-from service.timing import Timing
+from service.telemetry.metrics import Metrics
+from service.telemetry.timing import Timing
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 log = logging.getLogger("skipnet.core")
 
@@ -71,7 +71,7 @@ class Core:
         self.management_keys = management_keys(settings)
         self.tracing: Tracing | None = None
         if settings.tracing:
-            from service import tracing
+            from service.telemetry import tracing
 
             self.tracing = tracing.Tracing()
         self.draining = False

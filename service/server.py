@@ -19,11 +19,11 @@ import uvicorn
 
 from service.app import create_app
 from service.core import Core
-from service.loading import Served
-from service.logs import configure
-from service.protocol import BoundedProtocol
-from service.refusals import Refusals
+from service.http.protocol import BoundedProtocol
+from service.http.refusals import Refusals
+from service.repository.loading import Served
 from service.settings import Settings, misspelt
+from service.telemetry.logs import configure
 
 log = logging.getLogger("skipnet.server")
 

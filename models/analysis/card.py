@@ -11,10 +11,10 @@ from typing import Any
 
 from models.analysis.commands import draw_commands, shared
 from models.analysis.study import Analysis, group_numbers, read_analysis
+from models.atomic_file import whole_file
 from models.checkpoint import Checkpoint, CheckpointError, Evaluation, read_checkpoint
 from models.public.importing import IMPORTED
-from models.training.averaging import AVERAGE
-from models.whole_file import whole_file
+from models.training.soup import AVERAGE
 
 CARD = "README.md"
 BEGIN = "<!-- Figures: written by `skipnet evaluate --write` and `skipnet analyze --write`; the rest is yours. -->"

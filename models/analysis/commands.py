@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from models.catalogue import find_architecture
+from models.architectures import find_architecture
 from models.checkpoint import Config
 from models.public.importing import IMPORTED
-from models.training.averaging import AVERAGE
+from models.training.distillation.teacher import KINDS, wide_teacher
 from models.training.recipes import find_changes
-from models.training.wide import KINDS, wide_teacher
+from models.training.soup import AVERAGE
 
 Stages = Sequence[dict[str, Any]]
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.analysis.images import Pixels
-from models.engines.engine import Engine
+from models.engines.protocol import Engine
 from models.preprocessing import InputSpec, normalise
 
 BATCH = 64

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
-from models.engines.engine import Engine, Routed, plain_answer
+from models.engines.protocol import Engine, Routed, plain_answer
 from models.engines.selection import build
 from models.macs import Mode
 from models.network import SkipNet

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.catalogue import Architecture, find_architecture
+from models.architectures import Architecture, find_architecture
 from models.gates import FeedForwardGate, RNNGate
 from models.network import SkipNet
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from models.architectures import find_architecture
 from models.benchmark.forcing import random_network
-from models.catalogue import find_architecture
 from models.checkpoint import Checkpoint, Config
 from models.data.source import Source
 from models.network import SkipNet

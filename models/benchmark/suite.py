@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.architectures import find_architecture
 from models.benchmark.dense import dense_engines
 from models.benchmark.energy import joules_a_run, open_meter
 from models.benchmark.forcing import force_route, spread_evenly, without_gates
 from models.benchmark.measure import Timing, interleave
 from models.benchmark.subject import Subject
-from models.catalogue import find_architecture
-from models.engines.engine import Engine
+from models.engines.protocol import Engine
 from models.engines.selection import build, describe
 from models.macs import Mode
 from models.network import SkipNet

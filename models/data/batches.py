@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from models.data.augmentation import PADDING, crop_centre, crop_flip, normalise, random_boxes, random_resized_crop
-from models.data.catalogue import Augmentation, DatasetRow
+from models.data.datasets import Augmentation, DatasetRow
 from models.data.source import Source
 from models.preprocessing import InputSpec, fit, prepare
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.data.catalogue import DatasetRow
+from models.data.datasets import DatasetRow
 from models.preprocessing import InputSpec, fit
 
 if TYPE_CHECKING:

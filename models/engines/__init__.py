@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
-    from models.engines.engine import Engine
+    from models.engines.protocol import Engine
     from models.engines.selection import OnFallback
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engines.engine import Engine, Routed, check_batch
+from models.engines.protocol import Engine, Routed, check_batch
 from models.macs import Mode
 
 SHARES = (0.0, 0.5, 1.0)

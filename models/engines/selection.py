@@ -11,13 +11,13 @@ import torch
 
 from models.checkpoint import Checkpoint
 from models.cpus import available_cpus
-from models.engines.eager import TorchEngine
-from models.engines.engine import Engine, EngineError
 from models.engines.folding import fold
-from models.engines.native import NativeEngine
-from models.engines.onnx_session import OnnxRuntimeEngine
-from models.engines.reference import ReferenceEngine
+from models.engines.native.engine import NativeEngine
+from models.engines.onnx.engine import OnnxRuntimeEngine
+from models.engines.protocol import Engine, EngineError
 from models.engines.routing_switch import RoutingSwitch, seconds
+from models.engines.torch.engine import TorchEngine
+from models.engines.torch.reference import ReferenceEngine
 from models.engines.trial import try_apart
 from models.engines.verification import Verification
 from models.macs import Mode
@@ -118,7 +118,7 @@ class Selection:
     def candidates(self, mode: Mode) -> list[str]:
         names = [name for name in CANDIDATES[self.device.partition(":")[0]] if mode in MODES[name]]
         if "persistent" in names:
-            from models.engines.persistent import suits
+            from models.engines.persistent.engine import suits
 
             _, height, width = image_shape(self.checkpoint)
             if not suits(fold(self.checkpoint.network), height, width):
@@ -175,7 +175,8 @@ def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mo
     if name in CANDIDATES["cuda"]:
         if device == "cpu":
             raise EngineError(f"the engine {name} runs on a GPU only; choose the engine auto")
-        from models.engines import cuda_graph, persistent
+        from models.engines.cuda_graph import engine as cuda_graph
+        from models.engines.persistent import engine as persistent
 
         if name == "persistent":
             return persistent.PersistentEngine(folded, device)

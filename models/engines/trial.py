@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from models.engines.engine import EngineError
+from models.engines.protocol import EngineError
 
 LIMIT_S = 180.0
 """Compiling the kernel, recording graphs and the reference on a slow CPU take seconds."""

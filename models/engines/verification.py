@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
-from models.engines.engine import Engine, EngineError, Routed
-from models.engines.reference import ReferenceEngine
+from models.engines.protocol import Engine, EngineError, Routed
+from models.engines.torch.reference import ReferenceEngine
 
 IMAGES = 5
 """Not a power of two, so that engines which pad a batch have to."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from models.engines.engine import Engine
+from models.engines.protocol import Engine
 
 LEAST_ALIKE = 0.995
 MOST_APART = 0.001

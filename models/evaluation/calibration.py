@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from models.checkpoint import CalibrationPoint, Checkpoint
 from models.data.source import Source
-from models.engines.engine import Engine
+from models.engines.protocol import Engine
 from models.evaluation.metrics import evaluate_engine, prepared_batches
 
 CALIBRATION_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)

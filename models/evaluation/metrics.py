@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from models.checkpoint import Checkpoint, Evaluation
 from models.data.batches import PreparedImages
 from models.data.source import Source
-from models.engines.engine import Engine
+from models.engines.protocol import Engine
 from models.network import SkipNet
 from models.preprocessing import InputSpec
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from models.checkpoint import Checkpoint
 from models.data.source import Source
-from models.engines.engine import Engine
+from models.engines.protocol import Engine
 from models.evaluation.metrics import collect, prepared_batches, routed_by
 from models.network import SkipNet
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.catalogue import Architecture, find_architecture, first_blocks
+from models.architectures import Architecture, find_architecture, first_blocks
 from models.checkpoint import CheckpointError, Config, code_version, fit_state, write_checkpoint
-from models.data.catalogue import DATASETS, IMAGENET_MEAN, IMAGENET_STD
+from models.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD
 from models.preprocessing import InputSpec
 
 IMPORTED = "imported"

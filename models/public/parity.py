@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.catalogue import find_architecture
+from models.architectures import find_architecture
 from models.checkpoint import Checkpoint, Config, fit_state
-from models.engines.engine import Engine, Routed, plain_answer
+from models.engines.protocol import Engine, Routed, plain_answer
 from models.public.importing import public_input, public_labels, rename_state
 
 THRESHOLD = 0.5

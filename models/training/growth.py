@@ -8,7 +8,7 @@ its gates may skip the new blocks from the first step on without loss.
 import torch
 from torch import nn
 
-from models.catalogue import Architecture, first_blocks
+from models.architectures import Architecture, first_blocks
 from models.network import SkipNet
 
 

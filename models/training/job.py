@@ -10,23 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.catalogue import Architecture, find_architecture
+from models.architectures import Architecture, find_architecture
 from models.checkpoint import Checkpoint, read_checkpoint, read_config
 from models.data.augmentation import crop_centre, normalise
 from models.data.batches import Batches, MemoryBatches, StreamedBatches
-from models.data.catalogue import DatasetRow, Statistics, find_dataset
-from models.data.held_out import HELD_OUT, split_positions
+from models.data.datasets import DatasetRow, Statistics, find_dataset
 from models.data.source import DataError, Source, read_source
+from models.data.validation_split import HELD_OUT, split_positions
 from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
 from models.public.importing import IMPORTED
-from models.training.answers import read_answers
+from models.training.distillation.logits import read_answers
+from models.training.distillation.teacher import NETWORK, name_teacher, read_network
 from models.training.growth import grow
-from models.training.processor import gains_by_compiling, multiplies_bfloat16, prepare_process
+from models.training.hardware import gains_by_compiling, multiplies_bfloat16, prepare_process
+from models.training.loop import Job
 from models.training.recipes import Recipe, Stage, find_recipe
-from models.training.run import Job
-from models.training.wide import NETWORK, name_teacher, read_network
 
 IN_MEMORY = 4 << 30
 """Bytes: data sets that take more are decoded as they are needed."""

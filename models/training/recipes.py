@@ -153,7 +153,7 @@ def adaptive(stage: Stage) -> Recipe:
 
 
 def taught(stage: Stage) -> Recipe:
-    """``adaptive``'s targets at once and for longer, taught by a better network (`models.training.wide`)."""
+    """``adaptive``'s targets at once and for longer, with a better teacher (`models.training.distillation`)."""
     told = replace(adaptive(stage), name="taught", distil=0.9, temperature=2.0)
     if stage != "sp":
         return told

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.atomic_file import whole_file
 from models.training.objective import Step
-from models.whole_file import whole_file
 
 LOG, STATE = "log.jsonl", "state.pt"
 NAMED = 5

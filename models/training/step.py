@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from models.data.augmentation import overlay
 from models.data.batches import Batches, generator
 from models.network import SkipNet, run_masked
+from models.training.graph_capture import RecordedStep
 from models.training.objective import Step
 from models.training.recipes import Recipe
-from models.training.recording import RecordedStep
-from models.training.reinforce import draw, reinforce_step
-from models.training.skipping import run_executed
-from models.training.supervised import supervised_step, taught
+from models.training.stages.reinforce import draw, reinforce_step
+from models.training.stages.skipping import run_executed
+from models.training.stages.supervised import supervised_step, taught
 
 if TYPE_CHECKING:
-    from models.training.run import Job
+    from models.training.loop import Job
 
 SAMPLING = 1 << 20
 OVERLAYING = 1 << 21

@@ -68,7 +68,7 @@ def start_training(folder: Path) -> subprocess.Popen[bytes]:
     write_dataset(folder / "data", 96)
     options = "--arch cifar10_rnn_gate_38 --dataset cifar10 --recipe budget --stages sp --epochs 1000 --batch 16"
     options += f" --held-out 16 --compile off --data {folder}/data --output {folder}/run --metrics-port 0"
-    command = [sys.executable, "-m", "service.cli", "train", *options.split()]
+    command = [sys.executable, "-m", "service.cli.main", "train", *options.split()]
     with (folder / "train.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 

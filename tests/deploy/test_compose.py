@@ -8,7 +8,7 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
-from service.keys import inference_keys
+from service.http.keys import inference_keys
 from service.settings import Settings
 from tests.deploy.parts import DEPLOY
 

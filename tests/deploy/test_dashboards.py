@@ -10,7 +10,7 @@ import pytest
 
 from deploy.dashboards import dashboards
 from deploy.dashboards.__main__ import FOLDER, written
-from service import gpu
+from service.telemetry import gpu
 from tests.deploy.parts import Live, filled
 
 BOARDS = {board["uid"]: board for board in (json.loads(file.read_text()) for file in sorted(FOLDER.glob("*.json")))}

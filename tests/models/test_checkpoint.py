@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.catalogue import find_architecture
+from models.architectures import find_architecture
 from models.checkpoint import (
     CheckpointError,
     Config,

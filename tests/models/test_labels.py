@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data.catalogue import find_dataset
+from models.data.datasets import find_dataset
 from models.data.source import DataError, Source, read_source
-from tests.models.test_data import CIFAR10, write_parquet
+from tests.models.data.test_data import CIFAR10, write_parquet
 
 
 def folder_of(tmp_path: Path, *classes: str) -> Source:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.catalogue import find_architecture
+from models.architectures import find_architecture
 from models.macs import count_macs
 
 

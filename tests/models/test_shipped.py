@@ -17,7 +17,7 @@ from models.checkpoint import Checkpoint, read_checkpoint
 from models.engines import load_engine
 from models.evaluation.metrics import BATCH, evaluate_engine
 from models.preprocessing import prepare
-from tests.models.test_data import packs
+from tests.models.data.test_data import packs
 from tests.research import shared
 
 FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.preprocessing import prepare
-from service.loading import Served, load_version
+from service.repository.loading import Served, load_version
 from service.settings import EngineOptions, Settings
 from tests.service.parts import NAME, Process, Running, Watched, picture, watched, write_random
 

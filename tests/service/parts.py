@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.catalogue import find_architecture
+from models.architectures import find_architecture
 from models.checkpoint import Config, read_checkpoint, write_checkpoint, write_config
 from models.engines import load_engine
-from models.engines.engine import Engine, Routed
+from models.engines.protocol import Engine, Routed
 from models.preprocessing import InputSpec, prepare
-from service.loading import Served
+from service.repository.loading import Served
 from service.server import build
 from service.settings import Settings
 
@@ -131,7 +131,7 @@ class Process:
         self.log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "serve", "--port", "0", *options],
+                [sys.executable, "-m", "service.cli.main", "serve", "--port", "0", *options],
                 stderr=file,
                 env=os.environ | environment,
             )

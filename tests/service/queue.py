@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.answers import ImageResult
-from service.batching import Batcher, Ran, Work
-from service.loading import Served
-from service.timing import Timing
+from service.inference.batcher import Batcher, Ran, Work
+from service.inference.result import ImageResult
+from service.repository.loading import Served
+from service.telemetry.timing import Timing
 from tests.service.parts import watched
 
 Pixels = NDArray[np.float32]

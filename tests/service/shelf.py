@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.checkpoint import read_checkpoint
-from service.loading import Served
-from service.repository import Repository
+from service.repository.loading import Served
+from service.repository.repository import Repository
 from tests.service.parts import NAME
 
 

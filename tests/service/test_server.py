@@ -12,9 +12,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.decoding import MAX_SCANS
-from service.loading import Served
-from service.protocol import BoundedProtocol
+from service.http.protocol import BoundedProtocol
+from service.inference.decoder import MAX_SCANS
+from service.repository.loading import Served
 from service.server import open_many_files
 from tests.service.parts import PNG, Process, Running, encoded, picture, until, watched
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data.catalogue import find_dataset
+from models.data.datasets import find_dataset
 from service.settings import Settings
-from tests.models.test_data import packs
+from tests.models.data.test_data import packs
 from tests.service.parts import Running, encoded, post
 
 PHOTOS = Path(__file__).parents[1] / "photos"

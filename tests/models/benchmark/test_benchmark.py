@@ -7,7 +7,9 @@ import pynvml
 import pytest
 import torch
 
-from models.benchmark import measure, training
+from models.architectures import find_architecture
+from models.benchmark import measure
+from models.benchmark import training_steps as training
 from models.benchmark.curve import draw_curve
 from models.benchmark.dense import DenseTorch
 from models.benchmark.energy import joules_a_run, open_meter
@@ -16,7 +18,6 @@ from models.benchmark.measure import interleave
 from models.benchmark.subject import Subject
 from models.benchmark.suite import PUBLIC_CODE, Row, run_suite
 from models.benchmark.table import draw_table
-from models.catalogue import find_architecture
 
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_feedforward_110"])

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models.catalogue import find_architecture
+from models.architectures import find_architecture
 from models.checkpoint import Checkpoint, Config
 from models.gates import FeedForwardGate, RNNGate
 from models.network import SkipNet

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
 from models.engines import load_engine
-from models.engines.engine import Engine
+from models.engines.protocol import Engine
 
 WARM_UP_RUNS, RUNS = 60, 200
 ALLOWED_MB = 8

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
 from models.engines import load_engine
-from models.engines.engine import Engine, Routed
+from models.engines.protocol import Engine, Routed
 
 ARCHITECTURES = [
     "cifar10_rnn_gate_38",

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.engines import routing_switch
-from models.engines.engine import Routed
+from models.engines.protocol import Routed
 from models.engines.routing_switch import HORIZON_IMAGES, RoutingSwitch, engine_in
 from models.macs import Mode
 

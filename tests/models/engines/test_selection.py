@@ -9,9 +9,9 @@ import torch
 
 from models.checkpoint import Checkpoint
 from models.engines import load_engine, selection
-from models.engines.engine import Engine, EngineError
-from models.engines.native import NativeUnavailable
-from models.engines.onnx_session import OnnxRuntimeEngine
+from models.engines.native.engine import NativeUnavailable
+from models.engines.onnx.engine import OnnxRuntimeEngine
+from models.engines.protocol import Engine, EngineError
 from models.engines.routing_switch import RoutingSwitch
 
 NO_CUDA = not torch.cuda.is_available()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import SHIPPED
-from models.engines.engine import EngineError
+from models.engines.protocol import EngineError
 from models.engines.trial import conduct, try_apart
 
 SHIPPED_CHECKPOINT = SHIPPED / "cifar10_rnn_gate_38" / "1"

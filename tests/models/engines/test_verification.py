@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from models import SHIPPED
 from models.checkpoint import Checkpoint, read_checkpoint
-from models.engines import cuda_graph, load_engine, persistent, routing_switch, selection
-from models.engines.cuda_graph import CudaGraphEngine
-from models.engines.eager import TorchEngine
-from models.engines.engine import Engine, EngineError, Routed
+from models.engines import load_engine, routing_switch, selection
+from models.engines.cuda_graph import engine as cuda_graph
+from models.engines.cuda_graph.engine import CudaGraphEngine
 from models.engines.folding import FoldedNetwork, fold
+from models.engines.persistent import engine as persistent
+from models.engines.protocol import Engine, EngineError, Routed
 from models.engines.routing_switch import RoutingSwitch
+from models.engines.torch.engine import TorchEngine
 from models.engines.verification import IMAGES, Disagreement, Verification
 from models.macs import Mode
 

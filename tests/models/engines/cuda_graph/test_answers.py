@@ -7,12 +7,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.engines import cuda_graph
-from models.engines.cuda_graph import CudaGraphEngine, Recording, largest_batch
-from models.engines.engine import Engine, Routed
+from models.engines.cuda_graph import engine as cuda_graph
+from models.engines.cuda_graph.engine import CudaGraphEngine, Recording, largest_batch
 from models.engines.folding import FoldedNetwork
-from models.engines.forward import average
-from models.engines.reference import ReferenceEngine
+from models.engines.protocol import Engine, Routed
+from models.engines.torch.forward import average
+from models.engines.torch.reference import ReferenceEngine
 from models.macs import Mode
 from models.network import SkipNet
 

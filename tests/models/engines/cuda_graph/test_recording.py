@@ -18,12 +18,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.engines import cuda_graph, skipping
-from models.engines.cuda_graph import CudaGraphEngine, Recording
-from models.engines.engine import EngineError
+from models.engines.cuda_graph import engine as cuda_graph
+from models.engines.cuda_graph.engine import CudaGraphEngine, Recording
 from models.engines.folding import ConvolutionalGate, FoldedBlock, FoldedNetwork
-from models.engines.forward import arrange, forward, residual
-from models.engines.skipping import OnDevice, buckets, compact, mask
+from models.engines.protocol import EngineError
+from models.engines.torch import skipping
+from models.engines.torch.forward import arrange, forward, residual
+from models.engines.torch.skipping import OnDevice, buckets, compact, mask
 from models.macs import Mode
 
 pytestmark = pytest.mark.usefixtures("one_thread")

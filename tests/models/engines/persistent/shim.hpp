@@ -299,7 +299,7 @@ inline void run(unsigned grid, int threads, int bytes, uint64_t order, void (*ke
 
 }  // namespace shim
 
-// ---- What persistent_machine.cuh defines for a GPU -----------------------------------------------------
+// ---- What machine.cuh defines for a GPU -----------------------------------------------------
 
 struct ThreadIndex {
     struct {

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engines.engine import Routed, strict_thresholds
 from models.engines.folding import FoldedNetwork
-from models.engines.persistent import gate_kind
-from models.engines.persistent_build import GATES, SOURCE
-from models.engines.persistent_layout import filter_streams, gate_stream
+from models.engines.persistent.build import GATES, SOURCE
+from models.engines.persistent.engine import gate_kind
+from models.engines.persistent.layout import filter_streams, gate_stream
+from models.engines.protocol import Routed, strict_thresholds
 
 HERE = Path(__file__).parent
 KERNEL = SOURCE.parent
@@ -52,7 +52,7 @@ def build(gate: str, *mutations: tuple[str, str]) -> Path:
 
     ``mutations`` are texts, each to be found once in the source, and what to put in their place.
     """
-    texts = {path.name: path.read_text() for path in sorted(KERNEL.glob("persistent*.cu*"))}
+    texts = {path.name: path.read_text() for path in sorted(KERNEL.glob("*.cu*"))}
     for old, new in mutations:
         found = [name for name, text in texts.items() for _ in range(text.count(old))]
         assert len(found) == 1, f"{old!r} is not once in the kernel, but in {found}"

@@ -10,22 +10,22 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from deploy.tools.persistent_rounding import RoundedEngine
 from models import SHIPPED
-from models.analysis.persistent_rounding import RoundedEngine
 from models.benchmark.forcing import force_route
 from models.blocks import BasicBlock
 from models.checkpoint import read_checkpoint
 from models.data.augmentation import normalise
-from models.data.catalogue import find_dataset
-from models.engines.engine import Routed
+from models.data.datasets import find_dataset
 from models.engines.folding import fold
-from models.engines.native import NativeEngine
-from models.engines.reference import ReferenceEngine
+from models.engines.native.engine import NativeEngine
+from models.engines.protocol import Routed
+from models.engines.torch.reference import ReferenceEngine
 from models.network import GateKind, SkipNet
 from models.preprocessing import prepare
 from models.public.parity import THRESHOLD, read_case
+from tests.models.data.test_data import packs
 from tests.models.engines.persistent.simulated import SimulatedEngine
-from tests.models.test_data import packs
 from tests.research import shared
 
 ARCHITECTURES = [

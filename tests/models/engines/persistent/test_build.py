@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from models.benchmark.forcing import random_network
-from models.engines import persistent_build
 from models.engines.folding import fold
-from models.engines.persistent import PersistentEngine, PersistentUnavailable, suits
-from models.engines.persistent_build import ARCHITECTURES, GATES, SHARED_BYTES, THREADS, resources
+from models.engines.persistent import build as persistent_build
+from models.engines.persistent.build import ARCHITECTURES, GATES, SHARED_BYTES, THREADS, resources
+from models.engines.persistent.engine import PersistentEngine, PersistentUnavailable, suits
 from tests.models.engines.persistent.simulated import build
 
 pytest.importorskip("cuda.core", reason="the package cuda-core is not here: pip install -e '.[test]'")

@@ -10,7 +10,7 @@ import torch
 
 from models.blocks import BasicBlock
 from models.engines.folding import FoldedNetwork, fold
-from models.engines.reference import ReferenceEngine
+from models.engines.torch.reference import ReferenceEngine
 from models.network import SkipNet
 from tests.models.engines.persistent.simulated import SimulatedEngine, build
 from tests.models.engines.persistent.test_work import expected_work

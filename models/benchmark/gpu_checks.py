@@ -1,0 +1,133 @@
+"""What the GPU engines must pass, one check after another: `skipnet verify-gpu`.
+
+On the CPU, the same checks run with the CUDA graph engine's function called instead of recorded.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from torch import Tensor
+
+from models.benchmark.captured_steps import STAGES, compare_recorded
+from models.benchmark.captured_steps import TOLERANCE as RECORDED
+from models.checkpoint import Checkpoint
+from models.engines.cuda_graph.engine import CudaGraphEngine
+from models.engines.folding import fold
+from models.engines.protocol import Engine
+from models.engines.selection import CANDIDATES, MODES, Selection, describe
+from models.engines.torch.reference import ReferenceEngine
+from models.engines.verification import TOLERANCE, Verification
+from models.evaluation.agreement import compare_engines
+from models.macs import Mode
+from models.public.parity import read_case
+from models.training.recipes import Stage
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One engine, one network, one demand."""
+
+    network: str
+    engine: str
+    demand: str
+    passed: bool
+    found: str
+
+
+def gpu_engines(checkpoint: Checkpoint, device: str) -> dict[str, Callable[[], Engine]]:
+    """Return what makes each engine that is meant for a GPU and suits the network, verified, by name and mode."""
+    if device == "cpu":
+        return {f"cuda_graph:{mode}": partial(called, checkpoint, mode) for mode in MODES["cuda_graph"]}
+    selection = Selection(checkpoint, device, 1, None)
+    return {
+        f"{name}:{mode}": partial(selection.verified, name, mode)
+        for name in CANDIDATES["cuda"]
+        for mode in MODES[name]
+        if name in selection.candidates(mode)
+    }
+
+
+def called(checkpoint: Checkpoint, mode: Mode) -> Engine:
+    engine = CudaGraphEngine(fold(checkpoint.network), "cpu", mode)
+    Verification(checkpoint).check(engine)
+    return engine
+
+
+def check_parity(file: Path, device: str) -> Iterator[Check]:
+    """Ask the GPU engines about a parity case of the public code."""
+    case = read_case(file)
+    for name, make in gpu_engines(case.checkpoint, device).items():
+
+        def ask(engine: Engine) -> tuple[bool, str]:
+            different, error = case.check(engine)
+            found = f"{different} of {case.expected.executed.size} decisions differ, logits within {error:.2%}"
+            return different == 0 and error <= TOLERANCE, found
+
+        yield check(case.name, name, "answers as the public code", make, ask)
+
+
+def check_checkpoint(
+    checkpoint: Checkpoint, device: str, batches: Callable[[], Batches] | None, images: int | None
+) -> Iterator[Check]:
+    """Verify the GPU engines for a checkpoint; given ``batches`` of test images, compare all decisions on them.
+
+    ``images`` bounds how many; by default all.
+    """
+    reference = ReferenceEngine(checkpoint.network)
+    for name, make in gpu_engines(checkpoint, device).items():
+
+        def ask(engine: Engine) -> tuple[bool, str]:
+            if batches is None:
+                return True, "on a few images made up; --data compares real ones"
+            chosen = first_images(batches(), images)
+            agreement = compare_engines(engine, reference, chosen, checkpoint.config.execute_threshold)
+            return agreement.holds, str(agreement)
+
+        title = f"{checkpoint.name}/{checkpoint.version}"
+        yield check(title, name, "decides as float32 does", make, ask)
+
+
+def check_training(device: str) -> Iterator[Check]:
+    """Compare a training step of each stage, recorded as on CUDA, with the same step called."""
+    for stage, architecture in STAGES.items():
+
+        def ask(stage: Stage = stage) -> tuple[bool, str]:
+            worst, share = compare_recorded(stage, device)
+            return worst <= RECORDED, f"gradients within {worst:.1e}, in {share:.2f} of the time"
+
+        yield judge(architecture, f"{stage}, recorded", "learns as the step that is called", ask)
+
+
+def check(
+    network: str, engine: str, demand: str, make: Callable[[], Engine], ask: Callable[[Engine], tuple[bool, str]]
+) -> Check:
+    """Make an engine and ask it."""
+
+    def ask_made() -> tuple[bool, str]:
+        with closing(make()) as made:
+            return ask(made)
+
+    return judge(network, engine, demand, ask_made)
+
+
+def judge(network: str, engine: str, demand: str, ask: Callable[[], tuple[bool, str]]) -> Check:
+    """Return what was asked; whatever fails is what was found."""
+    try:
+        passed, found = ask()
+    except Exception as error:
+        passed, found = False, describe(error)
+    return Check(network, engine, demand, passed, found)
+
+
+def first_images(batches: Batches, images: int | None) -> Batches:
+    """Return the first batches, as many as hold ``images`` images."""
+    if images is None:
+        return batches
+    first = next(iter(batches))
+    return islice(batches, -(-images // len(first[0])))

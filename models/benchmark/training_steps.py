@@ -1,0 +1,194 @@
+"""The speed of training steps: SP ours against the public code's way, HRL skipping against HRL masked."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Dataset
+
+from models.architectures import find_architecture
+from models.benchmark.forcing import random_network
+from models.benchmark.measure import interleave
+from models.data.augmentation import PADDING
+from models.data.batches import MemoryBatches
+from models.data.datasets import find_dataset
+from models.network import RunBlock, SkipNet, run_masked
+from models.training.hardware import gains_by_compiling, multiplies_bfloat16
+from models.training.loop import make_optimizer
+from models.training.memory import keep_freed_memory
+from models.training.objective import Step
+from models.training.recipes import Recipe, Rung, find_recipe
+from models.training.stages.batch_norm import freeze_statistics
+from models.training.stages.gate_readout import readouts
+from models.training.stages.reinforce import draw, reinforce_step
+from models.training.stages.skipping import run_executed
+from models.training.stages.supervised import straight_through, supervised_step
+
+BATCH, IMAGES, WORKERS = 128, 2048, 2
+CPU = torch.device("cpu")
+ROW = find_dataset("cifar10")
+Loss = Callable[[SkipNet, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Images a second of a step and of its rival, and the step's share of the rival's time, with its quartiles."""
+
+    step: str
+    rival: str
+    images_per_second: float
+    rival_images_per_second: float
+    time_share: float
+    time_share_low: float
+    time_share_high: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def compare_steps(architecture: str, seconds: float, threads: int) -> Iterator[Comparison]:
+    """Yield SP's and HRL's comparison for a network of CIFAR-10's images, each measured for about ``seconds``.
+
+    A step goes from images in memory to new weights, on the CPU.
+    """
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    network = random_network(architecture)
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, ROW.size, ROW.size, 3), np.uint8)
+    half = "bfloat16" if multiplies_bfloat16(CPU) else "float32"
+    compiles = gains_by_compiling(find_architecture(architecture), CPU, multiplies_bfloat16(CPU))
+    public = "SP, the public code's way: float32, eager, PIL image by image"
+    way = f"{'compiled, masked' if compiles else 'skipping'}, {half}, augmented in batches"
+    for name, share in (("all", 1.0), ("half", 0.5)):
+        step = ours(network, pixels, share, compiles)
+        yield compare({f"SP at {name} the blocks: {way}": step, public: public_way(network, pixels)}, seconds)
+    yield compare(
+        {
+            f"HRL at half the blocks, skipping: {half}": hybrid(network, pixels, run_executed),
+            f"HRL at half the blocks, masked: {half}": hybrid(network, pixels, run_masked),
+        },
+        seconds,
+    )
+
+
+def compare(steps: dict[str, Callable[[], object]], seconds: float) -> Comparison:
+    timings = interleave(steps, seconds)
+    step, rival = steps
+    middle, low, high = timings[step].share_of(timings[rival])
+    return Comparison(step, rival, BATCH / timings[step].median, BATCH / timings[rival].median, middle, low, high)
+
+
+def ours(network: SkipNet, pixels: NDArray[np.uint8], share: float, compiles: bool) -> Callable[[], None]:
+    """Return an SP step as `skipnet train` takes it, where each block is executed for a ``share`` of the images: gates
+    answer a half, and go on doing so, the rate being 0.
+    """
+    rungs = (Rung(share, 0.2, 1.0), Rung(1 - share, 0.8, 1.0))
+    recipe = replace(find_recipe("budget", "sp"), rungs=rungs if share < 1 else rungs[:1], rate=0.0)
+    step_of = torch.compile(supervised_step, dynamic=False) if compiles else supervised_step
+    fallen, random = torch.tensor(1.0), None if compiles else torch.Generator().manual_seed(0)
+
+    def loss(network: SkipNet, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(CPU)):
+            step: Step = step_of(network, images, labels, fallen, recipe, random=random)
+        return step.loss
+
+    return descend(undecided(network), recipe, from_memory(pixels), loss)
+
+
+def hybrid(network: SkipNet, pixels: NDArray[np.uint8], run: RunBlock) -> Callable[[], None]:
+    """Return an HRL step in which every gate tosses a fair coin; its rate is 0, so that they go on doing so."""
+    recipe = replace(find_recipe("short", "hrl"), samples=1, rate=0.0)
+    random = torch.Generator().manual_seed(0)
+
+    def loss(network: SkipNet, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(CPU)):
+            uniform = draw(len(images), network.decision_count, recipe, random)
+            return reinforce_step(network, images, labels, recipe, uniform, run).loss
+
+    trained = undecided(network)
+    freeze_statistics(trained)
+    return descend(trained, recipe, from_memory(pixels), loss)
+
+
+def undecided(network: SkipNet) -> SkipNet:
+    """Return a copy to train, whose gates all answer a half."""
+    trained: SkipNet = copy.deepcopy(network).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    with torch.no_grad():
+        for readout in readouts(trained):
+            readout.weight.zero_()
+            readout.bias.zero_()
+    return trained
+
+
+def public_way(network: SkipNet, pixels: NDArray[np.uint8]) -> Callable[[], None]:
+    """Return an SP step as the public code takes it: default layout, float32, eager, a mask's arithmetic at every
+    block, the projection computed once for the block and once beside it, images augmented one by one in workers.
+    """
+    decide = straight_through(torch.tensor(0.0))
+
+    def loss(network: SkipNet, images: Tensor, labels: Tensor) -> Tensor:
+        x, state = network.blocks[0](network.stem(images)), None
+        for index, block in enumerate(network.blocks[1:]):
+            logit, state = network.gate_logit(index, x, state)
+            mask = decide(index, logit)[:, None, None, None]
+            beside, executed = block.shortcut(x), block(x)  # type: ignore[operator]
+            x = mask.expand_as(executed) * executed + (1 - mask).expand_as(beside) * beside
+        return cross_entropy(network.classify(x), labels)
+
+    recipe = find_recipe("paper", "sp")
+    loader = DataLoader(AugmentedOneByOne(pixels), BATCH, shuffle=True, drop_last=True, num_workers=WORKERS)
+    return descend(copy.deepcopy(network).train(), recipe, endless(lambda _: iter(loader)), loss)
+
+
+class AugmentedOneByOne(Dataset[tuple[Tensor, int]]):
+    """Images that are padded, cropped, flipped and normalised one at a time, in Python."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = pixels
+        self.mean, self.std = (np.asarray(values, np.float32)[:, None, None] for values in (ROW.mean, ROW.std))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = ImageOps.expand(Image.fromarray(self.pixels[index]), PADDING)
+        left, top, flip = (int(torch.randint(0, high, ())) for high in (2 * PADDING + 1, 2 * PADDING + 1, 2))
+        image = image.crop((left, top, left + ROW.size, top + ROW.size))
+        if flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        scaled = np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 255
+        return torch.from_numpy((scaled - self.mean) / self.std), index % 10
+
+
+def from_memory(pixels: NDArray[np.uint8]) -> Iterator[tuple[Tensor, Tensor]]:
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return endless(MemoryBatches(images, torch.arange(len(images)) % 10, ROW, ROW.size, BATCH, 0, CPU).epoch)
+
+
+def endless(epoch: Callable[[int], Iterator[tuple[Tensor, Tensor]]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of one epoch after another."""
+    number = 0
+    while True:
+        yield from epoch(number)
+        number += 1
+
+
+def descend(
+    network: SkipNet, recipe: Recipe, batches: Iterator[tuple[Tensor, Tensor]], loss: Loss
+) -> Callable[[], None]:
+    """Return a step of SGD on the next batch."""
+    optimizer = make_optimizer(network, recipe)
+
+    def step() -> None:
+        images, labels = next(batches)
+        optimizer.zero_grad(set_to_none=True)
+        loss(network, images, labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step

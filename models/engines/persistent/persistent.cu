@@ -1,0 +1,149 @@
+// A whole CIFAR-shaped SkipNet, stem to logits, in one launch: one image a thread block at a time.
+//
+// Both maps of a block stay in shared memory from the first convolution to the last, and every gate is decided
+// where its map is: no map, and no decision, ever crosses to another thread block or to the host. A skipped
+// block is a branch that is not taken; neither its weights nor its maps are touched. Thread blocks draw images
+// from a queue, so any batch is one launch of as many thread blocks as the GPU holds.
+//
+// Maps and weights are fp16, sums fp32; batch norm is folded into the weights. These come as streams of 16-byte
+// words in the order of use, one a group of blocks, so that the kernel needs no table of where they lie: what is
+// skipped is stepped over. persistent_layout.py writes the streams and is the other half of this file.
+
+#ifndef DEVICE
+#include "machine.cuh"
+#endif
+#include "convolution.cuh"
+#include "gates.cuh"
+
+using Map1 = Map<32, 16>;
+using Map2 = Map<16, 32>;
+using Map3 = Map<8, 64>;
+
+// The decisions of one image: asks the gate, compares with the image's threshold, writes both down.
+template <class Gate> struct Router {
+    Gate& gate;
+    float* probability;  // [images][decisions]
+    unsigned char* executed;
+    int decisions, decision;
+
+    template <class M, class Next> DEVICE bool executes(int map, int spare) {
+        if (!Gate::DECIDES) return true;
+        const int totals = GATE + decision % 2 * SUM_BYTES;
+        const float likely = sigmoid(gate.template logit<M, Next>(map, spare, totals));
+        const bool execute = likely > read_shared<float>(THRESHOLD);
+        if (threadIdx.x == 0) {
+            const int at = read_shared<int>(IMAGE) * decisions + decision;
+            probability[at] = likely, executed[at] = execute;
+        }
+        ++decision;
+        return execute;
+    }
+};
+
+// relu(residual(x) + x) in place, with `spare` for the map between the two convolutions.
+template <class M> DEVICE void execute_block(const uint4* stream, int map, int spare) {
+    using Keeping = Convolution<M, M, 1>;
+    Keeping first(stream);
+    first.accumulate(map);
+    first.template finish<RELU | STORE>(spare);
+    Keeping second(stream + Keeping::WORDS);
+    __syncthreads();
+    second.accumulate(spare);
+    second.template finish<ADD | RELU | STORE | SUM>(map, SUMS);
+    __syncthreads();
+}
+
+// The blocks of a group after its first one.
+template <class M, class Gate>
+DEVICE void run_group(Router<Gate>& router, const uint4* stream, int blocks, int map, int spare) {
+    constexpr int WORDS = 2 * Convolution<M, M, 1>::WORDS;
+#pragma unroll 1
+    for (int i = 1; i < blocks; ++i)
+        if (router.template executes<M, M>(map, spare)) execute_block<M>(stream + (i - 1) * WORDS, map, spare);
+}
+
+// A group's first block: half the side, twice the channels. Its shortcut is a projection, executed or not. Returns
+// where the stream goes on.
+template <class In, class Out, class Gate>
+DEVICE const uint4* reduce(Router<Gate>& router, const uint4* stream, int map, int spare, int shortcut, int hidden) {
+    using Projection = Convolution<In, Out, 2, 1>;
+    using Reducing = Convolution<In, Out, 2>;
+    using Keeping = Convolution<Out, Out, 1>;
+    const bool execute = router.template executes<In, Out>(map, spare);
+    Projection projection(stream);
+    projection.accumulate(map);
+    projection.template finish<STORE | SUM>(shortcut, SUMS);
+    stream += Projection::WORDS;
+    if (execute) {
+        Reducing first(stream);
+        first.accumulate(map);
+        first.template finish<RELU | STORE>(hidden);
+        Keeping second(stream + Reducing::WORDS);
+        __syncthreads();
+        second.accumulate(hidden);
+        second.template finish<ADD | RELU | STORE | SUM>(shortcut, SUMS);
+    }
+    __syncthreads();
+    return stream + Reducing::WORDS + Keeping::WORDS;
+}
+
+// An image [3][32][32] as a map whose other 13 channels are zero: the stem is then a convolution like any.
+DEVICE void read_image(const float* image, int target) {
+    constexpr int PIXELS = Map1::SIDE * Map1::SIDE;
+    for (int i = thread_number(); i < PIXELS; i += THREADS) {
+        const int y = i / Map1::SIDE, x = i % Map1::SIDE;
+        const float red = fetch(image + i), green = fetch(image + PIXELS + i), blue = fetch(image + 2 * PIXELS + i);
+        write_shared(target + Map1::offset(y, x, 0), uint4{pack(red, green), pack(blue, 0.0f), 0u, 0u});
+        write_shared(target + Map1::offset(y, x, 1), uint4{0u, 0u, 0u, 0u});
+    }
+}
+
+// Average and linear layer: weights [64][row] and biases [row], a row being the classes rounded up to 4.
+DEVICE void classify(const uint4* stream, float* logits, int classes) {
+    const float* weights = reinterpret_cast<const float*>(stream);
+    const int row = (classes + 3) / 4 * 4;
+    for (int i = thread_number(); i < classes; i += THREADS) {
+        float sum = fetch(weights + Map3::CHANNELS * row + i);
+        for (int channel = 0; channel < Map3::CHANNELS; ++channel)
+            sum += sum_of_strips<Map3>(channel) * fetch(weights + channel * row + i);
+        logits[i] = sum;
+    }
+}
+
+// images [count][3][32][32] and thresholds [count] in, logits [count][classes], probability and executed
+// [count][blocks - 1] out. Launch up to `count` thread blocks of THREADS threads with SHARED_BYTES of dynamic
+// shared memory. Two fit on a multiprocessor that has 158 KB of it, within 128 registers a thread.
+template <class Gate>
+__global__ void __launch_bounds__(THREADS, 2)
+    route(const float* images, const float* thresholds, const uint4* stem_and_group1, const uint4* group2,
+          const uint4* group3, const uint4* head, const uint4* gates, float* logits, float* probability,
+          unsigned char* executed, Queue* queue, int count, int blocks1, int blocks2, int blocks3, int classes) {
+    using Stem = Convolution<Map1, Map1, 1>;
+    if (threadIdx.x < ZERO_BYTES / 4) write_shared(ZEROS + threadIdx.x * 4, 0u);
+    Gate gate(gates);
+    for (int image = blockIdx.x; image < count; image = read_shared<int>(NEXT_IMAGE)) {
+        Router<Gate> router{gate, probability, executed, blocks1 + blocks2 + blocks3 - 1, 0};
+        gate.begin(gates);
+        read_image(images + size_t(image) * 3 * Map1::SIDE * Map1::SIDE, RIGHT);
+        Stem stem(stem_and_group1);
+        __syncthreads();
+        // After everyone has read the last ones. The next image's number is long here before it is needed.
+        if (threadIdx.x == 0) {
+            write_shared(IMAGE, image);
+            write_shared(NEXT_IMAGE, draw(queue));
+            write_shared(THRESHOLD, fetch(thresholds + image));
+        }
+        stem.accumulate(RIGHT);
+        stem.template finish<RELU | STORE>(LEFT);
+        __syncthreads();
+        const uint4* group1 = stem_and_group1 + Stem::WORDS;
+        execute_block<Map1>(group1, LEFT, RIGHT);
+        run_group<Map1>(router, group1 + 2 * Stem::WORDS, blocks1, LEFT, RIGHT);
+        const uint4* rest2 = reduce<Map1, Map2>(router, group2, LEFT, RIGHT, RIGHT, RIGHT + Map2::BYTES);
+        run_group<Map2>(router, rest2, blocks2, RIGHT, RIGHT + Map2::BYTES);
+        const uint4* rest3 = reduce<Map2, Map3>(router, group3, RIGHT, LEFT, LEFT, LEFT + Map3::BYTES);
+        run_group<Map3>(router, rest3, blocks3, LEFT, LEFT + Map3::BYTES);
+        classify(head, logits + size_t(read_shared<int>(IMAGE)) * classes, classes);
+    }
+    if (threadIdx.x == 0) leave(queue);
+}

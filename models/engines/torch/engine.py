@@ -1,0 +1,51 @@
+"""The torch engine: operator by operator; inside a batch, each block runs on just the images that execute it."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.engines.folding import FoldedNetwork
+from models.engines.protocol import Routed, check_batch, plain_answer
+from models.engines.torch.forward import arrange, forward
+from models.engines.torch.skipping import compact, mask
+from models.macs import Mode
+from models.network import limits_of
+
+
+class TorchEngine:
+    """A folded network in torch, on the CPU or on CUDA, in float32.
+
+    In mode "branch" a block that no image executes is not run, and one that some execute runs on those only.
+    In mode "mask" every block is run on the whole batch and the decision chooses: on CUDA that spares a wait
+    for the device at every gate.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, folded: FoldedNetwork, device: str = "cpu", mode: Mode = "branch", threads: int | None = None
+    ) -> None:
+        """``threads`` share one operator's work on the CPU; torch has one such number a process."""
+        if device == "cpu" and threads is not None:
+            torch.set_num_threads(threads)
+        if device != "cpu":
+            # TF32 rounds to 10 bits: near its threshold, a gate would decide otherwise than on the CPU.
+            torch.backends.cudnn.allow_tf32 = False
+        self.device = device
+        self.mode: Mode = mode
+        self.network = arrange(folded, device)
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        """See ``Engine.run``."""
+        check_batch(images, thresholds)
+        with torch.inference_mode():
+            x = torch.from_numpy(images).to(self.device, memory_format=torch.channels_last)
+            limits = limits_of(torch.from_numpy(thresholds)).to(self.device)
+            scores, logits = forward(self.network, x, limits, compact if self.mode == "branch" else mask)
+            if not self.network.gates:
+                return plain_answer(scores.cpu().numpy(), len(self.network.blocks), self.mode)
+            executed = logits > limits[:, None]
+            return Routed(scores.cpu().numpy(), executed.cpu().numpy(), torch.sigmoid(logits).cpu().numpy(), self.mode)
+
+    def close(self) -> None:
+        """See ``Engine.close``."""

@@ -1,0 +1,47 @@
+"""The masked form of the unfolded network: the yardstick that every other engine must agree with."""
+
+import copy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.engines.protocol import Routed, check_batch, plain_answer, strict_thresholds
+from models.macs import Mode
+from models.network import SkipNet
+
+
+class ReferenceEngine:
+    """``SkipNet.forward`` under inference mode: every block is computed, then the decision chooses."""
+
+    name = "reference"
+    mode: Mode = "mask"
+
+    def __init__(self, network: SkipNet, device: str = "cpu") -> None:
+        self.device = device
+        if device != "cpu":
+            torch.backends.cudnn.allow_tf32 = False
+        self.network = copy.deepcopy(network).to(device).eval()
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        """See ``Engine.run``."""
+        check_batch(images, thresholds)
+        limits = torch.from_numpy(strict_thresholds(thresholds)).to(self.device)
+
+        def decide(_: int, logits: Tensor) -> Tensor:
+            return (torch.sigmoid(logits) > limits).to(logits.dtype)
+
+        with torch.inference_mode():
+            logits, routing = self.network(torch.from_numpy(images).to(self.device), decide)
+        if self.network.gate_kind is None:
+            return plain_answer(logits.cpu().numpy(), len(self.network.blocks), self.mode)
+        return Routed(
+            logits.cpu().numpy(),
+            (routing.decisions > 0).cpu().numpy(),
+            routing.probability.cpu().numpy(),
+            self.mode,
+        )
+
+    def close(self) -> None:
+        """See ``Engine.close``."""

@@ -1,0 +1,66 @@
+"""Load the service on loopback and write what it did: `make loadtest`, `python -m service.benchmark --help`.
+
+Server and load share this machine's cores; what the load took of them is reported.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from models.machine import describe_machine
+from service.benchmark.comparison import peers_side_by_side
+from service.benchmark.endurance import drains, memory, swaps
+from service.benchmark.servers import ROOT
+from service.benchmark.speed import latency, overload
+from service.benchmark.table import draw
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="make loadtest", description=__doc__)
+    options.add_argument(
+        "--only",
+        type=read_parts,
+        default=list(PARTS),
+        metavar="PARTS",
+        help=f"parts to run, separated by commas: {', '.join(PARTS)}; default: all",
+    )
+    options.add_argument("--seconds", type=float, default=6, help="of each run")
+    options.add_argument("--swaps", type=int, default=100)
+    options.add_argument("--drains", type=int, default=50)
+    options.add_argument("--requests", type=int, default=200_000, help="of the memory run")
+    options.add_argument("--peers", type=Path, default=ROOT / "build/peers", help="environment of the peers")
+    options.add_argument("--output", type=Path, default=ROOT / "build/load", help="folder for load.json and table.md")
+    chosen = options.parse_args()
+    chosen.output.mkdir(parents=True, exist_ok=True)
+    file = chosen.output / "load.json"
+    report = json.loads(file.read_text()) if file.exists() else {}
+    report["machine"] = describe_machine()
+    for part in chosen.only:
+        busy = os.getloadavg()[0]
+        report[part] = PARTS[part](chosen) | {"other_load": busy}
+        file.write_text(json.dumps(report, indent=1) + "\n")
+        (chosen.output / "table.md").write_text(draw(report))
+        print(part, json.dumps(report[part], indent=1), flush=True)
+
+
+def read_parts(text: str) -> list[str]:
+    """Return the parts that ``text`` names; raises ArgumentTypeError where there is no such part."""
+    parts = text.split(",")
+    for part in parts:
+        if part not in PARTS:
+            raise argparse.ArgumentTypeError(f"no part is called {part!r}; there are {', '.join(PARTS)}")
+    return parts
+
+
+PARTS = {
+    "latency": latency,
+    "overload": overload,
+    "peers": peers_side_by_side,
+    "swaps": swaps,
+    "drains": drains,
+    "memory": memory,
+}
+
+if __name__ == "__main__":
+    main()

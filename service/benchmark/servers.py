@@ -1,0 +1,82 @@
+"""The servers under load, each a process of its own: ours, and the peers."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+class Server:
+    """A process that serves; ended with everything that it started."""
+
+    def __init__(self, command: list[str], log: Path, **environment: str) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=file,
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, url: str, seconds: float = 120) -> None:
+        """Return once ``url`` answers with 200; raises RuntimeError where that does not come."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(url, timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except OSError:
+                pass
+            time.sleep(0.1)
+        self.end()
+        raise RuntimeError(f"it did not start: {self.log.read_text()[-300:]}")
+
+    def end(self) -> None:
+        for sig in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, sig)
+                self.process.wait(15)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+    def resident(self) -> float:
+        """Return the MiB that the process holds."""
+        return int(Path(f"/proc/{self.process.pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+class Ours(Server):
+    """`skipnet serve` on a port of its own choice, ready."""
+
+    def __init__(self, log: Path, *options: str) -> None:
+        super().__init__([sys.executable, "-m", "service.cli.main", "serve", "--port", "0", *options], log)
+        address, end = re.compile(r"address=http://[^:]+:(\d+)"), time.monotonic() + 60
+        while (found := address.search(log.read_text())) is None:
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.end()
+                raise RuntimeError(f"it did not start: {log.read_text()[-300:]}")
+            time.sleep(0.05)
+        self.port = int(found[1])
+        self.wait_ready(f"http://127.0.0.1:{self.port}/health/ready")
+
+
+def peers(python: Path, port: int) -> dict[str, list[str]]:
+    """Return how to start each peer with the Python of their environment."""
+    modules = "service.benchmark.peers"
+    return {
+        "LitServe": [str(python), "-m", f"{modules}.litserve_app", str(port)],
+        "BentoML": [
+            *(str(python), "-m", "bentoml", "serve", f"{modules}.bentoml_app:Dense"),
+            *("--host", "127.0.0.1", "--port", str(port)),
+        ],
+        "Ray Serve": [str(python), "-m", f"{modules}.rayserve_app", str(port)],
+    }

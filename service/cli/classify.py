@@ -1,0 +1,79 @@
+"""skipnet classify photo.jpg …"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from service.errors import ServiceError, UserError
+from service.settings import EngineOptions
+
+
+class Classify(EngineOptions):
+    """Classify images without a server, and show which blocks each of them needed."""
+
+    images: CliPositionalArg[list[Path]] = Field(description="image files")
+    model: str | None = Field(default=None, description="default: the first by name, those without gates last")
+    version: int | None = Field(default=None, ge=0, description="default: the newest")
+    top_k: int = Field(default=1, ge=1, description="predictions to show for each image")
+    execute_threshold: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="0 runs every block, 1 none but the first; default: the checkpoint's",
+    )
+    compute_budget: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of dense multiply-adds to spend on average, in place of a threshold",
+    )
+    as_json: bool = Field(default=False, description="one JSON object a line, with every decision")
+    max_image_pixels: int = Field(default=80_000_000, ge=1, description="width x height of an image")
+
+    def cli_cmd(self) -> None:
+        import numpy as np
+
+        from models.checkpoint import find_version, read_checkpoint
+        from models.engines import load_engine
+        from models.preprocessing import prepare
+        from service.inference.budget import choose_threshold
+        from service.inference.decoder import BYTES_PER_PIXEL, Decoder
+        from service.inference.result import predictions, routing, split
+
+        checkpoint = read_checkpoint(find_version(self.model_repository, self.model, self.version))
+        threshold = choose_threshold(checkpoint.config, self.execute_threshold, self.compute_budget)
+        engine = load_engine(checkpoint, self.engine, self.device, self.threads, self.routing)
+        decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL)
+        spec, thresholds, wrong = checkpoint.config.input, np.full(1, threshold, np.float32), 0
+        for file in self.images:
+            try:
+                with decoder.decode(file.read_bytes(), spec.resize) as decoded:
+                    image = prepare(decoded, spec)
+            except (ServiceError, OSError) as error:
+                reason = f"can't be read: {error.strerror or error}" if isinstance(error, OSError) else error
+                print(f"skipnet: {file}: {reason}", file=sys.stderr)
+                wrong += 1
+                continue
+            routed = engine.run(image[None], thresholds)
+            [result] = split(routed, checkpoint.macs.executed(routed.executed, routed.mode))
+            found = predictions(result.probabilities, checkpoint.config.labels, self.top_k)
+            way = routing(result, checkpoint, explain=True)
+            if self.as_json:
+                answer = {"image": str(file), "predictions": [each.model_dump() for each in found]}
+                print(json.dumps(answer | {"routing": way.model_dump()}))
+                continue
+            names = ", ".join(f"{each.label} {each.probability:.1%}" for each in found)
+            saved = f"{way.skipped} of {way.blocks} blocks skipped, {way.saved:.1%} saved"
+            print(f"{file}: {names}", f"  {strip(result.executed.tolist())}  {saved}", sep="\n")
+        engine.close()
+        if wrong:
+            raise UserError(f"{wrong} of {len(self.images)} images could not be classified")
+
+
+def strip(executed: Sequence[bool]) -> str:
+    """Return a mark a block: full where it ran, light where it was skipped."""
+    return "█" + "".join("█" if each else "░" for each in executed)

@@ -1,0 +1,161 @@
+"""skipnet evaluate"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from service.settings import DeviceName, EngineName, Options
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint, Evaluation
+    from models.data.source import Source
+
+
+class Evaluate(Options):
+    """Measure a checkpoint's accuracy and computation; --write puts the figures into its config.json."""
+
+    checkpoint: CliPositionalArg[Path] = Field(description="folder <repository>/<model>/<version>")
+    dataset: str | None = Field(None, description="data set; default: the one that the checkpoint was trained on")
+    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
+    engine: EngineName = Field("auto", description="what runs the network")
+    device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N")
+    execute_threshold: float | None = Field(None, ge=0, le=1, description="default: the checkpoint's own")
+    calibrate: bool = Field(False, description="measure the threshold curve too, on held-out training images")
+    half: bool = Field(
+        False, description="round the weights to half precision, if on held-out images decisions and accuracy stay"
+    )
+    temper: bool = Field(
+        False,
+        description="divide the class logits by the temperature at which probabilities are as sure as they are right, "
+        "on held-out images; weights in half precision stay so",
+    )
+    write: bool = Field(
+        False,
+        description="write the figures into the checkpoint's config.json, and with --half or --temper its weights",
+    )
+
+    def cli_cmd(self) -> None:
+        from models.analysis.card import write_card
+        from models.checkpoint import is_half, read_checkpoint, write_checkpoint, write_config
+        from models.data.datasets import find_dataset
+        from models.data.source import read_source
+        from models.data.validation_split import held_out_source
+        from models.engines import load_engine
+        from models.evaluation.calibration import calibrate
+        from models.evaluation.metrics import measure
+
+        checkpoint = read_checkpoint(self.checkpoint)
+        config = checkpoint.config
+        row = find_dataset(self.dataset or config.training.get("dataset", "(none named)"))
+        threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
+        test = read_source(row, "test", self.data).labelled_as(config.labels)
+        half = self.half or (self.temper and is_half(self.checkpoint))
+        if self.calibrate or half or self.temper:
+            train = read_source(row, "train", self.data).labelled_as(config.labels)
+            kept_apart = held_out_source(train, config.training)
+        if self.temper:
+            checkpoint = self.tempered(checkpoint, kept_apart, threshold)
+        if half:
+            checkpoint = self.rounded(checkpoint, kept_apart, threshold)
+        engine = load_engine(checkpoint, self.engine, self.device)
+        changes: dict[str, object] = {}
+        try:
+            evaluation = measure(checkpoint, engine, test, "test", threshold)
+            print(describe(evaluation))
+            print(compare(evaluation, config.evaluation))
+            changes["evaluation"] = evaluation
+            if self.calibrate:
+                curve = calibrate(checkpoint, engine, kept_apart)
+                for point in curve:
+                    print(
+                        f"threshold {point.threshold:8.6g}: accuracy {point.accuracy:6.2%}, "
+                        f"computation {point.computation_percentage:5.1f} %, MACs {point.mac_share:6.1%} of dense"
+                    )
+                changes["calibration"] = curve
+        finally:
+            engine.close()
+        written = checkpoint.config.model_copy(update=changes)
+        if self.write and (half or self.temper):
+            write_checkpoint(self.checkpoint, checkpoint.network, written, half=half)
+        elif self.write:
+            write_config(self.checkpoint, written)
+        if self.write:
+            print("card:", write_card(self.checkpoint))
+
+    def tempered(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
+        """Return the checkpoint with its class logits divided by a temperature, which its config tells."""
+        from models.engines import load_engine
+        from models.evaluation.temperature import temper, temperature_on
+
+        engine = load_engine(checkpoint, self.engine, self.device)
+        try:
+            temperature = temperature_on(checkpoint, engine, kept_apart, threshold)
+        finally:
+            engine.close()
+        print(f"class logits are divided by {temperature:.3f}")
+        training = checkpoint.config.training
+        told = training | {"temperature": round(training.get("temperature", 1.0) * temperature, 4)}
+        return replace(
+            checkpoint,
+            network=temper(checkpoint.network, temperature),
+            config=checkpoint.config.model_copy(update={"training": told}),
+        )
+
+    def rounded(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
+        """Return the checkpoint as half precision leaves it; raises PrecisionLost where it answers otherwise."""
+        from models.engines import load_engine
+        from models.evaluation.agreement import compare_engines
+        from models.evaluation.metrics import prepared_batches
+        from models.evaluation.precision import check_rounding, round_weights
+
+        after = replace(checkpoint, network=round_weights(checkpoint.network))
+        engine, rounded = (load_engine(each, self.engine, self.device) for each in (checkpoint, after))
+        try:
+            batches = prepared_batches(kept_apart, checkpoint.config.input)
+            agreement = compare_engines(rounded, engine, batches, threshold)
+        finally:
+            engine.close()
+            rounded.close()
+        check_rounding(agreement)
+        print(
+            f"half precision, on {agreement.images} held-out images: {1 - agreement.decisions:.3%} of the decisions "
+            f"flip, accuracy {agreement.reference_accuracy:.2%} -> {agreement.accuracy:.2%}"
+        )
+        return after
+
+
+def compare(measured: "Evaluation", said: "Evaluation | None") -> str:
+    """Return whether figures are those that the checkpoint's config.json holds, whatever engine they came from."""
+    if said is None:
+        return "config.json holds no figures yet"
+    same = measured.model_dump(exclude={"engine"}) == said.model_dump(exclude={"engine"})
+    return (
+        "as in config.json"
+        if same
+        else (
+            f"config.json says          accuracy {said.accuracy:.2%}, computation percentage "
+            f"{said.computation_percentage:.2f}, {said.macs / 1e6:.2f} M MACs at threshold {said.execute_threshold} "
+            f"({said.dataset} {said.split}, {said.images} images, engine {said.engine})"
+        )
+    )
+
+
+def describe(evaluation: "Evaluation") -> str:
+    """Return the figures of an evaluation for a person to read."""
+    saved = 1 - evaluation.macs / evaluation.dense_macs
+    rates = " ".join(f"{rate:.2f}" for rate in evaluation.execution_rate)
+    worst = min(evaluation.accuracy_per_class, key=lambda label: evaluation.accuracy_per_class[label])
+    return (
+        f"{evaluation.dataset} {evaluation.split}, {evaluation.images} images, engine {evaluation.engine}, "
+        f"threshold {evaluation.execute_threshold}\n"
+        f"top-1 accuracy            {evaluation.accuracy:.2%} "
+        f"(lowest: {worst}, {evaluation.accuracy_per_class[worst]:.1%})\n"
+        f"decisions that skip       {evaluation.decisions_skipped:.1%}\n"
+        f"computation percentage    {evaluation.computation_percentage:.2f} (the paper's: executed share of blocks)\n"
+        f"MACs an image             {evaluation.macs / 1e6:.2f} M of {evaluation.dense_macs / 1e6:.2f} M dense, "
+        f"{saved:.1%} saved, gates counted\n"
+        f"execution rate per block  1.00 {rates}"
+    )

@@ -1,0 +1,155 @@
+"""skipnet verify-gpu"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from models import SHIPPED
+from service.cli.measuring.table import NUMBERS, SHARES, heading, line, numbers
+from service.errors import UserError
+from service.settings import DeviceName, Options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from models.benchmark.gpu_checks import Check
+    from models.benchmark.subject import Subject
+    from models.benchmark.suite import Row
+    from models.checkpoint import Checkpoint
+    from models.data.source import Source
+
+FORCED = "cifar10_rnn_gate_38,cifar10_rnn_gate_110,imagenet_rnn_gate_50"
+MOST_IMAGES = 64
+"""Different images of a measurement; a larger batch has them more than once."""
+ENGINES = ("persistent", "cuda_graph", "cuda_graph:mask")
+
+
+class VerifyGpu(Options):
+    """Check the GPU engines' answers and measure their speed and energy on this machine; leaves a report to keep."""
+
+    device: DeviceName = Field(
+        "cuda", description="cuda or cuda:N; on cpu, the same functions are called without graphs"
+    )
+    model_repository: Path = Field(SHIPPED, description="folder of <model>/<version>/ checkpoints to check")
+    parity: Path | None = Field(None, description="folder of parity cases (.npz) of the public code")
+    data: Path | None = Field(
+        None, description="folder of the checkpoints' data set, or of one folder for each, named as it is"
+    )
+    images: int | None = Field(None, ge=1, description="test images to compare decisions on; default: all")
+    bench: bool = Field(True, description="measure speed and energy too, which needs a GPU")
+    model: str = Field(FORCED, description="architectures to measure with forced routes")
+    batches: str = Field("1,8,32,128,1024", pattern=NUMBERS, description="batch sizes, for instance 1,8,32")
+    shares: str = Field(
+        "0,0.25,0.5,0.75,1", pattern=SHARES, description="forced shares of the gated blocks, for instance 0,0.5,1"
+    )
+    seconds: float = Field(10.0, gt=0, description="seconds for each network and batch size, energy apart")
+    output: Path = Field(Path("verify-gpu"), description="folder for report.md and report.json")
+
+    def cli_cmd(self) -> None:
+        import json
+        from dataclasses import asdict
+
+        from models.benchmark.gpu_report import draw_report
+        from models.engines.selection import find_device
+        from models.machine import describe_gpu, describe_machine
+
+        device = find_device(self.device, "cuda_graph")
+        machine = describe_machine() | describe_gpu(device)
+        print(", ".join(f"{key} {value}" for key, value in machine.items()))
+        self.output.mkdir(parents=True, exist_ok=True)
+        checks: list[Check] = []
+        rows: list[Row] = []
+
+        def keep() -> None:
+            document = {
+                "machine": machine,
+                "checks": [asdict(check) for check in checks],
+                "rows": [row.as_dict() for row in rows],
+            }
+            (self.output / "report.json").write_text(json.dumps(document, indent=1) + "\n")
+            (self.output / "report.md").write_text(draw_report(machine, checks, rows))
+
+        for check in self.checks(device):
+            print(f"{'ok  ' if check.passed else 'FAIL'} {check.network}, {check.engine}: {check.found}", flush=True)
+            checks.append(check)
+            keep()
+        if self.bench and device != "cpu":
+            print(heading())
+
+            def tell(row: "Row") -> None:
+                print(line(row), flush=True)
+                rows.append(row)
+                keep()
+
+            self.measure(device, tell)
+        print(f"kept in {self.output}/report.md and report.json")
+        failed = sum(not check.passed for check in checks)
+        if failed:
+            sys.exit(f"skipnet: {failed} of {len(checks)} checks failed")
+
+    def checks(self, device: str) -> "Iterator[Check]":
+        """Yield what each engine was asked: the parity cases, then every checkpoint that skips."""
+        from functools import partial
+
+        from models.benchmark.gpu_checks import check_checkpoint, check_parity, check_training
+        from models.evaluation.metrics import prepared_batches
+
+        cases = sorted(self.parity.glob("*.npz")) if self.parity else []
+        if self.parity and not cases:
+            raise UserError(f"{self.parity} holds no parity cases, files *.npz: see --parity")
+        for file in cases:
+            yield from check_parity(file, device)
+        for checkpoint in self.checkpoints():
+            source = self.source(checkpoint)
+            batches = partial(prepared_batches, source, checkpoint.config.input) if source else None
+            yield from check_checkpoint(checkpoint, device, batches, self.images)
+        if device != "cpu":
+            yield from check_training(device)
+
+    def checkpoints(self) -> "list[Checkpoint]":
+        from models.checkpoint import CONFIG, read_checkpoint
+
+        folders = sorted(file.parent for file in self.model_repository.glob(f"*/*/{CONFIG}"))
+        if not folders:
+            raise UserError(f"{self.model_repository} holds no <model>/<version>/{CONFIG}: see --model-repository")
+        return [read_checkpoint(folder) for folder in folders]
+
+    def source(self, checkpoint: "Checkpoint") -> "Source | None":
+        """Return the test images of a checkpoint's data set, where --data has them."""
+        from models.data.datasets import find_dataset
+        from models.data.source import DataError, read_source
+
+        if self.data is None or "dataset" not in checkpoint.config.training:
+            return None
+        dataset = find_dataset(checkpoint.config.training["dataset"])
+        folder = self.data / dataset.name
+        try:
+            return read_source(dataset, "test", folder if folder.is_dir() else self.data)
+        except DataError as error:
+            print(f"no real images for {checkpoint.name}: {error}")
+            return None
+
+    def measure(self, device: str, tell: "Callable[[Row], None]") -> None:
+        """Measure forced routes of each architecture, and each checkpoint's own routing where there are images."""
+        from models.benchmark.subject import forced_subject, routed_subject
+        from models.benchmark.suite import run_suite
+
+        most = min(MOST_IMAGES, max(numbers(self.batches)))
+        subjects: list[Subject] = [forced_subject(name, most) for name in filter(None, self.model.split(","))]
+        for checkpoint in self.checkpoints():
+            source = self.source(checkpoint)
+            if source is not None and checkpoint.network.gate_kind is not None:
+                subjects.append(routed_subject(checkpoint, source))
+        for subject in subjects:
+            run_suite(
+                subject,
+                engines=list(ENGINES),
+                batches=numbers(self.batches),
+                threads=[1],
+                shares=[float(share) for share in self.shares.split(",")],
+                seconds=self.seconds,
+                report=tell,
+                device=device,
+            )

@@ -1,0 +1,113 @@
+"""skipnet reproduce"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from service.cli.training.options import HELD_OUT_TO_CHOOSE, HELD_OUT_TO_REPORT, TrainingOptions, progress_bar
+
+if TYPE_CHECKING:
+    from models.experiments.results import Result
+    from models.experiments.row import Row, Schedule
+    from models.experiments.runner import Reproduction
+
+
+class Reproduce(TrainingOptions):
+    """Train rows of the paper's table and ablations of its recipe and ours; each leaves a results file. Killed, it
+    goes on where it was.
+
+    A try of a minute or two: skipnet reproduce cifar10 --rows hrl-70 --seeds 0 --epochs 1 --limit 1280 --output try
+    """
+
+    dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")
+    depth: int = Field(38, description="layers of the networks: 38, 74, 110 or 152")
+    rows: Annotated[str, Field(description="rows or groups of them, separated by commas; --show-rows lists them")] = (
+        "table"
+    )
+    schedule: Literal["paper", "short"] = Field("short", description="recipes: the paper's, or what two cores can run")
+    seeds: str | None = Field(
+        None, pattern=r"^\d{1,9}(,\d{1,9})*$", description="seeds, separated by commas; default: each row's own"
+    )
+    output: Path = Field(Path("runs/reproduce"), description="folder of the runs")
+    results: Path | None = Field(None, description="folder of the results files; default: results in --output")
+    choose: bool = Field(False, description="hold 5,000 images out and leave the test images alone: for choosing")
+    held_out: int | None = Field(
+        None, ge=1, description="training images kept apart; default: 1000, with --choose 5000"
+    )
+    start: Path | None = Field(None, description="checkpoint to start from, where a row would from another row's")
+    epochs: int | None = Field(None, ge=1, description="epochs of each row; default: the recipe's")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of convolutions while training")
+    show_rows: bool = Field(False, description="list the rows of every group, or those of --rows, and train none")
+
+    def cli_cmd(self) -> None:
+        from models.architectures import find_architecture
+        from models.experiments.runner import reproduce
+
+        find_architecture(f"{self.dataset}_resnet_{self.depth}")
+        plan = self.plan()
+        seeds = None if self.seeds is None else [int(seed) for seed in self.seeds.split(",")]
+        runs = plan.runs(self.rows.split(","), seeds)
+        if self.show_rows and "rows" not in self.model_fields_set:
+            show_groups(self.schedule)
+            return
+        if self.show_rows:
+            print("\n".join(dict.fromkeys(describe(row) for row, _ in runs)))
+            return
+        self.yield_processor()
+        for row, seed in runs:
+            print(f"{plan.name(row.name, seed)}: {row.title}", flush=True)
+            result = reproduce(plan, row, seed, save_every=self.save_every, show=progress_bar)
+            print(describe_result(result), flush=True)
+
+    def plan(self) -> "Reproduction":
+        """Return where and how the rows are trained."""
+        from models.experiments.runner import Reproduction
+        from models.training.job import JobOptions
+
+        held_out = self.held_out or (HELD_OUT_TO_CHOOSE if self.choose else HELD_OUT_TO_REPORT)
+        shared = JobOptions(
+            arch="",
+            dataset=self.dataset,
+            output=self.output,
+            data=self.data,
+            epochs=self.epochs,
+            held_out=held_out,
+            limit=self.limit,
+            device=self.device,
+            compile=self.compile,
+            precision=self.precision,
+        )
+        depth = None if self.depth == 38 else self.depth
+        said = {"depth": depth, "epochs": self.epochs, "limit": self.limit, "start": self.start}
+        command = f"skipnet reproduce {self.dataset} --schedule {self.schedule} --held-out {held_out}"
+        command += " --choose" * self.choose
+        command += "".join(f" --{name} {value}" for name, value in said.items() if value is not None)
+        return Reproduction(
+            shared, self.depth, self.schedule, self.results or self.output / "results", self.choose, command, self.start
+        )
+
+
+def show_groups(schedule: "Schedule") -> None:
+    from models.experiments.rows import all_groups
+
+    for group, rows in all_groups(schedule).items():
+        print(f"{group}:", *map(describe, rows), "", sep="\n")
+
+
+def describe(row: "Row") -> str:
+    seeds = ", ".join(map(str, row.seeds))
+    changes = ", ".join(f"{name} {value}" for name, value in row.changes.items() if name != "rungs")
+    start = f"from {row.start}" if row.start else "from scratch"
+    return f"{row.name:<24} {row.title}; {row.routing}, {row.stage} {start}, seeds {seeds}; {changes or row.recipe}"
+
+
+def describe_result(result: "Result") -> str:
+    figures = result.figures
+    return (
+        f"{figures.split}: accuracy {figures.accuracy:.2%}, computation percentage "
+        f"{figures.computation_percentage:.1f}, MACs {figures.macs / figures.dense_macs:.1%} of dense"
+    )

@@ -1,0 +1,162 @@
+"""What wraps every request: its record, log line and counters; the limit on its body; the shortest way."""
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.core import Core
+from service.errors import STATUS, Code, ServiceError, error_answer, outcome_of
+from service.http.record import Record, request_id
+
+log = logging.getLogger("skipnet.access")
+
+INFERENCE_PATH = re.compile(r"/classify|/v2/models/[^/]+(/versions/[^/]+)?/infer")
+"""What classifies: counted in skipnet_requests_total, and refused while the house is full."""
+
+
+def is_inference(scope: Scope) -> bool:
+    return scope["method"] == "POST" and INFERENCE_PATH.fullmatch(scope["path"]) is not None
+
+
+class Access:
+    """Gives each request an id, which its answer carries, and a record; answers what nobody caught; writes the log
+    line.
+    """
+
+    def __init__(self, app: ASGIApp, core: Core) -> None:
+        self.app = app
+        self.core = core
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = Record(request_id(Headers(scope=scope)))
+        scope.setdefault("state", {})["record"] = record
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = record.request_id
+                if self.core.draining:
+                    # Connections that are told to end do not race with the end of the process.
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, answer)
+        except ClientDisconnect:
+            pass  # While it sent its body; there is nobody to answer.
+        except Exception:
+            log.exception("unexpected error", extra={"fields": {"request_id": record.request_id}})
+            if status == 0:
+                message = f"unexpected error; the log has it under request id {record.request_id}"
+                await error_answer(scope, ServiceError(Code.INTERNAL, message))(scope, receive, answer)
+            else:
+                status = 500
+        finally:
+            self.finish(scope, record, status)
+
+    def finish(self, scope: Scope, record: Record, status: int) -> None:
+        record.timing.finish()
+        inference = is_inference(scope)
+        probe = "/health/" in scope["path"]
+        # A connection that broke before any answer leaves no status.
+        status = status or 499
+        if inference:
+            self.core.metrics.requests.labels(record.model, record.version, self.outcome(record, status)).inc()
+            if self.core.tracing is not None:
+                self.core.tracing.finished(scope, record, status)
+        values = {"request_id": record.request_id, "ms": record.timing.total * 1e3, **record.fields}
+        if scope.get("client"):
+            values["client"] = scope["client"][0]
+        if record.model:
+            values |= {"model": f"{record.model}/{record.version}"}
+        log.log(
+            logging.INFO if inference or (status >= 500 and not probe) else logging.DEBUG,
+            "%s %s %d",
+            scope["method"],
+            scope["path"],
+            status,
+            extra={"fields": values},
+        )
+
+    def outcome(self, record: Record, status: int) -> str:
+        if record.outcome is not None:
+            return record.outcome
+        # Timers are a little early, where they are.
+        early = record.timing.total < 0.99 * self.core.settings.request_timeout
+        return "client_deadline" if status == STATUS[Code.DEADLINE] and early else outcome_of(status)
+
+
+class BodyLimit:
+    """Refuses a body of too many bytes: by its Content-Length before it is read, else as it comes.
+
+    Bytes also count against what all requests together may hold. The refusal is raised where the route reads
+    the body, so that it is answered, counted and logged like any other.
+    """
+
+    def __init__(self, app: ASGIApp, core: Core) -> None:
+        self.app = app
+        self.admission = core.admission
+        self.limit = core.settings.max_body_size
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # The HTTP parser has checked that it is a number.
+        length = int(Headers(scope=scope).get("content-length", "0"))
+        received = 0
+        with self.admission.body() as hold:
+
+            async def limited() -> Message:
+                nonlocal received
+                if max(length, received) > self.limit:
+                    raise self.too_large()
+                message = await receive()
+                if message["type"] == "http.request":
+                    received += len(message["body"])
+                    if received > self.limit:
+                        raise self.too_large()
+                    hold(len(message["body"]))
+                return message
+
+            await self.app(scope, limited, send)
+
+    def too_large(self) -> ServiceError:
+        return ServiceError(Code.BODY_TOO_LARGE, f"the body is larger than {self.limit:,} bytes, the most that is read")
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Direct:
+    """Hands a POST to its endpoint past FastAPI's routing, which costs more than all else a request needs of Python.
+
+    The endpoints are routes as well: for the OpenAPI page, and to answer other methods.
+    """
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
+        self.app = app
+        self.endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        posted = scope["type"] == "http" and scope["method"] == "POST"
+        endpoint = self.endpoints.get(scope["path"]) if posted else None
+        if endpoint is None:
+            await self.app(scope, receive, send)
+            return
+        try:
+            response = await endpoint(Request(scope, receive, send))
+        except ServiceError as error:
+            response = error_answer(scope, error)
+        await response(scope, receive, send)

@@ -1,0 +1,236 @@
+"""The Open Inference Protocol's tensors: requests and answers, as JSON and with binary tensors behind it.
+
+Version 2 over REST, with the extensions "binary tensor data" and "classification" as Triton documents them.
+"""
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import Code, ServiceError
+from service.inference.batcher import Payload
+from service.inference.result import ImageResult
+
+# JSON is parsed in one go, in which no other request moves: larger tensors are to come as binary.
+MAX_JSON = 4 << 20
+
+MAX_TIMEOUT = 3_600_000_000
+"""Microseconds: the most that a server can be set to."""
+
+DATATYPES = {"logits": "FP32", "probabilities": "FP32", "executed": "BOOL", "macs": "INT64"}
+
+
+class Tolerant(BaseModel):
+    """Takes what it does not know without complaint, as the protocol asks."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Parameters(Tolerant):
+    """Parameters of a request; those of the protocol's extensions and our own."""
+
+    binary_data_output: bool = False
+    execute_threshold: float | None = Field(default=None, ge=0, le=1)
+    compute_budget: float | None = Field(default=None, ge=0, le=1)
+    timeout: int | None = Field(default=None, gt=0, le=MAX_TIMEOUT, description="microseconds")
+
+
+class InputParameters(Tolerant):
+    binary_data_size: int | None = Field(default=None, ge=0)
+
+
+class OutputParameters(Tolerant):
+    binary_data: bool | None = None
+    classification: int = Field(default=0, ge=0)
+
+
+class InputTensor(Tolerant):
+    name: str
+    datatype: str
+    shape: list[int] = Field(min_length=1, max_length=4)
+    parameters: InputParameters = InputParameters()
+    data: list[Any] | None = None
+
+
+class RequestedOutput(Tolerant):
+    name: str
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferRequest(Tolerant):
+    id: str = Field(default="", max_length=256)
+    parameters: Parameters = Parameters()
+    inputs: list[InputTensor] = Field(min_length=1, max_length=2)
+    outputs: list[RequestedOutput] = Field(default=[], max_length=16)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a request asks for, its one input taken apart into images: files' bytes, or normalised tensors [3, H, W]."""
+
+    id: str
+    parameters: Parameters
+    outputs: list[RequestedOutput]
+    payloads: list[Payload]
+
+
+def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int], max_images: int) -> Call:
+    """Read a body whose first ``json_length`` bytes are JSON, all of it by default.
+
+    Raises ServiceError: bad_request, body_too_large, or invalid_parameter for more than ``max_images``.
+    """
+    length = len(body) if json_length is None else json_length
+    if length > len(body):
+        raise bad(f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes")
+    if length > MAX_JSON:
+        raise ServiceError(Code.BODY_TOO_LARGE, f"more than {MAX_JSON} bytes of JSON; send the tensor as binary data")
+    try:
+        request = InferRequest.model_validate(json.loads(body[:length]))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise bad(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise bad(f"the request is not JSON: {error}") from error
+    names = [output.name for output in request.outputs]
+    unknown = [name for name in names if name not in DATATYPES]
+    if unknown:
+        raise bad(f"no output is called {unknown[0]!r}: there are {', '.join(DATATYPES)}")
+    if len(set(names)) < len(names):
+        raise bad("ask for each output once")
+    if len(request.inputs) != 1:
+        raise bad("send one input: image, or bytes")
+    [tensor] = request.inputs
+    size, rest = tensor.parameters.binary_data_size, memoryview(body)[length:]
+    if (size or 0) != len(rest) or (size is None) == (tensor.data is None):
+        raise bad("an input has either data, or binary_data_size and as many bytes behind the JSON")
+    if tensor.shape[0] > max_images:
+        raise ServiceError(
+            Code.INVALID_PARAMETER, f"{tensor.shape[0]} images in one request; at most {max_images} are admitted"
+        )
+    binary = rest if size is not None else None
+    if tensor.name == "image":
+        payloads = read_images(tensor, binary, shape)
+    elif tensor.name == "bytes":
+        payloads = read_files(tensor, binary)
+    else:
+        raise bad(f"no input is called {tensor.name!r}: send image, or bytes")
+    return Call(request.id, request.parameters, request.outputs, payloads)
+
+
+def read_images(tensor: InputTensor, binary: memoryview | None, shape: tuple[int, int, int]) -> list[Payload]:
+    """Return the images of a tensor FP32 [N, 3, H, W]."""
+    if tensor.datatype != "FP32" or len(tensor.shape) != 4 or tuple(tensor.shape[1:]) != shape or tensor.shape[0] < 1:
+        raise bad(
+            f"image has to be FP32 {[-1, *shape]}, normalised as the model's config says, not "
+            f"{tensor.datatype!r} {tensor.shape}"
+        )
+    if binary is not None:
+        if len(binary) != 4 * math.prod(tensor.shape):
+            raise bad(f"{len(binary)} bytes are not {tensor.shape} floats")
+        values = np.frombuffer(binary, "<f4")
+    else:
+        try:
+            with np.errstate(over="ignore"):
+                values = np.asarray(tensor.data, np.float32).ravel()
+        except (ValueError, TypeError, OverflowError) as error:
+            raise bad(f"the data of image are not numbers: {error}") from error
+    if values.size != math.prod(tensor.shape):
+        raise bad(f"{values.size} numbers are not {tensor.shape}")
+    if not np.isfinite(values).all():
+        raise bad("image holds NaN or infinity")
+    return list(values.astype(np.float32, copy=False).reshape(tensor.shape))
+
+
+def read_files(tensor: InputTensor, binary: memoryview | None) -> list[Payload]:
+    """Return the encoded images of a tensor BYTES [N], or as Triton's configuration has it [N, 1]; in JSON they are
+    base64.
+    """
+    if tensor.datatype != "BYTES" or tensor.shape[0] < 1 or tensor.shape[1:] not in ([], [1]):
+        raise bad(f"bytes has to be BYTES [-1], not {tensor.datatype!r} {tensor.shape}")
+    if binary is not None:
+        return split_elements(binary, tensor.shape[0])
+    elements = tensor.data or []
+    if len(tensor.shape) == 2 and all(isinstance(element, list) and len(element) == 1 for element in elements):
+        elements = [element[0] for element in elements]
+    if len(elements) != tensor.shape[0]:
+        raise bad(f"bytes has {len(elements)} elements, not {tensor.shape[0]}")
+    try:
+        return [base64.b64decode(element, validate=True) for element in elements]
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise bad(f"the data of bytes have to be base64 strings: {error}") from error
+
+
+def split_elements(binary: memoryview, count: int) -> list[Payload]:
+    """Return the ``count`` elements of a binary tensor BYTES, each of which stands behind its length."""
+    elements: list[Payload] = []
+    # Not as many as there are: empty ones are four bytes each, millions in a body.
+    for _ in range(count):
+        end = 4 + int.from_bytes(binary[:4], "little")
+        if len(binary) < end:
+            raise bad("bytes ends before its last element does")
+        elements.append(bytes(binary[4:end]))
+        binary = binary[end:]
+    if binary:
+        raise bad(f"bytes goes on behind its {count} elements")
+    return elements
+
+
+def respond(
+    call: Call, results: Sequence[ImageResult], labels: list[str], model: str, version: int
+) -> tuple[bytes, int | None]:
+    """Return an answer's body, and the length of its JSON where binary tensors stand behind it."""
+    if not all(np.isfinite(result.logits).all() for result in results):
+        raise bad("image holds numbers so large that the network's sums overflow; is it normalised?")
+    binary_by_default = call.parameters.binary_data_output
+    described, behind = [], []
+    for output in call.outputs or [RequestedOutput(name=name) for name in DATATYPES]:
+        values = tensor_of(output.name, results)
+        datatype, content = DATATYPES[output.name], values.tobytes()
+        if output.parameters.classification:
+            values = classified(values, labels, output)
+            datatype, content = "BYTES", b"".join(len(each).to_bytes(4, "little") + each for each in values.ravel())
+        tensor: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": list(values.shape)}
+        binary = output.parameters.binary_data
+        if binary_by_default if binary is None else binary:
+            tensor["parameters"] = {"binary_data_size": len(content)}
+            behind.append(content)
+        else:
+            flat = values.ravel().tolist()
+            tensor["data"] = [each.decode() for each in flat] if datatype == "BYTES" else flat
+        described.append(tensor)
+    answer = {"model_name": model, "model_version": str(version), "outputs": described}
+    if call.id:
+        answer["id"] = call.id
+    head = json.dumps(answer, allow_nan=False).encode()
+    return (head + b"".join(behind), len(head)) if behind else (head, None)
+
+
+def tensor_of(name: str, results: Sequence[ImageResult]) -> NDArray[Any]:
+    """Return an output's values for N images: logits and probabilities [N, classes], executed [N, B-1], macs [N]."""
+    if name == "macs":
+        return np.asarray([result.macs for result in results], "<i8")
+    if name == "executed":
+        return np.stack([result.executed for result in results])
+    values = [result.logits if name == "logits" else result.probabilities for result in results]
+    return np.stack(values).astype("<f4", copy=False)
+
+
+def classified(values: NDArray[Any], labels: list[str], output: RequestedOutput) -> NDArray[Any]:
+    """Return the likeliest classes of each image as b"value:index:label", [N, k]."""
+    if output.name not in ("logits", "probabilities"):
+        raise bad(f"the output {output.name} can't be classified; logits and probabilities can")
+    order = np.argsort(-values, axis=1, kind="stable")[:, : output.parameters.classification]
+    rows = [[f"{row[i]:f}:{i}:{labels[i]}".encode() for i in best] for row, best in zip(values, order, strict=True)]
+    return np.asarray(rows, object)
+
+
+def bad(message: str) -> ServiceError:
+    return ServiceError(Code.BAD_REQUEST, message)

@@ -1,0 +1,36 @@
+"""A request's record: its id, its times, and what its log line and its span tell."""
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+
+from service.telemetry.timing import Timing
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,63}")
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of a request beside its answer."""
+
+    request_id: str
+    timing: Timing = field(default_factory=Timing)
+    model: str = ""
+    version: str = ""
+    outcome: str | None = None  # where the status does not say it
+    fields: dict[str, Any] = field(default_factory=dict)  # for the log line
+
+
+def record_of(request: Request) -> Record:
+    record: Record = request.state.record
+    return record
+
+
+def request_id(headers: Headers) -> str:
+    """Return the client's `X-Request-ID` where it is short and plain, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

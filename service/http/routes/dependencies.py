@@ -1,0 +1,85 @@
+"""What routes are handed, how they read what a request asks for, and how the OpenAPI page tells of it."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
+from pydantic import BaseModel, ValidationError
+
+from service.core import Core
+from service.errors import invalid
+
+Parameters = TypeVar("Parameters", bound=BaseModel)
+
+
+def core_of(request: Request) -> Core:
+    core: Core = request.app.state.core
+    return core
+
+
+# A coroutine: FastAPI would send a plain function through a thread each time.
+async def _core(request: Request) -> Core:
+    return core_of(request)
+
+
+CoreHere = Annotated[Core, Depends(_core)]
+
+KEYED = [
+    Security(scheme)
+    for scheme in (
+        HTTPBearer(auto_error=False, description="a key, where the server has any"),
+        APIKeyHeader(name="X-API-Key", auto_error=False, description="the same, by another header"),
+    )
+]
+"""What tells the OpenAPI page of a route whose keys `service/http/keys.py` checks."""
+
+
+def read_query(model: type[Parameters], request: Request) -> Parameters:
+    """Return a model of the query's parameters; raises ServiceError invalid_parameter."""
+    return read_parameters(model, request.query_params if request.scope["query_string"] else {})
+
+
+def read_parameters(model: type[Parameters], given: Mapping[str, str]) -> Parameters:
+    """Return a model of query parameters or headers, as FastAPI's own would be at ten times the cost.
+
+    Raises ServiceError invalid_parameter.
+    """
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise invalid(error.errors(), model) from error
+
+
+def described(model: type[BaseModel], place: str) -> list[dict[str, Any]]:
+    """Return the OpenAPI parameters that a model stands for; ``place`` is "query" or "header"."""
+    return [
+        {"name": name, "in": place, "required": False, "description": schema.pop("description"), "schema": schema}
+        for name, schema in model.model_json_schema()["properties"].items()
+    ]
+
+
+class OipError(BaseModel):
+    """The body of every error under /v2."""
+
+    error: str
+
+
+def taking(model: type[BaseModel]) -> dict[str, Any]:
+    """Return what tells the OpenAPI page of a body that FastAPI does not read."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(part: Any) -> Any:
+        if isinstance(part, list):
+            return [inlined(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        name = part.get("$ref", "").rpartition("/")[2]
+        return {key: inlined(value) for key, value in (definitions[name] if name else part).items()}
+
+    return {"requestBody": {"content": {"application/json": {"schema": inlined(schema)}}}}
+
+
+def failing(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": OipError} for status in statuses}

@@ -1,0 +1,34 @@
+"""Probes: is the process worth keeping, and should requests be sent to it."""
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from service.http.routes.dependencies import CoreHere
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+
+class Live(BaseModel):
+    live: bool
+    reasons: list[str] = []
+
+
+class Ready(BaseModel):
+    ready: bool
+    reasons: list[str] = []
+
+
+@router.get("/live", responses={503: {"model": Live, "description": "restart this process"}})
+async def live(core: CoreHere, response: Response) -> Live:
+    """Whether the process works; false when it should be restarted."""
+    reasons = core.not_live()
+    response.status_code = 503 if reasons else 200
+    return Live(live=not reasons, reasons=reasons)
+
+
+@router.get("/ready", responses={503: {"model": Ready, "description": "send requests elsewhere"}})
+async def ready(core: CoreHere, response: Response) -> Ready:
+    """Whether to send requests here: a model is loaded and warm, its engine runs, nothing is draining."""
+    reasons = core.not_ready()
+    response.status_code = 503 if reasons else 200
+    return Ready(ready=not reasons, reasons=reasons)

@@ -1,0 +1,108 @@
+"""The management of the model repository, as the Open Inference Protocol's extension has it."""
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import Code, ServiceError, worded
+from service.http.record import record_of
+from service.http.routes.dependencies import KEYED, CoreHere, core_of, failing, taking
+from service.repository.loading import LoadError
+from service.repository.repository import State
+
+Content = TypeVar("Content", bound=BaseModel)
+
+MAX_BODY = 4 << 10
+"""Bytes; what is asked for here takes a hundred."""
+
+ERRORS = failing(400, 401, 408, 413, 429)
+
+router = APIRouter(prefix="/repository", dependencies=KEYED)
+
+
+class IndexEntry(BaseModel):
+    name: str
+    version: str
+    state: State
+    reason: str = ""
+
+
+class IndexRequest(BaseModel):
+    ready: bool = Field(default=False, description="only what is served")
+
+
+class ChangeParameters(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int | None = Field(default=None, ge=0, description="default: the newest, or on unload every one")
+    unload_dependents: bool = Field(default=False, description="Triton's client sends it; nothing depends on a model")
+
+
+class ChangeRequest(BaseModel):
+    """A word that is not known is refused: without its version, an unload would take every one of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    parameters: ChangeParameters = ChangeParameters()
+
+
+@router.post("/index", responses=ERRORS, openapi_extra=taking(IndexRequest))
+async def index(request: Request, core: CoreHere) -> list[IndexEntry]:
+    """Every version in the repository and what became of it."""
+    only_ready = (await sent(request, IndexRequest)).ready
+    return [
+        IndexEntry(name=each.name, version=str(each.version), state=each.state, reason=each.reason)
+        for each in await core.repository.index()
+        if each.state == State.READY or not only_ready
+    ]
+
+
+@router.post("/models/{model}/load", responses=ERRORS, openapi_extra=taking(ChangeRequest))
+async def load(request: Request, core: CoreHere, model: str) -> None:
+    """Serve a model's newest version in place of an older one, or one version by number beside the others.
+
+    Answers when it is served. What fails to load changes nothing, and the error says why.
+    """
+    await change(core.repository.load(model, (await sent(request, ChangeRequest)).parameters.version))
+
+
+@router.post("/models/{model}/unload", responses=ERRORS, openapi_extra=taking(ChangeRequest))
+async def unload(request: Request, core: CoreHere, model: str) -> None:
+    """Serve a model no more, or one version of it; requests that have it are finished."""
+    await change(core.repository.unload(model, (await sent(request, ChangeRequest)).parameters.version))
+
+
+async def sent(request: Request, model: type[Content]) -> Content:
+    """Return a body that may be missing. Not FastAPI's own: Triton's client sends JSON without a content type."""
+    body = await read_instruction(request)
+    try:
+        return model.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        problem = error.errors()[0]
+        known = ChangeParameters if "parameters" in problem["loc"][:-1] else model
+        raise ServiceError(Code.BAD_REQUEST, f"the body can't be read: {worded(problem, known)}") from error
+
+
+async def read_instruction(request: Request) -> bytes:
+    """Return the body of a request that has a key to manage the repository; raises ServiceError."""
+    core = core_of(request)
+    core.management_keys.check(request)
+    return await core.read(read_short(request), core.deadline(record_of(request).timing, None))
+
+
+async def read_short(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY:
+            raise ServiceError(Code.BODY_TOO_LARGE, f"the body is larger than {MAX_BODY:,} bytes, the most taken here")
+    return body
+
+
+async def change(doing: Awaitable[object]) -> None:
+    try:
+        await doing
+    except LoadError as error:
+        raise ServiceError(Code.BAD_REQUEST, str(error)) from error

@@ -1,0 +1,20 @@
+"""GET /metrics, in Prometheus' text format or OpenMetrics, as the scraper asks."""
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client.exposition import choose_encoder
+
+from service.http.routes.dependencies import CoreHere
+
+router = APIRouter(tags=["metrics"])
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request, core: CoreHere) -> Response:
+    """What Prometheus scrapes. OpenMetrics, when asked for, has request ids as exemplars of the durations."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    # Thousands of series take a while to write: off the event loop.
+    text = await asyncio.to_thread(encode, core.metrics.registry)
+    return Response(text, headers={"Content-Type": content_type})

@@ -1,0 +1,74 @@
+"""GET /models: what is in the repository, and what of it is served."""
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from service.core import Core
+from service.http.routes.dependencies import CoreHere
+from service.inference.result import ModelIdentity
+from service.repository.repository import Entry, State
+
+router = APIRouter(tags=["models"])
+
+
+class ServedVersion(ModelIdentity):
+    """What is known of a version that is served."""
+
+    architecture: str
+    classes: int
+    labels: list[str]
+    input: tuple[int, int, int] = Field(description="channels, height, width")
+    execute_threshold: float
+    mode: str = Field(description="of the last batch; branch: skipped blocks were not run, mask: they were masked away")
+    blocks: int
+    dense_macs: int
+    accuracy: float | None = Field(None, description="top-1 where it was evaluated, in 0..1")
+
+
+class RepositoryEntry(BaseModel):
+    name: str
+    version: int
+    state: State
+    reason: str = Field("", description="why it is not served, or why a newer load of it failed")
+    default: bool = Field(description="whether requests that name no model get it")
+    served: ServedVersion | None = None
+
+
+class Models(BaseModel):
+    models: list[RepositoryEntry]
+
+
+@router.get("/models", response_model=Models, response_model_exclude_none=True)
+async def models(core: CoreHere) -> Models:
+    """Every version in the repository."""
+    return Models(models=[describe(core, entry) for entry in await core.repository.index()])
+
+
+def describe(core: Core, entry: Entry) -> RepositoryEntry:
+    versions = core.repository.served.get(entry.name, {})
+    served = versions.get(entry.version)
+    answer = RepositoryEntry(
+        name=entry.name,
+        version=entry.version,
+        state=entry.state,
+        reason=entry.reason,
+        default=served is not None and entry.name == core.repository.default and entry.version == max(versions),
+    )
+    if served is not None:
+        checkpoint, config = served.checkpoint, served.checkpoint.config
+        answer.served = ServedVersion(
+            name=served.name,
+            version=served.version,
+            engine=served.engine.name,
+            device=served.engine.device,
+            architecture=config.architecture,
+            classes=len(config.labels),
+            labels=config.labels,
+            input=served.shape,
+            execute_threshold=config.execute_threshold,
+            mode=served.mode,
+            blocks=len(checkpoint.macs.blocks),
+            dense_macs=checkpoint.macs.dense,
+            accuracy=config.evaluation.accuracy if config.evaluation is not None else None,
+        )
+    return answer

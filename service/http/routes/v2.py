@@ -1,0 +1,239 @@
+"""The Open Inference Protocol, version 2, over REST."""
+
+import asyncio
+from functools import partial
+from importlib.metadata import version as package_version
+from time import perf_counter
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from pydantic import BaseModel
+
+from service.core import Core
+from service.errors import Code, ServiceError
+from service.http.oip import DATATYPES, InferRequest, read_call, respond
+from service.http.record import record_of
+from service.http.routes import management
+from service.http.routes.dependencies import KEYED, CoreHere, core_of, failing, taking
+from service.inference.budget import choose_threshold
+from service.repository.loading import Served
+
+router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+router.include_router(management.router)
+
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
+
+# Clients that insist on one input and one output, as Triton's image client does, find the model under its name
+# with this behind it, with `image` and `probabilities` only.
+PLAIN = "@image"
+
+# An answer of so few values, images by classes, is written in less time than another thread may take to wake.
+SMALL_ANSWER = 1000
+
+
+class ServerMetadata(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Alive(BaseModel):
+    live: bool
+
+
+class ServerReady(BaseModel):
+    ready: bool
+
+
+class ModelReady(ServerReady):
+    name: str
+
+
+class TensorMetadata(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+@router.get("")
+@router.get("/", include_in_schema=False)
+async def server_metadata() -> ServerMetadata:
+    return ServerMetadata(name="skipnet-serve", version=package_version("skipnet-serve"), extensions=EXTENSIONS)
+
+
+@router.get("/health/live", responses={503: {"model": Alive}})
+async def live(core: CoreHere, response: Response) -> Alive:
+    answer = Alive(live=not core.not_live())
+    response.status_code = 200 if answer.live else 503
+    return answer
+
+
+@router.get("/health/ready", responses={503: {"model": ServerReady}})
+async def ready(core: CoreHere, response: Response) -> ServerReady:
+    answer = ServerReady(ready=not core.not_ready())
+    response.status_code = 200 if answer.ready else 503
+    return answer
+
+
+@router.get("/models/{model}/ready", responses=failing(404, 503))
+@router.get("/models/{model}/versions/{version}/ready", responses=failing(404, 503))
+async def model_ready(core: CoreHere, model: str, version: str | None = None) -> ModelReady:
+    find(core, model, version)
+    core.accept()
+    return ModelReady(name=model, ready=True)
+
+
+@router.get("/models/{model}", responses=failing(404, 503))
+@router.get("/models/{model}/versions/{version}", responses=failing(404, 503))
+async def model_metadata(core: CoreHere, model: str, version: str | None = None) -> ModelMetadata:
+    served = find(core, model, version)
+    inputs, outputs = tensors(served, model.endswith(PLAIN))
+    return ModelMetadata(
+        name=model,
+        versions=[str(each) for each in sorted(core.repository.served[served.name])],
+        platform=f"skipnet_{served.engine.name}",
+        inputs=inputs,
+        outputs=outputs,
+    )
+
+
+@router.get("/models/{model}/config", responses=failing(404, 503))
+@router.get("/models/{model}/versions/{version}/config", responses=failing(404, 503))
+async def model_config(core: CoreHere, model: str, version: str | None = None) -> dict[str, Any]:
+    """What a client needs to prepare its input, in the form of Triton's model configuration."""
+    served = find(core, model, version)
+    inputs, outputs = tensors(served, model.endswith(PLAIN))
+    config = served.checkpoint.config
+    return {
+        "name": model,
+        "platform": f"skipnet_{served.engine.name}",
+        "backend": served.engine.name,
+        "max_batch_size": core.settings.max_batch_size,
+        "input": [
+            {
+                "name": each.name,
+                "data_type": triton_type(each.datatype),
+                "format": "FORMAT_NCHW" if each.name == "image" else "FORMAT_NONE",
+                "dims": each.shape[1:] or [1],
+            }
+            for each in inputs
+        ],
+        "output": [
+            {"name": each.name, "data_type": triton_type(each.datatype), "dims": each.shape[1:] or [1]}
+            for each in outputs
+        ],
+        "parameters": {
+            "labels": config.labels,
+            "execute_threshold": config.execute_threshold,
+            "preprocessing": config.input.model_dump(),
+        },
+    }
+
+
+@router.post(
+    "/models/{model}/infer",
+    tags=["inference"],
+    dependencies=KEYED,
+    responses=failing(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    openapi_extra=taking(InferRequest),
+)
+@router.post(
+    "/models/{model}/versions/{version}/infer",
+    tags=["inference"],
+    dependencies=KEYED,
+    responses=failing(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    openapi_extra=taking(InferRequest),
+)
+async def infer(
+    request: Request,
+    model: str,
+    version: str | None = None,
+    inference_header_content_length: Annotated[int | None, Header(ge=0)] = None,
+    x_request_timeout: Annotated[float | None, Header(gt=0, allow_inf_nan=False)] = None,
+) -> Response:
+    """Classify the images of one tensor: `image` FP32 [-1, 3, H, W], or `bytes` BYTES [-1] of encoded images.
+
+    Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`; all of them where none is asked for.
+    Parameters: `execute_threshold`, `compute_budget`, `timeout` (microseconds), `binary_data_output`.
+    """
+    core, record = core_of(request), record_of(request)
+    core.inference_keys.check(request)
+    timing = record.timing
+    deadline = core.deadline(timing, x_request_timeout)
+    core.accept()
+    with core.repository.lease(plain_name(model), number(version)) as served:
+        record.model, record.version = served.name, str(served.version)
+        core.admission.check(1, served, deadline, timing.started)
+        body = await core.read(request.body(), deadline)
+        read = partial(read_call, body, inference_header_content_length, served.shape, core.admission.max_images)
+        async with core.unfolding(inference_header_content_length or len(body), deadline):
+            call = await asyncio.to_thread(read)
+        timing.receive = perf_counter() - timing.started
+        config, parameters = served.checkpoint.config, call.parameters
+        threshold = choose_threshold(config, parameters.execute_threshold, parameters.compute_budget)
+        if parameters.timeout is not None:
+            deadline = min(deadline, timing.started + parameters.timeout / 1e6)
+        with core.admission.admit(len(call.payloads), served, deadline, timing.started):
+            results = await core.run(
+                served,
+                call.payloads,
+                threshold=threshold,
+                deadline=deadline,
+                timing=timing,
+                gone=request.receive(),
+            )
+            write = partial(respond, call, results, config.labels, model, served.version)
+            small = len(results) * len(config.labels) <= SMALL_ANSWER
+            answer, head = write() if small else await asyncio.to_thread(write)
+        timing.finish()
+        core.metrics.answered(served, timing, record.request_id)
+    record.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
+    headers = timing.headers()
+    if head is not None:
+        headers["Inference-Header-Content-Length"] = str(head)
+    kind = "application/json" if head is None else "application/octet-stream"
+    return Response(answer, media_type=kind, headers=headers)
+
+
+def plain_name(model: str) -> str:
+    return model.removesuffix(PLAIN)
+
+
+def number(version: str | None) -> int | None:
+    """Return a version from a path; one that is no number names nothing."""
+    if version is None:
+        return None
+    if not (version.isascii() and version.isdecimal() and len(version) < 19):
+        raise ServiceError(Code.MODEL_NOT_FOUND, f"versions are numbers, not {version!r}")
+    return int(version)
+
+
+def find(core: Core, model: str, version: str | None) -> Served:
+    return core.repository.resolve(plain_name(model), number(version))
+
+
+def tensors(served: Served, plain: bool) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
+    """Return what the model takes and what it answers."""
+    classes, decisions = len(served.checkpoint.config.labels), len(served.checkpoint.macs.blocks) - 1
+    shapes = {"logits": [-1, classes], "probabilities": [-1, classes], "executed": [-1, decisions], "macs": [-1]}
+    inputs = [TensorMetadata(name="image", datatype="FP32", shape=[-1, *served.shape])]
+    if not plain:
+        inputs.append(TensorMetadata(name="bytes", datatype="BYTES", shape=[-1]))
+    outputs = [
+        TensorMetadata(name=name, datatype=datatype, shape=shapes[name])
+        for name, datatype in DATATYPES.items()
+        if not plain or name == "probabilities"
+    ]
+    return inputs, outputs
+
+
+def triton_type(datatype: str) -> str:
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"

@@ -1,0 +1,144 @@
+"""What a classification answers, and how it is made from what an engine says of one image."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from service.telemetry.timing import Timing
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+    from models.engines.protocol import Routed
+    from models.macs import Mode
+
+
+class ModelIdentity(BaseModel):
+    name: str
+    version: int
+    engine: str
+    device: str
+
+
+class Prediction(BaseModel):
+    label: str
+    index: int
+    probability: float
+
+
+class Decision(BaseModel):
+    block: int = Field(description="counted from 0; block 0 always runs and has no gate")
+    executed: bool
+    probability: float = Field(description="the gate's, of executing the block")
+
+
+class RoutingAnswer(BaseModel):
+    """Which blocks ran for this image, and what that cost."""
+
+    blocks: int = Field(description="residual blocks of the network; executed + skipped")
+    executed: int
+    skipped: int
+    layers_skipped: int = Field(description="convolutions in the skipped blocks: 2 a basic block, 3 a bottleneck")
+    macs: int = Field(description="multiply-adds spent, with stem, projections, gates and head")
+    dense_macs: int = Field(description="multiply-adds of the same network without gates")
+    saved: float = Field(description="1 - macs / dense_macs; a little under 0 where every block and the gates ran")
+    mode: str = Field(description="branch: skipped blocks were not run; mask: they were run and masked away")
+    decisions: list[Decision] | None = Field(None, description="one a gate, with explain=true")
+
+
+class TimingAnswer(BaseModel):
+    """Milliseconds."""
+
+    decode: float
+    queue: float = Field(description="waiting for a decoding thread and for the engine")
+    inference: float = Field(description="the run of the batch that this image was in")
+    total: float
+
+
+class Classification(BaseModel):
+    request_id: str
+    model: ModelIdentity
+    predictions: list[Prediction]
+    routing: RoutingAnswer
+    timing_ms: TimingAnswer
+    expected_accuracy: float | None = Field(
+        None,
+        description="with compute_budget: top-1, 0..1, of the calibration's images at the threshold looked up. They "
+        "were held out of training, and may be easier than yours",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """What an engine answered for one image of a batch; the arrays are `Routed`'s less the first axis, with the
+    classes' probabilities beside it.
+    """
+
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    executed: NDArray[np.bool_]
+    probability: NDArray[np.float32]
+    macs: int
+    mode: "Mode"
+
+    @property
+    def skipped(self) -> int:
+        return int(self.executed.size - self.executed.sum())
+
+
+def split(routed: "Routed", macs: NDArray[np.int64]) -> list[ImageResult]:
+    """Return a batch's results image by image; ``macs`` [N] is what each cost."""
+    probabilities = softmax(routed.logits)
+    return [
+        ImageResult(routed.logits[i], probabilities[i], routed.executed[i], routed.probability[i], cost, routed.mode)
+        for i, cost in enumerate(macs.tolist())
+    ]
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the probabilities along the last axis."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: NDArray[np.float32] = powers / powers.sum(-1, keepdims=True)
+    return shares
+
+
+def predictions(probabilities: NDArray[np.float32], labels: list[str], top_k: int) -> list[Prediction]:
+    """Return the ``top_k`` likeliest classes, likeliest first; of equals the first class comes first."""
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    likeliest = zip(order.tolist(), probabilities[order].tolist(), strict=True)
+    return [Prediction(label=labels[i], index=i, probability=round(value, 6)) for i, value in likeliest]
+
+
+def routing(result: ImageResult, checkpoint: "Checkpoint", explain: bool) -> RoutingAnswer:
+    """Return which blocks ran, with ``explain`` decision by decision; block i + 1 is column i of the engine's."""
+    blocks, dense = len(checkpoint.macs.blocks), checkpoint.macs.dense
+    return RoutingAnswer(
+        blocks=blocks,
+        executed=blocks - result.skipped,
+        skipped=result.skipped,
+        layers_skipped=result.skipped * checkpoint.network.layers_per_block,
+        macs=result.macs,
+        dense_macs=dense,
+        saved=round(1 - result.macs / dense, 6),
+        mode=result.mode,
+        decisions=decisions(result) if explain else None,
+    )
+
+
+def decisions(result: ImageResult) -> list[Decision]:
+    columns = zip(result.executed.tolist(), result.probability.tolist(), strict=True)
+    return [
+        Decision(block=block, executed=executed, probability=round(probability, 6))
+        for block, (executed, probability) in enumerate(columns, start=1)
+    ]
+
+
+def timing(record: Timing) -> TimingAnswer:
+    return TimingAnswer(
+        decode=round(record.decode * 1e3, 3),
+        queue=round(record.queue * 1e3, 3),
+        inference=round(record.inference * 1e3, 3),
+        total=round(record.total * 1e3, 3),
+    )

@@ -1,0 +1,256 @@
+"""What Prometheus scrapes. Names begin with skipnet_; labels take only values that the server chose."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from service.errors import OUTCOMES
+from service.inference.batcher import REASONS, Ran
+from service.repository.loading import Served
+from service.telemetry.gpu import GpuCollector
+from service.telemetry.timing import STAGES, Timing
+
+SECONDS = (
+    *(0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.006, 0.008, 0.012, 0.016, 0.025),
+    *(0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10),
+)
+# One bucket a count for the small networks, steps for the deep ones (ResNet-152: 75 blocks, 150 layers).
+BLOCKS = (*range(19), *range(20, 36, 2), 36, 40, 44, 48, 54, 60, 66, 75)
+LAYERS = (*range(37), 39, *range(42, 75, 3), 80, 90, 99, 108, 120, 132, 150)
+VERSION = ("model", "version")
+MODES = ("branch", "mask")
+
+KEPT = 2
+"""Versions of a model whose counters stay when they are served no more, for their end to be scraped."""
+
+# Each would double a counter's series to say when it began, which process_start_time_seconds tells.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+Metric = TypeVar("Metric", Counter, Gauge, Histogram)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        registry.register(GpuCollector())
+
+        self._of_versions: list[Counter | Gauge | Histogram] = []
+        self._retired: dict[tuple[str, str], None] = {}  # name and version, oldest first
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Counter:
+            return noted(Counter(f"skipnet_{name}", text, labels, registry=registry), labels)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Gauge:
+            return noted(Gauge(f"skipnet_{name}", text, labels, registry=registry), labels)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = VERSION) -> Histogram:
+            return noted(Histogram(f"skipnet_{name}", text, labels, buckets=buckets, registry=registry), labels)
+
+        def noted(metric: Metric, labels: tuple[str, ...]) -> Metric:
+            if set(VERSION) <= set(labels):
+                self._of_versions.append(metric)
+            return metric
+
+        self.requests = counter(
+            "requests_total",
+            "Inference requests by outcome; model and version are empty where none was found.",
+            (*VERSION, "outcome"),
+        )
+        self._begin_requests("", "")
+        self.request_duration = histogram(
+            "request_duration_seconds", "From arrival to answer, of requests that were classified.", SECONDS
+        )
+        self.stage_duration = histogram(
+            "stage_duration_seconds", "The stages of the same requests.", SECONDS, (*VERSION, "stage")
+        )
+        self.in_flight = gauge("images_in_flight", "Images admitted and not yet answered.", ())
+        self.engine_busy = gauge(
+            "engine_busy_seconds", "How long the batch that runs now has been running; 0 where none does.", ()
+        )
+        self.rejections = counter("rejections_total", "Requests answered with 429, by what was full.", ("reason",))
+        self.dropped = counter(
+            "dropped_total",
+            "Images that left the queue uncomputed: their client was gone, their deadline past, or another image of "
+            "their request had failed.",
+            (*VERSION, "reason"),
+        )
+
+        self.layers_skipped = histogram("layers_skipped", "Convolutions that an image skipped.", LAYERS)
+        self.blocks_skipped = histogram("blocks_skipped", "Blocks that an image skipped.", BLOCKS)
+        self.executions = counter("block_executions_total", "Images that a block ran for.", (*VERSION, "block"))
+        self.skips = counter("block_skips_total", "Images that a block was skipped for.", (*VERSION, "block"))
+        self.macs = counter(
+            "macs_total",
+            "Multiply-adds spent (executed), and what the network without gates would have spent (dense).",
+            (*VERSION, "kind"),
+        )
+
+        self.batch_size = histogram("batch_size", "Images that ran together.", (1, 2, 4, 8, 16, 32, 64, 128, 256))
+        self.batches = counter("batches_total", "Batches that ran, by how skipping was done.", (*VERSION, "mode"))
+        self.engine_seconds = counter("engine_seconds_total", "Seconds that the engine ran.")
+        self.dense_seconds = counter(
+            "dense_seconds_total",
+            "Seconds that the same batches would have taken with every block run, by the dense clock.",
+        )
+        self.dense_samples = counter(
+            "dense_sampled_images_total",
+            "Images that were run with every block, beside their own run, to set the dense clock. Their multiply-adds "
+            "and seconds are counted as executed.",
+        )
+        self.queue_depth = gauge("queue_depth", "Decoded images that wait for the engine.")
+
+        self.model = Info("skipnet_model", "What is served.", VERSION, registry=registry)
+        self.fallbacks = counter(
+            "engine_fallbacks_total",
+            "Engines that a load had to do without: not to be had here, or not answering as the reference does. "
+            "The engine that was taken instead is there with 0; the log has the reasons.",
+            (*VERSION, "engine"),
+        )
+        self.engine_mode = gauge(
+            "engine_mode",
+            "1 for how the last batch ran: branch leaves skipped blocks out, mask runs them in vain.",
+            (*VERSION, "mode"),
+        )
+        self.expected_mac_share = gauge(
+            "expected_mac_share", "Executed by dense multiply-adds when the checkpoint was evaluated."
+        )
+        self.expected_execution_rate = gauge(
+            "expected_block_execution_rate",
+            "Share of the evaluated images that a block ran for.",
+            (*VERSION, "block"),
+        )
+        self._series: WeakKeyDictionary[Served, Series] = WeakKeyDictionary()
+        self.ready = gauge("ready", "1 when /health/ready says yes.", ())
+        self.models_failed = gauge(
+            "models_failed", "Models whose newest version could not be loaded; GET /models says why.", ()
+        )
+        # Of several workers, each has one: what all engines together can do in a second is as many engine seconds.
+        gauge("engine_threads", "Threads that run an engine.", ()).set(1)
+
+    def served(self, served: Served, depth: Callable[[], int]) -> None:
+        """Begin a version's series, at zero where nothing was counted yet."""
+        labels = (served.name, str(served.version))
+        self._retired.pop(labels, None)
+        self.model.labels(*labels).info(
+            {
+                "architecture": served.checkpoint.config.architecture,
+                "engine": served.engine.name,
+                "device": served.engine.device,
+            }
+        )
+        self.fallbacks.labels(*labels, served.engine.name)
+        for engine in served.fallbacks:
+            self.fallbacks.labels(*labels, engine).inc()
+        self.queue_depth.labels(*labels).set_function(depth)
+        for mode, gauge in self._series_of(served).modes.items():
+            gauge.set(mode == served.mode)
+        self._begin_requests(*labels)
+        for reason in REASONS:
+            self.dropped.labels(*labels, reason)
+        evaluation = served.checkpoint.config.evaluation
+        if evaluation is not None:
+            self.expected_mac_share.labels(*labels).set(evaluation.macs / evaluation.dense_macs)
+            for block, rate in enumerate(evaluation.execution_rate, start=1):
+                self.expected_execution_rate.labels(*labels, str(block)).set(rate)
+
+    def retired(self, served: Served) -> None:
+        """End the series that say what is served now, and all of a version that was retired KEPT versions before."""
+        labels = (served.name, str(served.version))
+        now = (self.model, self.queue_depth, self.expected_mac_share, self.engine_mode, self.expected_execution_rate)
+        remove(now, labels)
+        self._retired.pop(labels, None)
+        self._retired[labels] = None
+        for ended in [each for each in self._retired if each[0] == served.name][:-KEPT]:
+            del self._retired[ended]
+            remove(self._of_versions, ended)
+
+    def ran(self, ran: Ran, macs: NDArray[np.int64]) -> None:
+        """Count a batch."""
+        served, routed, size = ran.batch.served, ran.routed, len(ran.batch.works)
+        series = self._series_of(served)
+        series.batch_size.observe(size)
+        series.batches[routed.mode].inc()
+        series.engine_seconds.inc(ran.seconds + ran.sampled)
+        series.dense_seconds.inc(served.clock.instead(size, ran.seconds))
+        series.macs["executed"].inc(int(macs.sum()))
+        if ran.sampled:
+            series.dense_samples.inc(size)
+            series.macs["executed"].inc(served.checkpoint.macs.full * size)
+        series.macs["dense"].inc(served.checkpoint.macs.dense * size)
+        executions = [size, *routed.executed.sum(0).tolist()]
+        for executed, ran_for, skipped_for in zip(executions, series.executions, series.skips, strict=True):
+            # Counting nothing costs as much as counting.
+            if executed:
+                ran_for.inc(executed)
+            if executed < size:
+                skipped_for.inc(size - executed)
+        for skipped in (~routed.executed).sum(1).tolist():
+            series.blocks_skipped.observe(skipped)
+            series.layers_skipped.observe(skipped * served.checkpoint.network.layers_per_block)
+        if routed.mode != served.mode:  # That of the batch before.
+            for mode, gauge in series.modes.items():
+                gauge.set(mode == routed.mode)
+
+    def answered(self, served: Served, timing: Timing, request_id: str) -> None:
+        """Observe an answered request's timing, with its id as the exemplar."""
+        series, exemplar = self._series_of(served), {"request_id": request_id}
+        series.request_duration.observe(timing.total, exemplar)
+        for stage, histogram in series.stages.items():
+            histogram.observe(getattr(timing, stage), exemplar)
+
+    def _begin_requests(self, name: str, version: str) -> None:
+        """Begin at zero: a series that appears with a burst of errors hides the burst from rate()."""
+        for outcome in OUTCOMES:
+            self.requests.labels(name, version, outcome)
+
+    def _series_of(self, served: Served) -> "Series":
+        series = self._series.get(served)
+        if series is None:
+            series = self._series[served] = Series(self, served)
+        return series
+
+
+def remove(metrics: Iterable[Counter | Gauge | Histogram | Info], labels: tuple[str, str]) -> None:
+    for metric in metrics:
+        metric.remove_by_labels(dict(zip(VERSION, labels, strict=True)))
+
+
+class Series:
+    """The series of one version: finding them by their labels costs more than counting."""
+
+    def __init__(self, metrics: Metrics, served: Served) -> None:
+        name, version = served.name, str(served.version)
+        blocks = [str(block) for block in range(len(served.checkpoint.macs.blocks))]
+        self.batch_size = metrics.batch_size.labels(name, version)
+        self.batches = {mode: metrics.batches.labels(name, version, mode) for mode in MODES}
+        self.modes = {mode: metrics.engine_mode.labels(name, version, mode) for mode in MODES}
+        self.engine_seconds = metrics.engine_seconds.labels(name, version)
+        self.dense_seconds = metrics.dense_seconds.labels(name, version)
+        self.dense_samples = metrics.dense_samples.labels(name, version)
+        self.macs = {kind: metrics.macs.labels(name, version, kind) for kind in ("executed", "dense")}
+        self.executions = [metrics.executions.labels(name, version, block) for block in blocks]
+        self.skips = [metrics.skips.labels(name, version, block) for block in blocks]
+        self.blocks_skipped = metrics.blocks_skipped.labels(name, version)
+        self.layers_skipped = metrics.layers_skipped.labels(name, version)
+        self.request_duration = metrics.request_duration.labels(name, version)
+        self.stages = {stage: metrics.stage_duration.labels(name, version, stage) for stage in STAGES}

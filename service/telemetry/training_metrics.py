@@ -1,0 +1,55 @@
+"""What Prometheus scrapes of a training run while it goes on."""
+
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+
+if TYPE_CHECKING:
+    from models.training.recipes import Recipe
+
+RUN = ("architecture", "stage")
+
+
+class TrainingMetrics:
+    """The metrics of one run, in a registry of their own; a `models.training.loop.Watcher`."""
+
+    def __init__(self, architecture: str) -> None:
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.architecture = architecture
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"skipnet_training_{name}", text, (*RUN, *labels), registry=registry)
+
+        self.images = Counter("skipnet_training_images_total", "Images trained on.", RUN, registry=registry)
+        self.steps = Counter("skipnet_training_steps_total", "Steps done.", RUN, registry=registry)
+        self.progress = gauge("progress_ratio", "Steps done of the stage's.")
+        self.rate = gauge("learning_rate", "Learning rate of the last step.")
+        self.epoch = gauge("epoch", "Epochs done of the stage.")
+        self.loss = gauge("loss", "Mean training loss of the last epoch.")
+        self.accuracy = gauge("accuracy_ratio", "Accuracy in the last epoch, and after it on held-out images.", "split")
+        self.computation = gauge("computation_ratio", "Share of blocks executed, on the same images.", "split")
+        self.skips = gauge("skip_ratio", "Share of held-out images that a block is skipped for.", "block")
+
+    def serve(self, host: str, port: int) -> str:
+        """Answer scrapes in a thread of its own; return the address, its port chosen by the system where 0."""
+        server, _ = start_http_server(port, host, self.registry)
+        return f"http://{host}:{server.server_port}/metrics"
+
+    def stepped(self, recipe: "Recipe", step: int, steps: int, images: int, rate: float) -> None:
+        run = self.architecture, recipe.stage
+        self.images.labels(*run).inc(images)
+        self.steps.labels(*run).inc()
+        self.progress.labels(*run).set(step / steps)
+        self.rate.labels(*run).set(rate)
+
+    def logged(self, row: dict[str, Any]) -> None:
+        run = self.architecture, row["stage"]
+        self.epoch.labels(*run).set(row["epoch"])
+        self.loss.labels(*run).set(row["loss"])
+        self.accuracy.labels(*run, "train").set(row["train_accuracy"])
+        self.accuracy.labels(*run, "held_out").set(row["accuracy"])
+        self.computation.labels(*run, "train").set(row["train_computation"])
+        self.computation.labels(*run, "held_out").set(row["computation_percentage"] / 100)
+        for block, share in enumerate(row["skip_rate"], start=1):
+            self.skips.labels(*run, str(block)).set(share)

@@ -1,0 +1,137 @@
+"""Several processes that serve one address: each is a whole service, with its own engine, queue and limits.
+
+Every worker listens at the public address with a socket of its own, among which the kernel spreads connections,
+and at a private one, where the others reach it (`service.workers.collective`). They end together: a worker that
+dies ends the others, once they have finished what they admitted, as one process ends when its engine dies. So whatever
+restarts them begins with all of it consistent, served versions and counters included.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+
+from models.cpus import available_cpus
+from service.errors import UserError
+from service.server import serve
+from service.settings import Settings
+from service.telemetry.logs import configure
+
+log = logging.getLogger("skipnet.workers")
+
+BACKLOG = 2048
+
+
+def serve_with_workers(settings: Settings) -> int:
+    """Serve with ``settings.workers`` processes until a signal or the end of one; return the exit code."""
+    configure(settings.log_level, settings.log_format)
+    public = bind(settings.host, settings.port, settings.workers)
+    host, port = public[0].getsockname()[:2]
+    # A folder that no other user may enter: who reaches the private sockets speaks to one worker alone.
+    with TemporaryDirectory(prefix="skipnet-") as folder:
+        paths = [Path(folder) / f"worker-{number}" for number in range(1, settings.workers + 1)]
+        private = [listen(path) for path in paths]
+        workers = Workers([start(settings, n, [public[n], private[n]], paths) for n in range(settings.workers)])
+        for each in (*public, *private):
+            each.close()
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        log.info("listening", extra={"fields": {"address": address, "workers": settings.workers}})
+        return workers.wait()
+
+
+def bind(host: str, port: int, count: int) -> list[socket.socket]:
+    """Return ``count`` sockets that listen at one address, port 0 taking a free one; raises UserError."""
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise UserError("this system can't spread connections among several workers; leave --workers out")
+    sockets: list[socket.socket] = []
+    try:
+        [family, *_, address] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # Sockets that share a port would join those of another server unnoticed; one that does not would fail.
+        with socket.socket(family) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind(address)
+            address = alone.getsockname()
+        for _ in range(count):
+            sockets.append(socket.socket(family))
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sockets[-1].bind(address)
+            sockets[-1].listen(BACKLOG)
+    except OSError as error:
+        raise UserError(f"can't listen at {host}, port {port}: {error.strerror}") from error
+    return sockets
+
+
+def listen(path: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(path))
+    made.listen(BACKLOG)
+    return made
+
+
+def start(settings: Settings, number: int, sockets: list[socket.socket], paths: Sequence[Path]) -> BaseProcess:
+    """Start worker ``number``, counted from 0, with its part of the CPUs."""
+    part = max(1, available_cpus() // settings.workers)
+    own = settings.model_copy(
+        update={"threads": settings.threads or part, "decode_threads": settings.decode_threads or part}
+    )
+    # Spawned, not forked: what loads torch and CUDA must begin as a process of its own.
+    name = f"worker {number + 1}"
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(own, sockets, paths), name=name)
+    process.start()
+    return process
+
+
+class Workers:
+    """The processes, seen from the one that started them: hands them its signals, and ends them together."""
+
+    def __init__(self, processes: list[BaseProcess]) -> None:
+        self.processes = processes
+        self.ending = False
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self.hand_on)
+
+    def hand_on(self, sig: int, frame: FrameType | None = None) -> None:  # noqa: ARG002
+        self.ending = True
+        for process in self.processes:
+            if process.exitcode is None and process.pid is not None:
+                os.kill(process.pid, sig)
+
+    def wait(self) -> int:
+        """Return when the last one has ended: 0 where a signal was the reason and all ended well, else 1."""
+        running = {process.sentinel: process for process in self.processes}
+        failed = False
+        while running:
+            for sentinel in wait(list(running)):
+                process = running.pop(sentinel)  # type: ignore[arg-type]
+                process.join()
+                failed |= bool(process.exitcode)
+                if not self.ending:
+                    failed = True
+                    log.error("%s ended with code %s: ending the others", process.name, process.exitcode)
+                    self.hand_on(signal.SIGTERM)
+        log.info("stopped")
+        return int(failed)
+
+
+def work(settings: Settings, sockets: list[socket.socket], paths: Sequence[Path]) -> None:
+    """Be one worker."""
+    # Ctrl-C reaches every process of a terminal's group; it is for the parent to hand on, once.
+    os.setpgrp()
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    serve(settings, sockets, paths)
+
+
+def end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,381 @@
+"""Data sets read through the `datasets` library from local files in the hub's own schema, and their augmentation."""
+
+import importlib.util
+import io
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from models.analysis.commands import draw_commands
+from models.architectures import find_architecture
+from models.checkpoint import Config, write_checkpoint
+from models.data.augmentation import crop_flip, normalise, overlay, random_boxes, random_resized_crop
+from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
+from models.data.datasets import DATASETS, UnknownDataset, find_dataset
+from models.data.source import DataError, class_names, import_datasets, read_source
+from models.data.validation_split import split_positions
+from models.network import SkipNet
+from models.training.job import JobError, JobOptions, input_spec, make_job
+from models.training.loop import stage_summary
+from tests.research import shared
+
+CIFAR10 = find_dataset("cifar10")
+
+
+def write_parquet(
+    path: Path, pixels: np.ndarray, labels: list[int], columns: tuple[str, str] = ("img", "label")
+) -> None:
+    rows = []
+    for image in pixels:
+        content = io.BytesIO()
+        Image.fromarray(image).save(content, "PNG")
+        rows.append({"bytes": content.getvalue(), "path": None})
+    images = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({columns[0]: images, columns[1]: labels}), path)
+
+
+def with_columns(folder: Path, image: str, label: str) -> Path:
+    write_parquet(folder / "train.parquet", np.zeros((1, 32, 32, 3), np.uint8), [0], (image, label))
+    return folder
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+def test_parquet_in_the_hubs_schema(name: str, tmp_path: Path, pixels: np.ndarray) -> None:
+    row = DATASETS[name]
+    for part in row.train_splits:
+        write_parquet(tmp_path / f"{part}.parquet", pixels, list(range(20)), (row.image_column, row.label_column))
+    images, labels = read_source(row, "train", tmp_path).in_memory(32)
+    assert images.dtype == torch.uint8 and len(images) == 20 * len(row.train_splits)
+    np.testing.assert_array_equal(images[:20].permute(0, 2, 3, 1).numpy(), pixels)
+    assert labels[:20].tolist() == list(range(20))
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "test.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"test of .* can't be read \(.*\); copy it again"):
+        read_source(CIFAR10, "test", tmp_path)
+
+
+def test_training_goes_on_with_the_mean_and_deviation_that_a_start_was_imported_with(
+    pixels: np.ndarray, tmp_path: Path
+) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", pixels, list(range(20)))
+    labels = read_source(CIFAR10, "train", tmp_path).classes
+    public = input_spec(CIFAR10, 32).model_copy(update={"std": (0.2023, 0.1994, 0.2010)})
+    for name in ("rnn_gate", "resnet"):
+        arch = find_architecture(f"cifar10_{name}_38")
+        told = {"imported_from": f"{name}.pth.tar"}
+        config = Config(architecture=arch.name, labels=labels, input=public, training=told, code="test")
+        write_checkpoint(tmp_path / name, arch.build(), config)
+    options = JobOptions(
+        "cifar10_rnn_gate_38", "cifar10", tmp_path / "run", tmp_path, stages=("hrl",), recipe="short",
+        init=tmp_path / "rnn_gate", batch=8, held_out=4,
+    )  # fmt: skip
+    job = make_job(options)
+    assert job.spec == public
+    images, _ = next(iter(job.batches(job.recipes[0]).epoch(0)))
+    plain, _ = next(iter(make_job(replace(options, init=None, stages=("sp",))).batches(job.recipes[0]).epoch(0)))
+    ratio = torch.tensor(CIFAR10.std) / torch.tensor(public.std)
+    torch.testing.assert_close(images.std((0, 2, 3)) / plain.std((0, 2, 3)), ratio)
+    config = Config(
+        architecture="cifar10_rnn_gate_38", labels=labels, input=public, code="test",
+        training={"dataset": "cifar10", "seed": 0, "held_out_images": 4, "train_images": 16}
+        | {"stages": [*job.earlier, stage_summary(job.recipes[0])]},
+    )  # fmt: skip
+    first, second = draw_commands(config)
+    imported = "runs/cifar10_rnn_gate_38_imported"
+    assert first == f"skipnet import rnn_gate.pth.tar --arch cifar10_rnn_gate_38 --output {imported}"
+    assert "--stages hrl " in second and f"--init {imported}" in second
+    taught = replace(options, init=None, teacher=tmp_path / "resnet", recipe="dial", stages=("sp",))
+    with pytest.raises(JobError, match="take a teacher's answers"):
+        make_job(taught)
+
+
+def test_an_image_folder(tmp_path: Path) -> None:
+    for split_name in ("train", "val"):
+        for label, colour in (("dark", 10), ("light", 240)):
+            (tmp_path / split_name / label).mkdir(parents=True)
+            for number in range(3):
+                # ImageNet's own names say "val", wherever the file lies.
+                name = f"ILSVRC2012_val_{number}.png" if number else "0.png"
+                Image.new("L", (60 + number, 50), colour).save(tmp_path / split_name / label / name)
+    assert len(read_source(find_dataset("imagefolder"), "train", tmp_path)) == 6
+    source = read_source(find_dataset("imagefolder"), "test", tmp_path)
+    assert source.classes == ["dark", "light"] and len(source) == 6
+    image, light = source.image(5)
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (240, 240, 240) and light == 1
+    spec = input_spec(source.row, 48)
+    batches = StreamedBatches(source, spec, batch=4, seed=1, device=torch.device("cpu"), workers=0)
+    [(first, _)] = batches.epoch(0)
+    [(again, _)] = batches.epoch(0)
+    assert first.shape == (4, 3, 48, 48) and torch.equal(first, again)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "absent", "is not a folder"),
+        (lambda folder: folder, r"has no split 'train'.*train\.parquet"),
+        (lambda folder: with_columns(folder, "a", "b"), "has a, b"),
+    ],
+)
+def test_data_that_cannot_be_read_says_what_to_do(make, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(DataError, match=message):
+        read_source(CIFAR10, "train", make(tmp_path))
+
+
+def test_an_unknown_data_set_lists_what_there_is() -> None:
+    with pytest.raises(UnknownDataset, match="svhn"):
+        find_dataset("cifar")
+
+
+def test_a_hub_that_is_out_of_reach_points_to_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach 'cifar10' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"Couldn't reach .* or name a local folder of its files with --data"):
+        read_source(CIFAR10, "train", None)
+
+
+def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", np.zeros((1, 8, 8, 3), np.uint8), [0])
+    with pytest.raises(DataError, match="8x8 pixels, where all are to be 32x32"):
+        read_source(CIFAR10, "train", tmp_path).in_memory(32)
+
+
+def test_held_out_images_are_never_trained_on(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels, list(range(20)))
+    source = read_source(CIFAR10, "train", tmp_path)
+    train, held_out = split_positions(source, 5)
+    assert (len(train), len(held_out)) == (15, 5)
+    assert sorted(train + held_out) == list(range(20))
+    with pytest.raises(DataError, match="leave none beside the 20"):
+        split_positions(source, 20)
+
+
+def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no gates: its only stage is plain"):
+        make_job(JobOptions("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, stages=("sp",)))
+
+
+@pytest.mark.parametrize(("architecture", "size"), [("imagenet_rnn_gate_18", 32), ("cifar10_rnn_gate_38", 4)])
+def test_images_that_end_as_one_pixel_are_refused(tmp_path: Path, architecture: str, size: int) -> None:
+    with pytest.raises(JobError, match=f"images of {size} pixels are too small.*--size above {size}"):
+        make_job(JobOptions(architecture, "imagefolder", tmp_path, data=tmp_path, size=size))
+
+
+def test_an_image_folder_can_train_a_network_of_small_images(tmp_path: Path) -> None:
+    for label, colour in (("dark", 10), ("light", 240)):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (60 + number, 50), (colour,) * 3).save(tmp_path / "train" / label / f"{number}.png")
+    options = JobOptions(
+        "cifar10_rnn_gate_38", "imagefolder", tmp_path, data=tmp_path, size=32, held_out=2, batch=4, workers=0
+    )
+    job = make_job(options)
+    batches = job.batches(job.recipes[0])
+    assert isinstance(batches, MemoryBatches) and batches.images.shape == (6, 3, 37, 37)
+    [(images, _)] = batches.epoch(0)
+    assert images.shape == (4, 3, 32, 32) and job.labels == ["dark", "light"]
+    assert job.validate(job.network).images == 2
+
+
+def test_photos_too_many_for_memory_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for label in ("dark", "light"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (50, 50), (number * 60,) * 3).save(tmp_path / "train" / label / f"{number}.png")
+    options = JobOptions(
+        "imagenet_rnn_gate_18", "imagefolder", tmp_path, data=tmp_path, size=64, held_out=2, batch=2, workers=0
+    )
+    job = make_job(options)
+    in_memory = job.validate(job.network)
+    monkeypatch.setattr("models.training.job.IN_MEMORY", 2 * 3 * 73**2 - 1)
+    batches = job.batches(job.recipes[0])
+    assert isinstance(batches, StreamedBatches)
+    [(images, _)] = batches.epoch(0)
+    assert images.shape == (2, 3, 64, 64)
+    np.testing.assert_array_equal(job.validate(job.network).executed, in_memory.executed)
+
+
+def test_a_checkpoint_of_another_network_is_no_start(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
+    architecture = find_architecture("cifar10_rnn_gate_38")
+    labels = read_source(CIFAR10, "train", tmp_path).classes
+    config = Config(architecture=architecture.name, labels=labels, input=input_spec(CIFAR10, 32), code="test")
+    write_checkpoint(tmp_path / "start", architecture.build(), config)
+    options = JobOptions("cifar10_rnn_gate_74", "cifar10", tmp_path, data=tmp_path, init=tmp_path / "start", held_out=5)
+    with pytest.raises(ValueError, match="is a cifar10_rnn_gate_38, not a cifar10_rnn_gate_74"):
+        make_job(options)
+    job = make_job(replace(options, arch="cifar10_rnn_gate_rl_38"))
+    assert [recipe.stage for recipe in job.recipes] == ["hrl"]
+    with pytest.raises(ValueError, match="learns from a dense network: name one, --teacher"):
+        make_job(replace(options, arch="cifar10_rnn_gate_38", recipe="dial", stages=("sp",)))
+
+
+def test_what_is_held_out_was_not_seen_by_the_network_to_start_from(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
+    dense = find_architecture("cifar10_resnet_38")
+    config = Config(
+        architecture=dense.name, labels=read_source(CIFAR10, "train", tmp_path).classes,
+        input=input_spec(CIFAR10, 32), code="test", training={"dataset": "cifar10", "held_out_images": 5},
+    )  # fmt: skip
+    write_checkpoint(tmp_path / "dense", dense.build(), config)
+    options = JobOptions(
+        dense.name, "cifar10", tmp_path, data=tmp_path, recipe="short", batch=4, init=tmp_path / "dense", held_out=6
+    )
+    with pytest.raises(JobError, match=r"held out 5 images, and was trained on others of the 6 .* take --held-out 5"):
+        make_job(options)
+    for fewer in (5, 4):
+        assert make_job(replace(options, held_out=fewer)).about["held_out_images"] == fewer
+
+
+def test_a_network_with_gates_starts_from_the_dense_one_and_learns_from_it(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
+    dense = find_architecture("cifar10_resnet_38")
+    labels = read_source(CIFAR10, "train", tmp_path).classes
+    trained = dense.build()
+    config = Config(architecture=dense.name, labels=labels, input=input_spec(CIFAR10, 32), code="test")
+    write_checkpoint(tmp_path / "dense", trained, config)
+    options = JobOptions("cifar10_rnn_gate_38", "cifar10", tmp_path, data=tmp_path, recipe="dial", held_out=5)
+    with pytest.raises(ValueError, match="learns from a dense network: name its checkpoint with --teacher"):
+        make_job(options)
+    job = make_job(replace(options, init=tmp_path / "dense", batch=8))
+    assert [recipe.stage for recipe in job.recipes] == ["sp", "hrl"]
+    started = job.network.state_dict()
+    assert all(torch.equal(started[key], value) for key, value in trained.state_dict().items())
+    assert isinstance(job.teacher, SkipNet) and job.teacher.gate_kind is None
+
+
+def test_a_dense_network_starts_from_the_blocks_of_one_with_gates(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
+    routed = find_architecture("cifar10_rnn_gate_38")
+    labels = read_source(CIFAR10, "train", tmp_path).classes
+    plain = {"name": "short", "stage": "plain", "epochs": 1, "batch": 8}
+    trained, stages = routed.build(), [plain, plain | {"stage": "sp"}]
+    config = Config(
+        architecture=routed.name, labels=labels, input=input_spec(CIFAR10, 32), code="test", training={"stages": stages}
+    )
+    write_checkpoint(tmp_path / "routed", trained, config)
+    options = JobOptions("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, held_out=5, batch=8)
+    job = make_job(replace(options, init=tmp_path / "routed"))
+    theirs = trained.state_dict()
+    assert all(torch.equal(theirs[key], value) for key, value in job.network.state_dict().items())
+    assert job.network.gate_kind is None and [recipe.stage for recipe in job.recipes] == ["plain"]
+    # Whoever reads how it was made sees which network was trained then.
+    assert job.earlier == [plain, {"architecture": routed.name} | stages[1]]
+
+
+def test_crop_and_flip_move_pixels_and_invent_none() -> None:
+    images = torch.arange(1, 1 + 3 * 32 * 32).reshape(1, 3, 32, 32).repeat(64, 1, 1, 1)
+    moved = crop_flip(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    originals = set(images[0].flatten().tolist()) | {0}
+    assert all(set(image.flatten().tolist()) <= originals for image in moved)
+    # A row that is still whole reads as it did, or backwards: half of the images are flipped.
+    steps = (moved[:, 0, 16, 17] - moved[:, 0, 16, 16]).tolist()
+    assert set(steps) == {1, -1} and 16 < steps.count(1) < 48
+    assert len({image[0, 16, 16].item() for image in moved}) > 20
+
+
+def test_another_image_is_laid_over_a_share_of_them_and_never_the_larger_part() -> None:
+    images = torch.eye(400).reshape(400, 1, 20, 20).repeat(1, 3, 1, 1)
+    for share in (0.25, 0.5, 1.0):
+        found = overlay(images, share, torch.Generator().manual_seed(0))[:, 0].flatten(1)
+        own, other = found.diagonal(), found.flip(1).diagonal()
+        torch.testing.assert_close(own + other, torch.ones(400))
+        assert float((other > 0).float().mean()) == pytest.approx(share, abs=0.07)
+        assert 0.45 < float(other.max()) <= 0.5 and float(other[other > 0].mean()) == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_streamed_image_is_moved_and_flipped_as_one_in_memory(tmp_path: Path, pixels: np.ndarray) -> None:
+    write_parquet(tmp_path / "train.parquet", pixels[:1], [0])
+    source = read_source(CIFAR10, "train", tmp_path)
+    spec = input_spec(CIFAR10, 32).model_copy(update={"mean": (0.0,) * 3, "std": (1 / 255,) * 3})
+    padded = np.pad(pixels[0], ((4, 4), (4, 4), (0, 0))).transpose(2, 0, 1)
+    crops = [padded[:, top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
+    whole = {crop.tobytes(): False for crop in crops} | {crop[:, :, ::-1].tobytes(): True for crop in crops}
+    drawn = [PreparedImages(source, spec, "crop_flip", 0, epoch)[0][0].round().byte().numpy() for epoch in range(64)]
+    flipped = [whole[image.tobytes()] for image in drawn]
+    assert 16 < sum(flipped) < 48 and len({image.tobytes() for image in drawn}) > 40
+
+
+def test_boxes_lie_in_the_image_and_keep_their_bounds() -> None:
+    boxes, flips = random_boxes(4000, 200, 100, torch.Generator().manual_seed(0))
+    left, top, width, height = boxes.unbind(1)
+    assert min(left.min(), top.min()) >= 0
+    assert (left + width).max() <= 200.01 and (top + height).max() <= 100.01
+    area = width * height / 20_000
+    assert area.min() > 0.079 and area.max() > 0.75
+    assert (width / height).max() <= 2 and (width / height).min() >= 0.74
+    assert 0.45 < flips.float().mean() < 0.55
+
+
+def test_a_batch_is_cropped_as_pillow_crops_each_image() -> None:
+    coarse = torch.randint(0, 256, (24, 3, 6, 6), generator=torch.Generator().manual_seed(0)).float()
+    images = torch.nn.functional.interpolate(coarse, (40, 60), mode="bilinear").round().to(torch.uint8)
+    cropped = random_resized_crop(images, 48, torch.Generator().manual_seed(1))
+    boxes, flips = random_boxes(24, 60, 40, torch.Generator().manual_seed(1))
+    for image, made, (left, top, width, height), flip in zip(images, cropped, boxes.tolist(), flips, strict=True):
+        photo = Image.fromarray(image.permute(1, 2, 0).numpy())
+        box = left, top, left + width, top + height
+        expected = np.asarray(photo.resize((48, 48), Image.Resampling.BILINEAR, box), np.float32)
+        drawn = made.permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(drawn[:, ::-1] if flip else drawn, expected, atol=4)
+
+
+def test_normalise_is_what_the_service_does(pixels: np.ndarray, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test.parquet", pixels, list(range(20)))
+    source = read_source(CIFAR10, "test", tmp_path)
+    prepared = PreparedImages(source, input_spec(CIFAR10, 32))
+    served = torch.stack([prepared[index][0] for index in range(len(prepared))])
+    torch.testing.assert_close(normalise(source.in_memory(32)[0], CIFAR10.mean, CIFAR10.std), served, atol=1e-5, rtol=0)
+
+
+def packs() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("packs", shared("data/packs.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_cifar10(folder: Path, train: int, test: int) -> None:
+    """Write the first real images of each split in the hub's schema."""
+    for name, count in (("train", train), ("test", test)):
+        pixels, labels = packs().read("cifar10", name)
+        write_parquet(folder / f"{name}.parquet", pixels[:count], labels[:count].tolist())
+
+
+def test_the_real_cifar_10_through_the_same_loader(tmp_path: Path) -> None:
+    images, labels = packs().read("cifar10", "test")
+    write_parquet(tmp_path / "test.parquet", images[:200], labels[:200].tolist())
+    read, truth = read_source(CIFAR10, "test", tmp_path).in_memory(32)
+    np.testing.assert_array_equal(read.permute(0, 2, 3, 1).numpy(), images[:200])
+    np.testing.assert_array_equal(truth.numpy(), labels[:200])
+    assert read_source(CIFAR10, "test", tmp_path).classes[3] == "cat"
+
+
+def test_the_real_cifar_100_is_named_in_its_order_whatever_the_data_call_its_classes(tmp_path: Path) -> None:
+    dataset = find_dataset("cifar100")
+    images, labels = packs().read("cifar100", "test")
+    write_parquet(tmp_path / "test.parquet", images[:20], labels[:20].tolist(), ("img", "fine_label"))
+    source = read_source(dataset, "test", tmp_path)
+    assert source.classes == packs().classes("cifar100")
+    carried = source.rows.cast_column("fine_label", import_datasets().ClassLabel(num_classes=100))
+    assert class_names(carried, dataset) == source.classes

@@ -1,0 +1,104 @@
+"""The exported file, in a bare ONNX Runtime session."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from models.checkpoint import Checkpoint
+from models.engines.onnx.export import export
+from models.engines.onnx.graph import block_weight
+from models.engines.torch.reference import ReferenceEngine
+from models.macs import Mode
+
+ARCHITECTURES = [
+    "cifar10_rnn_gate_38",
+    "cifar10_feedforward_38",
+    "cifar10_feedforward_110",
+    "imagenet_rnn_gate_18",
+    "cifar10_resnet_38",
+]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def checkpoint(request: pytest.FixtureRequest, lively_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
+    return lively_checkpoint(request.param)
+
+
+def bare_session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("mode", ["branch", "mask"])
+def test_answers_as_the_reference(
+    checkpoint: Checkpoint, images: NDArray[np.float32], mode: Mode, tmp_path: Path
+) -> None:
+    path = tmp_path / "network.onnx"
+    export(checkpoint, path, mode)
+    session = bare_session(path)
+    thresholds = np.linspace(0, 1, len(images), dtype=np.float32)
+    expected = ReferenceEngine(checkpoint.network).run(images, thresholds)
+    step = 1 if mode == "branch" else len(images)
+    compared = 0
+    for start in range(0, len(images), step):
+        rows = slice(start, start + step)
+        inputs = {"images": images[rows], "thresholds": thresholds[rows]}
+        if checkpoint.network.gate_kind is None:
+            del inputs["thresholds"]
+        logits, *routing = session.run(None, inputs)
+        clear = (np.abs(expected.probability[rows] - thresholds[rows, None]) > 1e-3).all(1)
+        clear |= np.isin(thresholds[rows], (0, 1))
+        np.testing.assert_allclose(logits[clear], expected.logits[rows][clear], rtol=1e-4, atol=1e-4)
+        if routing:
+            probabilities, executed = routing
+            np.testing.assert_array_equal(executed[clear], expected.executed[rows][clear])
+            np.testing.assert_allclose(probabilities[clear], expected.probability[rows][clear], atol=1e-4)
+        compared += int(clear.sum())
+    assert compared >= 5
+
+
+def test_weights_of_gated_blocks_lie_inside_their_branches(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Elsewhere, ONNX Runtime would not arrange them for the CPU."""
+    export(checkpoint, tmp_path / "network.onnx")
+    graph = onnx.load(tmp_path / "network.onnx").graph
+    branches = [node for node in graph.node if node.op_type == "If"]
+    assert len(branches) == checkpoint.network.decision_count
+    for node in branches:
+        then, otherwise = (attribute.g for attribute in sorted(node.attribute, key=lambda a: a.name)[::-1])
+        inside = {weight.name for weight in then.initializer}
+        convolutions = [inner for inner in then.node if inner.op_type == "Conv"]
+        assert len(convolutions) == checkpoint.network.layers_per_block
+        assert all(set(convolution.input[1:]) <= inside for convolution in convolutions)
+        assert [inner.op_type for inner in otherwise.node] == ["Identity"]
+
+
+def test_file_tells_how_to_use_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    export(checkpoint, path)
+    session = bare_session(path)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["labels"]) == checkpoint.config.labels
+    assert json.loads(metadata["input"])["mean"] == list(checkpoint.config.input.mean)
+    assert float(metadata["execute_threshold"]) == checkpoint.config.execute_threshold
+    assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
+    outputs = {output.name: output.type for output in session.get_outputs()}
+    assert outputs.pop("logits") == "tensor(float)"
+    if checkpoint.network.gate_kind is not None:
+        assert outputs == {"probabilities": "tensor(float)", "executed": "tensor(bool)"}
+
+
+def test_blocked_weight_keeps_every_number_in_its_place() -> None:
+    weight = np.arange(32 * 16 * 3 * 3, dtype=np.float32).reshape(32, 16, 3, 3)
+    blocked = block_weight(weight, 8).reshape(4, 2, 3, 3, 8, 8)
+    for output, channel, row, column in [(0, 0, 0, 0), (17, 9, 1, 2), (31, 15, 2, 2)]:
+        place = blocked[output // 8, channel // 8, row, column, channel % 8, output % 8]
+        assert place == weight[output, channel, row, column]
+    with pytest.raises(ValueError, match="blocks of 16"):
+        block_weight(weight[:20], 16)

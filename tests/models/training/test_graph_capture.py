@@ -1,0 +1,140 @@
+"""Training's recorded steps, where there is no GPU to replay them: what is recorded, and how it is fed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.architectures import find_architecture
+from models.benchmark import captured_steps as recorded
+from models.benchmark.gpu_checks import check_training
+from models.training.graph_capture import RUNS_BEFORE, RecordedStep
+from models.training.objective import Step
+from models.training.recipes import Stage, find_recipe
+from models.training.stages.batch_norm import freeze_statistics
+from models.training.stages.reinforce import draw
+from models.training.step import is_recorded, make_descent
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+STAGES: list[Stage] = ["plain", "sp", "hrl"]
+
+
+class Replayed:
+    """Stands for a graph where there are none: it counts its replays."""
+
+    recordings: list["Replayed"]
+
+    def __init__(self) -> None:
+        self.replays = 0
+        Replayed.recordings.append(self)
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
+    """Let CUDA's streams and graphs be had on the CPU; a replay does nothing but count."""
+
+    class Stream:
+        def __init__(self, *_: object) -> None: ...
+        def wait_stream(self, _: object) -> None: ...
+
+    @contextmanager
+    def recording(graph: Replayed, stream: Stream) -> Iterator[None]:
+        assert isinstance(stream, Stream) and graph.replays == 0
+        yield
+
+    Replayed.recordings = []
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Replayed)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    return Replayed.recordings
+
+
+def test_a_step_is_recorded_once_and_fed_through_buffers(graphs: list[Replayed]) -> None:
+    network = nn.BatchNorm1d(2)
+    given: list[tuple[Tensor | None, ...]] = []
+
+    def descend(*inputs: Tensor | None) -> Step:
+        given.append(inputs)
+        assert inputs[0] is not None
+        loss = network(inputs[0]).sum()
+        return Step(loss, loss, loss)
+
+    recorded_step = RecordedStep(network, descend)
+    first, second = torch.randn(4, 2), torch.randn(4, 2)
+    step = recorded_step(first, None)
+    assert recorded_step(second, None) is step
+    assert len(graphs) == 1 and graphs[0].replays == 2
+    # Called to settle and to be recorded, never with what it was given itself, and not again.
+    assert len(given) == RUNS_BEFORE + 1
+    buffers = {id(inputs[0]) for inputs in given}
+    assert len(buffers) == 1 and id(first) not in buffers
+    assert torch.equal(given[-1][0], second) and given[-1][1] is None  # type: ignore[arg-type]
+
+
+def test_settling_leaves_batch_norms_statistics_as_they_were(graphs: list[Replayed]) -> None:
+    network = find_architecture("cifar10_rnn_gate_38").build().train()
+    recipe = find_recipe("taught", "sp")
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    recorded_step = RecordedStep(network, make_descent(network, recipe, torch.device("cpu"), False, masked=True))
+    recorded_step(torch.randn(4, 3, 32, 32), torch.arange(4), torch.tensor(0.5), None, torch.randn(4, 10))
+    assert graphs[0].replays == 1
+    for name, buffer in network.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_what_is_to_skip_is_not_recorded() -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for stage in STAGES:
+        recipe = find_recipe("taught", stage)
+        assert is_recorded(recipe, cuda) and not is_recorded(recipe, cpu)
+        # SP and the dense network take their batch's statistics, masked or not.
+        assert is_recorded(replace(recipe, statistics="executed"), cuda) == (stage != "hrl")
+
+
+def test_hybrid_learning_masked_learns_as_it_does_skipping() -> None:
+    torch.manual_seed(0)
+    network = find_architecture("cifar10_rnn_gate_38").build().train()
+    freeze_statistics(network)
+    recipe = find_recipe("taught", "hrl")
+    uniform = draw(4, network.decision_count, recipe, torch.Generator().manual_seed(0))
+    batch = torch.randn(4, 3, 32, 32), torch.arange(4), torch.tensor(1.0), uniform, torch.randn(4, 10)
+    found = []
+    for masked in (True, False):
+        step = make_descent(network, recipe, torch.device("cpu"), False, masked=masked)(*batch)
+        found.append((step.loss.item(), recorded.gradients(network)))
+    (loss, gradients), (expected_loss, expected) = found
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    largest = max(float(each.abs().max()) for each in expected.values())
+    for name, each in expected.items():
+        torch.testing.assert_close(gradients[name], each, atol=1e-5 * largest, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.01])
+def test_a_recorded_step_that_learns_otherwise_is_found(off: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Called:
+        def __init__(self, network: nn.Module, descend: object) -> None:
+            self.network, self.descend = network, descend
+
+        def __call__(self, *inputs: Tensor | None) -> Step:
+            step: Step = self.descend(*inputs)  # type: ignore[operator]
+            for parameter in self.network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= 1 + off
+            return step
+
+    for name, value in (("RecordedStep", Called), ("BATCH", 4), ("SECONDS", 0.0)):
+        monkeypatch.setattr(recorded, name, value)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    checks = list(check_training("cpu"))
+    assert [check.engine for check in checks] == [f"{stage}, recorded" for stage in STAGES]
+    for check in checks:
+        assert check.passed == (off == 0), check
+        assert f"gradients within {off or 0:.1e}" in check.found

@@ -1,0 +1,132 @@
+"""A deeper network grown from a trained one: it begins with the same answers, and with blocks that add nothing."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import SHIPPED
+from models.analysis.card import draw_training
+from models.analysis.commands import draw_commands
+from models.architectures import find_architecture
+from models.checkpoint import read_checkpoint
+from models.experiments.results import ResultError
+from models.experiments.rows import find_row
+from models.experiments.runner import Reproduction, reproduce
+from models.network import SkipNet
+from models.training.distillation.logits import ANSWERS, write_answers
+from models.training.growth import CannotGrow, grow
+from models.training.job import JobError, make_job
+from models.training.loop import stage_summary
+from tests.models.data.test_data import write_cifar10
+from tests.models.experiments.test_runner import TINY, TRAIN, never, plan_in
+from tests.models.training.interruption import quiet
+
+TRAINED = SHIPPED / "cifar10_resnet_38" / "2"
+OLD = {group + 2 * index for group in (0, 12, 24) for index in range(6)}
+"""Blocks of a network of 74 layers that stand where one of 38 has its own."""
+
+
+@pytest.fixture(scope="module")
+def trained() -> SkipNet:
+    return read_checkpoint(TRAINED).network.eval()
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Reproduction:
+    write_cifar10(tmp_path, TRAIN, 16)
+    (tmp_path / "cifar10_wide").mkdir()
+    write_answers(tmp_path / "cifar10_wide" / ANSWERS, torch.zeros(TRAIN, 10), "cifar10", "wide")
+    return replace(plan_in(tmp_path, tmp_path), depth=74)
+
+
+def grown(trained: SkipNet, name: str) -> SkipNet:
+    return grow(trained, find_architecture("cifar10_resnet_38"), find_architecture(name)).eval()
+
+
+@torch.no_grad()
+def answers_along(network: SkipNet, executed: set[int], images: Tensor) -> Tensor:
+    logits: Tensor = network(images, lambda index, logit: torch.full_like(logit, float(index + 1 in executed)))[0]
+    return logits
+
+
+@pytest.mark.parametrize("executed", [set(range(36)), OLD], ids=["all blocks", "those it grew from"])
+def test_a_grown_network_answers_as_the_one_it_grew_from(trained: SkipNet, executed: set[int]) -> None:
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    deeper = grown(trained, "cifar10_rnn_gate_74")
+    assert torch.equal(answers_along(deeper, executed, images), answers_along(trained, set(), images))
+    assert not torch.equal(answers_along(deeper, executed - {2}, images), answers_along(trained, set(), images))
+
+
+def test_what_was_added_learns(trained: SkipNet) -> None:
+    deeper = grown(trained, "cifar10_resnet_74")
+    logits, _ = deeper(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    logits.square().sum().backward()
+    for block in deeper.blocks:
+        assert block.residual[-1].weight.grad.abs().max() > 0  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "deeper"),
+    [
+        ("cifar10_resnet_74", "cifar10_resnet_38"),
+        ("cifar10_resnet_38", "cifar10_rnn_gate_38"),
+        ("cifar10_rnn_gate_38", "cifar10_rnn_gate_74"),
+        ("imagenet_resnet_34", "imagenet_resnet_50"),
+        ("imagenet_resnet_18", "cifar10_resnet_74"),
+    ],
+)
+def test_what_cannot_grow_is_said(name: str, deeper: str) -> None:
+    architecture = find_architecture(name)
+    with pytest.raises(CannotGrow, match=f"{name} does not grow into {deeper}"):
+        grow(architecture.build(), architecture, find_architecture(deeper))
+
+
+def test_a_grown_row_starts_from_the_network_of_fewer_layers(plan: Reproduction) -> None:
+    row = find_row("grown-40", "short")
+    [(found, seed)] = plan.runs(["grown-40"], [1])
+    assert found == row
+    with pytest.raises(JobError, match="run the same command with --depth 38 --rows plain-taught first"):
+        reproduce(plan, row, seed, save_every=300, show=never)
+    with pytest.raises(JobError, match="grown-40 grows from 38 layers: ask for more with --depth, say 110"):
+        reproduce(replace(plan, depth=38), row, seed, save_every=300, show=never)
+    folder = plan.shared.output / "cifar10_38" / "short" / "plain-taught-0" / "plain"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(TRAINED)
+    tried = replace(row, changes={**row.changes, **TINY})
+    result = reproduce(plan, tried, seed, save_every=300, show=quiet)
+    assert (result.start, result.architecture) == ("plain-taught of 38 layers", "cifar10_rnn_gate_74")
+    folder.unlink()
+    assert reproduce(plan, tried, seed, save_every=300, show=never) == result
+    with pytest.raises(ResultError, match="start='plain-taught of 38 layers'"):
+        reproduce(replace(plan, start=TRAINED), tried, seed, save_every=300, show=never)
+
+
+def test_a_dense_network_grows_without_gates_too(plan: Reproduction, trained: SkipNet) -> None:
+    options = replace(plan.shared, arch="cifar10_resnet_74", stages=("plain",), recipe="short", init=TRAINED, batch=8)
+    network = make_job(options).network.eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert len(network.blocks) == 36
+    assert torch.equal(answers_along(network, set(), images), answers_along(trained, set(), images))
+
+
+def test_the_stages_behind_a_grown_network_are_told_with_their_networks(plan: Reproduction, trained: SkipNet) -> None:
+    options = replace(replace(plan, start=TRAINED).options(find_row("grown-40", "short"), 0), batch=8)
+    job = make_job(options)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    every = set(range(36))
+    assert torch.equal(answers_along(job.network.eval(), every, images), answers_along(trained, every, images))
+    config = read_checkpoint(TRAINED).config
+    stages = [*job.earlier, stage_summary(job.recipes[0])]
+    grew = config.model_copy(
+        update={"architecture": "cifar10_rnn_gate_74", "training": config.training | {"stages": stages}}
+    )
+    before, last = draw_commands(grew)[-2:]
+    assert "--arch cifar10_resnet_38 " in before
+    assert "--arch cifar10_rnn_gate_74 " in last
+    assert "| plain, `cifar10_resnet_38` | taught |" in draw_training(replace(read_checkpoint(TRAINED), config=grew))
+    said = dict(re.findall(r"--(\S+) (\S+)", before))
+    assert f"--init {said.get('output', 'runs/' + said['arch'])}/plain " in last

@@ -1,0 +1,320 @@
+"""Training on a few synthetic images: what it computes, and that it resumes where it stopped."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.architectures import find_architecture
+from models.checkpoint import read_checkpoint
+from models.data.batches import MemoryBatches, generator
+from models.data.datasets import find_dataset
+from models.evaluation.metrics import evaluate_network
+from models.macs import count_macs
+from models.training.job import JobError, JobOptions, input_spec, make_job
+from models.training.loop import Job, TrainingDiverged, log_epoch, train
+from models.training.objective import Step
+from models.training.recipes import Recipe, find_recipe
+from models.training.schedule import learning_rate, targets_fallen
+from models.training.stages.gate_readout import open_gates
+from models.training.stages.supervised import straight_through, supervised_step
+from models.training.state import Progress, StateError, StateFile
+from tests.models.training.interruption import Killed, KilledAfter, quiet
+
+IMAGES, BATCH = 48, 8
+ROW = find_dataset("cifar10")
+
+
+@pytest.fixture
+def images() -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (IMAGES, 3, 32, 32), generator=random, dtype=torch.uint8)
+    return pixels, torch.arange(IMAGES) % 10
+
+
+@pytest.fixture
+def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
+    torch.manual_seed(0)
+    architecture = find_architecture("cifar10_rnn_gate_38")
+    recipes = [
+        replace(find_recipe("budget", "sp"), epochs=2, batch=BATCH, rate=0.02),
+        replace(find_recipe("budget", "hrl"), epochs=1, batch=BATCH, rate=1e-4),
+    ]
+
+    def batches(recipe: Recipe) -> MemoryBatches:
+        return MemoryBatches(*images, ROW, 32, recipe.batch, 3, torch.device("cpu"))
+
+    return Job(
+        architecture=architecture,
+        network=architecture.build(),
+        labels=[str(label) for label in range(10)],
+        spec=input_spec(ROW, 32),
+        recipes=recipes,
+        batches=batches,
+        validate=lambda network: evaluate_network(network, batches(recipes[0]).epoch(0)),
+        device=torch.device("cpu"),
+        seed=3,
+        folder=tmp_path / "run",
+        compile=False,
+        mixed=False,
+        teacher=None,
+        taught_by="checkpoint",
+        origins={"init": "runs/plain"},
+        about={"dataset": "synthetic"},
+        earlier=[],
+    )
+
+
+@pytest.mark.parametrize("kill_at", [4, 13])
+def test_a_killed_run_resumes_to_the_very_same_weights(job: Job, tmp_path: Path, kill_at: int) -> None:
+    fresh = {key: value.clone() for key, value in job.network.state_dict().items()}
+    whole = train(replace(job, folder=tmp_path / "whole"), resume=False, save_every=0, show=quiet)
+
+    job.network.load_state_dict(fresh)
+    log = job.folder / "log.jsonl"
+    log.parent.mkdir()
+    log.write_text('{"stage": "of another run"}\n')
+    with pytest.raises(Killed):
+        train(job, resume=False, save_every=0, show=KilledAfter(kill_at))
+    with log.open("a") as file:
+        file.write('{"stage": "an epoch that is to be done again')
+    # Another process: nothing but the state file carries over.
+    again = replace(job, network=find_architecture("cifar10_rnn_gate_38").build())
+    resumed = train(again, resume=True, save_every=0, show=quiet)
+
+    expected = read_checkpoint(whole).network.state_dict()
+    for key, value in read_checkpoint(resumed).network.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+    stages = [json.loads(line)["stage"] for line in log.read_text().splitlines()]
+    assert stages == ["sp", "sp", "hrl"]
+
+
+def test_measuring_leaves_each_module_in_its_mode(job: Job) -> None:
+    network = job.network.train()
+    freeze = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for module in freeze:
+        module.eval()
+    job.validate(network)
+    count_macs(network, 32, 32)
+    assert network.training and not any(module.training for module in freeze)
+
+
+def with_first(job: Job, **changes: Any) -> Job:
+    return replace(job, recipes=[replace(job.recipes[0], **changes), job.recipes[1]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda job: replace(job, recipes=job.recipes[1:]), r"stages=\['hrl'\]"),
+        (lambda job: with_first(job, batch=4), "sp batch=4"),
+        (lambda job: with_first(job, spread=0.5), "sp spread=0.5"),
+        (lambda job: with_first(job, rungs=()), r"sp rungs=\(\)"),
+        (lambda job: replace(job, spec=input_spec(ROW, 64)), "size=64"),
+        (lambda job: replace(job, compile=True), "compile=True"),
+        (lambda job: replace(job, origins={}), "init=None"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(job: Job, change: Callable[[Job], Job], message: str) -> None:
+    job.folder.mkdir(parents=True)
+    StateFile(job.folder, change(job).identity, 0).save(Progress(), job.network, None)
+    with pytest.raises(StateError, match=message):
+        train(job, resume=True, save_every=300, show=quiet)
+
+
+def test_a_damaged_or_foreign_state_says_what_to_do(job: Job) -> None:
+    job.folder.mkdir(parents=True)
+    file = job.folder / "state.pt"
+    for content in (b"half a file", [1], {"epoch": 3}, {"identity": job.identity, "network": {}}):
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            torch.save(content, file)
+        with pytest.raises(StateError, match="train without --resume"):
+            train(job, resume=True, save_every=300, show=quiet)
+
+
+def test_an_unfinished_run_is_not_begun_anew_by_mistake(job: Job) -> None:
+    with pytest.raises(Killed):
+        train(job, resume=False, save_every=0, show=KilledAfter(8))
+    log, state = job.folder / "log.jsonl", job.folder / "state.pt"
+    before = log.read_bytes(), state.read_bytes()
+    assert before[0]
+    for again in (job, replace(job, recipes=job.recipes[1:])):
+        with pytest.raises(StateError, match="an unfinished run: add --resume to go on with it, or choose another"):
+            train(again, resume=False, save_every=0, show=quiet)
+    assert (log.read_bytes(), state.read_bytes()) == before
+
+
+def test_a_finished_run_and_a_damaged_state_make_way_for_another(job: Job) -> None:
+    first, second = ([replace(recipe, epochs=1)] for recipe in job.recipes)
+    train(replace(job, recipes=first), resume=False, save_every=300, show=quiet)
+    train(replace(job, recipes=second), resume=False, save_every=300, show=quiet)
+    assert (job.folder / "sp").is_dir() and (job.folder / "hrl").is_dir()
+    (job.folder / "state.pt").write_bytes(b"half a file")
+    train(replace(job, recipes=second), resume=False, save_every=300, show=quiet)
+
+
+def test_a_run_that_begins_anew_does_not_go_on_as_the_finished_one_before(job: Job) -> None:
+    short = replace(job, recipes=[replace(job.recipes[0], epochs=1)])
+    train(short, resume=False, save_every=300, show=quiet)
+    with pytest.raises(Killed):
+        train(short, resume=False, save_every=300, show=KilledAfter(1))
+    again = KilledAfter(1)
+    with pytest.raises(Killed):
+        train(short, resume=True, save_every=300, show=again)
+    assert again.taken == 1
+
+
+def test_shares_are_of_the_routes_that_a_stage_computes(job: Job) -> None:
+    recipes = [replace(recipe, samples=4, epochs=1, open_bias=20.0) for recipe in job.recipes]
+    train(replace(job, recipes=recipes), resume=False, save_every=300, show=quiet)
+    rows = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    assert [row["train_computation"] for row in rows] == [1.0, 1.0]
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(JobError, match="torch finds no GPU here: leave out --device cuda"):
+        make_job(JobOptions("cifar10_rnn_gate_38", "cifar10", Path("run"), Path("nowhere"), device="cuda"))
+
+
+def test_a_diverging_run_stops_and_says_so(job: Job) -> None:
+    diverging = replace(job, recipes=[replace(job.recipes[0], rate=1e4)])
+    with pytest.raises(TrainingDiverged, match=r"the loss of sp, epoch \d, is (nan|inf): .* another --output"):
+        train(diverging, resume=False, save_every=300, show=quiet)
+    assert not (job.folder / "sp").exists()
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "executed", "re-estimated"])
+def test_a_stage_takes_batch_norms_statistics_as_its_recipe_says(
+    job: Job, statistics: Literal["frozen", "executed", "re-estimated"]
+) -> None:
+    before = job.network.state_dict()["stem.1.running_mean"].clone()
+    train(
+        replace(job, recipes=[replace(job.recipes[1], statistics=statistics, iterations=2)]),
+        resume=False, save_every=300, show=quiet,
+    )  # fmt: skip
+    after = job.network.state_dict()["stem.1.running_mean"]
+    assert torch.equal(before, after) == (statistics == "frozen")
+
+
+@pytest.mark.parametrize("stage", [0, 1], ids=["sp", "hrl"])
+def test_gates_alone_learn_where_a_recipe_says_so(job: Job, stage: int) -> None:
+    before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
+    alone = replace(job.recipes[stage], gates_alone=True, statistics="re-estimated", iterations=3, rate=0.1)
+    train(replace(job, recipes=[alone]), resume=False, save_every=300, show=quiet)
+    learned = {name for name, tensor in job.network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in learned} == {"gates", "controller"}
+    # What comes after it learns all of it again.
+    train(replace(job, recipes=[replace(alone, gates_alone=False)]), resume=False, save_every=300, show=quiet)
+    assert not torch.equal(job.network.head.weight, before["head.weight"])
+
+
+def test_gates_that_are_not_there_cannot_learn_alone() -> None:
+    options = JobOptions("cifar10_resnet_38", "cifar10", Path("run"), Path("nowhere"), changes={"gates_alone": True})
+    with pytest.raises(JobError, match="cifar10_resnet_38 has no gates that could learn alone: leave out gates_alone"):
+        make_job(options)
+
+
+def test_soft_gates_scale_the_block_by_their_probability() -> None:
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    step = supervised_step(
+        network, images, labels, torch.tensor(1.0), replace(find_recipe("short", "sp"), gates="soft")
+    )
+    # Fresh gates are undecided: each block counts about half, where hard gates would give a whole number.
+    executed = 18 * step.computation - 4
+    assert 0.3 * 68 < executed < 0.7 * 68
+    assert abs(float(executed) - round(float(executed))) > 1e-4
+
+
+def test_supervised_gates_are_hard_forward_and_soft_backward() -> None:
+    logits = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
+    limits = torch.tensor([0.0, 0.0, 2.0])
+    decisions = straight_through(limits)(0, logits)
+    torch.testing.assert_close(decisions.detach(), torch.tensor([0.0, 0.0, 0.0]))
+    torch.testing.assert_close(straight_through(torch.zeros(3))(0, logits).detach(), torch.tensor([0.0, 0.0, 1.0]))
+    decisions.sum().backward()  # type: ignore[no-untyped-call]
+    probability = torch.sigmoid(logits.detach() - limits)
+    torch.testing.assert_close(logits.grad, probability * (1 - probability))
+
+
+@pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38"])
+def test_the_bias_opens_and_shuts_every_gate(name: str) -> None:
+    network = find_architecture(name).build().eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        open_gates(network, -1e3)
+        assert not network(images)[1].decisions.any()
+        open_gates(network, 1e3)
+        assert network(images)[1].decisions.all()
+
+
+def test_the_papers_schedule() -> None:
+    recipe = find_recipe("paper", "sp")
+    rates = [learning_rate(recipe, step, 64_000) for step in (0, 399, 400, 31_999, 32_000, 47_999, 48_000)]
+    assert rates == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001])
+
+
+def test_the_computation_targets_fall_between_a_fifth_and_three_fifths() -> None:
+    recipe = find_recipe("budget", "sp")
+    fallen = [targets_fallen(recipe, step, 100) for step in (0, 20, 40, 60, 99)]
+    assert fallen == pytest.approx([0, 0, 0.5, 1, 1])
+    at_once = replace(recipe, targets_fall=(0.1, 0.1))
+    assert [targets_fallen(at_once, step, 100) for step in (0, 9, 10, 99)] == [0, 0, 1, 1]
+
+
+def test_order_and_augmentation_depend_on_seed_epoch_and_step_only(images: tuple[Tensor, Tensor]) -> None:
+    batches = MemoryBatches(*images, ROW, 32, BATCH, 3, torch.device("cpu"))
+    first = list(batches.epoch(1))
+    for (expected, labels), (resumed, again) in zip(first[4:], batches.epoch(1, start=4), strict=True):
+        assert torch.equal(expected, resumed) and torch.equal(labels, again)
+    other = next(batches.epoch(2))
+    assert not torch.equal(first[0][0], other[0])
+    assert not torch.equal(torch.rand(4, generator=generator(3, 1, 2)), torch.rand(4, generator=generator(3, 2, 1)))
+
+
+def test_an_image_counts_once_however_many_routes_are_sampled(job: Job) -> None:
+    progress = Progress()
+    progress.add(Step(torch.tensor(1.0), torch.tensor(8), torch.tensor(8)), 8 * job.recipes[1].samples, 2.0, 2.0)
+    job.folder.mkdir()
+    row = log_epoch(job, job.recipes[1], progress, 0)
+    assert (job.recipes[1].samples, row["images_per_second"], row["train_accuracy"]) == (2, 4.0, 0.5)
+
+
+def test_a_batch_too_small_for_every_rung_has_a_loss() -> None:
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    images, labels = torch.randn(2, 3, 32, 32), torch.arange(2)
+    for recipe in ("dial", "adaptive"):
+        assert supervised_step(network, images, labels, torch.tensor(1.0), find_recipe(recipe, "sp")).loss.isfinite()
+
+
+class Noted:
+    """A watcher that notes what it was told."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, int, int]] = []
+        self.rows: list[dict[str, object]] = []
+
+    def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float) -> None:
+        assert recipe.stage == "sp"
+        assert rate == learning_rate(recipe, step - 1, steps)
+        self.steps.append((step, steps, images))
+
+    def logged(self, row: dict[str, object]) -> None:
+        self.rows.append(row)
+
+
+def test_a_watcher_is_told_of_every_step_and_epoch(job: Job) -> None:
+    noted = Noted()
+    train(replace(job, recipes=job.recipes[:1]), resume=False, save_every=300, show=quiet, watcher=noted)
+    steps = 2 * IMAGES // BATCH
+    assert noted.steps == [(step, steps, BATCH) for step in range(1, steps + 1)]
+    assert noted.rows == [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    assert len(noted.rows) == 2

@@ -1,0 +1,100 @@
+"""The mean of several networks: its weights, what it refuses, and how its card tells where it comes from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.analysis.card import draw_stages
+from models.analysis.commands import draw_commands
+from models.architectures import find_architecture
+from models.checkpoint import CalibrationPoint, Config, read_checkpoint, write_checkpoint
+from models.preprocessing import InputSpec
+from models.training.soup import CannotAverage, average
+from service.cli.main import main
+
+NAME = "cifar10_rnn_gate_38"
+SP = {"stage": "sp", "name": "taught", "epochs": 4, "batch": 128, "rate": 0.1, "schedule": "one_cycle"}
+SP |= {"weight_decay": 0.0005, "distil": 0.9}
+HRL = SP | {"stage": "hrl", "rate": 0.003}
+
+
+def write(folder: Path, seed: int, architecture: str = NAME, labels: int = 10, **training: Any) -> Path:
+    torch.manual_seed(seed)
+    network = find_architecture(architecture).build(labels)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean)  # type: ignore[arg-type]
+    about = {"dataset": "cifar10", "held_out_images": 1000, "seed": 0, "stages": [SP, HRL]} | training
+    config = Config(
+        architecture=architecture,
+        labels=[str(label) for label in range(labels)],
+        input=InputSpec(height=32, width=32, resize=32, mean=(0, 0, 0), std=(1, 1, 1)),
+        execute_threshold=0.9,
+        calibration=[CalibrationPoint(threshold=0.5, accuracy=1, computation_percentage=50, mac_share=0.5)],
+        training=about,
+        code="test",
+    )
+    write_checkpoint(folder, network, config)
+    return folder
+
+
+def test_every_weight_and_statistic_is_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [write(tmp_path / str(seed), seed) for seed in range(3)]
+    main(["average", str(tmp_path / "mean"), *map(str, folders)])
+    assert "the mean of 3 checkpoints" in capsys.readouterr().out
+    mean = read_checkpoint(tmp_path / "mean")
+    states = [read_checkpoint(folder).network.state_dict() for folder in folders]
+    for name, value in mean.network.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, sum(state[name] for state in states) / 3, msg=name)
+    # What was measured of the first is not the mean's.
+    assert (mean.config.execute_threshold, mean.config.calibration, mean.config.evaluation) == (0.5, [], None)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"architecture": "cifar10_feedforward_38"}, "their architecture is not the same"),
+        ({"labels": 9}, "their labels is not the same"),
+        ({"dataset": "svhn"}, "dataset is cifar10 of one, svhn of the other"),
+        ({"held_out_images": 5000}, "held out images is 1000 of one, 5000 of the other"),
+    ],
+)
+def test_what_has_no_mean_is_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:
+    first, second = write(tmp_path / "first", 0), write(tmp_path / "second", 1, **other)
+    with pytest.raises(CannotAverage, match=message):
+        average([first, second], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
+def test_one_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["average", str(tmp_path / "mean"), str(write(tmp_path / "first", 0))])
+    assert left.value.code == 1
+    assert "two checkpoints or more: name another" in capsys.readouterr().err
+
+
+def test_its_commands_train_each_network_from_what_they_share(tmp_path: Path) -> None:
+    """The second shares SP and HRL, and goes on; the third shares SP alone. The mean is trained on."""
+    more, other = HRL | {"epochs": 8}, HRL | {"rate": 0.01}
+    first, second = write(tmp_path / "first", 0), write(tmp_path / "second", 1, stages=[SP, HRL, more])
+    third = write(tmp_path / "third", 2, stages=[SP, other])
+    average([first, second, third], tmp_path / "mean")
+    config = read_checkpoint(tmp_path / "mean").config
+    stages = [*config.training["stages"], HRL | {"epochs": 2}]
+    config = config.model_copy(update={"training": config.training | {"stages": stages}})
+    teach, sp, hrl, more_hrl, other_hrl, mean, last = draw_commands(config)
+    assert teach.startswith("skipnet teach cifar10")
+    assert f"--init runs/{NAME}/sp" in hrl and "--output" not in hrl
+    assert f"--init runs/{NAME}/hrl" in more_hrl and more_hrl.endswith(f"--output runs/{NAME}_2")
+    assert f"--init runs/{NAME}/sp" in other_hrl and other_hrl.endswith(f"--output runs/{NAME}_3")
+    assert mean == f"skipnet average runs/{NAME}_average runs/{NAME}/hrl runs/{NAME}_2/hrl runs/{NAME}_3/hrl"
+    assert "--epochs 2" in last and f"--init runs/{NAME}_average " in last
+    rows = draw_stages(stages, NAME)
+    assert [row.split("|")[2].strip() for row in rows] == [
+        "taught", "taught", "taught, network 2", "taught, network 3", "", "taught",
+    ]  # fmt: skip
+    assert rows[4].startswith("| mean of the 3 networks |")
+    assert sp.count("--init") == 0

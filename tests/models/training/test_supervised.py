@@ -1,0 +1,192 @@
+"""The loss of supervised pre-training: rungs, targets by the image, a teacher."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from models.architectures import find_architecture
+from models.blocks import Block
+from models.network import RunBlock, SkipNet, limits_of, run_masked
+from models.training.recipes import Rung, find_recipe
+from models.training.stages.gate_readout import readouts
+from models.training.stages.skipping import run_explored
+from models.training.stages.supervised import hardness, rung_slices, straight_through, supervised_step, taught
+
+
+def gates_at(logit: float) -> SkipNet:
+    """Return a network whose every gate answers ``logit``, whatever the image."""
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    with torch.no_grad():
+        for readout in readouts(network):
+            readout.weight.zero_()
+            readout.bias.fill_(logit)
+    return network
+
+
+def test_each_rung_of_the_dial_is_routed_at_its_own_threshold() -> None:
+    recipe = replace(find_recipe("dial", "sp"), distil=0.0, target_weight=0.0)
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    # Thresholds 0, 0.2, 0.5 and 0.8 for 2, 2, 8 and 4 images: a probability of 0.4 executes on the first two rungs.
+    step = supervised_step(gates_at(math.log(0.4 / 0.6)), images, labels, torch.tensor(1.0), recipe)
+    # Four images execute all 18 blocks, the other twelve the first alone.
+    assert step.computation.item() == pytest.approx(4 + 12 / 18)
+
+
+def test_a_rung_at_threshold_1_skips_all_and_at_0_none() -> None:
+    logits = torch.tensor([-3.0, 0.0, 3.0], requires_grad=True)
+    for threshold, decided in ((0.0, [1, 1, 1]), (0.5, [0, 0, 1]), (1.0, [0, 0, 0])):
+        decisions = straight_through(limits_of(torch.full((3,), threshold)))(0, logits)
+        decisions.sum().backward()  # type: ignore[no-untyped-call]
+        assert decisions.tolist() == decided
+        assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_a_rung_pays_for_what_lies_above_its_own_target() -> None:
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    recipe = replace(find_recipe("dial", "sp"), distil=0.0, target_weight=1.0)
+
+    def cost(fallen: float) -> float:
+        torch.manual_seed(0)
+        paid = supervised_step(gates_at(0.1), images, labels, torch.tensor(fallen), recipe)
+        torch.manual_seed(0)
+        costless = replace(recipe, target_weight=0.0)
+        free = supervised_step(gates_at(0.1), images, labels, torch.tensor(fallen), costless)
+        return (paid.loss - free.loss).item()
+
+    assert cost(0.0) == 0
+    # All of the rungs at 0, 0.2 and 0.5 execute everything; that at 0.8 only block 0, below its target.
+    assert cost(1.0) == pytest.approx(0.25**2 / 8 + 0.5**2 / 2, rel=1e-4)
+    assert cost(0.5) == pytest.approx(0.125**2 / 8 + 0.25**2 / 2, rel=1e-4)
+
+
+HALF = (1.0, -1.0) * 4
+"""Gates' logits of eight images, every other one of which skips."""
+
+
+def gradients(block: Block, run: RunBlock, gates: Sequence[float] = HALF) -> tuple[Tensor, Tensor]:
+    """Return what eight images and their gates' logits get back through a block."""
+    torch.manual_seed(0)
+    images = torch.randn(8, 16, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+    logits = torch.tensor(gates, requires_grad=True)
+    # As in a network, what the block reads is not a leaf, and something else reads it too.
+    read = images * 1.0
+    out = run(block, read, straight_through(torch.zeros(8))(0, logits))
+    ((out * torch.randn_like(out)).sum() + read.square().sum()).backward()  # type: ignore[no-untyped-call]
+    assert images.grad is not None and logits.grad is not None
+    return images.grad, logits.grad
+
+
+def block_of(number: int) -> Block:
+    torch.manual_seed(0)
+    block = find_architecture("cifar10_rnn_gate_38").build().blocks[number]
+    assert isinstance(block, Block)
+    return block
+
+
+@pytest.mark.parametrize("number", [1, 6], ids=["identity", "projection"])
+def test_where_no_image_skips_gradients_are_the_masked_ones(number: int) -> None:
+    block, none_skips = block_of(number).train(), (1.0,) * 8
+    explored = gradients(block, partial(run_explored, random=torch.Generator().manual_seed(0)), none_skips)
+    for found, expected in zip(explored, gradients(block, run_masked, none_skips), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("gates", [HALF, (-1.0,) * 8], ids=["half skip", "all skip"])
+def test_batch_norm_learns_from_the_images_that_execute(gates: Sequence[float]) -> None:
+    block, alone = block_of(1).train(), block_of(1).train()
+    images, decisions = torch.randn(8, 16, 32, 32), (torch.tensor(gates) > 0).float().requires_grad_()
+    out = run_explored(block, images, decisions, torch.Generator().manual_seed(0), share=1.0)
+    out.sum().backward()  # type: ignore[no-untyped-call]
+    assert decisions.grad is not None and decisions.grad.all()
+    executed = images[decisions > 0.5]
+    if len(executed):
+        torch.testing.assert_close(out[decisions > 0.5], alone(executed))
+    for found, expected in zip(block.buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert all(module.training for module in block.modules())
+
+
+def test_exploring_takes_no_gradient_from_the_weights() -> None:
+    def weights_gradient(share: float) -> Tensor:
+        block, random = block_of(1).train(), torch.Generator().manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            gradients(block, partial(run_explored, share=share, random=random))
+        weight = next(block.parameters())
+        assert weight.grad is not None
+        return weight.grad
+
+    torch.testing.assert_close(weights_gradient(1.0), weights_gradient(0.0))
+
+
+@pytest.mark.parametrize("number", [1, 6], ids=["identity", "projection"])
+def test_the_gradient_of_explored_blocks_is_the_masked_ones_in_the_mean(number: int) -> None:
+    # As batch norm is when its statistics are frozen: no image tells of another.
+    block = block_of(number).eval()
+    of_images, of_gates = gradients(block, run_masked)
+    random = torch.Generator().manual_seed(0)
+    drawn = [gradients(block, partial(run_explored, share=0.25, random=random)) for _ in range(200)]
+    for found, _ in drawn:
+        torch.testing.assert_close(found, of_images, atol=1e-4, rtol=1e-3)
+    each = torch.stack([found for _, found in drawn])
+    # Those that execute are known exactly; of those that skip one in four is, and counts four times.
+    torch.testing.assert_close(each[:, ::2], of_gates[::2].expand(200, 4), atol=1e-4, rtol=1e-3)
+    known = each[:, 1::2] != 0
+    assert 0.18 < known.float().mean() < 0.32
+    torch.testing.assert_close(each[:, 1::2], 4 * of_gates[1::2] * known, atol=1e-4, rtol=1e-3)
+
+
+def test_a_step_computes_the_blocks_that_skip_for_a_share_of_the_images_only() -> None:
+    network, seen = gates_at(-1.0).train(), []
+    for block in network.blocks[1:]:
+        block.residual.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[union-attr]
+    recipe = find_recipe("short", "sp")
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    step = supervised_step(network, images, labels, torch.tensor(1.0), recipe, random=torch.Generator().manual_seed(0))
+    assert step.computation.item() == pytest.approx(16 / 18)
+    assert 0.15 < sum(seen) / 16 / 17 < 0.35
+    step.loss.backward()  # type: ignore[no-untyped-call]
+    gradients = [readout.bias.grad for readout in readouts(network)]
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_an_image_has_a_target_by_how_hard_its_teacher_finds_it() -> None:
+    teacher = find_architecture("cifar10_resnet_38").build().eval()
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    recipe = replace(find_recipe("adaptive", "sp"), target_weight=1.0, rungs=(Rung(1, 0.5, 0.5),), spread=0.5)
+    network, routings = gates_at(0.0), []
+    network.register_forward_hook(lambda *call: routings.append(call[2][1]))
+    step = supervised_step(network, images, labels, torch.tensor(1.0), recipe, taught(teacher, images))
+    [pull] = torch.autograd.grad(step.loss, [routings[0].decisions])
+    order = cross_entropy(taught(teacher, images), labels, reduction="none").argsort()
+    # No gate lies above its limit: each image executes block 0 alone, below its target, the further the harder it is.
+    expected = 2 * (1 / 18 - torch.linspace(0.25, 0.75, 16)) / 16 / 18
+    assert torch.allclose(pull[order, 0], expected, atol=1e-6)
+
+
+def test_the_hardest_of_some_images_is_the_one_answered_worst() -> None:
+    answers = torch.tensor([[9.0, 0.0], [0.0, 0.0], [0.0, 9.0]])
+    assert hardness(answers, torch.zeros(3, dtype=torch.long)).tolist() == [0, 0.5, 1]
+    assert hardness(answers[:1], torch.zeros(1, dtype=torch.long)).tolist() == [0]
+
+
+def test_the_rungs_share_out_a_whole_batch() -> None:
+    for size in (1, 7, 64, 128):
+        parts = rung_slices(find_recipe("dial", "sp").rungs, size)
+        assert [index for part in parts for index in range(part.start, part.stop)] == list(range(size))
+
+
+def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn() -> None:
+    teacher = find_architecture("cifar10_resnet_38").build().eval()
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    recipe = replace(find_recipe("dial", "sp"), rungs=(), distil=1.0)
+    none, answers = torch.tensor(0.0), taught(teacher, images)
+    assert supervised_step(teacher, images, labels, none, recipe, answers).loss.item() == pytest.approx(0, abs=1e-5)
+    other = find_architecture("cifar10_resnet_38").build().eval()
+    assert supervised_step(other, images, labels, none, recipe, answers).loss > 1e-3
+    assert all(parameter.grad is None for parameter in teacher.parameters())

@@ -1,0 +1,275 @@
+"""A teacher and its answers: the wide networks, the files that they are kept in, and who learns from them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from models.checkpoint import read_config
+from models.data.augmentation import normalise
+from models.data.datasets import find_dataset
+from models.data.source import DataError, read_source
+from models.data.validation_split import split_positions
+from models.experiments.rows import find_row
+from models.experiments.runner import reproduce
+from models.network import SkipNet
+from models.training import objective
+from models.training import step as training_step
+from models.training.distillation import teacher as wide
+from models.training.distillation.logits import ANSWERS, AnswersError, give_answers, read_answers, write_answers
+from models.training.distillation.teacher import (
+    KINDS,
+    NETWORK,
+    WideNetwork,
+    read_network,
+    teach,
+    whitening_filters,
+    write_network,
+)
+from models.training.job import JobOptions, make_job
+from models.training.loop import TrainingDiverged, train
+from models.training.recipes import Stage
+from models.training.stages.supervised import supervised_step
+from models.training.state import StateError
+from tests.models.data.test_data import write_cifar10
+from tests.models.experiments.test_runner import never, plan_in, tiny
+from tests.models.training.interruption import Killed, KilledAfter, quiet
+
+ROW = find_dataset("cifar10")
+TRAIN, HELD_OUT = 48, 16
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cifar10")
+    write_cifar10(folder, TRAIN, 16)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide, "BATCH", 8)
+    monkeypatch.setattr(wide, "RATE", 0.01)
+
+
+Show = Callable[[Iterator[int]], Iterator[int]]
+
+
+def teach_in(folder: Path, data: Path, epochs: int = 2, show: Show = quiet, network: str = "wide") -> Tensor:
+    source = read_source(ROW, "train", data)
+    teach(
+        source,
+        folder,
+        network=network,
+        epochs=epochs,
+        held_out=HELD_OUT,
+        limit=None,
+        seed=0,
+        device=torch.device("cpu"),
+        save_every=0,
+        show=show,
+    )
+    return read_answers(folder / ANSWERS, "cifar10", TRAIN, 10)
+
+
+def test_the_first_layer_makes_patches_white(data: Path) -> None:
+    pixels, _ = read_source(ROW, "train", data).in_memory(32)
+    images = normalise(pixels, ROW.mean, ROW.std)
+    found = conv2d(images, whitening_filters(images)).permute(1, 0, 2, 3).flatten(1)
+    # The least of the patches' directions vary less than the noise that is added, and stay small.
+    covariance = found @ found.T / found.shape[1]
+    assert covariance.diagonal().max() == pytest.approx(1, abs=0.02)
+    assert covariance.diagonal().sort().values[2] > 0.8
+    assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-3
+
+
+def test_a_killed_teacher_goes_on_to_the_same_answers(data: Path, tmp_path: Path) -> None:
+    whole = teach_in(tmp_path / "whole", data)
+    with pytest.raises(Killed):
+        teach_in(tmp_path / "killed", data, show=KilledAfter(6))
+    assert not (tmp_path / "killed" / ANSWERS).exists()
+    assert torch.equal(teach_in(tmp_path / "killed", data), whole)
+    given = (tmp_path / "killed" / ANSWERS).stat()
+    assert torch.equal(teach_in(tmp_path / "killed", data), whole)
+    assert (tmp_path / "killed" / ANSWERS).stat() == given  # A finished run answers no second time.
+    with pytest.raises(StateError, match="epochs=2"):
+        teach_in(tmp_path / "killed", data, epochs=3)
+    assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_teacher_learns_the_images_that_it_trains_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wide, "RATE", 0.05)
+    answers = teach_in(tmp_path, data, epochs=20)
+    source = read_source(ROW, "train", data)
+    _, labels = source.in_memory(32)
+    train, _ = split_positions(source, HELD_OUT)
+    assert (answers[train].argmax(1) == labels[train]).float().mean() > 0.9
+
+
+def test_a_teacher_that_diverges_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide, "RATE", 1e30)
+    with pytest.raises(TrainingDiverged, match=r"the loss of the wide network, epoch \d, is (nan|inf)"):
+        teach_in(tmp_path, data)
+    assert not (tmp_path / ANSWERS).exists()
+
+
+def test_too_few_images_for_a_teacher_are_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wide, "BATCH", 33)
+    with pytest.raises(DataError, match="32 training images don't fill a batch of 33"):
+        teach_in(tmp_path, data)
+
+
+def test_a_teacher_answers_alike_for_an_image_and_its_mirror(data: Path) -> None:
+    pixels, _ = read_source(ROW, "train", data).in_memory(32)
+    network = WideNetwork(10).eval()
+    network.whiten(normalise(pixels, ROW.mean, ROW.std))
+    answers = give_answers(network, pixels, ROW)
+    torch.testing.assert_close(answers, give_answers(network, pixels.flip(3), ROW))
+    with torch.no_grad():
+        alone = network(normalise(pixels, ROW.mean, ROW.std))
+    assert not torch.allclose(answers, alone)
+
+
+def test_answers_of_other_images_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / ANSWERS
+    answers = torch.randn(7, 10)
+    write_answers(file, answers, "cifar10", "wide")
+    torch.testing.assert_close(read_answers(file, "cifar10", 7, 10), answers, atol=1e-2, rtol=1e-3)
+    for dataset, images, classes in (("svhn", 7, 10), ("cifar10", 8, 10), ("cifar10", 7, 100)):
+        with pytest.raises(AnswersError, match="holds answers for 7 images of cifar10 in 10 classes"):
+            read_answers(file, dataset, images, classes)
+    write_answers(file, answers.log(), "cifar10", "wide")
+    with pytest.raises(AnswersError, match="holds NaN or infinity"):
+        read_answers(file, "cifar10", 7, 10)
+    file.write_bytes(b"half a file")
+    with pytest.raises(AnswersError, match="can't be read as a teacher's answers"):
+        read_answers(file, "cifar10", 7, 10)
+
+
+def test_each_image_is_judged_by_the_answer_to_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = read_source(ROW, "train", data)
+    _, labels = source.in_memory(32)
+    # A teacher that is always right: what a step is told must be its own labels.
+    write_answers(tmp_path / ANSWERS, torch.nn.functional.one_hot(labels, 10).float(), "cifar10", "wide")
+    options = JobOptions(
+        "cifar10_rnn_gate_38", "cifar10", tmp_path / "run", data, stages=("sp",), recipe="dial",
+        teacher=tmp_path / ANSWERS, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
+    )  # fmt: skip
+    seen = []
+
+    def watched(*arguments: Any) -> object:
+        seen.append((arguments[2], arguments[5]))
+        return supervised_step(*arguments)
+
+    monkeypatch.setattr(training_step, "supervised_step", watched)
+    train(make_job(options), resume=False, save_every=300, show=quiet)
+    assert len(seen) == 3
+    for of, answers in seen:
+        assert isinstance(of, Tensor) and isinstance(answers, Tensor)
+        assert torch.equal(answers.argmax(1), of)
+
+
+def test_a_wide_network_is_kept_and_read_again(data: Path, tmp_path: Path) -> None:
+    answers = teach_in(tmp_path, data, network="wider")
+    network = read_network(tmp_path / NETWORK, "cifar10", 10)
+    assert network.head.in_features == 2 * WideNetwork(10).head.in_features and not network.training
+    pixels, _ = read_source(ROW, "train", data).in_memory(32)
+    torch.testing.assert_close(give_answers(network, pixels, ROW), answers, atol=1e-2, rtol=1e-2)
+    with pytest.raises(StateError, match="network='wider'"):
+        teach_in(tmp_path, data, network="wide")
+
+
+def test_a_wide_network_of_other_images_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / NETWORK
+    write_network(file, WideNetwork(10), "cifar10", "wide")
+    for dataset, classes in (("svhn", 10), ("cifar10", 100)):
+        with pytest.raises(AnswersError, match=f"for cifar10 in 10 classes, not for {dataset} in {classes}"):
+            read_network(file, dataset, classes)
+    write_answers(file, torch.zeros(7, 10), "cifar10", "wide")
+    with pytest.raises(AnswersError, match="can't be read as a wide network"):
+        read_network(file, "cifar10", 10)
+
+
+@pytest.mark.parametrize("stage", ["plain", "sp", "hrl"])
+def test_a_wide_network_is_asked_about_each_image_as_it_is_seen(
+    stage: Stage, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teach_in(tmp_path, data, network="wider")
+    arch = "cifar10_resnet_38" if stage == "plain" else "cifar10_rnn_gate_38"
+    options = JobOptions(
+        arch, "cifar10", tmp_path / "run", data, stages=(stage,), recipe="taught", teacher=tmp_path / NETWORK,
+        epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off", changes={"overlaid": 1.0},
+    )  # fmt: skip
+    job = make_job(options)
+    assert isinstance(job.teacher, WideNetwork)
+    asked, seen = [], []
+    job.teacher.register_forward_hook(lambda _, given, answers: asked.append((given[0], answers)))
+    judge, take = objective.distillation, type(job.network).forward
+
+    def judged(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
+        seen.append(answers)
+        return judge(logits, answers, temperature)
+
+    def forward(network: SkipNet, images: Tensor, *rest: object, **more: object) -> object:
+        if network.training:
+            trained.append(images)
+        return take(network, images, *rest, **more)  # type: ignore[arg-type]
+
+    trained: list[Tensor] = []
+    monkeypatch.setattr(objective, "distillation", judged)
+    monkeypatch.setattr(SkipNet, "forward", forward)
+    folder = train(job, resume=False, save_every=300, show=quiet)
+    assert len(asked) == len(seen) == len(trained) == 3
+    for (images, answers), judged_by, learned_from in zip(asked, seen, trained, strict=True):
+        torch.testing.assert_close(judged_by[: len(images)], answers.float())
+        torch.testing.assert_close(learned_from[: len(images)], images)
+        assert images.std() < 0.95 * job.batches(job.recipes[0]).epoch(0).__next__()[0].std()
+    (told,) = read_config(folder).training["stages"]
+    assert told["teacher"] == "wider" and told["overlaid"] == 1.0
+
+
+def test_a_wide_teacher_of_other_options_is_refused(data: Path, tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, data)
+    plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
+    teach_in(tmp_path / "cifar10_wide", data, epochs=2)
+    with pytest.raises(StateError, match=r"state.pt belongs to a run with .*epochs=2"):
+        reproduce(plan, tiny("plain-taught"), 0, save_every=300, show=quiet)
+    # Of a teacher that came without its state nothing is known.
+    (tmp_path / "cifar10_wide" / "state.pt").unlink()
+    assert make_job(replace(plan.options(tiny("plain-taught"), 0), init=None, limit=24)).teacher is not None
+
+
+def test_a_row_of_a_wider_teacher_trains_that_first(data: Path, tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, data)
+    plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
+    assert plan.options(find_row("patient-hrl-half", "short"), 0).teacher == tmp_path / "cifar10_wider" / ANSWERS
+    asked = plan.options(find_row("patient", "short"), 0).teacher
+    assert asked == tmp_path / "cifar10_wider" / NETWORK
+    reproduce(plan, tiny("patient"), 0, save_every=300, show=quiet)
+    assert read_network(asked, "cifar10", 10).head.in_features == KINDS["wider"].width * 256
+    assert not (tmp_path / "cifar10_wide").exists()
+
+
+def test_a_row_that_is_taught_trains_its_teacher_first(data: Path, tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, data)
+    plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
+    row = replace(tiny("taught"), start=None)
+    reproduce(plan, row, 0, save_every=300, show=quiet)
+    answers = tmp_path / "cifar10_wide" / ANSWERS
+    written = answers.stat().st_mtime_ns
+    assert plan.options(find_row("taught-hrl", "short"), 0).teacher == answers
+    (tmp_path / "results" / "cifar10_38" / "short" / "taught-0.json").unlink()
+    reproduce(plan, row, 0, save_every=300, show=quiet)
+    assert answers.stat().st_mtime_ns == written
+    # Nobody needs the teacher of a row that is finished.
+    answers.unlink()
+    reproduce(plan, row, 0, save_every=300, show=never)

@@ -1,0 +1,29 @@
+"""The load test's command line: a wrong part is told before anything is loaded."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.benchmark.__main__ import PARTS, main
+
+
+def leave(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["service.benchmark", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    return left.value.code
+
+
+def test_the_parts_are_in_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave(monkeypatch, "--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"separated by commas: {', '.join(PARTS)}; default: all" in said
+
+
+def test_an_unknown_part_is_told_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert leave(monkeypatch, "--only", "latency,speed", "--output", str(tmp_path / "load")) == 2
+    assert "no part is called 'speed'; there are latency, " in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,142 @@
+"""The options of `skipnet train`, and that the lines on a model card ask for what its checkpoint was trained with."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import SHIPPED
+from models.analysis.commands import draw_commands, shared
+from models.checkpoint import read_config
+from models.training.job import JobOptions, override
+from models.training.loop import stage_summary
+from models.training.recipes import Recipe, Rung, find_changes, find_recipe, read_changes
+from models.training.soup import AVERAGE
+from service.cli.main import main
+from service.cli.training.train import STAGES, Train
+from tests.service.parts import picture
+
+FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
+
+
+def as_json(recipe: Recipe) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(json.dumps(stage_summary(recipe)))
+    return summary
+
+
+def trained(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the stages that are trained; of networks that went into a mean, those that they don't share."""
+    found = [stage for stage in stages if stage["stage"] != AVERAGE]
+    for stage in stages:
+        found += [each for other in stage.get("of", []) for each in other[shared(stages, other) :]]
+    return found
+
+
+@pytest.mark.parametrize("shipped", FOLDERS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Path) -> None:
+    config = read_config(shipped)
+    stages = trained(config.training["stages"])
+    lines = [shlex.split(line) for line in draw_commands(config) if line.startswith("skipnet train ")]
+    assert len(lines) == len(stages) > 0
+    for line, stage in zip(lines, stages, strict=True):
+        said = Train(_cli_parse_args=line[2:])
+        [asked] = STAGES[said.stages or ""]
+        changes = read_changes(said.changes)
+        options = JobOptions(said.arch, said.dataset, shipped, epochs=said.epochs, batch=said.batch, changes=changes)
+        recipe = as_json(override(find_recipe(said.recipe, asked), options))
+        # Early checkpoints name their target in a way of their own. The teacher is told beside the recipe.
+        beside = ("architecture", "seed", "target", "teacher")
+        assert recipe | {key: value for key, value in stage.items() if key not in beside} == recipe
+        assert said.seed == stage.get("seed", config.training["seed"])
+        assert said.arch == stage.get("architecture", said.arch)
+
+
+def test_what_a_stage_changed_of_its_recipe_makes_it_again() -> None:
+    changes = {"open_bias": 0.0, "targets_fall": (0.0, 0.05), "rungs": (Rung(1, 0.5, 0.6),), "spread": None}
+    changed = override(find_recipe("taught", "sp"), JobOptions("", "", Path(), changes=changes))
+    found = find_changes(as_json(changed) | {"seed": 1})
+    assert found.keys() == changes.keys()
+    assert read_changes(json.dumps(found)) == changes
+
+
+def test_what_is_not_changed_or_not_known_is_no_change() -> None:
+    summary = as_json(find_recipe("dial", "sp"))
+    assert find_changes(summary) == find_changes(summary | {"epochs": 3, "batch": 64, "target": 0.6}) == {}
+    del summary["statistics"], summary["rungs"]
+    assert find_changes(summary) == {}
+    assert find_changes({"name": "mine", "stage": "sp", "rate": 3.0}) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("open_bias=0", "a recipe's changes are a JSON object such as"),
+        ("[1]", "a recipe's changes are a JSON object such as"),
+        ('{"bias": 0}', "no value 'bias' of a recipe can be changed; there are rate, "),
+        ('{"epochs": 3}', "no value 'epochs' of a recipe can be changed"),
+        ('{"open_bias": "wide"}', "open_bias of a recipe: Input should be a valid number"),
+        ('{"rungs": [{"share": 1}]}', "rungs of a recipe: "),
+        ('{"rungs": [{"share": 2, "threshold": 0.5, "target": 0.5}]}', "should be less than or equal to 1"),
+        ('{"samples": 0}', "samples of a recipe: Input should be greater than or equal to 1"),
+        ('{"temperature": 0}', "temperature of a recipe: Input should be greater than 0"),
+    ],
+)
+def test_a_wrong_change_is_told_before_anything_is_read(
+    capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--data", "nowhere", "--changes", text])
+    assert left.value.code == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_labels_that_clients_do_not_expect_are_told_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for number, kind in enumerate(2 * ("train", "val")):
+        (tmp_path / kind / f"pet{number // 2}").mkdir(parents=True)
+        for image in range(8):
+            picture(image).save(tmp_path / kind / f"pet{number // 2}" / f"{image}.png")
+    options = ["--arch", "cifar10_rnn_gate_38", "--dataset", "imagefolder", "--data", str(tmp_path), "--held-out", "2"]
+    options += [
+        "--recipe",
+        "short",
+        "--batch",
+        "2",
+        "--output",
+        str(tmp_path / "run"),
+        "--model-repository",
+        str(SHIPPED),
+    ]
+    with pytest.raises(SystemExit) as left:
+        main(["train", *options])
+    assert left.value.code == 1
+    assert re.search(r"cifar10_rnn_gate_38/\d+ has other labels", capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_hrl_alone_is_not_begun_from_random_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--data", "nowhere", "--stages", "hrl"])
+    assert left.value.code == 1
+    assert "hrl alone starts from a trained network: name its checkpoint with --init, or" in capsys.readouterr().err
+
+
+def test_a_run_and_a_job_hold_out_as_many_images_by_default() -> None:
+    said = Train(_cli_parse_args=["--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10"])
+    assert said.held_out == JobOptions(said.arch, said.dataset, Path()).held_out
+
+
+def test_stages_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl where --init has gates already" in said
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--stages", "hrl,sp"])
+    assert left.value.code == 2
+    assert "--stages (SKIPNET_STAGES): 'hrl,sp' does not fit: plain, sp, hrl or sp,hrl" in capsys.readouterr().err

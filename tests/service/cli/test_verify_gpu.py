@@ -1,0 +1,152 @@
+"""`skipnet verify-gpu`, as far as it goes without a GPU."""
+
+import itertools
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models import machine
+from models.benchmark import dense, suite
+from models.benchmark import gpu_checks as acceptance
+from models.checkpoint import Checkpoint
+from models.engines import selection
+from models.engines.cuda_graph.engine import CudaGraphEngine
+from models.engines.folding import fold
+from models.engines.protocol import Engine, EngineError
+from models.engines.torch.engine import TorchEngine
+from models.engines.torch.reference import ReferenceEngine
+from models.macs import Mode
+from service.cli.main import main
+from tests.service.parts import NAME
+
+PARTS = ["--model", NAME, "--batches", "2", "--shares", "0,1", "--seconds", "0.01"]
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def verify(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """A function that runs the verb and returns what it left with, said, complained of, and kept."""
+
+    def run(*arguments: str) -> tuple[object, str, str, dict[str, Any], str]:
+        code: object = 0
+        try:
+            main(["verify-gpu", "--model-repository", str(repository), "--output", str(tmp_path), *arguments])
+        except SystemExit as leave:
+            code = leave.code
+        said = capsys.readouterr()
+        kept = [tmp_path / "report.json", tmp_path / "report.md"]
+        document = json.loads(kept[0].read_text()) if kept[0].exists() else {}
+        return code, said.out, said.err, document, kept[1].read_text() if kept[1].exists() else ""
+
+    return run
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_so_in_one_line(verify: Any) -> None:
+    code, said, complaint, document, _ = verify()
+    assert (code, said, document) == (1, "", {})
+    assert complaint.startswith("skipnet: there is no cuda here")
+    assert complaint.count("\n") == 1
+
+
+def test_on_the_cpu_answers_are_checked_and_kept(verify: Any) -> None:
+    code, said, _, document, page = verify("--device", "cpu")
+    assert code == 0
+    assert [check["engine"] for check in document["checks"]] == ["cuda_graph:branch", "cuda_graph:mask"]
+    assert all(check["passed"] for check in document["checks"])
+    assert said.count("\nok  ") == 2
+    assert document["rows"] == []
+    assert document["machine"]["torch"] == torch.__version__
+    assert page.count(f"| {NAME}/1 | cuda_graph:") == 2
+
+
+@pytest.mark.parametrize("option", ["--parity", "--model-repository"])
+def test_a_folder_without_what_is_to_be_checked_is_no_success(verify: Any, tmp_path: Path, option: str) -> None:
+    code, said, complaint, _, _ = verify("--device", "cpu", option, str(tmp_path / "nowhere"))
+    assert code == 1 and "kept in" not in said
+    assert complaint.endswith(f": see {option}\n")
+
+
+def test_a_failed_check_fails_the_command_and_is_kept(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(checkpoint: Checkpoint, mode: Mode) -> Engine:
+        if mode == "branch":
+            raise EngineError("image 0 of 5, gate 3: executes")
+        return TorchEngine(fold(checkpoint.network))
+
+    monkeypatch.setattr(acceptance, "called", wrong)
+    code, said, _, document, page = verify("--device", "cpu")
+    assert code == "skipnet: 1 of 2 checks failed"
+    assert f"FAIL {NAME}/1, cuda_graph:branch: image 0 of 5, gate 3: executes" in said
+    assert [check["passed"] for check in document["checks"]] == [False, True]
+    assert "| **no** | image 0 of 5, gate 3: executes |" in page
+
+
+@pytest.fixture
+def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built for cuda:0 runs on the CPU; the meter counts a joule each time it is read."""
+
+    def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mode) -> Engine:
+        assert (device, threads) == ("cuda:0", 1)
+        if name == "persistent":
+            raise EngineError("cuda-core is not installed")
+        if name == "cuda_graph":
+            return CudaGraphEngine(fold(checkpoint.network), "cpu", mode, torch.float32)
+        return ReferenceEngine(checkpoint.network)
+
+    real = dense.DenseTorch
+
+    def eager(network: Any, device: str, compiled: Any = None) -> Engine:
+        assert device == "cuda:0"
+        if compiled is not None:
+            raise RuntimeError("no working C++ compiler\nwith details")
+        return real(network, "cpu", dtype=torch.float32)
+
+    monkeypatch.setattr(selection, "find_device", lambda *_: "cuda:0")
+    monkeypatch.setattr(machine, "describe_gpu", lambda _: {"gpu": "a graphics card"})
+    monkeypatch.setattr(
+        acceptance,
+        "gpu_engines",
+        lambda checkpoint, _: {
+            "cuda_graph:mask": partial(acceptance.called, checkpoint, "mask"),
+            "torch:branch": lambda: TorchEngine(fold(checkpoint.network)),
+        },
+    )
+    monkeypatch.setattr(acceptance, "compare_recorded", lambda *_: (0.0, 0.2))
+    monkeypatch.setattr(suite, "build", build)
+    monkeypatch.setattr(dense, "build", build)
+    monkeypatch.setattr(dense, "DenseTorch", eager)
+    counter = itertools.count()
+    monkeypatch.setattr(suite, "open_meter", lambda _: lambda: float(next(counter)))
+    monkeypatch.setattr(suite, "joules_a_run", lambda run, read: -(read() - read()) + 0 * bool(run()))
+
+
+@pytest.mark.usefixtures("cuda_here")
+def test_speed_and_energy_stand_beside_the_best_dense_engine(verify: Any, caplog: pytest.LogCaptureFixture) -> None:
+    code, _, _, document, page = verify(*PARTS)
+    assert code == 0
+    assert document["machine"]["gpu"] == "a graphics card"
+    recorded = [check for check in document["checks"] if check["engine"].endswith(", recorded")]
+    assert [check["found"] for check in recorded] == ["gradients within 0.0e+00, in 0.20 of the time"] * 3
+    rows = document["rows"]
+    dense_names = {"cuda_graph", "torch, operator by operator"}
+    expected = {("dense", name) for name in dense_names}
+    for share in ("0%", "100%"):
+        expected |= {(f"{share} of the blocks", engine) for engine in ("cuda_graph", "cuda_graph:mask")}
+    assert {(row["routing"], row["engine"]) for row in rows} == expected | {("its own", suite.PUBLIC_CODE)}
+    assert {row["dense_engine"] for row in rows} <= dense_names
+    shares = {(row["routing"], row["engine"]): row["mac_share"] for row in rows}
+    assert shares["0% of the blocks", "cuda_graph"] == pytest.approx(0.065, abs=1e-3)
+    assert shares["0% of the blocks", "cuda_graph:mask"] == pytest.approx(1.0002, abs=1e-3)
+    assert {row["joules_per_image"] * row["batch"] for row in rows} == {1.0}
+    lines = page.splitlines()
+    [heading] = [line for line in lines if "share of dense MACs" in line]
+    assert heading.endswith("| J an image |")
+    assert {line.count("|") for line in lines[lines.index(heading) :] if line} == {10}
+    assert "persistent at batch 2 is left out: cuda-core is not installed" in caplog.text
+    assert "torch.compile max-autotune at batch 2 is left out: RuntimeError: no working C++ compiler" in caplog.text

@@ -1,0 +1,314 @@
+"""POST /classify over a real socket."""
+
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.preprocessing import prepare
+from service.repository.loading import Served
+from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, error_of, picture, post, until, watched
+
+JPEG = {"content-type": "image/jpeg"}
+
+
+def test_answer_is_what_the_engine_says(running: Running, loaded: Served) -> None:
+    image = picture(0)
+    answer = post(running, encoded(image), "?explain=true&top_k=10").json()
+    threshold = loaded.checkpoint.config.execute_threshold
+    routed = loaded.engine.run(prepare(image, SPEC)[None], np.asarray([threshold], np.float32))
+    powers = np.exp(routed.logits[0] - routed.logits[0].max())
+    probabilities = powers / powers.sum()
+
+    assert answer["model"] == {"name": NAME, "version": 1, "engine": "torch", "device": "cpu"}
+    indices = [each["index"] for each in answer["predictions"]]
+    assert indices == np.argsort(-probabilities).tolist()
+    for each in answer["predictions"]:
+        assert each["label"] == LABELS[each["index"]]
+        assert each["probability"] == pytest.approx(probabilities[each["index"]], abs=1e-5)
+
+    routing, executed = answer["routing"], routed.executed[0]
+    assert [each["block"] for each in routing["decisions"]] == list(range(1, 18))
+    assert [each["executed"] for each in routing["decisions"]] == executed.tolist()
+    np.testing.assert_allclose([each["probability"] for each in routing["decisions"]], routed.probability[0], atol=1e-5)
+    skipped = int((~executed).sum())
+    assert 0 < skipped < 17
+    assert routing["blocks"] == 18
+    assert routing["skipped"] == skipped
+    assert routing["executed"] == 18 - skipped
+    assert routing["layers_skipped"] == 2 * skipped
+    assert routing["macs"] == loaded.checkpoint.macs.executed(routed.executed)[0]
+    assert routing["dense_macs"] == loaded.checkpoint.macs.dense
+    assert routing["saved"] == pytest.approx(1 - routing["macs"] / routing["dense_macs"], abs=1e-6)
+    assert routing["mode"] == "branch"
+
+
+def test_shape_of_the_answer(running: Running) -> None:
+    answer = post(running, encoded(picture(0))).json()
+    assert answer.keys() == {"request_id", "model", "predictions", "routing", "timing_ms"}
+    assert len(answer["predictions"]) == 5
+    assert answer["predictions"][0].keys() == {"label", "index", "probability"}
+    assert answer["routing"].keys() == {
+        *("blocks", "executed", "skipped", "layers_skipped", "macs", "dense_macs", "saved", "mode")
+    }
+    assert answer["timing_ms"].keys() == {"decode", "queue", "inference", "total"}
+
+
+def test_skipped_blocks_vary_from_image_to_image(running: Running) -> None:
+    assert len({post(running, encoded(picture(i))).json()["routing"]["skipped"] for i in range(12)}) > 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_every_format_as_body_and_as_form(running: Running, kind: str) -> None:
+    data = encoded(picture(2), kind)
+    raw = post(running, data, headers={"content-type": f"image/{kind.lower()}"})
+    form = running.client.post("/classify", files={"image": (f"a.{kind.lower()}", data)})
+    assert raw.status_code == form.status_code == 200
+    assert raw.json()["predictions"] == form.json()["predictions"]
+
+
+@pytest.mark.parametrize("kind", ["application/octet-stream", "image/x-unheard-of", "IMAGE/JPEG; q=1"])
+def test_what_counts_is_the_content(running: Running, kind: str) -> None:
+    assert post(running, encoded(picture(2), "JPEG"), headers={"content-type": kind}).status_code == 200
+
+
+def test_large_form_stays_in_memory(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/a/folder/that/can/not/be/written")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), np.uint8))
+    data = encoded(noise, "BMP")
+    assert len(data) > 2 << 20
+    assert running.client.post("/classify", files={"image": data}).status_code == 200
+
+
+def test_thresholds_at_the_ends(running: Running) -> None:
+    data = encoded(picture(0))
+    every, none = (post(running, data, f"?execute_threshold={t}").json()["routing"] for t in (0, 1))
+    assert (every["executed"], every["skipped"]) == (18, 0)
+    assert (none["executed"], none["skipped"]) == (1, 17)
+    assert every["saved"] < 0.001
+    assert none["saved"] > 0.9
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 10, 1000])
+def test_top_k(running: Running, top_k: int) -> None:
+    found = post(running, encoded(picture(0)), f"?top_k={top_k}").json()["predictions"]
+    assert len(found) == min(top_k, 10)
+    assert [each["probability"] for each in found] == sorted((p["probability"] for p in found), reverse=True)
+
+
+def test_model_and_version_by_name(running: Running) -> None:
+    assert post(running, encoded(picture(0)), f"?model={NAME}&version=1").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "code"),
+    [
+        ("?model=nobody", 404, "model_not_found"),
+        ("?model=../../etc", 404, "model_not_found"),
+        (f"?model={NAME}&version=9", 404, "model_not_found"),
+        ("?version=-1", 422, "invalid_parameter"),
+        ("?version=one", 422, "invalid_parameter"),
+        ("?top_k=0", 422, "invalid_parameter"),
+        ("?top_k=1001", 422, "invalid_parameter"),
+        ("?top_k=many", 422, "invalid_parameter"),
+        ("?execute_threshold=1.1", 422, "invalid_parameter"),
+        ("?execute_threshold=-0.1", 422, "invalid_parameter"),
+        ("?execute_threshold=nan", 422, "invalid_parameter"),
+        ("?explain=perhaps", 422, "invalid_parameter"),
+        ("?execute_treshold=0.5", 422, "invalid_parameter"),
+    ],
+)
+def test_bad_parameters(running: Running, query: str, status: int, code: str) -> None:
+    response = post(running, encoded(picture(0)), query)
+    assert (response.status_code, error_of(response)) == (status, code)
+
+
+def test_message_of_a_bad_parameter_names_it(running: Running) -> None:
+    response = post(running, encoded(picture(0)), "?execute_threshold=7")
+    assert response.json()["error"]["message"].startswith("execute_threshold: ")
+
+
+def test_message_of_an_unknown_parameter_names_those_that_there_are(running: Running) -> None:
+    response = post(running, encoded(picture(0)), "?topk=1")
+    message = "topk: nothing is called so; there are model, version, top_k, execute_threshold, compute_budget, explain"
+    assert response.json()["error"]["message"] == message
+
+
+def test_parameters_in_the_form_are_refused_rather_than_ignored(running: Running) -> None:
+    response = running.client.post("/classify", files={"image": encoded(picture(0))}, data={"model": "another"})
+    assert (response.status_code, error_of(response)) == (422, "invalid_parameter")
+    assert "the form's field 'model' would not be read" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
+def test_bad_deadline(running: Running, value: str) -> None:
+    response = post(running, encoded(picture(0)), headers=PNG | {"x-request-timeout": value})
+    assert (response.status_code, error_of(response)) == (422, "invalid_parameter")
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "status", "code"),
+    [
+        (b"I am no image", PNG, 415, "unsupported_media_type"),
+        (b"I am no image", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        (b"I am no image", {}, 415, "unsupported_media_type"),
+        (b'{"image": 1}', {"content-type": "application/json"}, 415, "unsupported_media_type"),
+        (b"", PNG, 400, "bad_request"),
+        (encoded(picture(0))[:-40], PNG, 400, "damaged_image"),
+        (b"x", {"content-type": "multipart/form-data"}, 400, "bad_request"),
+        (b"x", {"content-type": "multipart/form-data; boundary=b"}, 400, "bad_request"),
+        (b"--b\r\nno headers", {"content-type": "multipart/form-data; boundary=b"}, 400, "bad_request"),
+    ],
+)
+def test_bad_bodies(running: Running, data: bytes, headers: dict[str, str], status: int, code: str) -> None:
+    response = post(running, data, headers=headers)
+    assert (response.status_code, error_of(response)) == (status, code)
+
+
+@pytest.mark.parametrize("charset", ["punycode", "undefined", "idna", "utf-7", "no such"])
+def test_a_form_says_in_no_charset_of_its_own_what_its_fields_are_called(running: Running, charset: str) -> None:
+    form = running.client.build_request("POST", "/classify", files={"image": encoded(picture(0))})
+    kind = f'{form.headers["content-type"]}; charset="{charset}"'
+    response = post(running, form.read(), headers={"content-type": kind})
+    assert (response.status_code, error_of(response)) == (400, "bad_request")
+    assert f"charset '{charset}' is not read" in response.json()["error"]["message"]
+    kind = f"{form.headers['content-type']}; charset=UTF-8"
+    assert post(running, form.read(), headers={"content-type": kind}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"files": {"picture": encoded(picture(0))}},
+        {"files": [("image", encoded(picture(0))), ("image", encoded(picture(1)))]},
+        {"data": {"image": "text"}, "files": {"other": b""}},
+        {"data": {f"field{i}": "x" for i in range(20)}, "files": {"image": encoded(picture(0))}},
+    ],
+)
+def test_forms_without_one_image(running: Running, parts: dict[str, Any]) -> None:
+    response = running.client.post("/classify", **parts)
+    assert (response.status_code, error_of(response)) == (400, "bad_request")
+
+
+def test_request_id_is_kept_or_made(running: Running) -> None:
+    mine = post(running, encoded(picture(0)), headers=PNG | {"x-request-id": "trace-7.1"})
+    assert mine.headers["x-request-id"] == mine.json()["request_id"] == "trace-7.1"
+    made = {post(running, encoded(picture(0))).headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("given", ["a b", "x" * 65, 'quo"te', "né", "-dash", "{}"])
+def test_odd_request_id_is_replaced(running: Running, given: str) -> None:
+    headers = httpx.Headers(PNG | {"x-request-id": given}, encoding="utf-8")
+    response = running.client.post("/classify", content=encoded(picture(0)), headers=headers)
+    assert re.fullmatch("[0-9a-f]{16}", response.headers["x-request-id"])
+
+
+def test_errors_have_a_request_id_too(running: Running) -> None:
+    for response in (post(running, b""), running.client.get("/nowhere")):
+        assert response.headers["x-request-id"]
+
+
+def test_one_timing_record_feeds_answer_and_headers(running: Running) -> None:
+    response = post(running, encoded(picture(0)))
+    timing = response.json()["timing_ms"]
+    entries = dict(re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"]))
+    assert entries.keys() == {"receive", "decode", "queue", "inference", "total"}
+    for stage, value in timing.items():
+        assert float(entries[stage]) == float(response.headers[f"x-{stage}-time"]) == pytest.approx(value, abs=1e-3)
+    assert response.headers["x-batch-size"] == "1"
+    parts = sum(float(value) for stage, value in entries.items() if stage != "total")
+    assert 0 < parts <= timing["total"] + 0.01
+
+
+def test_concurrent_requests_share_batches_and_keep_their_own_answers(
+    start: Callable[..., Running], served: Served
+) -> None:
+    server = start()
+    alone = [post(server, encoded(picture(i))).json() for i in range(8)]
+    watched(served).open.clear()
+    thresholds = ["", "&execute_threshold=0", "&execute_threshold=1"]
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(post, server, encoded(picture(9)))
+        until(lambda: server.core.batcher.busy_for > 0)
+        answers = [pool.submit(post, server, encoded(picture(i)), "?top_k=5" + thresholds[i % 3]) for i in range(8)]
+        until(lambda: server.core.batcher.depth(served) == 8)
+        watched(served).open.set()
+        assert first.result().status_code == 200
+        for i, answer in enumerate(each.result().json() for each in answers):
+            if i % 3 == 0:
+                assert [p["index"] for p in answer["predictions"]] == [p["index"] for p in alone[i]["predictions"]]
+                assert answer["routing"]["skipped"] == alone[i]["routing"]["skipped"]
+            else:
+                assert answer["routing"]["skipped"] == (0 if i % 3 == 1 else 17)
+    assert answers[0].result().headers["x-batch-size"] == "8"
+
+
+def test_bad_images_do_not_touch_their_neighbours(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    watched(served).open.clear()
+    with ThreadPoolExecutor(7) as pool:
+        first = pool.submit(post, server, encoded(picture(9)))
+        until(lambda: server.core.batcher.busy_for > 0)
+        good = [pool.submit(post, server, encoded(picture(i))) for i in range(3)]
+        bad = [pool.submit(post, server, encoded(picture(i))[:-30]) for i in range(3)]
+        assert [each.result().status_code for each in bad] == [400] * 3
+        watched(served).open.set()
+        assert [each.result().status_code for each in [first, *good]] == [200] * 4
+
+
+def test_engine_error_is_a_500_for_the_one_image(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    poison = prepare(picture(1), SPEC)
+    watched(served).fails = lambda images: bool((images == poison).all((1, 2, 3)).any())
+    response = post(server, encoded(picture(1)))
+    assert (response.status_code, error_of(response)) == (500, "engine_failed")
+    assert post(server, encoded(picture(0))).status_code == 200
+    assert server.client.get("/health/ready").status_code == 200
+
+
+def test_bug_in_the_service_is_a_500_with_the_request_id(
+    start: Callable[..., Running], served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    monkeypatch.setattr(server.core.metrics, "answered", lambda *_: 1 / 0)
+    response = post(server, encoded(picture(0)), headers=PNG | {"x-request-id": "find-me"})
+    assert (response.status_code, error_of(response)) == (500, "internal")
+    assert "find-me" in response.text
+    assert server.core.admission.images == 0
+    assert served.leases == 0
+
+
+def test_mode_mask_counts_every_block(start: Callable[..., Running], served: Served) -> None:
+    engine = watched(served)
+    run = engine.run
+    engine.run = lambda *batch: replace(run(*batch), mode="mask")  # type: ignore[method-assign]
+    server = start()
+    routing = post(server, encoded(picture(0))).json()["routing"]
+    assert routing["mode"] == "mask"
+    assert routing["skipped"] > 0
+    assert routing["macs"] >= routing["dense_macs"]
+    assert server.metric("engine_mode", mode="mask") == 1
+    assert server.metric("engine_mode", mode="branch") == 0
+
+
+def test_many_requests_at_once_are_all_accounted_for(running: Running) -> None:
+    before = running.metric("requests_total")
+    images = [encoded(picture(i)) for i in range(10)]
+    gate = threading.Barrier(10)
+
+    def send(i: int) -> list[int]:
+        with httpx.Client(base_url=running.url, timeout=20) as client:
+            gate.wait(20)
+            return [client.post("/classify", content=images[i], headers=PNG).status_code for _ in range(10)]
+
+    with ThreadPoolExecutor(10) as pool:
+        assert [status for each in pool.map(send, range(10)) for status in each] == [200] * 100
+    until(lambda: running.metric("requests_total") == before + 100)

@@ -1,0 +1,111 @@
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from service.repository.loading import LoadError, Served
+from service.settings import Settings
+from tests.service.parts import NAME, PNG, Running, encoded, picture, until, watched
+
+
+async def never(_: object, __: int) -> bool:
+    return False
+
+
+def reasons(server: Running, probe: str = "ready") -> list[str]:
+    response = server.client.get(f"/health/{probe}")
+    answer = response.json()
+    assert (response.status_code == 200) == answer[probe] == (not answer["reasons"])
+    return list(answer["reasons"])
+
+
+def test_ready_and_live(running: Running) -> None:
+    assert reasons(running, "ready") == reasons(running, "live") == []
+    assert running.metric("ready") == 1
+
+
+def test_socket_answers_while_the_model_loads_and_is_not_ready(repository: Path, loaded: Served) -> None:
+    go = threading.Event()
+
+    def load(_: Path) -> Served:
+        assert go.wait(20)
+        return replace(loaded)
+
+    server = Running(Settings(model_repository=repository), load)
+    try:
+        assert reasons(server, "live") == []
+        assert reasons(server) == ["models are being loaded"]
+        assert server.metric("ready") == 0
+        refused = server.client.post("/classify", content=b"x", headers=PNG)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        until(lambda: server.client.get("/models").json()["models"][0]["state"] == "LOADING")
+        go.set()
+        server.wait_ready()
+        assert server.client.get("/models").json()["models"][0]["state"] == "READY"
+    finally:
+        go.set()
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    ("default", "reason"), [("cifar10_rnn_gate_74", "model cifar10_rnn_gate_74 is not loaded"), (NAME, None)]
+)
+def test_not_ready_without_the_default_model(
+    repository: Path, loaded: Served, default: str, reason: str | None
+) -> None:
+    server = Running(Settings(model_repository=repository, default_model=default), lambda _: replace(loaded))
+    try:
+        until(lambda: server.core.loaded)
+        assert reasons(server) == ([reason] if reason else [])
+    finally:
+        server.stop()
+
+
+def test_not_ready_where_no_model_could_be_loaded_and_the_process_ends(repository: Path) -> None:
+    def load(_: Path) -> Served:
+        raise LoadError("worn out")
+
+    server = Running(Settings(model_repository=repository), load)
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+    assert server.server.exit_code == 1
+    assert f"model {NAME} is not loaded" in server.core.not_ready()
+    server.client.close()
+
+
+def test_dead_engine_ends_readiness_liveness_and_the_process(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    watched(served).fails = lambda _: True
+    with pytest.MonkeyPatch.context() as patch:
+        # Keeps the process up for as long as the probes are asked.
+        patch.setattr(type(server.server), "on_tick", never)
+        failed = server.client.post("/classify?execute_threshold=1", content=encoded(picture(0)), headers=PNG)
+        assert (failed.status_code, failed.json()["error"]["code"]) == (500, "engine_failed")
+        until(lambda: not server.core.batcher.alive)
+        assert reasons(server, "live") == reasons(server, "ready") == ["the engine thread is dead"]
+        refused = server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+    assert server.server.exit_code == 1
+
+
+def test_stuck_engine_is_not_ready_and_in_the_end_not_live(start: Callable[..., Running], served: Served) -> None:
+    server = start(request_timeout=0.05, drain_timeout=0.1)
+    watched(served).open.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        # Keeps the process up for as long as the probes are asked.
+        patch.setattr(type(server.server), "on_tick", never)
+        assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 504
+        until(lambda: server.core.batcher.busy_for > 0.1)
+        assert reasons(server, "ready") == reasons(server, "live") == ["the engine is stuck"]
+        watched(served).open.set()
+        until(lambda: reasons(server) == [])
+        watched(served).open.clear()
+        assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 504
+    # A container that is only called unhealthy is not restarted by every engine that runs containers.
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+    assert server.server.exit_code == 1

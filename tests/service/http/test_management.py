@@ -1,0 +1,225 @@
+"""Loading and unloading over a real socket, asked by Triton's own client, and versions that appear by themselves."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from shutil import copytree
+
+import httpx
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+from models.checkpoint import read_checkpoint
+from service.repository.folder import Files, newest_files
+from service.repository.loading import LoadError, Served
+from service.settings import Settings
+from tests.service.parts import NAME, PNG, Running, encoded, picture, until
+
+
+@pytest.fixture
+def shelf(repository: Path, tmp_path: Path, loaded: Served) -> Iterator[Callable[..., Running]]:
+    """Start servers on a copy of the repository that reads versions for real and shares one engine."""
+    folder = Path(copytree(repository, tmp_path / "repository"))
+    started: list[Running] = []
+
+    def load(version: Path) -> Served:
+        try:
+            return replace(loaded, checkpoint=read_checkpoint(version), engine=Shared(loaded))
+        except ValueError as error:
+            raise LoadError(str(error)) from error
+
+    def begin(**settings: object) -> Running:
+        started.append(Running(Settings(model_repository=folder, **settings), load))  # type: ignore[arg-type]
+        return started[-1].wait_ready()
+
+    yield begin
+    for server in started:
+        server.stop()
+
+
+class Shared:
+    """An engine that outlives the versions that run in it."""
+
+    def __init__(self, loaded: Served) -> None:
+        self.name, self.device, self.run = loaded.engine.name, loaded.engine.device, loaded.engine.run
+
+    def close(self) -> None:
+        pass
+
+
+def answering(server: Running) -> int:
+    answer = server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
+    return int(answer.json()["model"]["version"])
+
+
+def test_load_and_unload(shelf: Callable[..., Running]) -> None:
+    server = shelf()
+    folder = server.core.settings.model_repository
+    copytree(folder / NAME / "1", folder / NAME / "2")
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        states = {each["version"]: each["state"] for each in client.get_model_repository_index()}
+        assert states == {"1": "READY", "2": "UNAVAILABLE"}
+        client.load_model(NAME)
+        assert client.is_model_ready(NAME, "2")
+        assert not client.is_model_ready(NAME, "1")
+        assert answering(server) == 2
+        client.unload_model(NAME)
+        assert not client.is_model_ready(NAME)
+        assert not client.is_server_ready()
+        assert client.is_server_live()
+        response = server.client.post(f"/v2/repository/models/{NAME}/load", json={"parameters": {"version": 1}})
+        assert response.status_code == 200
+        assert client.is_model_ready(NAME, "1")
+        assert client.is_server_ready()
+        assert [
+            each["version"] for each in server.client.post("/v2/repository/index", json={"ready": True}).json()
+        ] == ["1"]
+        for model in ("nobody", "..", ".hidden"):
+            with pytest.raises(InferenceServerException):
+                client.load_model(model)
+            with pytest.raises(InferenceServerException):
+                client.unload_model(model)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"version": 1}, "version: nothing is called so; there are parameters"),
+        ({"parameters": {"vershun": 1}}, "vershun: nothing is called so; there are version, unload_dependents"),
+        ({"parameters": {"version": -1}}, "version: Input should be greater than or equal to 0"),
+    ],
+)
+def test_an_unload_that_is_not_understood_takes_nothing_away(
+    shelf: Callable[..., Running], body: dict[str, object], message: str
+) -> None:
+    server = shelf()
+    for verb in ("unload", "load"):
+        response = server.client.post(f"/v2/repository/models/{NAME}/{verb}", json=body)
+        assert (response.status_code, response.json()["error"]) == (400, f"the body can't be read: {message}")
+    assert answering(server) == 1
+
+
+def test_damaged_version_is_refused_with_the_reason_and_the_old_one_stays(shelf: Callable[..., Running]) -> None:
+    server = shelf()
+    folder = server.core.settings.model_repository
+    copytree(folder / NAME / "1", folder / NAME / "2")
+    (folder / NAME / "2" / "model.safetensors").write_bytes(b"junk")
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
+        with pytest.raises(InferenceServerException, match="safetensors"):
+            client.load_model(NAME)
+        assert answering(server) == 1
+        [entry] = [each for each in client.get_model_repository_index() if each["version"] == "2"]
+        assert "safetensors" in entry["reason"]
+
+
+def test_swaps_under_load_lose_no_request(shelf: Callable[..., Running]) -> None:
+    server = shelf()
+    folder = server.core.settings.model_repository
+    statuses: list[int] = []
+    versions: list[int] = []
+    done = False
+
+    def ask() -> None:
+        with httpx.Client(base_url=server.url, timeout=20) as client:
+            while not done:
+                response = client.post("/classify", content=encoded(picture(0)), headers=PNG)
+                statuses.append(response.status_code)
+                versions.append(response.json()["model"]["version"])
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask) for _ in range(3)]
+        for version in range(2, 8):
+            copytree(folder / NAME / "1", folder / NAME / str(version))
+            assert server.client.post(f"/v2/repository/models/{NAME}/load").status_code == 200
+            until(lambda version=version: version in versions)  # type: ignore[misc]
+        done = True
+        for each in asking:
+            each.result()
+    assert set(statuses) == {200}
+    assert set(versions) == set(range(1, 8))
+    assert list(server.core.repository.served[NAME]) == [7]
+
+
+def test_watching_serves_what_appears_and_survives_what_is_damaged(shelf: Callable[..., Running]) -> None:
+    server = shelf(watch_interval=0.02)
+    folder = server.core.settings.model_repository
+    (folder / NAME / "2").mkdir()
+    (folder / NAME / "2" / "model.safetensors").write_bytes(b"half written")
+
+    def reason(version: int) -> str:
+        entries = server.client.get("/models").json()["models"]
+        return str(next(each["reason"] for each in entries if each["version"] == version))
+
+    until(lambda: "should hold" in reason(2))
+    for name in ("model.safetensors", "config.json"):
+        (folder / NAME / "2" / name).write_bytes((folder / NAME / "1" / name).read_bytes())
+    until(lambda: 2 in server.core.repository.served[NAME])
+    assert server.client.post(f"/v2/repository/models/{NAME}/unload").status_code == 200
+    copytree(folder / NAME / "1", folder / "another" / "1")
+    until(lambda: "another" in server.core.repository.served)
+    assert server.core.repository.default == NAME
+    assert NAME not in server.core.repository.served
+
+
+def test_watching_begins_when_the_start_is_over(
+    repository: Path, loaded: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over, looks = threading.Event(), []
+
+    def look(folder: Path) -> dict[tuple[str, int], Files]:
+        looks.append(over.is_set())
+        return newest_files(folder)
+
+    def load(_: Path) -> Served:
+        assert over.wait(20)
+        return replace(loaded)
+
+    monkeypatch.setattr("service.repository.repository.newest_files", look)
+    server = Running(Settings(model_repository=repository, watch_interval=0.001), load)
+    try:
+        for _ in range(20):
+            assert server.client.get("/health/live").status_code == 200
+        over.set()
+        server.wait_ready()
+        until(lambda: bool(looks))
+        assert all(looks)
+    finally:
+        over.set()
+        server.stop()
+
+
+def test_watching_waits_for_a_first_model(tmp_path: Path, repository: Path, loaded: Served) -> None:
+    server = Running(Settings(model_repository=tmp_path, watch_interval=0.02), lambda _: replace(loaded))
+    try:
+        until(lambda: server.core.loaded)
+        assert server.client.get("/health/ready").json()["reasons"] == ["no model is loaded"]
+        copytree(repository / NAME, tmp_path / NAME)
+        server.wait_ready()
+    finally:
+        server.stop()
+
+
+def unfinished(path: str) -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{{".encode()
+
+
+MANAGEMENT = ["/v2/repository/index", f"/v2/repository/models/{NAME}/load", f"/v2/repository/models/{NAME}/unload"]
+
+
+@pytest.mark.parametrize("path", MANAGEMENT)
+def test_unfinished_body_is_given_up(start: Callable[..., Running], path: str) -> None:
+    server = start(request_timeout=0.3)
+    with socket.create_connection(("127.0.0.1", server.port), 20) as client:
+        client.sendall(unfinished(path))
+        assert b"408 Request Timeout" in client.recv(1000)
+    until(lambda: server.core.admission.bytes == 0)
+
+
+@pytest.mark.parametrize("path", MANAGEMENT)
+def test_large_body_is_not_read(running: Running, path: str) -> None:
+    response = running.client.post(path, content=b" " * 5000)
+    assert (response.status_code, "error" in response.json()) == (413, True)

@@ -1,0 +1,291 @@
+import asyncio
+import re
+import socket
+import time
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+
+from service.http.protocol import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED, BoundedProtocol, OneWrite
+from service.repository.loading import Served
+from tests.service.parts import Running, encoded, picture, until, watched
+
+
+def connect(server: Running) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), 10)
+
+
+def everything(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+@pytest.mark.parametrize(
+    "endless", [b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: ", b"GET /", b"GET / HTTP/1.1\r\nHost: x\r\n"]
+)
+def test_head_that_never_ends_is_cut_off(running: Running, endless: bytes) -> None:
+    filler = b"a: b\r\n" * 200 if endless.endswith(b"\r\n") else b"y" * 1200
+    with connect(running) as client:
+        client.sendall(endless)
+        sent = 0
+        try:
+            while sent < 100 * MAX_HEAD:
+                sent += client.send(filler)
+        except ConnectionError:
+            pass
+        assert sent < 100 * MAX_HEAD
+
+
+def test_a_head_of_too_many_lines_is_refused(running: Running) -> None:
+    with connect(running) as client:
+        client.sendall(b"GET /health/live HTTP/1.1\r\n" + b"a: b\r\n" * (MAX_HEADERS + 1) + b"\r\n")
+        assert everything(client).startswith(b"HTTP/1.1 431 ")
+    with connect(running) as client:
+        client.sendall(b"GET /health/live HTTP/1.1\r\n" + b"a: b\r\n" * MAX_HEADERS + b"\r\n")
+        assert b" 200 " in answers(client, 1)
+
+
+def test_requests_that_come_faster_than_their_answers_are_not_kept(running: Running) -> None:
+    waiting: list[int] = []
+    begin = BoundedProtocol.on_message_begin
+
+    def note(self: BoundedProtocol) -> None:
+        waiting.append(len(self.pipeline))
+        begin(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundedProtocol, "on_message_begin", note)
+        with connect(running) as client:
+            assert is_cut_off(client, b"GET /nowhere HTTP/1.1\r\n\r\n" * 1000)
+    assert max(waiting) == MAX_PIPELINED
+
+
+def test_a_connection_with_answers_to_come_is_not_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    paused: list[bool] = []
+    complete = BoundedProtocol.on_response_complete
+
+    def note(self: BoundedProtocol) -> None:
+        complete(self)
+        paused.append(self.flow.read_paused)
+
+    monkeypatch.setattr(BoundedProtocol, "on_response_complete", note)
+    with connect(running) as client:
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 4)
+        assert answers(client, 4).count(b" 200 ") == 4
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in answers(client, 1)
+    # The last but one of the four has none behind it that waits for its turn.
+    assert paused[:4] == [True, True, False, False]
+
+
+def test_head_within_the_bound_is_answered(running: Running) -> None:
+    assert running.client.get("/health/live", headers={"x-long": "y" * 30_000}).status_code == 200
+
+
+def test_bound_is_for_each_request_of_a_connection(running: Running) -> None:
+    for _ in range(4):
+        assert running.client.get("/health/live", headers={"x-long": "y" * 30_000}).status_code == 200
+
+
+@pytest.mark.parametrize("started", [b"", b"GET / HTTP/1.1\r\nHost:"])
+def test_client_that_says_nothing_is_not_waited_for(
+    running: Running, monkeypatch: pytest.MonkeyPatch, started: bytes
+) -> None:
+    monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.05)
+    with connect(running) as client:
+        client.sendall(started)
+        assert everything(client) == b""
+
+
+def test_body_may_take_longer_than_the_head(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.05)
+    with connect(running) as client:
+        client.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nX-Request-Timeout: 0.3\r\n"
+            b"Connection: close\r\nContent-Length: 9\r\n\r\n"
+        )
+        assert everything(client).startswith(b"HTTP/1.1 408 ")
+
+
+def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
+    lines = (b"POST " + path + b" HTTP/1.1", b"Host: x", b"Content-Type: image/png", *headers)
+    return b"\r\n".join((*lines, b"Content-Length: %d" % len(body), b"", body))
+
+
+def answers(client: socket.socket, count: int) -> bytes:
+    """Return what comes until ``count`` answers have begun, which come whole."""
+    got = b""
+    while got.count(b"HTTP/1.1 ") < count:
+        some = client.recv(65536)
+        assert some, got
+        got += some
+    return got
+
+
+def is_cut_off(client: socket.socket, data: bytes) -> bool:
+    """Return whether the server ends a connection on which ``data`` comes again and again."""
+    end = time.monotonic() + 20
+    try:
+        while time.monotonic() < end:
+            client.sendall(data)
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        pass  # It is no longer read, but open.
+    return False
+
+
+def test_what_is_sent_after_the_answer_comes_to_an_end(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "leftover_seconds", 0.2)
+    with connect(running) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
+        assert is_cut_off(client, b"y")
+
+
+def test_a_body_that_ends_after_the_answer_leaves_the_connection_open(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedProtocol, "leftover_seconds", 0.05)
+    with connect(running) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+        assert b" 404 " in answers(client, 1)
+        client.sendall(b"cd")
+        with pytest.raises(TimeoutError):
+            client.settimeout(0.2)
+            client.recv(1)
+        client.settimeout(10)
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in answers(client, 1)
+
+
+def test_trailers_are_not_kept(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    complete = BoundedProtocol.on_message_complete
+
+    def note(self: BoundedProtocol) -> None:
+        kept.append(len(self.headers))
+        complete(self)
+
+    monkeypatch.setattr(BoundedProtocol, "on_message_complete", note)
+    with connect(running) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        client.sendall(b"a: b\r\n" * 1000 + b"\r\n")
+        assert b" 404 " in answers(client, 1)
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in answers(client, 1)
+    assert kept == [2, 1]
+
+
+@pytest.mark.parametrize("trailers", [b"a: b\r\n" * 4000, b"a" * 24_000], ids=["many", "one"])
+def test_trailers_that_never_end_are_cut_off(running: Running, trailers: bytes) -> None:
+    with connect(running) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        assert is_cut_off(client, trailers)
+
+
+def test_line_ends_do_not_keep_a_connection_open(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.2)
+    with connect(running) as client:
+        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in answers(client, 1)
+        client.sendall(b"\r\n")
+        assert everything(client) == b""
+
+
+def test_answers_that_nobody_reads_are_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedProtocol, "unread_seconds", 0.1)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # As little as there can be.
+        client.settimeout(20)
+        client.connect(("127.0.0.1", running.port))
+        state, me = running.server.server_state, client.getsockname()
+
+        def connected() -> bool:
+            return me in [getattr(connection, "client", None) for connection in state.connections]
+
+        until(connected)
+        large = b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+        client.sendall(large * MAX_PIPELINED)
+        until(lambda: not connected())
+
+
+def test_requests_of_a_client_that_hung_up_are_not_computed(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    watched(served).open.clear()
+    with connect(server) as client:
+        client.sendall(post(b"/classify", encoded(picture(0))) * 3)
+        until(lambda: server.core.admission.images == 1)
+        watched(served).entered.get(timeout=20)
+    until(lambda: server.core.admission.images == 0)
+    watched(served).open.set()
+    with connect(server) as client:
+        client.sendall(post(b"/classify", encoded(picture(1))))
+        assert b" 200 " in answers(client, 1)
+    assert server.metric("requests_total", outcome="cancelled") == 1
+    assert server.metric("requests_total", outcome="error") == 0
+    assert len(watched(served).batches) == 2
+
+
+@pytest.mark.parametrize("pieces", [1, 40])
+def test_a_request_to_upgrade_is_answered_as_if_it_had_not_asked(running: Running, pieces: int) -> None:
+    image = encoded(picture(0))
+    asking = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__")
+    sent = post(b"/classify", image, *asking) + post(b"/classify", image, *asking) + post(b"/classify", image)
+    size = -(-len(sent) // pieces)
+    with connect(running) as client:
+        for start in range(0, len(sent), size):
+            client.sendall(sent[start : start + size])
+        got = answers(client, 3)
+    assert got.count(b" 200 OK") == 3
+    assert len(set(re.findall(rb'"probability":[0-9.]+', got))) <= 10
+
+
+def test_a_tunnel_is_refused(running: Running) -> None:
+    with connect(running) as client:
+        client.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org\r\n\r\n")
+        assert everything(client).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("before", ["body", "heads"])
+def test_what_stands_before_a_head_is_no_part_of_it(running: Running, before: str) -> None:
+    if before == "body":
+        sent, count = post(b"/nowhere", b"y" * 200_000), 1
+    else:
+        count = 7
+        sent = b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Long: %b\r\n\r\n" % (b"y" * 30_000) * count
+    with connect(running) as client:
+        client.sendall(sent + b"GET /health/live HTTP/1.1\r\nHost: x")
+        assert b" 431 " not in answers(client, count)
+        client.sendall(b"\r\n\r\n")
+        assert b" 200 " in answers(client, 1)
+
+
+class Wire:
+    """A transport that notes what it is told to do."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes | str] = []
+
+    def write(self, data: bytes) -> None:
+        self.told.append(data)
+
+    def close(self) -> None:
+        self.told.append("close")
+
+    def is_closing(self) -> bool:
+        return "close" in self.told
+
+
+def test_head_and_body_of_an_answer_are_written_at_once() -> None:
+    async def answer() -> list[bytes | str]:
+        wire = Wire()
+        transport = OneWrite(cast(asyncio.Transport, wire), asyncio.get_running_loop())
+        transport.write(b"head")
+        transport.write(b"body")
+        await asyncio.sleep(0)
+        transport.write(b"next")
+        transport.close()
+        await asyncio.sleep(0)
+        return wire.told
+
+    assert asyncio.run(answer()) == [b"headbody", b"next", "close"]

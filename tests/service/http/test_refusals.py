@@ -1,0 +1,200 @@
+"""The 429s that are said on the wire, on real sockets, with a house that is full because the engine is held."""
+
+import json
+import logging
+import re
+import select
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from service.http.protocol import MAX_PIPELINED, BoundedProtocol
+from service.repository.loading import Served
+from tests.service.parts import Running, encoded, picture, until, watched
+
+BODY = encoded(picture(0))
+
+
+def ask(path: str = "/classify", body: bytes = BODY, **headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+class Wire:
+    """A connection that reads one answer after the other."""
+
+    def __init__(self, server: Running) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), 20)
+        self.file = self.socket.makefile("rb")
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def head(self) -> str:
+        lines: list[bytes] = []
+        while (line := self.file.readline()) != b"\r\n":
+            assert line, "the connection ended before an answer did"
+            lines.append(line)
+        return b"".join(lines).decode()
+
+    def answer(self) -> tuple[int, dict[str, str], dict[str, object]]:
+        head = self.head()
+        headers = {name.lower(): value for name, value in re.findall(r"^(\S+): (.*)\r$", head, re.M)}
+        return int(head.split()[1]), headers, json.loads(self.file.read(int(headers["content-length"])))
+
+    def ended(self) -> bool:
+        return self.file.read(1) == b""
+
+    def close(self) -> None:
+        self.file.close()
+        self.socket.close()
+
+
+@pytest.fixture
+def full(start: Callable[..., Running], served: Served) -> Iterator[Callable[..., tuple[Running, Wire]]]:
+    """Start a server that one image fills, and return it with the connection that sent the image."""
+    wires: list[Wire] = []
+
+    def begin(**settings: object) -> tuple[Running, Wire]:
+        server = start(max_queue_size=1, **settings)
+        watched(served).open.clear()
+        wires.append(Wire(server))
+        wires[0].send(ask())
+        until(lambda: server.core.admission.images == 1)
+        return server, wires[0]
+
+    yield begin
+    for wire in wires:
+        wire.close()
+
+
+@pytest.fixture
+def wire() -> Iterator[Callable[[Running], Wire]]:
+    opened: list[Wire] = []
+
+    def connect(server: Running) -> Wire:
+        opened.append(Wire(server))
+        return opened[-1]
+
+    yield connect
+    for each in opened:
+        each.close()
+
+
+def test_refusal_has_what_every_answer_has(
+    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire]
+) -> None:
+    server, _ = full()
+    client = wire(server)
+    client.send(ask(X_Request_ID="mine"))
+    status, headers, body = client.answer()
+    assert (status, body["error"]["code"]) == (429, "overloaded")  # type: ignore[index]
+    assert (headers["x-request-id"], headers["content-type"]) == ("mine", "application/json")
+    assert int(headers["retry-after"]) >= 1
+    assert "date" in headers
+    client.send(ask("/v2/models/any/infer", X_Request_ID="not\tplain"))
+    status, headers, body = client.answer()
+    assert (status, type(body["error"])) == (429, str)
+    assert re.fullmatch("[0-9a-f]{16}", headers["x-request-id"])
+
+
+def test_connection_goes_on_after_a_refusal(
+    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire], served: Served
+) -> None:
+    server, first = full()
+    client = wire(server)
+    # The body comes after its request was refused, and is read past.
+    head, body = ask()[: -len(BODY)], BODY
+    client.send(head)
+    assert client.answer()[0] == 429
+    client.send(body + b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert client.answer()[0] == 200
+    watched(served).open.set()
+    assert first.answer()[0] == 200
+    client.send(ask())
+    assert client.answer()[0] == 200
+
+
+def test_connection_rests_after_a_refusal(
+    full: Callable[..., tuple[Running, Wire]],
+    wire: Callable[[Running], Wire],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(BoundedProtocol, "rest_seconds", 3600)
+    server, _ = full()
+    hasty, other = wire(server), wire(server)
+    hasty.send(ask())
+    assert hasty.answer()[0] == 429
+    probe = b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
+    hasty.send(probe)
+    for _ in range(3):
+        other.send(probe)
+        assert other.answer()[0] == 200
+    assert select.select([hasty.socket], [], [], 0)[0] == []
+
+
+@pytest.mark.parametrize("asked", ["close", None])
+def test_connection_ends_where_the_client_wants_it(
+    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire], asked: str | None
+) -> None:
+    server, _ = full()
+    client = wire(server)
+    client.send(ask(Connection=asked) if asked else ask().replace(b"HTTP/1.1", b"HTTP/1.0"))
+    status, headers, _ = client.answer()
+    assert (status, headers["connection"]) == (429, "close")
+    assert client.ended()
+
+
+def test_as_many_requests_in_one_packet_as_may_wait(
+    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire], served: Served
+) -> None:
+    server, first = full()
+    many = MAX_PIPELINED
+    client = wire(server)
+    # Behind an answer that takes its time, and each of them a refusal: the first to fill the house again waits too.
+    client.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" + ask(body=b"") * many)
+    client.file.read(int(client.head().lower().partition("content-length: ")[2].split("\r\n")[0]))
+    assert {client.answer()[0] for _ in range(many)} == {429}
+    watched(served).open.set()
+    assert first.answer()[0] == 200
+    assert server.metric("rejections_total", reason="queue_full") == many
+    assert server.metric("requests_total", outcome="rejected") == many
+
+
+def test_page_of_another_origin_may_read_its_refusal(
+    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire]
+) -> None:
+    server, _ = full(cors_origins=["https://a.example"])
+    client = wire(server)
+    client.send(ask(Origin="https://a.example")[: -len(BODY)])  # It is refused before its body is read.
+    status, headers, _ = client.answer()
+    assert (status, headers["access-control-allow-origin"]) == (429, "https://a.example")
+
+
+def test_what_is_no_inference_passes_a_full_house(
+    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire]
+) -> None:
+    server, _ = full()
+    client = wire(server)
+    client.send(ask("/v2/repository/index", b"{}"))
+    assert client.answer()[0] == 200
+    client.send(ask("/classify/more"))
+    assert client.answer()[0] == 404
+
+
+def test_one_line_tells_of_many_refusals(
+    full: Callable[..., tuple[Running, Wire]],
+    wire: Callable[[Running], Wire],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server, _ = full()
+    client = wire(server)
+    client.send(ask() * 7)
+    assert [client.answer()[0] for _ in range(7)] == [429] * 7
+    with caplog.at_level(logging.WARNING, "skipnet.access"):
+        until(lambda: bool(caplog.records))
+    [line] = caplog.records
+    assert line.getMessage() == "refused with 429: the queue is full"
+    assert line.fields == {"requests": 7, "queue": 1}  # type: ignore[attr-defined]

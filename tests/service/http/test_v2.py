@@ -1,0 +1,389 @@
+"""The Open Inference Protocol over a real socket, asked by Triton's own client."""
+
+import asyncio
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from models.checkpoint import CalibrationPoint
+from models.preprocessing import prepare
+from service.errors import ServiceError
+from service.http.oip import read_call, respond
+from service.repository.loading import Served
+from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, picture, until, watched
+
+Pixels = NDArray[np.float32]
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[Any]:
+    with triton.InferenceServerClient(f"127.0.0.1:{running.port}") as opened:
+        yield opened
+
+
+def images(count: int = 3) -> Pixels:
+    return np.stack([prepare(picture(i), SPEC) for i in range(count)])
+
+
+def image_input(values: Pixels, binary: bool) -> Any:
+    tensor = triton.InferInput("image", list(values.shape), "FP32")
+    tensor.set_data_from_numpy(values, binary_data=binary)
+    return tensor
+
+
+def test_health_and_metadata(client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(NAME)
+    assert client.is_model_ready(NAME, "1")
+    assert not client.is_model_ready("nobody")
+    assert not client.is_model_ready(NAME, "9")
+    assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+    metadata = client.get_model_metadata(NAME)
+    assert metadata["versions"] == ["1"]
+    assert metadata["inputs"] == [
+        {"name": "image", "datatype": "FP32", "shape": [-1, 3, 32, 32]},
+        {"name": "bytes", "datatype": "BYTES", "shape": [-1]},
+    ]
+    assert metadata["outputs"] == [
+        {"name": "logits", "datatype": "FP32", "shape": [-1, 10]},
+        {"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]},
+        {"name": "executed", "datatype": "BOOL", "shape": [-1, 17]},
+        {"name": "macs", "datatype": "INT64", "shape": [-1]},
+    ]
+    config = client.get_model_config(NAME, "1")
+    assert config["max_batch_size"] == 8
+    assert config["input"][0]["format"] == "FORMAT_NCHW"
+    assert config["input"][0]["dims"] == [3, 32, 32]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_server_metadata_with_and_without_slash(running: Running, slash: str) -> None:
+    assert running.client.get(f"/v2{slash}").json()["name"] == "skipnet-serve"
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_infer_answers_what_the_engine_says(client: Any, loaded: Served, binary_in: bool, binary_out: bool) -> None:
+    values = images()
+    names = ("logits", "probabilities", "executed", "macs")
+    outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in names]
+    answer = client.infer(NAME, [image_input(values, binary_in)], outputs=outputs, request_id="seven")
+    threshold = np.full(3, loaded.checkpoint.config.execute_threshold, np.float32)
+    routed = loaded.engine.run(values, threshold)
+    np.testing.assert_allclose(answer.as_numpy("logits"), routed.logits, atol=1e-4)
+    np.testing.assert_allclose(answer.as_numpy("probabilities").sum(1), 1, atol=1e-5)
+    assert np.array_equal(answer.as_numpy("executed"), routed.executed)
+    assert answer.as_numpy("executed").dtype == bool
+    assert np.array_equal(answer.as_numpy("macs"), loaded.checkpoint.macs.executed(routed.executed))
+    response = answer.get_response()
+    assert (response["id"], response["model_name"], response["model_version"]) == ("seven", NAME, "1")
+
+
+def test_every_output_where_none_is_asked_for(client: Any) -> None:
+    answer = client.infer(NAME, [image_input(images(1), True)])
+    assert [each["name"] for each in answer.get_response()["outputs"]] == [
+        *("logits", "probabilities", "executed", "macs")
+    ]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_encoded_images(client: Any, binary: bool) -> None:
+    files = [encoded(picture(i), kind) for i, kind in enumerate(["PNG", "BMP", "WEBP"])]
+    wire = files if binary else [base64.b64encode(file) for file in files]
+    tensor = triton.InferInput("bytes", [3], "BYTES")
+    tensor.set_data_from_numpy(np.asarray(wire, object), binary_data=binary)
+    answer = client.infer(NAME, [tensor], outputs=[triton.InferRequestedOutput("logits")])
+    expected = client.infer(NAME, [image_input(images(2), True)], outputs=[triton.InferRequestedOutput("logits")])
+    np.testing.assert_allclose(answer.as_numpy("logits")[:2], expected.as_numpy("logits"), atol=1e-4)
+
+
+@pytest.mark.parametrize("data", [["x"], [["x"]]])
+def test_encoded_images_in_the_shape_of_tritons_configuration(running: Running, data: list[Any]) -> None:
+    file = base64.b64encode(encoded(picture(0))).decode()
+    tensor = {"name": "bytes", "datatype": "BYTES", "shape": [1, 1]}
+    sent = json.loads(json.dumps(data).replace("x", file))
+    response = running.client.post(f"/v2/models/{NAME}/infer", json={"inputs": [tensor | {"data": sent}]})
+    assert response.status_code == 200
+
+
+def test_where_one_image_fails_the_others_are_not_computed(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    watched(served).open.clear()
+    tensor = triton.InferInput("bytes", [2], "BYTES")
+    tensor.set_data_from_numpy(np.asarray([encoded(picture(1)), b"\xff\xd8\xffjunk"], object))
+    with ThreadPoolExecutor(1) as pool, triton.InferenceServerClient(f"127.0.0.1:{server.port}") as asking:
+        before = pool.submit(server.client.post, "/classify", content=encoded(picture(0)), headers=PNG)
+        until(lambda: server.core.batcher.busy_for > 0)
+        with pytest.raises(InferenceServerException, match="damaged"):
+            asking.infer(NAME, [tensor])
+        watched(served).open.set()
+        assert before.result().status_code == 200
+    until(lambda: server.metric("dropped_total", reason="request_failed") == 1)
+    assert server.metric("dropped_total") == 1
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_classification_extension(client: Any, binary: bool) -> None:
+    wanted = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=3)
+    answer = client.infer(NAME, [image_input(images(2), True)], outputs=[wanted]).as_numpy("probabilities")
+    plain = client.infer(NAME, [image_input(images(2), True)]).as_numpy("probabilities")
+    assert answer.shape == (2, 3)
+    for row, probabilities in zip(answer, plain, strict=True):
+        for text, index in zip(row, np.argsort(-probabilities)[:3], strict=True):
+            value, place, label = (text.decode() if isinstance(text, bytes) else text).split(":")
+            assert (int(place), label) == (index, LABELS[index])
+            assert float(value) == pytest.approx(probabilities[index], abs=1e-5)
+
+
+def test_flow_of_tritons_image_client(client: Any) -> None:
+    """It insists on one input and one output, of which the second is a vector, and learns the rest from there."""
+    model = f"{NAME}@image"
+    metadata, config = client.get_model_metadata(model), client.get_model_config(model)
+    [taken], [given], [layout] = metadata["inputs"], metadata["outputs"], config["input"]
+    assert (given["datatype"], len(given["shape"]), len(taken["shape"])) == ("FP32", 2, 4)
+    assert config["max_batch_size"] > 0
+    assert layout["format"] == "FORMAT_NCHW"
+    _, channels, height, width = taken["shape"]
+    assert channels == 3
+    photo = np.asarray(picture(0).resize((width, height)), np.float32).transpose(2, 0, 1) / 127.5 - 1
+    tensor = triton.InferInput(taken["name"], [2, channels, height, width], taken["datatype"])
+    tensor.set_data_from_numpy(np.stack([photo, photo]))
+    output = triton.InferRequestedOutput(given["name"], class_count=1)
+    answer = client.infer(model, [tensor], request_id="1", model_version="", outputs=[output])
+    rows = answer.as_numpy(given["name"])
+    assert len(rows) == 2
+    assert len({row[0] for row in rows}) == 1
+
+
+def test_thresholds(client: Any) -> None:
+    for threshold, executed in ((0.0, 17), (1.0, 0)):
+        answer = client.infer(NAME, [image_input(images(2), True)], parameters={"execute_threshold": threshold})
+        assert answer.as_numpy("executed").sum(1).tolist() == [executed] * 2
+
+
+def test_more_images_than_a_batch(client: Any, running: Running, loaded: Served) -> None:
+    values = np.concatenate([images(7)] * 3)
+    answer = client.infer(NAME, [image_input(values, True)])
+    thresholds = np.full(21, loaded.checkpoint.config.execute_threshold, np.float32)
+    np.testing.assert_allclose(answer.as_numpy("logits"), loaded.engine.run(values, thresholds).logits, atol=1e-4)
+    assert running.core.admission.images == 0
+
+
+def message(response: httpx.Response) -> str:
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert isinstance(body["error"], str)
+    return str(body["error"])
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0.5] * 3072}
+    return {"inputs": [tensor | changes.pop("tensor", {})]} | changes
+
+
+BAD = {
+    "no inputs": {"inputs": []},
+    "no object": [1, 2],
+    "two inputs": {"inputs": request()["inputs"] * 2},
+    "unknown input": request(tensor={"name": "picture"}),
+    "unknown output": request(outputs=[{"name": "labels"}]),
+    "wrong datatype": request(tensor={"datatype": "FP16"}),
+    "wrong shape": request(tensor={"shape": [1, 3, 31, 32]}),
+    "no images": request(tensor={"shape": [0, 3, 32, 32], "data": []}),
+    "negative": request(tensor={"shape": [-1, 3, 32, 32]}),
+    "too few numbers": request(tensor={"data": [0.5] * 3071}),
+    "strings": request(tensor={"data": ["a"] * 3072}),
+    "ragged": request(tensor={"data": [[0.5] * 3071, 0.5]}),
+    "null": request(tensor={"data": [None] * 3072}),
+    "not finite": request(tensor={"data": [1e39] * 3072}),
+    "overflowing": request(tensor={"data": [3e38] * 3072}),
+    "no data": request(tensor={"data": None}),
+    "promised bytes": request(tensor={"data": None, "parameters": {"binary_data_size": 12288}}),
+    "not base64": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [1], "data": ["?"]}),
+    "numbers as bytes": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [1], "data": [7]}),
+    "too few files": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [2], "data": ["aaaa"]}),
+    "surrogate": request(tensor={"datatype": "\ud800"}),
+    "surrogate for bytes": request(tensor={"name": "bytes", "datatype": "\ud800"}),
+    "output twice": request(outputs=[{"name": "logits"}, {"name": "macs"}, {"name": "logits"}]),
+    "endless": request(parameters={"timeout": 10**400}),
+    "classified macs": request(outputs=[{"name": "macs", "parameters": {"classification": 2}}]),
+    "threshold": request(parameters={"execute_threshold": 2}),
+}
+
+
+@pytest.mark.parametrize("body", BAD.values(), ids=BAD.keys())
+def test_bad_requests(running: Running, body: Any) -> None:
+    response = running.client.post(f"/v2/models/{NAME}/infer", content=json.dumps(body))
+    assert response.status_code == 400
+    assert message(response)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"NaN", b'{"inputs": NaN}'])
+def test_what_is_no_json(running: Running, body: bytes) -> None:
+    response = running.client.post(f"/v2/models/{NAME}/infer", content=body)
+    assert response.status_code == 400
+    assert message(response)
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "status"),
+    [
+        (b"{}", "99", 400),
+        (b"{}", "-1", 422),
+        (b"{}", "x", 422),
+        (b'{"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], '
+         b'"parameters": {"binary_data_size": 4}}]}1234', "106", 400),
+        (b'{"inputs": [{"name": "bytes", "datatype": "BYTES", "shape": [1], '
+         b'"parameters": {"binary_data_size": 4}}]}\xff\xff\xff\xff', "99", 400),
+        (b'{"inputs": [{"name": "bytes", "datatype": "BYTES", "shape": [2], '
+         b'"parameters": {"binary_data_size": 4}}]}\0\0\0\0', "99", 400),
+    ],
+)  # fmt: skip
+def test_bad_binary_data(running: Running, body: bytes, header: str, status: int) -> None:
+    if body.startswith(b'{"inputs"'):
+        header = str(body.rindex(b"}") + 1)
+    response = running.client.post(
+        f"/v2/models/{NAME}/infer", content=body, headers={"inference-header-content-length": header}
+    )
+    assert response.status_code == status
+    assert message(response)
+
+
+def test_large_json_is_to_be_sent_as_binary(running: Running) -> None:
+    response = running.client.post(f"/v2/models/{NAME}/infer", content=b'{"x": "' + b"y" * (5 << 20) + b'"}')
+    assert response.status_code == 413
+    assert "binary" in message(response)
+
+
+def test_large_json_is_read_one_at_a_time_in_the_time_that_a_request_has(running: Running) -> None:
+    # Not a tensor, but over SMALL_JSON.
+    large, url = b'{"x": "' + b"y" * (1 << 17) + b'"}', f"/v2/models/{NAME}/infer"
+
+    async def hold(size: int, seconds: float) -> None:
+        async with running.core.unfolding(size, perf_counter() + seconds):
+            response = await asyncio.to_thread(
+                running.client.post, url, content=large, headers={"x-request-timeout": "0.1"}
+            )
+            assert response.status_code == 504
+            assert "JSON" in message(response)
+            small = await asyncio.to_thread(running.client.post, url, content=b"{}")
+            assert small.status_code == 400
+
+    loop = running.core.batcher._loop
+    asyncio.run_coroutine_threadsafe(hold(len(large), 20), loop).result(30)
+    assert running.client.post(url, content=large).status_code == 400
+
+
+def test_bad_image_among_good_ones(client: Any) -> None:
+    tensor = triton.InferInput("bytes", [2], "BYTES")
+    tensor.set_data_from_numpy(np.asarray([encoded(picture(0)), b"no image"], object))
+    with pytest.raises(InferenceServerException, match="not an image"):
+        client.infer(NAME, [tensor])
+
+
+def test_unknown_models_and_versions(client: Any, running: Running) -> None:
+    for model, version in (("nobody", ""), (NAME, "9"), (NAME, "one"), (NAME, "9" * 30)):
+        with pytest.raises(InferenceServerException):
+            client.infer(model, [image_input(images(1), True)], model_version=version)
+    assert running.client.get("/v2/models/nobody").status_code == 404
+    assert message(running.client.get("/v2/models/nobody/config"))
+    assert message(running.client.get("/v2/nowhere"))
+
+
+def test_timeout_parameter(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    watched(served).open.clear()
+    response = server.client.post(f"/v2/models/{NAME}/infer", json=request(parameters={"timeout": 50_000}))
+    assert response.status_code == 504
+    assert message(response)
+    until(lambda: server.metric("requests_total", outcome="client_deadline", model=NAME) == 1)
+
+
+def test_images_of_a_request_are_admitted_together(start: Callable[..., Running], served: Served) -> None:
+    server = start(max_queue_size=3)
+
+    def infer(count: int) -> int:
+        tensor = {"shape": [count, 3, 32, 32], "data": [0.5] * (count * 3072)}
+        return server.client.post(f"/v2/models/{NAME}/infer", json=request(tensor=tensor)).status_code
+
+    assert infer(4) == 422
+    assert server.metric("rejections_total") == 0
+    assert infer(3) == 200
+    watched(served).open.clear()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(infer, 1)
+        until(lambda: server.core.admission.images == 1)
+        assert infer(3) == 429
+        second = pool.submit(infer, 2)
+        until(lambda: server.core.admission.images == 3)
+        watched(served).open.set()
+        assert [first.result(), second.result()] == [200, 200]
+    assert server.core.admission.images == 0
+
+
+def test_millions_of_empty_files_are_not_counted_to_the_end() -> None:
+    behind = bytes(16 << 20)
+    tensor = {"name": "bytes", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(behind)}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    start = perf_counter()
+    with pytest.raises(ServiceError, match="goes on behind its 2 elements"):
+        read_call(head + behind, len(head), (3, 32, 32), 256)
+    assert perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize(("count", "apart"), [(3, False), (101, True)])
+def test_large_answers_are_written_beside_the_event_loop(
+    running: Running, monkeypatch: pytest.MonkeyPatch, count: int, apart: bool
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def watching(*arguments: Any) -> tuple[bytes, int | None]:
+        threads.append(threading.current_thread())
+        return respond(*arguments)
+
+    monkeypatch.setattr("service.http.routes.v2.respond", watching)
+    body = np.zeros((count, 3, 32, 32), np.float32).tobytes()
+    tensor = {"name": "image", "datatype": "FP32", "shape": [count, 3, 32, 32]}
+    head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(body)}}]}).encode()
+    headers = {"inference-header-content-length": str(len(head))}
+    assert running.client.post(f"/v2/models/{NAME}/infer", content=head + body, headers=headers).status_code == 200
+    assert [thread is not running.thread for thread in threads] == [apart]
+
+
+def test_budget_is_honoured_and_the_answer_says_what_was_spent(start: Callable[..., Running], served: Served) -> None:
+    points = [(0.0, 1.0), (1.0, 0.1)]
+    calibration = [
+        CalibrationPoint(threshold=t, accuracy=share, computation_percentage=50, mac_share=share) for t, share in points
+    ]
+    config = served.checkpoint.config.model_copy(update={"calibration": calibration})
+    served.checkpoint = replace(served.checkpoint, config=config)
+    server = start()
+    spent, expected = [], []
+    for budget in (1.0, 0.5, 0.1):
+        answer = server.client.post(f"/classify?compute_budget={budget}", content=encoded(picture(0)), headers=PNG)
+        spent.append(1 - answer.json()["routing"]["saved"])
+        expected.append(answer.json()["expected_accuracy"])
+        body = request(parameters={"compute_budget": budget})
+        assert server.client.post(f"/v2/models/{NAME}/infer", json=body).status_code == 200
+    assert spent == sorted(spent, reverse=True)
+    assert spent[0] > 0.99
+    assert spent[-1] < 0.1
+    assert expected == [1.0, 0.1, 0.1]
+    answer = server.client.post("/classify?execute_threshold=0", content=encoded(picture(0)), headers=PNG)
+    assert "expected_accuracy" not in answer.json()
+    for query in ("compute_budget=0.05", "compute_budget=0.5&execute_threshold=0.5", "compute_budget=1.5"):
+        refused = server.client.post(f"/classify?{query}", content=encoded(picture(0)), headers=PNG)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_parameter")

@@ -1,0 +1,162 @@
+"""What becomes of the others where an image, its client or the engine fails."""
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from service.errors import Code, ServiceError
+from service.inference.result import ImageResult
+from service.repository.loading import Served
+from tests.service.parts import until, watched
+from tests.service.queue import Pixels, hold, running, sizes
+
+
+def test_client_that_left_is_dropped_before_the_engine_and_counted(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            left, stays = queue.put(served, decoded(1), 0.1), queue.put(served, decoded(2), 0.2)
+            left.cancel()
+            watched(served).open.set()
+            await asyncio.gather(first, stays)
+            assert queue.dropped == ["client_gone"]
+
+    asyncio.run(story())
+    assert [batch.tolist() for batch in watched(served).batches] == [[0.5], [pytest.approx(0.2)]]
+
+
+def test_what_failed_with_its_request_is_not_counted_as_a_client_that_left(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            queue.put(served, decoded(1), abandoned="request_failed").cancel()
+            queue.put(served, decoded(2), patience=0, abandoned="request_failed").cancel()
+            watched(served).open.set()
+            await first
+        assert sorted(queue.dropped) == ["deadline", "request_failed"]
+
+    asyncio.run(story())
+
+
+def test_clients_that_leave_a_prepared_batch_are_dropped_too(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            answers = [queue.put(served, decoded(i), i / 10) for i in range(4)]
+            answers[1].cancel()
+            answers[3].cancel()
+            watched(served).open.set()
+            results = await asyncio.gather(first, answers[0], answers[2])
+            alone = watched(served).engine.run(decoded(2)[None], np.asarray([0.2], np.float32))
+            np.testing.assert_allclose(results[2].logits, alone.logits[0], atol=1e-4)
+
+    asyncio.run(story())
+    assert watched(served).batches[1].tolist() == pytest.approx([0.0, 0.2])
+
+
+def test_expired_in_the_queue_is_never_computed(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            late = queue.put(served, decoded(1), patience=0)
+            watched(served).open.set()
+            await first
+            with pytest.raises(ServiceError) as caught:
+                await late
+            assert caught.value.code == Code.DEADLINE
+            assert queue.dropped == ["deadline"]
+
+    asyncio.run(story())
+    assert sizes(served) == [1]
+
+
+def test_image_that_fails_takes_nobody_with_it(served: Served, decoded: Callable[[int], Pixels]) -> None:
+    poison = decoded(1)
+    watched(served).fails = lambda images: any(np.array_equal(image, poison) for image in images)
+
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            answers = [queue.put(served, decoded(i)) for i in range(3)]
+            watched(served).open.set()
+            good, bad, also_good = await asyncio.gather(*answers, return_exceptions=True)
+            await first
+            assert isinstance(bad, ServiceError)
+            assert bad.code == Code.ENGINE_FAILED
+            assert isinstance(good, ImageResult)
+            assert isinstance(also_good, ImageResult)
+            assert queue.batcher.alive
+
+    asyncio.run(story())
+
+
+def test_a_batch_that_failed_is_run_again_for_those_alone_who_still_wait(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            answers = [queue.put(served, decoded(i), i / 10) for i in range(3)]
+
+            def fails(images: Pixels) -> bool:
+                if len(images) == 3:
+                    answers[1].get_loop().call_soon_threadsafe(answers[1].cancel)
+                    until(answers[1].done)
+                return len(images) == 3
+
+            watched(served).fails = fails
+            watched(served).open.set()
+            await asyncio.gather(first, answers[0], answers[2])
+            assert queue.dropped == ["client_gone"]
+
+    asyncio.run(story())
+    assert sizes(served) == [1, 3, 1, 1]
+    assert watched(served).batches[3].tolist() == [pytest.approx(0.2)]
+
+
+def test_images_that_no_batch_can_be_formed_of_are_told_and_the_next_are_answered(
+    served: Served, decoded: Callable[[int], Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_: object) -> None:
+        raise MemoryError
+
+    async def story() -> None:
+        async with running() as queue:
+            first = await hold(queue, served, decoded(0))
+            with monkeypatch.context() as patch:
+                patch.setattr(np, "stack", no_memory)
+                # The fourth fills a batch, which is formed at once, in the thread that puts it.
+                lost = [queue.put(served, decoded(i)) for i in range(4)]
+            watched(served).open.set()
+            for result in await asyncio.wait_for(asyncio.gather(*lost, return_exceptions=True), 20):
+                assert isinstance(result, ServiceError)
+                assert result.code == Code.ENGINE_FAILED
+            await asyncio.gather(first, queue.put(served, decoded(5)))
+            assert queue.batcher.alive
+
+    asyncio.run(story())
+
+
+def test_broken_engine_ends_the_thread_and_nobody_waits_for_ever(
+    served: Served, decoded: Callable[[int], Pixels]
+) -> None:
+    async def story() -> None:
+        async with running() as queue:
+            answers = [await hold(queue, served, decoded(0))]
+            answers += [queue.put(served, decoded(i)) for i in range(6)]
+            watched(served).fails = lambda _: True
+            watched(served).open.set()
+            for result in await asyncio.gather(*answers, return_exceptions=True):
+                assert isinstance(result, ServiceError)
+                assert result.code == Code.ENGINE_FAILED
+            until(lambda: not queue.batcher.alive)
+            with pytest.raises(ServiceError):
+                queue.put(served, decoded(0))
+
+    asyncio.run(story())

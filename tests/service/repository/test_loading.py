@@ -1,0 +1,160 @@
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from models import engines
+from models.checkpoint import Checkpoint
+from models.engines import selection
+from models.engines.native.engine import NativeUnavailable
+from models.engines.protocol import Engine, Routed
+from models.engines.selection import OnFallback
+from service.repository.loading import LoadError, Served, load_version, warm_up
+from service.settings import EngineOptions
+from service.telemetry.metrics import Metrics
+from tests.service.parts import NAME, Watched
+
+OPTIONS = EngineOptions(engine="reference", threads=1)
+
+
+class Bent:
+    """An engine whose answers a test bends."""
+
+    name, device = "bent", "cpu"
+
+    def __init__(self, engine: Engine, bend: Callable[[Routed], Routed]) -> None:
+        self.engine, self.bend = engine, bend
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        return self.bend(self.engine.run(images, thresholds))
+
+    def close(self) -> None:
+        pass
+
+
+def test_warm_up_runs_and_times_every_batch_size(loaded: Served) -> None:
+    engine = Watched(loaded.engine)
+    served = warm_up(loaded.checkpoint, engine, max_batch_size=6)
+    assert served.clock.sizes == [1, 2, 4, 6]
+    assert {len(batch) for batch in engine.batches} == {1, 2, 4, 6}
+    for size in served.clock.sizes:
+        seen = {float(batch[0]) for batch in engine.batches if len(batch) == size}
+        assert {0.0, 1.0} < seen
+    assert all(seconds > 0 for seconds in served.clock.warm)
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda routed: replace(routed, logits=routed.logits * np.nan),
+        lambda routed: replace(routed, logits=routed.logits[:, :-1]),
+        lambda routed: replace(routed, probability=routed.probability[:, 1:]),
+        lambda routed: replace(routed, executed=np.ones_like(routed.executed)),
+        lambda routed: replace(routed, executed=np.zeros_like(routed.executed)),
+    ],
+)
+def test_engine_that_answers_wrongly_is_not_served(loaded: Served, bend: Callable[[Routed], Routed]) -> None:
+    with pytest.raises(LoadError):
+        warm_up(loaded.checkpoint, Bent(loaded.engine, bend), 2)
+
+
+def test_probe_raises_what_the_engine_raises(loaded: Served) -> None:
+    engine = Watched(loaded.engine)
+    served = replace(loaded, engine=engine)
+    served.probe()
+    engine.fails = lambda _: True
+    with pytest.raises(RuntimeError):
+        served.probe()
+
+
+@pytest.fixture
+def copy(repository: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(repository / NAME / "1", tmp_path / NAME / "1"))
+
+
+def test_loads_a_checkpoint(copy: Path) -> None:
+    served = load_version(copy, OPTIONS, 2)
+    assert (served.name, served.version, str(served)) == (NAME, 1, f"{NAME}/1")
+    assert served.shape == (3, 32, 32)
+    assert served.engine.name == "reference"
+
+
+def cut_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def infinite_weights(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    next(iter(state.values())).fill_(float("inf"))
+    save_file(state, folder / "model.safetensors")
+
+
+def wrong_architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architecture": "cifar10_rnn_gate_74"}))
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def pickle_instead(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model.pth")
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (cut_weights, "safetensors"),
+        (infinite_weights, "NaN or infinity"),
+        (wrong_architecture, "architecture"),
+        (no_config, "should hold"),
+        (pickle_instead, "pickle"),
+    ],
+)
+def test_damaged_checkpoint_is_refused_with_the_reason(copy: Path, harm: Callable[[Path], None], reason: str) -> None:
+    harm(copy)
+    with pytest.raises(LoadError, match=reason):
+        load_version(copy, OPTIONS, 2)
+
+
+def test_engine_that_is_not_there_is_named(copy: Path) -> None:
+    with pytest.raises(LoadError, match="cuda"):
+        load_version(copy, EngineOptions(engine="torch", device="cuda:7"), 2)
+
+
+def test_an_engine_done_without_is_told_with_its_reason(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> Engine:
+        raise NativeUnavailable("no C++ compiler here")
+
+    monkeypatch.setattr(selection, "NativeEngine", broken)
+    served = load_version(copy, EngineOptions(device="cpu", threads=1, routing="branch"), 1)
+    assert (served.engine.name, served.fallbacks) == ("onnxruntime", ["native"])
+    assert "auto does without the engine native: no C++ compiler here" in caplog.text
+    metrics = Metrics()
+    metrics.served(served, lambda: 0)
+    told = metrics.registry.get_sample_value
+    labels = {"model": NAME, "version": "1"}
+    assert told("skipnet_engine_fallbacks_total", labels | {"engine": "native"}) == 1
+    assert told("skipnet_engine_fallbacks_total", labels | {"engine": "onnxruntime"}) == 0
+
+
+def test_an_engine_done_without_for_two_reasons_counts_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = engines.load_engine
+
+    def fall_back(checkpoint: Checkpoint, *_: object, on_fallback: OnFallback) -> Engine:
+        on_fallback("persistent", "logits off by 0.1")
+        on_fallback("persistent", "logits off by 0.2")
+        return load(checkpoint, "reference", "cpu", 1)
+
+    monkeypatch.setattr(engines, "load_engine", fall_back)
+    assert load_version(copy, OPTIONS, 1).fallbacks == ["persistent"]

@@ -1,0 +1,187 @@
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from models.checkpoint import Evaluation
+from service.inference.dense_clock import DenseClock
+from service.repository.loading import Served
+from service.telemetry.metrics import BLOCKS, LAYERS, SECONDS, Metrics
+from tests.service.parts import NAME, PNG, Running, encoded, picture, until, watched
+
+OPENMETRICS = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
+MINE = {"model": NAME, "version": "1"}
+
+
+def classify(server: Running, seed: int, query: str = "", **headers: str) -> dict[str, object]:
+    response = server.client.post(f"/classify{query}", content=encoded(picture(seed)), headers=PNG | headers)
+    assert response.status_code == 200
+    answer: dict[str, object] = response.json()
+    return answer
+
+
+def test_metrics_equal_the_sum_of_the_answers(start: Callable[..., Running]) -> None:
+    server = start()
+    answers = [classify(server, i, "?explain=true" + q) for i, q in enumerate(["", "", "&execute_threshold=1"])]
+    routings = [answer["routing"] for answer in answers]
+    until(lambda: server.metric("batch_size_sum", **MINE) == 3)
+
+    def total(key: str) -> int:
+        return sum(routing[key] for routing in routings)  # type: ignore[index]
+
+    assert server.metric("requests_total", outcome="ok", **MINE) == 3
+    assert server.metric("macs_total", kind="executed", **MINE) == total("macs")
+    assert server.metric("macs_total", kind="dense", **MINE) == total("dense_macs")
+    assert server.metric("blocks_skipped_sum", **MINE) == total("skipped")
+    assert server.metric("blocks_skipped_count", **MINE) == 3
+    assert server.metric("layers_skipped_sum", **MINE) == total("layers_skipped")
+    assert server.metric("block_executions_total", block="0", **MINE) == 3
+    for decision in range(17):
+        executed = sum(routing["decisions"][decision]["executed"] for routing in routings)  # type: ignore[index]
+        block = str(decision + 1)
+        assert server.metric("block_executions_total", block=block, **MINE) == executed
+        assert server.metric("block_skips_total", block=block, **MINE) == 3 - executed
+    timings = [answer["timing_ms"] for answer in answers]
+    for stage in ("decode", "queue", "inference"):
+        seconds = sum(timing[stage] for timing in timings) / 1e3  # type: ignore[index]
+        assert server.metric("stage_duration_seconds_sum", stage=stage, **MINE) == pytest.approx(seconds, abs=1e-4)
+    total_seconds = sum(timing["total"] for timing in timings) / 1e3  # type: ignore[index]
+    assert server.metric("request_duration_seconds_sum", **MINE) == pytest.approx(total_seconds, abs=1e-4)
+    assert server.metric("request_duration_seconds_count", **MINE) == 3
+
+
+def test_effective_batch_of_a_block_can_be_derived(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    watched(served).open.clear()
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(classify, server, 0, "?execute_threshold=0")
+        until(lambda: server.core.batcher.busy_for > 0)
+        rest = [pool.submit(classify, server, i, f"?execute_threshold={i % 2}") for i in range(4)]
+        until(lambda: server.metric("queue_depth", **MINE) == 4)
+        assert server.metric("images_in_flight") == 5
+        assert 0 < server.metric("engine_busy_seconds") <= server.core.batcher.busy_for
+        watched(served).open.set()
+        for each in [first, *rest]:
+            each.result()
+    until(lambda: server.metric("batches_total", mode="branch", **MINE) == 2)
+    assert server.metric("batch_size_bucket", le="1.0", **MINE) == 1
+    assert server.metric("block_executions_total", block="5", **MINE) == 3
+    assert server.metric("queue_depth", **MINE) == 0
+    assert server.metric("images_in_flight") == 0
+    until(lambda: server.metric("engine_busy_seconds") == 0)
+
+
+def test_engine_seconds_stand_beside_what_dense_would_have_taken(start: Callable[..., Running], served: Served) -> None:
+    server = start()
+    classify(server, 0, "?execute_threshold=1")
+    until(lambda: server.metric("engine_seconds_total", **MINE) > 0)
+    seconds = server.metric("engine_seconds_total", **MINE)
+    assert server.metric("dense_seconds_total", **MINE) == pytest.approx(served.clock.instead(1, seconds))
+
+
+def test_a_sampled_batch_is_counted_as_the_work_it_was(start: Callable[..., Running], served: Served) -> None:
+    clock = served.clock = DenseClock([1, 8], [1e-6, 1e-6])
+    server = start(dense_sample_interval=1e-9)
+    engine = watched(served)
+    spent = sum(classify(server, seed)["routing"]["macs"] for seed in range(3))  # type: ignore[index]
+    # The first batch has no engine time behind it that a sample could be a small share of.
+    assert [batch[0] == 0 for batch in engine.batches] == [False, True, False, True, False]
+    full = served.checkpoint.macs.full
+    until(lambda: server.metric("macs_total", kind="executed", **MINE) == spent + 2 * full)
+    assert server.metric("dense_sampled_images_total", **MINE) == 2
+    assert clock.seconds(1) > 1e-6
+
+
+def test_what_is_served_is_named(running: Running) -> None:
+    assert running.metric("model_info", architecture=NAME, engine="torch", device="cpu", **MINE) == 1
+    assert running.metric("engine_mode", mode="branch", **MINE) == 1
+    assert running.metric("engine_mode", mode="mask", **MINE) == 0
+
+
+def test_expectations_of_the_checkpoint(loaded: Served) -> None:
+    evaluation = Evaluation(
+        dataset="cifar10", split="test", images=10, engine="torch", execute_threshold=0.5, accuracy=0.9,
+        computation_percentage=50, macs=25.0, dense_macs=100, decisions_skipped=0.5, execution_rate=[0.5] * 17,
+        accuracy_per_class={},
+    )  # fmt: skip
+    config = loaded.checkpoint.config.model_copy(update={"evaluation": evaluation})
+    metrics = Metrics()
+    served = replace(loaded, checkpoint=replace(loaded.checkpoint, config=config))
+    metrics.served(served, lambda: 0)
+    value = metrics.registry.get_sample_value
+    assert value("skipnet_expected_mac_share", MINE) == 0.25
+    assert value("skipnet_expected_block_execution_rate", MINE | {"block": "17"}) == 0.5
+    metrics.retired(served)
+    assert value("skipnet_expected_mac_share", MINE) is None
+    assert value("skipnet_queue_depth", MINE) is None
+    assert value("skipnet_macs_total", MINE | {"kind": "dense"}) == 0
+
+
+def test_series_do_not_pile_up_with_versions(loaded: Served) -> None:
+    metrics = Metrics()
+
+    def version(number: int) -> Served:
+        return replace(loaded, checkpoint=replace(loaded.checkpoint, folder=Path(NAME) / str(number)))
+
+    def known() -> set[str]:
+        labels = (sample.labels for family in metrics.registry.collect() for sample in family.samples)
+        return {each["version"] for each in labels if each.get("model")}
+
+    versions = {number: version(number) for number in range(1, 6)}
+    for number, each in versions.items():
+        metrics.served(each, lambda: 0)
+        if number > 1:
+            metrics.retired(versions[number - 1])
+    assert known() == {"3", "4", "5"}
+    metrics.served(versions[3], lambda: 0)
+    metrics.retired(versions[5])
+    assert known() == {"3", "4", "5"}
+
+
+def test_plain_text_and_openmetrics_as_asked(running: Running) -> None:
+    classify(running, 0, **{"x-request-id": "exemplary"})
+    plain = running.client.get("/metrics", headers={"accept": "text/plain"})
+    assert plain.headers["content-type"].startswith("text/plain; version=")
+    assert "# {" not in plain.text
+    families = {family.name for family in parse(plain.text)}
+    rich = running.client.get("/metrics", headers=OPENMETRICS)
+    assert rich.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    exemplars = [
+        sample.exemplar.labels
+        for family in parse_openmetrics(rich.text)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+        if sample.exemplar
+    ]
+    assert {"request_id": "exemplary"} in exemplars
+    assert {"skipnet_requests", "skipnet_stage_duration_seconds", "process_cpu_seconds"} <= families
+
+
+def test_clients_can_not_make_series(running: Running) -> None:
+    def series() -> set[str]:
+        return set(re.findall(r"^(skipnet_\w+{[^}]*})", running.client.get("/metrics").text, re.MULTILINE))
+
+    for query in ("?model=evil", "?model=other&version=3", "?top_k=0"):
+        running.client.post(f"/classify{query}", content=b"x", headers=PNG)
+    before = series()
+    for i in range(20):
+        running.client.post(f"/classify?model=evil{i}", content=b"x", headers=PNG | {"x-request-id": f"id{i}"})
+        running.client.get(f"/nowhere{i}")
+    assert series() == before
+    assert not any("evil" in line for line in before)
+
+
+@pytest.mark.parametrize("buckets", [SECONDS, BLOCKS, LAYERS])
+def test_buckets_ascend(buckets: tuple[float, ...]) -> None:
+    assert list(buckets) == sorted(set(buckets))
+
+
+def test_buckets_cover_what_is_measured() -> None:
+    assert (SECONDS[0], SECONDS[-1]) == (0.00025, 10)
+    assert set(range(18)) < set(BLOCKS)
+    assert {2 * blocks for blocks in range(18)} < set(LAYERS)
+    assert {3 * blocks for blocks in range(13)} < set(LAYERS)
