@@ -117,10 +117,6 @@ def worded(problem: Mapping[str, Any], model: type[BaseModel] | None = None) -> 
     return f"{name}: {problem['msg']}"
 
 
-class UserError(Exception):
-    """What a person at the command line can mend; the message says how."""
-
-
 OUTCOMES = ("ok", "bad_input", "rejected", "cancelled", "unavailable", "deadline", "client_deadline", "error")
 """What becomes of a request; "client_deadline" is one that the client gave less time than the service would have."""
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from service.errors import ServiceError, UserError
+from models.errors import UserError
+from service.errors import ServiceError
 from service.settings import EngineOptions
 
 

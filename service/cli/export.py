@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from models import SHIPPED
-from service.errors import UserError
+from models.errors import UserError
 from service.settings import Options
 
 

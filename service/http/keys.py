@@ -5,7 +5,8 @@ from pathlib import Path
 
 from fastapi import Request
 
-from service.errors import Code, ServiceError, UserError
+from models.errors import UserError
+from service.errors import Code, ServiceError
 from service.settings import Settings
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from service.errors import UserError
+from models.errors import UserError
 from service.telemetry.timing import STAGES
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 from models.cpus import available_cpus
-from service.errors import UserError
+from models.errors import UserError
 from service.server import serve
 from service.settings import Settings
 from service.telemetry.logs import configure

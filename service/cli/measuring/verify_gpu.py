@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from models import SHIPPED
+from models.errors import UserError
 from service.cli.measuring.table import NUMBERS, SHARES, heading, line, numbers
-from service.errors import UserError
 from service.settings import DeviceName, Options
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from models.errors import UserError
 from service.cli.training.options import HELD_OUT_TO_CHOOSE, TrainingOptions, progress_bar
-from service.errors import UserError
 
 if TYPE_CHECKING:
     from models.training.recipes import Stage

@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.errors import UserError
+from models.errors import UserError
 from service.http.keys import inference_keys, management_keys
 from service.settings import Settings
 from tests.service.parts import NAME, PNG, Running, encoded, picture

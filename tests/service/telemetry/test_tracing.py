@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from service.errors import UserError
+from models.errors import UserError
 from service.repository.loading import Served
 from service.telemetry.tracing import Tracing
 from tests.service.parts import NAME, PNG, Running, encoded, picture, watched

@@ -15,8 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 from starlette.types import Receive, Scope, Send
 
+from models.errors import UserError
 from service.app import create_app
-from service.errors import UserError
 from service.http.record import Record
 from service.settings import Settings
 from service.workers.collective import Collective, turn
