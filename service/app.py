@@ -17,7 +17,7 @@ from service.core import Core
 from service.errors import Code, ServiceError, error_answer, invalid
 from service.http.middleware import Access, BodyLimit, Direct
 from service.http.routes import classify, health, metrics, models, page, v2
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 from service.settings import Settings
 
 DESCRIPTION = """Image classification whose cost follows the image: a SkipNet leaves out the blocks that an
@@ -31,7 +31,7 @@ deadline in seconds."""
 
 def create_app(
     settings: Settings | None = None,
-    load: Callable[[Path], Served] | None = None,
+    load: Callable[[Path], LoadedModel] | None = None,
     workers: Sequence[Path] = (),
 ) -> FastAPI:
     """Return the application, its core at `app.state.core`; ``load`` stands in for reading a checkpoint.

@@ -19,7 +19,8 @@ from service.inference.admission import REASONS, Admission
 from service.inference.batcher import Batcher, Payload, Work
 from service.inference.decoder import SMALL_PIXELS, Decoder
 from service.inference.result import ImageResult
-from service.repository.loading import Served, load_version
+from service.repository.loaded_model import LoadedModel
+from service.repository.loading import load_version
 from service.repository.repository import Repository
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -39,7 +40,7 @@ LEAST_PATIENCE = 1.0
 class Core:
     """Everything between a protocol and the engines: repository, decoding, queue, health."""
 
-    def __init__(self, settings: Settings, load: Callable[[Path], Served] | None = None) -> None:
+    def __init__(self, settings: Settings, load: Callable[[Path], LoadedModel] | None = None) -> None:
         cpus = available_cpus()
         self.settings = settings
         self.metrics = Metrics()
@@ -47,14 +48,14 @@ class Core:
             settings.max_batch_size,
             settings.batch_delay,
             settings.dense_sample_interval,
-            self.metrics.ran,
+            self.metrics.count_batch,
             self._dropped,
         )
         self.repository = Repository(
             settings.model_repository,
             load or partial(load_version, options=settings, max_batch_size=settings.max_batch_size),
-            self._served,
-            self._retired,
+            self._on_loaded,
+            self._on_retired,
             settings.default_model,
         )
         self.admission = Admission(
@@ -126,7 +127,7 @@ class Core:
         """Whether the start left nothing served and nothing will be, short of a request to load."""
         start = self._starting
         failed = start is not None and start.done() and not start.cancelled() and not start.result()
-        return failed and not self.repository.served and not self.settings.watch_interval
+        return failed and not self.repository.loaded and not self.settings.watch_interval
 
     def not_ready(self) -> list[str]:
         """Return why requests should not be sent here; nothing when they should."""
@@ -135,7 +136,7 @@ class Core:
             "draining": self.draining,
             "models are being loaded": not self.loaded,
             f"model {default} is not loaded" if default else "no model is loaded": self.loaded
-            and default not in self.repository.served,
+            and default not in self.repository.loaded,
             "the engine thread is dead": self.loaded and not self.batcher.alive,
             "the engine is stuck": self.batcher.busy_for > self.settings.request_timeout,
         }
@@ -190,7 +191,7 @@ class Core:
 
     async def run(
         self,
-        served: Served,
+        model: LoadedModel,
         payloads: Sequence[Payload],
         *,
         threshold: float,
@@ -204,7 +205,7 @@ class Core:
         engine_failed, or client_gone once ``gone`` completes; then what is still queued is not computed.
         """
         loop = asyncio.get_running_loop()
-        works = [Work(served, threshold, deadline, timing, loop.create_future(), payload=each) for each in payloads]
+        works = [Work(model, threshold, deadline, timing, loop.create_future(), payload=each) for each in payloads]
         if len(works) > 1 or not self._decode_at_once(works[0]):
             for work in works:
                 self._decoding.submit(self._decode, work, perf_counter())
@@ -239,7 +240,7 @@ class Core:
 
     def _decode_at_once(self, work: Work) -> bool:
         """Make a small network's input of a small image and queue it, in the event loop; return whether it did."""
-        spec, started, payload = work.served.checkpoint.config.input, perf_counter(), work.payload
+        spec, started, payload = work.model.checkpoint.config.input, perf_counter(), work.payload
         if not isinstance(payload, bytes) or spec.height * spec.width > SMALL_PIXELS:
             return False
         try:
@@ -262,7 +263,7 @@ class Core:
         work.waited = started - submitted
         try:
             if isinstance(payload, bytes):
-                spec = work.served.checkpoint.config.input
+                spec = work.model.checkpoint.config.input
                 with self.decoder.decode(payload, spec.resize) as image:
                     work.image = prepare(image, spec)
             else:
@@ -272,16 +273,16 @@ class Core:
         except Exception as error:
             work.fail(error)
 
-    def _served(self, served: Served) -> None:
-        self.metrics.served(served, partial(self.batcher.depth, served))
+    def _on_loaded(self, model: LoadedModel) -> None:
+        self.metrics.add_model(model, partial(self.batcher.depth, model))
 
-    def _retired(self, served: Served) -> None:
-        if served.version not in self.repository.served.get(served.name, {}):
-            self.metrics.retired(served)
-        self.batcher.retire(served)
+    def _on_retired(self, model: LoadedModel) -> None:
+        if model.version not in self.repository.loaded.get(model.name, {}):
+            self.metrics.remove_model(model)
+        self.batcher.retire(model)
 
-    def _dropped(self, served: Served, reason: str) -> None:
-        self.metrics.dropped.labels(served.name, str(served.version), reason).inc()
+    def _dropped(self, model: LoadedModel, reason: str) -> None:
+        self.metrics.dropped.labels(model.name, str(model.version), reason).inc()
 
     def _rejected(self, reason: str) -> None:
         self.metrics.rejections.labels(reason).inc()

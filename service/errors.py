@@ -93,11 +93,11 @@ def in_oip(scope: Scope) -> bool:
 
 def error_answer(scope: Scope, error: ServiceError, status: int | None = None) -> Response:
     """Return an error as our own routes word it, or as the Open Inference Protocol does under /v2; it goes into the
-    request's record. ``status`` replaces the one of its code.
+    request's context. ``status`` replaces the one of its code.
     """
-    if record := scope.get("state", {}).get("record"):
-        record.fields["code"] = error.code
-        record.outcome = error.outcome
+    if context := scope.get("state", {}).get("context"):
+        context.fields["code"] = error.code
+        context.outcome = error.outcome
     # A client may send what is no text, such as half of a pair that stands for one character.
     message = error.message.encode(errors="backslashreplace").decode()
     detail: dict[str, Any] = {"code": error.code, "message": message}

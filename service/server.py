@@ -21,7 +21,7 @@ from service.app import create_app
 from service.core import Core
 from service.http.protocol import BoundedProtocol
 from service.http.refusals import Refusals
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 from service.settings import Settings, misspelt
 from service.telemetry.logs import configure
 
@@ -69,7 +69,9 @@ def open_many_files() -> None:
         log.warning("the process may open few files only: %s", error)
 
 
-def build(settings: Settings, load: Callable[[Path], Served] | None = None, workers: Sequence[Path] = ()) -> "Server":
+def build(
+    settings: Settings, load: Callable[[Path], LoadedModel] | None = None, workers: Sequence[Path] = ()
+) -> "Server":
     """Return a server that has yet to run; ``load`` and ``workers`` are `create_app`'s."""
     app = create_app(settings, load, workers)
     refusals = Refusals(app.state.core)

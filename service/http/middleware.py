@@ -1,4 +1,4 @@
-"""What wraps every request: its record, log line and counters; the limit on its body; the shortest way."""
+"""What wraps every request: its context, log line and counters; the limit on its body; the shortest way."""
 
 import logging
 import re
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.core import Core
 from service.errors import STATUS, Code, ServiceError, error_answer, outcome_of
-from service.http.record import Record, request_id
+from service.http.request_context import RequestContext, request_id
 
 log = logging.getLogger("skipnet.access")
 
@@ -24,7 +24,7 @@ def is_inference(scope: Scope) -> bool:
 
 
 class Access:
-    """Gives each request an id, which its answer carries, and a record; answers what nobody caught; writes the log
+    """Gives each request an id, which its answer carries, and a context; answers what nobody caught; writes the log
     line.
     """
 
@@ -36,8 +36,8 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = Record(request_id(Headers(scope=scope)))
-        scope.setdefault("state", {})["record"] = record
+        context = RequestContext(request_id(Headers(scope=scope)))
+        scope.setdefault("state", {})["context"] = context
         status = 0
 
         async def answer(message: Message) -> None:
@@ -45,7 +45,7 @@ class Access:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = record.request_id
+                headers["X-Request-ID"] = context.request_id
                 if self.core.draining:
                     # Connections that are told to end do not race with the end of the process.
                     headers["Connection"] = "close"
@@ -56,30 +56,30 @@ class Access:
         except ClientDisconnect:
             pass  # While it sent its body; there is nobody to answer.
         except Exception:
-            log.exception("unexpected error", extra={"fields": {"request_id": record.request_id}})
+            log.exception("unexpected error", extra={"fields": {"request_id": context.request_id}})
             if status == 0:
-                message = f"unexpected error; the log has it under request id {record.request_id}"
+                message = f"unexpected error; the log has it under request id {context.request_id}"
                 await error_answer(scope, ServiceError(Code.INTERNAL, message))(scope, receive, answer)
             else:
                 status = 500
         finally:
-            self.finish(scope, record, status)
+            self.finish(scope, context, status)
 
-    def finish(self, scope: Scope, record: Record, status: int) -> None:
-        record.timing.finish()
+    def finish(self, scope: Scope, context: RequestContext, status: int) -> None:
+        context.timing.finish()
         inference = is_inference(scope)
         probe = "/health/" in scope["path"]
         # A connection that broke before any answer leaves no status.
         status = status or 499
         if inference:
-            self.core.metrics.requests.labels(record.model, record.version, self.outcome(record, status)).inc()
+            self.core.metrics.requests.labels(context.model, context.version, self.outcome(context, status)).inc()
             if self.core.tracing is not None:
-                self.core.tracing.finished(scope, record, status)
-        values = {"request_id": record.request_id, "ms": record.timing.total * 1e3, **record.fields}
+                self.core.tracing.finished(scope, context, status)
+        values = {"request_id": context.request_id, "ms": context.timing.total * 1e3, **context.fields}
         if scope.get("client"):
             values["client"] = scope["client"][0]
-        if record.model:
-            values |= {"model": f"{record.model}/{record.version}"}
+        if context.model:
+            values |= {"model": f"{context.model}/{context.version}"}
         log.log(
             logging.INFO if inference or (status >= 500 and not probe) else logging.DEBUG,
             "%s %s %d",
@@ -89,11 +89,11 @@ class Access:
             extra={"fields": values},
         )
 
-    def outcome(self, record: Record, status: int) -> str:
-        if record.outcome is not None:
-            return record.outcome
+    def outcome(self, context: RequestContext, status: int) -> str:
+        if context.outcome is not None:
+            return context.outcome
         # Timers are a little early, where they are.
-        early = record.timing.total < 0.99 * self.core.settings.request_timeout
+        early = context.timing.total < 0.99 * self.core.settings.request_timeout
         return "client_deadline" if status == STATUS[Code.DEADLINE] and early else outcome_of(status)
 
 

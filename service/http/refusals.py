@@ -15,7 +15,7 @@ from starlette.types import Scope
 from service.core import Core
 from service.errors import Code, ServiceError, error_answer, in_oip
 from service.http.middleware import is_inference
-from service.http.record import request_id
+from service.http.request_context import request_id
 
 log = logging.getLogger("skipnet.access")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from service.errors import Code, ServiceError
 
 if TYPE_CHECKING:
-    from service.repository.loading import Served
+    from service.repository.loaded_model import LoadedModel
 
 REASONS = ("queue_full", "bodies_full", "deadline_out_of_reach", "client_deadline")
 """Why a request is refused; the last where the service's own timeout would have been in reach."""
@@ -38,25 +38,25 @@ class Admission:
         self._rate = rate
         self._on_rejected = on_rejected
 
-    def check(self, images: int, served: "Served", deadline: float, started: float) -> None:
+    def check(self, images: int, model: "LoadedModel", deadline: float, started: float) -> None:
         """Raise ServiceError overloaded with `Retry-After` where a request that ``started`` then can't be admitted.
 
         There are too many before them, or those would take the engine past ``deadline`` even if it took these
         last. What is not measured yet is assumed to run every block, as a hostile image would.
         """
         if self.images + images > self.max_images:
-            raise self.queue_full(served)
-        if self.images and (done := perf_counter() + self.wait(served)) > deadline:
+            raise self.queue_full(model)
+        if self.images and (done := perf_counter() + self.wait(model)) > deadline:
             reason = "deadline_out_of_reach" if done > started + self.patience else "client_deadline"
-            raise self.overloaded(reason, f"the deadline would pass behind the {self.images} images before", served)
+            raise self.overloaded(reason, f"the deadline would pass behind the {self.images} images before", model)
 
     @contextmanager
-    def admit(self, images: int, served: "Served", deadline: float, started: float) -> Iterator[None]:
+    def admit(self, images: int, model: "LoadedModel", deadline: float, started: float) -> Iterator[None]:
         """Count a request's images in until it is answered; raises as `check` does.
 
         For when its body is there: who sends none would take places for nothing.
         """
-        self.check(images, served, deadline, started)
+        self.check(images, model, deadline, started)
         self.images += images
         try:
             yield
@@ -67,19 +67,19 @@ class Admission:
     def full(self) -> bool:
         return self.images >= self.max_images
 
-    def queue_full(self, served: "Served | None" = None) -> ServiceError:
-        return self.overloaded("queue_full", f"{self.images} images are being worked on", served)
+    def queue_full(self, model: "LoadedModel | None" = None) -> ServiceError:
+        return self.overloaded("queue_full", f"{self.images} images are being worked on", model)
 
-    def wait(self, served: "Served") -> float:
+    def wait(self, model: "LoadedModel") -> float:
         """Return the seconds until the engine has got through every image that is admitted, all of them dense."""
-        largest = served.clock.sizes[-1]
-        return self.images * served.clock.seconds(largest) / largest
+        largest = model.clock.sizes[-1]
+        return self.images * model.clock.seconds(largest) / largest
 
-    def overloaded(self, reason: str, what: str, served: "Served | None" = None) -> ServiceError:
+    def overloaded(self, reason: str, what: str, model: "LoadedModel | None" = None) -> ServiceError:
         """Return the refusal, telling when half of the house will be empty at the rate measured."""
         self._on_rejected(reason)
         rate = self._rate()
-        seconds = self.images / 2 / rate if rate else self.wait(served) / 2 if served is not None else 1
+        seconds = self.images / 2 / rate if rate else self.wait(model) / 2 if model is not None else 1
         after = max(1, math.ceil(seconds))
         # Who gives a request little time makes no house full.
         outcome = "client_deadline" if reason == "client_deadline" else None

@@ -19,7 +19,7 @@ from service.telemetry.timing import Timing
 
 if TYPE_CHECKING:
     from models.engines.protocol import Routed
-    from service.repository.loading import Served
+    from service.repository.loaded_model import LoadedModel
 
 log = logging.getLogger("skipnet.batching")
 
@@ -35,7 +35,7 @@ Payload = bytes | NDArray[np.float32]
 class Work:
     """One admitted image on its way to ``answer``, which is cancelled when nobody waits for it any more."""
 
-    served: "Served"
+    model: "LoadedModel"
     threshold: float
     deadline: float  # as perf_counter() counts
     timing: Timing
@@ -59,13 +59,13 @@ class Work:
 class Batch:
     """Images of one version of one model that run together, each with a threshold of its own."""
 
-    served: "Served"
+    model: "LoadedModel"
     works: list[Work]
     images: NDArray[np.float32]  # [N, 3, H, W]
     thresholds: NDArray[np.float32]  # [N]
 
     def rows(self, rows: list[int]) -> "Batch":
-        return Batch(self.served, [self.works[i] for i in rows], self.images[rows], self.thresholds[rows])
+        return Batch(self.model, [self.works[i] for i in rows], self.images[rows], self.thresholds[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Batcher:
         delay: float,
         dense_interval: float,
         on_ran: Callable[[Ran, NDArray[np.int64]], None],
-        on_dropped: Callable[["Served", str], None],
+        on_dropped: Callable[["LoadedModel", str], None],
     ) -> None:
         self.max_batch_size = max_batch_size
         self.delay = delay
@@ -101,9 +101,9 @@ class Batcher:
         self.on_ran = on_ran
         self.on_dropped = on_dropped
         self.failure: BaseException | None = None
-        self._queues: dict[Served, deque[Work]] = {}
+        self._queues: dict[LoadedModel, deque[Work]] = {}
         self._prepared: Batch | None = None
-        self._retired: list[Served] = []
+        self._retired: list[LoadedModel] = []
         self._running: Batch | None = None
         self._busy_since: float | None = None
         self._pace: deque[tuple[int, float]] = deque(maxlen=32)  # images and seconds of the last batches
@@ -140,19 +140,19 @@ class Batcher:
         seconds = sum(seconds for _, seconds in pace)
         return sum(images for images, _ in pace) / seconds if seconds else 0.0
 
-    def depth(self, served: "Served") -> int:
+    def depth(self, model: "LoadedModel") -> int:
         """Images that wait for the engine."""
         prepared = self._prepared
-        waiting = len(prepared.works) if prepared is not None and prepared.served is served else 0
-        return waiting + len(self._queues.get(served, ()))
+        waiting = len(prepared.works) if prepared is not None and prepared.model is model else 0
+        return waiting + len(self._queues.get(model, ()))
 
     def wanted(self, work: Work) -> bool:
         """Return whether to go on with an image; counts one that is dropped, answers one whose time is up."""
         if work.answer.done():
-            self.on_dropped(work.served, work.abandoned if perf_counter() < work.deadline else "deadline")
+            self.on_dropped(work.model, work.abandoned if perf_counter() < work.deadline else "deadline")
             return False
         if perf_counter() >= work.deadline:
-            self.on_dropped(work.served, "deadline")
+            self.on_dropped(work.model, "deadline")
             work.fail(ServiceError(Code.DEADLINE, "the deadline passed while the image was queued"))
             return False
         return True
@@ -163,9 +163,9 @@ class Batcher:
         with self._changed:
             if self.failure is not None:
                 raise ServiceError(Code.ENGINE_FAILED, "the engine has failed; this server is about to restart")
-            if work.served.closed or not self.wanted(work):
+            if work.model.closed or not self.wanted(work):
                 return
-            self._queues.setdefault(work.served, deque()).append(work)
+            self._queues.setdefault(work.model, deque()).append(work)
             if self._busy_since is not None and self._prepared is None:
                 queue = self._next()
                 if queue is not None and len(queue) >= self.max_batch_size:
@@ -176,17 +176,17 @@ class Batcher:
         """Take images out of the queue that nobody waits for any more, in the event loop: the engine may hang."""
         with self._changed:
             for work in works:
-                queue = self._queues.get(work.served)
+                queue = self._queues.get(work.model)
                 if queue is not None and work in queue:
                     queue.remove(work)
                     self.wanted(work)
 
-    def retire(self, served: "Served") -> None:
+    def retire(self, model: "LoadedModel") -> None:
         """Let the engine thread close a version's engine; nobody waits for its answers any more."""
         with self._changed:
-            served.closed = True
-            self._queues.pop(served, None)
-            self._retired.append(served)
+            model.closed = True
+            self._queues.pop(model, None)
+            self._retired.append(model)
             self._changed.notify()
 
     def _main(self) -> None:
@@ -235,11 +235,11 @@ class Batcher:
     def _close_retired(self) -> None:
         # Without the lock, which the event loop takes: to give back a device's memory can take long.
         while self._retired:
-            served = self._retired.pop()
+            model = self._retired.pop()
             try:
-                served.engine.close()
+                model.engine.close()
             except Exception:
-                log.exception("%s could not be closed", served)
+                log.exception("%s could not be closed", model)
 
     def _form(self, queue: deque[Work]) -> Batch | None:
         """Stack the oldest images that someone still waits for; None when there is none, or no memory for them."""
@@ -253,20 +253,20 @@ class Batcher:
         try:
             images = np.stack([work.image for work in works if work.image is not None])
         except Exception:
-            log.exception("a batch of %d could not be formed for %s", len(works), works[0].served)
+            log.exception("a batch of %d could not be formed for %s", len(works), works[0].model)
             for work in works:
                 work.fail(ServiceError(Code.ENGINE_FAILED, "no batch could be formed of this image; the log says why"))
             return None
-        return Batch(works[0].served, works, images, np.asarray([work.threshold for work in works], np.float32))
+        return Batch(works[0].model, works, images, np.asarray([work.threshold for work in works], np.float32))
 
     def _run(self, batch: Batch) -> None:
         """Run a batch. One that fails is run again image by image: only the image at fault gets an error."""
         try:
             sampled = self._sample_dense(batch)
             started = perf_counter()
-            routed = batch.served.engine.run(batch.images, batch.thresholds)
+            routed = batch.model.engine.run(batch.images, batch.thresholds)
         except Exception as error:
-            log.exception("a batch of %d failed in %s", len(batch.works), batch.served)
+            log.exception("a batch of %d failed in %s", len(batch.works), batch.model)
             if len(batch.works) > 1:
                 for i, work in enumerate(batch.works):
                     if self.wanted(work):
@@ -274,26 +274,26 @@ class Batcher:
                 return
             batch.works[0].fail(ServiceError(Code.ENGINE_FAILED, "the engine failed on this image; the log says why"))
             # Where a blank image fails too, it is the engine that is broken: let the thread die.
-            batch.served.probe()
+            batch.model.probe()
             log.warning("the engine runs on after %s", error.__class__.__name__)
             return
         seconds = perf_counter() - started
-        batch.served.clock.ran(seconds)
+        batch.model.clock.ran(seconds)
         self._pace.append((len(batch.works), seconds))
         self._loop.call_soon_threadsafe(self._deliver, Ran(batch, routed, started, seconds, sampled))
 
     def _sample_dense(self, batch: Batch) -> float:
         """Run a batch with every block where the dense clock asks for it; return the seconds that took, or 0."""
-        served, size = batch.served, len(batch.works)
-        if not served.clock.due(size, self.dense_interval):
+        model, size = batch.model, len(batch.works)
+        if not model.clock.due(size, self.dense_interval):
             return 0.0
-        seconds = served.run_dense(batch.images)
-        served.clock.sampled(size, seconds)
+        seconds = model.run_dense(batch.images)
+        model.clock.sampled(size, seconds)
         return seconds
 
     def _deliver(self, ran: Ran) -> None:
         """Answer a batch's images, in the event loop."""
-        macs = ran.batch.served.checkpoint.macs.executed(ran.routed.executed, ran.routed.mode)
+        macs = ran.batch.model.checkpoint.macs.executed(ran.routed.executed, ran.routed.mode)
         for work, result in zip(ran.batch.works, split(ran.routed, macs), strict=True):
             if not work.answer.done():
                 record = work.timing
@@ -302,4 +302,4 @@ class Batcher:
                 record.batch_size = max(record.batch_size, len(ran.batch.works))
                 work.answer.set_result(result)
         self.on_ran(ran, macs)
-        ran.batch.served.mode = ran.routed.mode
+        ran.batch.model.mode = ran.routed.mode

@@ -1,71 +1,26 @@
 """One version of a model, made ready to serve: read, verified, warmed up and timed."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.inference.dense_clock import DenseClock
+from service.repository.loaded_model import LoadedModel, timed
 from service.settings import EngineOptions
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
-    from models.engines.protocol import Engine, Routed
-    from models.macs import Mode
+    from models.engines.protocol import Engine
 
 
 class LoadError(Exception):
     """A version can't be served; the message says why and what to do."""
 
 
-@dataclass(eq=False)
-class Served:
-    """One version of a model, loaded and warm."""
-
-    checkpoint: "Checkpoint"
-    engine: "Engine"
-    mode: "Mode"  # of the last batch
-    clock: DenseClock
-    fallbacks: list[str] = field(default_factory=list)  # engines that auto does without; the log says why
-    leases: int = field(default=0, init=False)  # requests that still need it
-    retired: bool = field(default=False, init=False)  # no new request gets it
-    closed: bool = field(default=False, init=False)  # its engine is closed, or about to be
-
-    @property
-    def name(self) -> str:
-        return self.checkpoint.name
-
-    @property
-    def version(self) -> int:
-        return self.checkpoint.version
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        spec = self.checkpoint.config.input
-        return 3, spec.height, spec.width
-
-    def engine_in(self, mode: "Mode") -> str:
-        """Return the name of the engine that runs a batch in ``mode``: a switch has two."""
-        from models.engines.routing_switch import engine_in
-
-        return engine_in(self.engine, mode).name
-
-    def probe(self) -> None:
-        """Run a blank image; raises what the engine raises."""
-        self.run_dense(np.zeros((1, *self.shape), np.float32))
-
-    def run_dense(self, images: NDArray[np.float32]) -> float:
-        """Run every block for ``images`` [N, 3, H, W] and return the seconds it took; nobody gets the answers."""
-        return timed(self.engine, images, 0.0)[1]
-
-    def __str__(self) -> str:
-        return f"{self.name}/{self.version}"
-
-
-def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> Served:
+def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> LoadedModel:
     """Load the checkpoint in ``folder``, verify what it answers and warm it up.
 
     Takes seconds, and imports torch; call it in a thread. Raises LoadError.
@@ -97,7 +52,7 @@ def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> S
         raise
 
 
-def warm_up(checkpoint: "Checkpoint", engine: "Engine", max_batch_size: int) -> Served:
+def warm_up(checkpoint: "Checkpoint", engine: "Engine", max_batch_size: int) -> LoadedModel:
     """Run batches of 1, 2, 4, … ``max_batch_size`` images, dense and skipping all; check and time them."""
     config, decisions = checkpoint.config, len(checkpoint.macs.blocks) - 1
     sizes = [1]
@@ -116,16 +71,7 @@ def warm_up(checkpoint: "Checkpoint", engine: "Engine", max_batch_size: int) -> 
                 raise LoadError(f"{checkpoint.folder}: the engine {engine.name} does not obey the execute threshold")
         # The first run of a size also pays for buffers and kernels, which matters where a run is short.
         times.append(seconds if seconds > 0.25 else timed(engine, images[:size], 0.0)[1])
-    return Served(checkpoint, engine, routed.mode, DenseClock(sizes, times))
-
-
-def timed(engine: "Engine", images: NDArray[np.float32], threshold: float) -> "tuple[Routed, float]":
-    """Run images that are no traffic: a switch between branching and masking does not learn from them."""
-    from models.engines.routing_switch import rehearse
-
-    start = perf_counter()
-    routed = rehearse(engine, images, np.full(len(images), threshold, np.float32))
-    return routed, perf_counter() - start
+    return LoadedModel(checkpoint, engine, routed.mode, DenseClock(sizes, times))
 
 
 def verify(checkpoint: "Checkpoint", values: NDArray[np.float32], shape: tuple[int, ...]) -> None:

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from service.errors import Code, ServiceError, not_ready
 from service.repository.folder import Files, files_of, models_of, newest_files, scan, versions_of
-from service.repository.loading import LoadError, Served
+from service.repository.loaded_model import LoadedModel
+from service.repository.loading import LoadError
 
 log = logging.getLogger("skipnet.repository")
 
@@ -49,19 +50,19 @@ class Repository:
     def __init__(
         self,
         folder: Path,
-        load: Callable[[Path], Served],
-        on_served: Callable[[Served], None],
-        on_retired: Callable[[Served], None],
+        load: Callable[[Path], LoadedModel],
+        on_loaded: Callable[[LoadedModel], None],
+        on_retired: Callable[[LoadedModel], None],
         default: str | None = None,
     ) -> None:
         self.folder = folder
         self.default = default
-        self.served: dict[str, dict[int, Served]] = {}
+        self.loaded: dict[str, dict[int, LoadedModel]] = {}
         self.problems: dict[tuple[str, int], str] = {}
         self.loading: set[tuple[str, int]] = set()
         self.working = False  # the thread is loading, which nothing can interrupt
         self._load = load
-        self._on_served = on_served
+        self._on_loaded = on_loaded
         self._on_retired = on_retired
         self._pinned: set[tuple[str, int]] = set()  # asked for by number: a newer one does not replace it
         self._tried: dict[tuple[str, int], Files] = {}  # what the files were when they were last loaded
@@ -95,9 +96,9 @@ class Repository:
                 await self._load_newest_of(name)
         finally:
             self.loading -= newest
-        return bool(self.served)
+        return bool(self.loaded)
 
-    async def load(self, name: str, version: int | None = None) -> Served:
+    async def load(self, name: str, version: int | None = None) -> LoadedModel:
         """Serve a version, or the newest one in the folder in place of an older one.
 
         It is loaded, verified and warmed up while the others go on; a version that fails changes nothing.
@@ -119,13 +120,13 @@ class Repository:
                 log.error("%s is not served: %s", name, error)
                 return
             for version in reversed(versions):
-                if version in self.served.get(name, ()):  # A request asked for it meanwhile.
+                if version in self.loaded.get(name, ()):  # A request asked for it meanwhile.
                     return
                 with suppress(LoadError):
                     await self._serve(name, version)
                     return
 
-    async def _serve(self, name: str, version: int, pinned: bool | None = None) -> Served:
+    async def _serve(self, name: str, version: int, pinned: bool | None = None) -> LoadedModel:
         """Load a version and give it the requests; raises LoadError, which it has logged.
 
         It is pinned, or no longer, or as it was.
@@ -134,7 +135,7 @@ class Repository:
         self.loading.add(key)
         try:
             self._tried[key] = await self._in_thread(lambda: files_of(folder))
-            served = await self._in_thread(lambda: self._load(folder))
+            model = await self._in_thread(lambda: self._load(folder))
         except Exception as error:
             self.problems[key] = str(error)
             log.error("%s/%d is not served: %s", name, version, error)
@@ -147,10 +148,10 @@ class Repository:
             self._pinned.add(key)
         elif pinned is not None:
             self._pinned.discard(key)
-        self._switch(served)
+        self._switch(model)
         self.default = self.default or name
-        log.info("serving %s with %s on %s", served, served.engine.name, served.engine.device)
-        return served
+        log.info("serving %s with %s on %s", model, model.engine.name, model.engine.device)
+        return model
 
     async def watch(self, interval: float) -> None:
         """Serve what appears in the folder, looking every ``interval`` seconds, until cancelled.
@@ -183,7 +184,7 @@ class Repository:
         """How many models' newest versions could not be loaded: an older one is served in their place, or none, or what
         was there before its files were replaced.
         """
-        failed = {name for name, version in self.problems if version >= max(self.served.get(name, ()), default=-1)}
+        failed = {name for name, version in self.problems if version >= max(self.loaded.get(name, ()), default=-1)}
         return len(failed)
 
     def _forget(self, found: Mapping[str, list[int]], names: Collection[str]) -> None:
@@ -195,27 +196,27 @@ class Repository:
     async def unload(self, name: str, version: int | None = None) -> None:
         """Serve a version, or every version of a model, no more; raises LoadError where it isn't served."""
         async with self._changing:
-            versions = self.served.get(name, {})
+            versions = self.loaded.get(name, {})
             if not versions or (version is not None and version not in versions):
                 raise LoadError(f"{name}{f'/{version}' if version is not None else ''} is not served")
-            for served in [versions[version]] if version is not None else list(versions.values()):
-                self._pinned.discard((name, served.version))
-                del versions[served.version]
-                self._retire(served)
-                log.info("%s is served no more", served)
+            for model in [versions[version]] if version is not None else list(versions.values()):
+                self._pinned.discard((name, model.version))
+                del versions[model.version]
+                self._retire(model)
+                log.info("%s is served no more", model)
             if not versions:
-                del self.served[name]
+                del self.loaded[name]
                 # It is wanted no more: that a newer version could not be loaded is no trouble now.
                 self._forget({}, {name})
 
-    def resolve(self, name: str | None, version: int | None) -> Served:
+    def resolve(self, name: str | None, version: int | None) -> LoadedModel:
         """Return what answers a request; raises ServiceError model_not_found, or not_ready where it is being loaded or
         could not be.
         """
         wanted = name if name is not None else self.default
         if wanted is None:
             raise not_ready("no model is loaded yet; GET /health/ready says why")
-        versions = self.served.get(wanted, {})
+        versions = self.loaded.get(wanted, {})
         if version is not None and version in versions:
             return versions[version]
         if version is None and versions:
@@ -236,16 +237,16 @@ class Repository:
         )
 
     @contextmanager
-    def lease(self, name: str | None, version: int | None) -> Iterator[Served]:
+    def lease(self, name: str | None, version: int | None) -> Iterator[LoadedModel]:
         """Keep what answers a request from being closed until the request is done."""
-        served = self.resolve(name, version)
-        served.leases += 1
+        model = self.resolve(name, version)
+        model.leases += 1
         try:
-            yield served
+            yield model
         finally:
-            served.leases -= 1
-            if served.retired and not served.leases:
-                self._on_retired(served)
+            model.leases -= 1
+            if model.retired and not model.leases:
+                self._on_retired(model)
 
     async def index(self) -> list[Entry]:
         """Return every version in the folder and every one that is served.
@@ -253,7 +254,7 @@ class Repository:
         What is served is told even where the folder can't be read, which is logged.
         """
         known = set(self.loading) | set(self.problems)
-        known |= {(name, version) for name, versions in self.served.items() for version in versions}
+        known |= {(name, version) for name, versions in self.loaded.items() for version in versions}
         try:
             in_folder = await asyncio.to_thread(scan, self.folder)
         except (OSError, LoadError) as error:
@@ -274,27 +275,27 @@ class Repository:
 
     def _entry(self, name: str, version: int) -> Entry:
         problem = self.problems.get((name, version), "")
-        if version in self.served.get(name, {}):
+        if version in self.loaded.get(name, {}):
             return Entry(name, version, State.READY, problem)
         if (name, version) in self.loading:
             return Entry(name, version, State.LOADING)
         return Entry(name, version, State.UNAVAILABLE, problem or "not loaded")
 
-    def _switch(self, served: Served) -> None:
+    def _switch(self, model: LoadedModel) -> None:
         """Give new requests ``served``; requests that hold an older one keep it."""
-        versions = self.served.setdefault(served.name, {})
-        replaced = versions.pop(served.version, None)
-        versions[served.version] = served
-        self._on_served(served)
+        versions = self.loaded.setdefault(model.name, {})
+        replaced = versions.pop(model.version, None)
+        versions[model.version] = model
+        self._on_loaded(model)
         others: list[int] = []
-        if (served.name, served.version) not in self._pinned:
+        if (model.name, model.version) not in self._pinned:
             # A newer one among them is in the folder no more: it was moved away, to go back to this one.
-            others = [v for v in versions if v != served.version and (served.name, v) not in self._pinned]
+            others = [v for v in versions if v != model.version and (model.name, v) not in self._pinned]
         for old in [replaced, *(versions.pop(v) for v in others)]:
             if old is not None:
                 self._retire(old)
 
-    def _retire(self, served: Served) -> None:
-        served.retired = True
-        if not served.leases:
-            self._on_retired(served)
+    def _retire(self, model: LoadedModel) -> None:
+        model.retired = True
+        if not model.leases:
+            self._on_retired(model)

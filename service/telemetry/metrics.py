@@ -20,7 +20,7 @@ from prometheus_client import (
 
 from service.errors import OUTCOMES
 from service.inference.batcher import REASONS, Ran
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 from service.telemetry.gpu import GpuCollector
 from service.telemetry.timing import STAGES, Timing
 
@@ -139,7 +139,7 @@ class Metrics:
             "Share of the evaluated images that a block ran for.",
             (*VERSION, "block"),
         )
-        self._series: WeakKeyDictionary[Served, Series] = WeakKeyDictionary()
+        self._series: WeakKeyDictionary[LoadedModel, Series] = WeakKeyDictionary()
         self.ready = gauge("ready", "1 when /health/ready says yes.", ())
         self.models_failed = gauge(
             "models_failed", "Models whose newest version could not be loaded; GET /models says why.", ()
@@ -147,56 +147,56 @@ class Metrics:
         # Of several workers, each has one: what all engines together can do in a second is as many engine seconds.
         gauge("engine_threads", "Threads that run an engine.", ()).set(1)
 
-    def served(self, served: Served, depth: Callable[[], int]) -> None:
+    def add_model(self, model: LoadedModel, depth: Callable[[], int]) -> None:
         """Begin a version's series, at zero where nothing was counted yet."""
-        labels = (served.name, str(served.version))
+        labels = (model.name, str(model.version))
         self._retired.pop(labels, None)
         self.model.labels(*labels).info(
             {
-                "architecture": served.checkpoint.config.architecture,
-                "engine": served.engine.name,
-                "device": served.engine.device,
+                "architecture": model.checkpoint.config.architecture,
+                "engine": model.engine.name,
+                "device": model.engine.device,
             }
         )
-        self.fallbacks.labels(*labels, served.engine.name)
-        for engine in served.fallbacks:
+        self.fallbacks.labels(*labels, model.engine.name)
+        for engine in model.fallbacks:
             self.fallbacks.labels(*labels, engine).inc()
         self.queue_depth.labels(*labels).set_function(depth)
-        for mode, gauge in self._series_of(served).modes.items():
-            gauge.set(mode == served.mode)
+        for mode, gauge in self._series_of(model).modes.items():
+            gauge.set(mode == model.mode)
         self._begin_requests(*labels)
         for reason in REASONS:
             self.dropped.labels(*labels, reason)
-        evaluation = served.checkpoint.config.evaluation
+        evaluation = model.checkpoint.config.evaluation
         if evaluation is not None:
             self.expected_mac_share.labels(*labels).set(evaluation.macs / evaluation.dense_macs)
             for block, rate in enumerate(evaluation.execution_rate, start=1):
                 self.expected_execution_rate.labels(*labels, str(block)).set(rate)
 
-    def retired(self, served: Served) -> None:
+    def remove_model(self, model: LoadedModel) -> None:
         """End the series that say what is served now, and all of a version that was retired KEPT versions before."""
-        labels = (served.name, str(served.version))
+        labels = (model.name, str(model.version))
         now = (self.model, self.queue_depth, self.expected_mac_share, self.engine_mode, self.expected_execution_rate)
         remove(now, labels)
         self._retired.pop(labels, None)
         self._retired[labels] = None
-        for ended in [each for each in self._retired if each[0] == served.name][:-KEPT]:
+        for ended in [each for each in self._retired if each[0] == model.name][:-KEPT]:
             del self._retired[ended]
             remove(self._of_versions, ended)
 
-    def ran(self, ran: Ran, macs: NDArray[np.int64]) -> None:
+    def count_batch(self, ran: Ran, macs: NDArray[np.int64]) -> None:
         """Count a batch."""
-        served, routed, size = ran.batch.served, ran.routed, len(ran.batch.works)
-        series = self._series_of(served)
+        model, routed, size = ran.batch.model, ran.routed, len(ran.batch.works)
+        series = self._series_of(model)
         series.batch_size.observe(size)
         series.batches[routed.mode].inc()
         series.engine_seconds.inc(ran.seconds + ran.sampled)
-        series.dense_seconds.inc(served.clock.instead(size, ran.seconds))
+        series.dense_seconds.inc(model.clock.instead(size, ran.seconds))
         series.macs["executed"].inc(int(macs.sum()))
         if ran.sampled:
             series.dense_samples.inc(size)
-            series.macs["executed"].inc(served.checkpoint.macs.full * size)
-        series.macs["dense"].inc(served.checkpoint.macs.dense * size)
+            series.macs["executed"].inc(model.checkpoint.macs.full * size)
+        series.macs["dense"].inc(model.checkpoint.macs.dense * size)
         executions = [size, *routed.executed.sum(0).tolist()]
         for executed, ran_for, skipped_for in zip(executions, series.executions, series.skips, strict=True):
             # Counting nothing costs as much as counting.
@@ -206,14 +206,14 @@ class Metrics:
                 skipped_for.inc(size - executed)
         for skipped in (~routed.executed).sum(1).tolist():
             series.blocks_skipped.observe(skipped)
-            series.layers_skipped.observe(skipped * served.checkpoint.network.layers_per_block)
-        if routed.mode != served.mode:  # That of the batch before.
+            series.layers_skipped.observe(skipped * model.checkpoint.network.layers_per_block)
+        if routed.mode != model.mode:  # That of the batch before.
             for mode, gauge in series.modes.items():
                 gauge.set(mode == routed.mode)
 
-    def answered(self, served: Served, timing: Timing, request_id: str) -> None:
+    def observe_request(self, model: LoadedModel, timing: Timing, request_id: str) -> None:
         """Observe an answered request's timing, with its id as the exemplar."""
-        series, exemplar = self._series_of(served), {"request_id": request_id}
+        series, exemplar = self._series_of(model), {"request_id": request_id}
         series.request_duration.observe(timing.total, exemplar)
         for stage, histogram in series.stages.items():
             histogram.observe(getattr(timing, stage), exemplar)
@@ -223,10 +223,10 @@ class Metrics:
         for outcome in OUTCOMES:
             self.requests.labels(name, version, outcome)
 
-    def _series_of(self, served: Served) -> "Series":
-        series = self._series.get(served)
+    def _series_of(self, model: LoadedModel) -> "Series":
+        series = self._series.get(model)
         if series is None:
-            series = self._series[served] = Series(self, served)
+            series = self._series[model] = Series(self, model)
         return series
 
 
@@ -238,9 +238,9 @@ def remove(metrics: Iterable[Counter | Gauge | Histogram | Info], labels: tuple[
 class Series:
     """The series of one version: finding them by their labels costs more than counting."""
 
-    def __init__(self, metrics: Metrics, served: Served) -> None:
-        name, version = served.name, str(served.version)
-        blocks = [str(block) for block in range(len(served.checkpoint.macs.blocks))]
+    def __init__(self, metrics: Metrics, model: LoadedModel) -> None:
+        name, version = model.name, str(model.version)
+        blocks = [str(block) for block in range(len(model.checkpoint.macs.blocks))]
         self.batch_size = metrics.batch_size.labels(name, version)
         self.batches = {mode: metrics.batches.labels(name, version, mode) for mode in MODES}
         self.modes = {mode: metrics.engine_mode.labels(name, version, mode) for mode in MODES}

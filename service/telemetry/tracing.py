@@ -18,7 +18,7 @@ from service.telemetry.timing import STAGES
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from service.http.record import Record
+    from service.http.request_context import RequestContext
 
 PATIENCE = 3.0
 """Seconds that the last spans may take to be sent."""
@@ -46,7 +46,7 @@ class Tracing:
         self.propagator = TraceContextTextMapPropagator()
         self.kind, self.error = SpanKind.SERVER, StatusCode.ERROR
 
-    def finished(self, scope: Scope, record: "Record", status: int) -> None:
+    def finished(self, scope: Scope, context: "RequestContext", status: int) -> None:
         """Export a request that was answered just now."""
         end = time.time_ns()
         route = getattr(scope.get("route"), "path", scope["path"])
@@ -54,17 +54,17 @@ class Tracing:
             f"{scope['method']} {route}",
             context=self.propagator.extract(dict(Headers(scope=scope))),
             kind=self.kind,
-            start_time=end - int(record.timing.total * 1e9),
+            start_time=end - int(context.timing.total * 1e9),
             attributes={
                 "http.request.method": scope["method"],
                 "http.route": route,
                 "http.response.status_code": status,
-                "skipnet.request_id": record.request_id,
-                "skipnet.model": record.model,
-                "skipnet.version": record.version,
-                "skipnet.batch_size": record.timing.batch_size,
-                **{f"skipnet.{stage}_seconds": getattr(record.timing, stage) for stage in STAGES},
-                **{f"skipnet.{name}": value for name, value in record.fields.items()},
+                "skipnet.request_id": context.request_id,
+                "skipnet.model": context.model,
+                "skipnet.version": context.version,
+                "skipnet.batch_size": context.timing.batch_size,
+                **{f"skipnet.{stage}_seconds": getattr(context.timing, stage) for stage in STAGES},
+                **{f"skipnet.{name}": value for name, value in context.fields.items()},
             },
         )
         if status >= 500:

@@ -8,9 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from models.preprocessing import prepare
-from service.repository.loading import Served, load_version
+from service.repository.loaded_model import LoadedModel
+from service.repository.loading import load_version
 from service.settings import EngineOptions, Settings
-from tests.service.parts import NAME, Process, Running, Watched, picture, watched, write_random
+from tests.service.parts import NAME, ControlledEngine, Process, Running, engine_of, picture, write_random
 
 
 @pytest.fixture(scope="session")
@@ -22,19 +23,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def loaded(repository: Path) -> Served:
+def loaded(repository: Path) -> LoadedModel:
     """The model, loaded once for every test that needs an engine and no other process."""
     return load_version(repository / NAME / "1", EngineOptions(engine="torch", routing="branch", threads=1), 8)
 
 
 @pytest.fixture
-def served(loaded: Served) -> Served:
+def model(loaded: LoadedModel) -> LoadedModel:
     """The loaded model with an engine of its own to hold; a test may change it."""
-    return replace(loaded, engine=Watched(loaded.engine))
+    return replace(loaded, engine=ControlledEngine(loaded.engine))
 
 
 @pytest.fixture(scope="session")
-def running(repository: Path, loaded: Served) -> Iterator[Running]:
+def running(repository: Path, loaded: LoadedModel) -> Iterator[Running]:
     """One server for the tests that only ask."""
     server = Running(
         Settings(model_repository=repository, max_batch_size=8, dense_sample_interval=0), lambda _: replace(loaded)
@@ -44,18 +45,18 @@ def running(repository: Path, loaded: Served) -> Iterator[Running]:
 
 
 @pytest.fixture
-def start(repository: Path, served: Served) -> Iterator[Callable[..., Running]]:
+def start(repository: Path, model: LoadedModel) -> Iterator[Callable[..., Running]]:
     """Start servers with settings of a test's own around the engine of `served`, which the test may hold."""
     started: list[Running] = []
 
     def begin(**settings: object) -> Running:
         options: dict[str, object] = {"model_repository": repository, "max_batch_size": 8} | settings
         options.setdefault("dense_sample_interval", 0)
-        started.append(Running(Settings(**options), lambda _: served))  # type: ignore[arg-type]
+        started.append(Running(Settings(**options), lambda _: model))  # type: ignore[arg-type]
         return started[-1].wait_ready()
 
     yield begin
-    watched(served).open.set()
+    engine_of(model).open.set()
     for server in started:
         server.stop()
 
@@ -67,7 +68,7 @@ def folder(repository: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def decoded(loaded: Served) -> Callable[[int], NDArray[np.float32]]:
+def decoded(loaded: LoadedModel) -> Callable[[int], NDArray[np.float32]]:
     return lambda seed: prepare(picture(seed), loaded.checkpoint.config.input)
 
 

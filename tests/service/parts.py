@@ -22,7 +22,7 @@ from models.checkpoint import Config, read_checkpoint, write_checkpoint, write_c
 from models.engines import load_engine
 from models.engines.protocol import Engine, Routed
 from models.preprocessing import InputSpec, prepare
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 from service.server import build
 from service.settings import Settings
 
@@ -61,7 +61,7 @@ def write_random(folder: Path, seed: int, name: str = NAME) -> None:
     write_config(folder, config.model_copy(update={"execute_threshold": round(threshold, 6)}))
 
 
-class Watched:
+class ControlledEngine:
     """A real engine that can be held before it runs a batch, and told to fail; it notes what it was given."""
 
     def __init__(self, engine: Engine) -> None:
@@ -86,15 +86,15 @@ class Watched:
         self.closed = True
 
 
-def watched(served: Served) -> Watched:
-    assert isinstance(served.engine, Watched)
-    return served.engine
+def engine_of(model: LoadedModel) -> ControlledEngine:
+    assert isinstance(model.engine, ControlledEngine)
+    return model.engine
 
 
 class Running:
     """The service in a thread, on a real socket."""
 
-    def __init__(self, settings: Settings, load: Callable[[Path], Served] | None = None) -> None:
+    def __init__(self, settings: Settings, load: Callable[[Path], LoadedModel] | None = None) -> None:
         self.server = build(settings.model_copy(update={"port": 0}), load)
         self.core = self.server.core
         self.thread = threading.Thread(target=self.server.run, daemon=True)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from service.inference.batcher import Batcher, Ran, Work
 from service.inference.result import ImageResult
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 from service.telemetry.timing import Timing
-from tests.service.parts import watched
+from tests.service.parts import engine_of
 
 Pixels = NDArray[np.float32]
 
@@ -33,15 +33,17 @@ class Queue:
         )
 
     def put(
-        self, served: Served, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any
+        self, model: LoadedModel, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any
     ) -> asyncio.Future[ImageResult]:
-        work = self.work(served, image, threshold, patience, **fields)
+        work = self.work(model, image, threshold, patience, **fields)
         self.batcher.put(work)
         return work.answer
 
-    def work(self, served: Served, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any) -> Work:
+    def work(
+        self, model: LoadedModel, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any
+    ) -> Work:
         answer: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
-        return Work(served, threshold, perf_counter() + patience, Timing(), answer, image, **fields)
+        return Work(model, threshold, perf_counter() + patience, Timing(), answer, image, **fields)
 
 
 @asynccontextmanager
@@ -54,13 +56,13 @@ async def running(max_batch_size: int = 4, delay: float = 0) -> AsyncIterator[Qu
         await asyncio.to_thread(queue.batcher.close, 20)
 
 
-async def hold(queue: Queue, served: Served, image: Pixels) -> asyncio.Future[ImageResult]:
+async def hold(queue: Queue, model: LoadedModel, image: Pixels) -> asyncio.Future[ImageResult]:
     """Make the engine busy with one image until the test opens it; what is put meanwhile queues."""
-    watched(served).open.clear()
-    first = queue.put(served, image)
-    assert await asyncio.to_thread(watched(served).entered.get, True, 20) == 1
+    engine_of(model).open.clear()
+    first = queue.put(model, image)
+    assert await asyncio.to_thread(engine_of(model).entered.get, True, 20) == 1
     return first
 
 
-def sizes(served: Served) -> list[int]:
-    return [len(batch) for batch in watched(served).batches]
+def sizes(model: LoadedModel) -> list[int]:
+    return [len(batch) for batch in engine_of(model).batches]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.checkpoint import read_checkpoint
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 from service.repository.repository import Repository
 from tests.service.parts import NAME
 
@@ -16,12 +16,12 @@ from tests.service.parts import NAME
 class Shelf(Repository):
     """A repository that reads checkpoints for real but shares one engine, and notes what happens."""
 
-    def __init__(self, folder: Path, loaded: Served, default: str | None = None) -> None:
+    def __init__(self, folder: Path, loaded: LoadedModel, default: str | None = None) -> None:
         self.events: list[str] = []
         self.wait: threading.Event | None = None
         self.begun = threading.Event()
 
-        def load(version: Path) -> Served:
+        def load(version: Path) -> LoadedModel:
             self.begun.set()
             if self.wait is not None:
                 assert self.wait.wait(20)
@@ -31,8 +31,8 @@ class Shelf(Repository):
         super().__init__(
             folder,
             load,
-            lambda served: self.events.append(f"serve {served.version}"),
-            lambda served: self.events.append(f"retire {served.version}"),
+            lambda model: self.events.append(f"serve {model.version}"),
+            lambda model: self.events.append(f"retire {model.version}"),
             default,
         )
 

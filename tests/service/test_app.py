@@ -59,10 +59,10 @@ def test_openapi_tells_where_a_key_may_be_asked_for(running: Running) -> None:
 def test_models(running: Running) -> None:
     [entry] = running.client.get("/models").json()["models"]
     assert (entry["name"], entry["version"], entry["state"], entry["default"]) == (NAME, 1, "READY", True)
-    served = entry["served"]
-    assert served["labels"] == LABELS
-    assert served["input"] == [3, 32, 32]
-    assert (served["blocks"], served["mode"], served["engine"]) == (18, "branch", "torch")
+    model = entry["served"]
+    assert model["labels"] == LABELS
+    assert model["input"] == [3, 32, 32]
+    assert (model["blocks"], model["mode"], model["engine"]) == (18, "branch", "torch")
 
 
 @pytest.mark.parametrize(

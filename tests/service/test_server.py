@@ -14,9 +14,9 @@ from PIL import Image
 
 from service.http.protocol import BoundedProtocol
 from service.inference.decoder import MAX_SCANS
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 from service.server import open_many_files
-from tests.service.parts import PNG, Process, Running, encoded, picture, until, watched
+from tests.service.parts import PNG, Process, Running, encoded, engine_of, picture, until
 
 
 def classify(server: Running, seed: int = 0) -> httpx.Response:
@@ -25,10 +25,10 @@ def classify(server: Running, seed: int = 0) -> httpx.Response:
 
 
 def test_drain_goes_on_serving_for_the_pause_then_finishes_what_was_admitted(
-    start: Callable[..., Running], served: Served
+    start: Callable[..., Running], model: LoadedModel
 ) -> None:
     server = start(drain_pause=1000)
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with ThreadPoolExecutor(2) as pool:
         before = pool.submit(classify, server, 0)
         until(lambda: server.core.admission.images == 1)
@@ -45,7 +45,7 @@ def test_drain_goes_on_serving_for_the_pause_then_finishes_what_was_admitted(
         with pytest.raises(httpx.ConnectError):
             classify(server)
         assert server.thread.is_alive()
-        watched(served).open.set()
+        engine_of(model).open.set()
         assert [before.result().status_code, in_the_pause.result().status_code] == [200, 200]
     server.thread.join(20)
     assert not server.thread.is_alive()
@@ -127,9 +127,9 @@ def test_request_after_the_end_is_refused_with_503(start: Callable[..., Running]
     assert response.headers["connection"] == "close"
 
 
-def test_stuck_engine_does_not_keep_the_process(start: Callable[..., Running], served: Served) -> None:
+def test_stuck_engine_does_not_keep_the_process(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start(drain_timeout=0.1)
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     late = server.client.post("/classify", content=encoded(picture(0)), headers=PNG | {"x-request-timeout": "0.1"})
     assert late.status_code == 504
     server.server.handle_exit(signal.SIGTERM, None)

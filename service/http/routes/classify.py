@@ -9,7 +9,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import Code, ServiceError, documented
-from service.http.record import record_of
+from service.http.request_context import context_of
 from service.http.routes.dependencies import KEYED, core_of, described, read_parameters, read_query
 from service.inference.budget import choose_threshold, expected_accuracy
 from service.inference.result import Classification, ModelIdentity, predictions, routing, timing
@@ -91,21 +91,21 @@ class ClassifyHeaders(BaseModel):
 )
 async def classify(request: Request) -> Response:
     """Classify one image, sent as the multipart field `image` or as the body itself."""
-    core, record = core_of(request), record_of(request)
+    core, context = core_of(request), context_of(request)
     core.inference_keys.check(request)
     query = read_query(ClassifyQuery, request)
-    record_timing = record.timing
+    record_timing = context.timing
     deadline = core.deadline(record_timing, read_parameters(ClassifyHeaders, request.headers).timeout)
     core.accept()
-    with core.repository.lease(query.model, query.version) as served:
-        record.model, record.version = served.name, str(served.version)
-        core.admission.check(1, served, deadline, record_timing.started)
-        threshold = choose_threshold(served.checkpoint.config, query.execute_threshold, query.compute_budget)
+    with core.repository.lease(query.model, query.version) as loaded:
+        context.model, context.version = loaded.name, str(loaded.version)
+        core.admission.check(1, loaded, deadline, record_timing.started)
+        threshold = choose_threshold(loaded.checkpoint.config, query.execute_threshold, query.compute_budget)
         image = await core.read(read_image(request, core.settings.max_body_size), deadline)
         record_timing.receive = perf_counter() - record_timing.started
-        with core.admission.admit(1, served, deadline, record_timing.started):
+        with core.admission.admit(1, loaded, deadline, record_timing.started):
             [result] = await core.run(
-                served,
+                loaded,
                 [image],
                 threshold=threshold,
                 deadline=deadline,
@@ -113,14 +113,14 @@ async def classify(request: Request) -> Response:
                 gone=request.receive(),
             )
         record_timing.finish()
-        checkpoint = served.checkpoint
+        checkpoint = loaded.checkpoint
         answer = Classification(
-            request_id=record.request_id,
+            request_id=context.request_id,
             model=ModelIdentity(
-                name=served.name,
-                version=served.version,
-                engine=served.engine_in(result.mode),
-                device=served.engine.device,
+                name=loaded.name,
+                version=loaded.version,
+                engine=loaded.engine_in(result.mode),
+                device=loaded.engine.device,
             ),
             predictions=predictions(result.probabilities, checkpoint.config.labels, query.top_k),
             routing=routing(result, checkpoint, query.explain),
@@ -129,8 +129,8 @@ async def classify(request: Request) -> Response:
             if query.compute_budget is None
             else round(expected_accuracy(checkpoint.config.calibration, threshold), 4),
         )
-        core.metrics.answered(served, record_timing, record.request_id)
-    record.fields |= {
+        core.metrics.observe_request(loaded, record_timing, context.request_id)
+    context.fields |= {
         "label": answer.predictions[0].label,
         "threshold": threshold,
         "skipped": answer.routing.skipped,

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import Code, ServiceError, worded
-from service.http.record import record_of
+from service.http.request_context import context_of
 from service.http.routes.dependencies import KEYED, CoreHere, core_of, failing, taking
 from service.repository.loading import LoadError
 from service.repository.repository import State
@@ -89,7 +89,7 @@ async def read_instruction(request: Request) -> bytes:
     """Return the body of a request that has a key to manage the repository; raises ServiceError."""
     core = core_of(request)
     core.management_keys.check(request)
-    return await core.read(read_short(request), core.deadline(record_of(request).timing, None))
+    return await core.read(read_short(request), core.deadline(context_of(request).timing, None))
 
 
 async def read_short(request: Request) -> bytes:

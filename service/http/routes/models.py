@@ -45,28 +45,28 @@ async def models(core: CoreHere) -> Models:
 
 
 def describe(core: Core, entry: Entry) -> RepositoryEntry:
-    versions = core.repository.served.get(entry.name, {})
-    served = versions.get(entry.version)
+    versions = core.repository.loaded.get(entry.name, {})
+    loaded = versions.get(entry.version)
     answer = RepositoryEntry(
         name=entry.name,
         version=entry.version,
         state=entry.state,
         reason=entry.reason,
-        default=served is not None and entry.name == core.repository.default and entry.version == max(versions),
+        default=loaded is not None and entry.name == core.repository.default and entry.version == max(versions),
     )
-    if served is not None:
-        checkpoint, config = served.checkpoint, served.checkpoint.config
+    if loaded is not None:
+        checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
         answer.served = ServedVersion(
-            name=served.name,
-            version=served.version,
-            engine=served.engine.name,
-            device=served.engine.device,
+            name=loaded.name,
+            version=loaded.version,
+            engine=loaded.engine.name,
+            device=loaded.engine.device,
             architecture=config.architecture,
             classes=len(config.labels),
             labels=config.labels,
-            input=served.shape,
+            input=loaded.shape,
             execute_threshold=config.execute_threshold,
-            mode=served.mode,
+            mode=loaded.mode,
             blocks=len(checkpoint.macs.blocks),
             dense_macs=checkpoint.macs.dense,
             accuracy=config.evaluation.accuracy if config.evaluation is not None else None,

@@ -12,11 +12,11 @@ from pydantic import BaseModel
 from service.core import Core
 from service.errors import Code, ServiceError
 from service.http.oip import DATATYPES, InferRequest, read_call, respond
-from service.http.record import record_of
+from service.http.request_context import context_of
 from service.http.routes import management
 from service.http.routes.dependencies import KEYED, CoreHere, core_of, failing, taking
 from service.inference.budget import choose_threshold
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 router.include_router(management.router)
@@ -94,12 +94,12 @@ async def model_ready(core: CoreHere, model: str, version: str | None = None) ->
 @router.get("/models/{model}", responses=failing(404, 503))
 @router.get("/models/{model}/versions/{version}", responses=failing(404, 503))
 async def model_metadata(core: CoreHere, model: str, version: str | None = None) -> ModelMetadata:
-    served = find(core, model, version)
-    inputs, outputs = tensors(served, model.endswith(PLAIN))
+    loaded = find(core, model, version)
+    inputs, outputs = tensors(loaded, model.endswith(PLAIN))
     return ModelMetadata(
         name=model,
-        versions=[str(each) for each in sorted(core.repository.served[served.name])],
-        platform=f"skipnet_{served.engine.name}",
+        versions=[str(each) for each in sorted(core.repository.loaded[loaded.name])],
+        platform=f"skipnet_{loaded.engine.name}",
         inputs=inputs,
         outputs=outputs,
     )
@@ -109,13 +109,13 @@ async def model_metadata(core: CoreHere, model: str, version: str | None = None)
 @router.get("/models/{model}/versions/{version}/config", responses=failing(404, 503))
 async def model_config(core: CoreHere, model: str, version: str | None = None) -> dict[str, Any]:
     """What a client needs to prepare its input, in the form of Triton's model configuration."""
-    served = find(core, model, version)
-    inputs, outputs = tensors(served, model.endswith(PLAIN))
-    config = served.checkpoint.config
+    loaded = find(core, model, version)
+    inputs, outputs = tensors(loaded, model.endswith(PLAIN))
+    config = loaded.checkpoint.config
     return {
         "name": model,
-        "platform": f"skipnet_{served.engine.name}",
-        "backend": served.engine.name,
+        "platform": f"skipnet_{loaded.engine.name}",
+        "backend": loaded.engine.name,
         "max_batch_size": core.settings.max_batch_size,
         "input": [
             {
@@ -164,38 +164,38 @@ async def infer(
     Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`; all of them where none is asked for.
     Parameters: `execute_threshold`, `compute_budget`, `timeout` (microseconds), `binary_data_output`.
     """
-    core, record = core_of(request), record_of(request)
+    core, context = core_of(request), context_of(request)
     core.inference_keys.check(request)
-    timing = record.timing
+    timing = context.timing
     deadline = core.deadline(timing, x_request_timeout)
     core.accept()
-    with core.repository.lease(plain_name(model), number(version)) as served:
-        record.model, record.version = served.name, str(served.version)
-        core.admission.check(1, served, deadline, timing.started)
+    with core.repository.lease(plain_name(model), number(version)) as loaded:
+        context.model, context.version = loaded.name, str(loaded.version)
+        core.admission.check(1, loaded, deadline, timing.started)
         body = await core.read(request.body(), deadline)
-        read = partial(read_call, body, inference_header_content_length, served.shape, core.admission.max_images)
+        read = partial(read_call, body, inference_header_content_length, loaded.shape, core.admission.max_images)
         async with core.unfolding(inference_header_content_length or len(body), deadline):
             call = await asyncio.to_thread(read)
         timing.receive = perf_counter() - timing.started
-        config, parameters = served.checkpoint.config, call.parameters
+        config, parameters = loaded.checkpoint.config, call.parameters
         threshold = choose_threshold(config, parameters.execute_threshold, parameters.compute_budget)
         if parameters.timeout is not None:
             deadline = min(deadline, timing.started + parameters.timeout / 1e6)
-        with core.admission.admit(len(call.payloads), served, deadline, timing.started):
+        with core.admission.admit(len(call.payloads), loaded, deadline, timing.started):
             results = await core.run(
-                served,
+                loaded,
                 call.payloads,
                 threshold=threshold,
                 deadline=deadline,
                 timing=timing,
                 gone=request.receive(),
             )
-            write = partial(respond, call, results, config.labels, model, served.version)
+            write = partial(respond, call, results, config.labels, model, loaded.version)
             small = len(results) * len(config.labels) <= SMALL_ANSWER
             answer, head = write() if small else await asyncio.to_thread(write)
         timing.finish()
-        core.metrics.answered(served, timing, record.request_id)
-    record.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
+        core.metrics.observe_request(loaded, timing, context.request_id)
+    context.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
     headers = timing.headers()
     if head is not None:
         headers["Inference-Header-Content-Length"] = str(head)
@@ -216,15 +216,15 @@ def number(version: str | None) -> int | None:
     return int(version)
 
 
-def find(core: Core, model: str, version: str | None) -> Served:
+def find(core: Core, model: str, version: str | None) -> LoadedModel:
     return core.repository.resolve(plain_name(model), number(version))
 
 
-def tensors(served: Served, plain: bool) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
+def tensors(loaded: LoadedModel, plain: bool) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
     """Return what the model takes and what it answers."""
-    classes, decisions = len(served.checkpoint.config.labels), len(served.checkpoint.macs.blocks) - 1
+    classes, decisions = len(loaded.checkpoint.config.labels), len(loaded.checkpoint.macs.blocks) - 1
     shapes = {"logits": [-1, classes], "probabilities": [-1, classes], "executed": [-1, decisions], "macs": [-1]}
-    inputs = [TensorMetadata(name="image", datatype="FP32", shape=[-1, *served.shape])]
+    inputs = [TensorMetadata(name="image", datatype="FP32", shape=[-1, *loaded.shape])]
     if not plain:
         inputs.append(TensorMetadata(name="bytes", datatype="BYTES", shape=[-1]))
     outputs = [

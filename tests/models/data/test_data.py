@@ -343,8 +343,8 @@ def test_normalise_is_what_the_service_does(pixels: np.ndarray, tmp_path: Path) 
     write_parquet(tmp_path / "test.parquet", pixels, list(range(20)))
     source = read_source(CIFAR10, "test", tmp_path)
     prepared = PreparedImages(source, input_spec(CIFAR10, 32))
-    served = torch.stack([prepared[index][0] for index in range(len(prepared))])
-    torch.testing.assert_close(normalise(source.in_memory(32)[0], CIFAR10.mean, CIFAR10.std), served, atol=1e-5, rtol=0)
+    model = torch.stack([prepared[index][0] for index in range(len(prepared))])
+    torch.testing.assert_close(normalise(source.in_memory(32)[0], CIFAR10.mean, CIFAR10.std), model, atol=1e-5, rtol=0)
 
 
 def packs() -> ModuleType:

@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from models.preprocessing import prepare
-from service.repository.loading import Served
-from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, error_of, picture, post, until, watched
+from service.repository.loaded_model import LoadedModel
+from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, engine_of, error_of, picture, post, until
 
 JPEG = {"content-type": "image/jpeg"}
 
 
-def test_answer_is_what_the_engine_says(running: Running, loaded: Served) -> None:
+def test_answer_is_what_the_engine_says(running: Running, loaded: LoadedModel) -> None:
     image = picture(0)
     answer = post(running, encoded(image), "?explain=true&top_k=10").json()
     threshold = loaded.checkpoint.config.execute_threshold
@@ -229,18 +229,18 @@ def test_one_timing_record_feeds_answer_and_headers(running: Running) -> None:
 
 
 def test_concurrent_requests_share_batches_and_keep_their_own_answers(
-    start: Callable[..., Running], served: Served
+    start: Callable[..., Running], model: LoadedModel
 ) -> None:
     server = start()
     alone = [post(server, encoded(picture(i))).json() for i in range(8)]
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     thresholds = ["", "&execute_threshold=0", "&execute_threshold=1"]
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(post, server, encoded(picture(9)))
         until(lambda: server.core.batcher.busy_for > 0)
         answers = [pool.submit(post, server, encoded(picture(i)), "?top_k=5" + thresholds[i % 3]) for i in range(8)]
-        until(lambda: server.core.batcher.depth(served) == 8)
-        watched(served).open.set()
+        until(lambda: server.core.batcher.depth(model) == 8)
+        engine_of(model).open.set()
         assert first.result().status_code == 200
         for i, answer in enumerate(each.result().json() for each in answers):
             if i % 3 == 0:
@@ -251,23 +251,23 @@ def test_concurrent_requests_share_batches_and_keep_their_own_answers(
     assert answers[0].result().headers["x-batch-size"] == "8"
 
 
-def test_bad_images_do_not_touch_their_neighbours(start: Callable[..., Running], served: Served) -> None:
+def test_bad_images_do_not_touch_their_neighbours(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with ThreadPoolExecutor(7) as pool:
         first = pool.submit(post, server, encoded(picture(9)))
         until(lambda: server.core.batcher.busy_for > 0)
         good = [pool.submit(post, server, encoded(picture(i))) for i in range(3)]
         bad = [pool.submit(post, server, encoded(picture(i))[:-30]) for i in range(3)]
         assert [each.result().status_code for each in bad] == [400] * 3
-        watched(served).open.set()
+        engine_of(model).open.set()
         assert [each.result().status_code for each in [first, *good]] == [200] * 4
 
 
-def test_engine_error_is_a_500_for_the_one_image(start: Callable[..., Running], served: Served) -> None:
+def test_engine_error_is_a_500_for_the_one_image(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
     poison = prepare(picture(1), SPEC)
-    watched(served).fails = lambda images: bool((images == poison).all((1, 2, 3)).any())
+    engine_of(model).fails = lambda images: bool((images == poison).all((1, 2, 3)).any())
     response = post(server, encoded(picture(1)))
     assert (response.status_code, error_of(response)) == (500, "engine_failed")
     assert post(server, encoded(picture(0))).status_code == 200
@@ -275,19 +275,19 @@ def test_engine_error_is_a_500_for_the_one_image(start: Callable[..., Running], 
 
 
 def test_bug_in_the_service_is_a_500_with_the_request_id(
-    start: Callable[..., Running], served: Served, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Running], model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start()
-    monkeypatch.setattr(server.core.metrics, "answered", lambda *_: 1 / 0)
+    monkeypatch.setattr(server.core.metrics, "observe_request", lambda *_: 1 / 0)
     response = post(server, encoded(picture(0)), headers=PNG | {"x-request-id": "find-me"})
     assert (response.status_code, error_of(response)) == (500, "internal")
     assert "find-me" in response.text
     assert server.core.admission.images == 0
-    assert served.leases == 0
+    assert model.leases == 0
 
 
-def test_mode_mask_counts_every_block(start: Callable[..., Running], served: Served) -> None:
-    engine = watched(served)
+def test_mode_mask_counts_every_block(start: Callable[..., Running], model: LoadedModel) -> None:
+    engine = engine_of(model)
     run = engine.run
     engine.run = lambda *batch: replace(run(*batch), mode="mask")  # type: ignore[method-assign]
     server = start()

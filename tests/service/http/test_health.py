@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from service.repository.loading import LoadError, Served
+from service.repository.loaded_model import LoadedModel
+from service.repository.loading import LoadError
 from service.settings import Settings
-from tests.service.parts import NAME, PNG, Running, encoded, picture, until, watched
+from tests.service.parts import NAME, PNG, Running, encoded, engine_of, picture, until
 
 
 async def never(_: object, __: int) -> bool:
@@ -26,10 +27,10 @@ def test_ready_and_live(running: Running) -> None:
     assert running.metric("ready") == 1
 
 
-def test_socket_answers_while_the_model_loads_and_is_not_ready(repository: Path, loaded: Served) -> None:
+def test_socket_answers_while_the_model_loads_and_is_not_ready(repository: Path, loaded: LoadedModel) -> None:
     go = threading.Event()
 
-    def load(_: Path) -> Served:
+    def load(_: Path) -> LoadedModel:
         assert go.wait(20)
         return replace(loaded)
 
@@ -53,7 +54,7 @@ def test_socket_answers_while_the_model_loads_and_is_not_ready(repository: Path,
     ("default", "reason"), [("cifar10_rnn_gate_74", "model cifar10_rnn_gate_74 is not loaded"), (NAME, None)]
 )
 def test_not_ready_without_the_default_model(
-    repository: Path, loaded: Served, default: str, reason: str | None
+    repository: Path, loaded: LoadedModel, default: str, reason: str | None
 ) -> None:
     server = Running(Settings(model_repository=repository, default_model=default), lambda _: replace(loaded))
     try:
@@ -64,7 +65,7 @@ def test_not_ready_without_the_default_model(
 
 
 def test_not_ready_where_no_model_could_be_loaded_and_the_process_ends(repository: Path) -> None:
-    def load(_: Path) -> Served:
+    def load(_: Path) -> LoadedModel:
         raise LoadError("worn out")
 
     server = Running(Settings(model_repository=repository), load)
@@ -75,9 +76,9 @@ def test_not_ready_where_no_model_could_be_loaded_and_the_process_ends(repositor
     server.client.close()
 
 
-def test_dead_engine_ends_readiness_liveness_and_the_process(start: Callable[..., Running], served: Served) -> None:
+def test_dead_engine_ends_readiness_liveness_and_the_process(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
-    watched(served).fails = lambda _: True
+    engine_of(model).fails = lambda _: True
     with pytest.MonkeyPatch.context() as patch:
         # Keeps the process up for as long as the probes are asked.
         patch.setattr(type(server.server), "on_tick", never)
@@ -92,18 +93,18 @@ def test_dead_engine_ends_readiness_liveness_and_the_process(start: Callable[...
     assert server.server.exit_code == 1
 
 
-def test_stuck_engine_is_not_ready_and_in_the_end_not_live(start: Callable[..., Running], served: Served) -> None:
+def test_stuck_engine_is_not_ready_and_in_the_end_not_live(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start(request_timeout=0.05, drain_timeout=0.1)
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with pytest.MonkeyPatch.context() as patch:
         # Keeps the process up for as long as the probes are asked.
         patch.setattr(type(server.server), "on_tick", never)
         assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 504
         until(lambda: server.core.batcher.busy_for > 0.1)
         assert reasons(server, "ready") == reasons(server, "live") == ["the engine is stuck"]
-        watched(served).open.set()
+        engine_of(model).open.set()
         until(lambda: reasons(server) == [])
-        watched(served).open.clear()
+        engine_of(model).open.clear()
         assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 504
     # A container that is only called unhealthy is not restarted by every engine that runs containers.
     server.thread.join(20)

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 from service.inference.batcher import Work
-from service.repository.loading import Served
-from tests.service.parts import PNG, Running, encoded, error_of, picture, post, until, watched
+from service.repository.loaded_model import LoadedModel
+from tests.service.parts import PNG, Running, encoded, engine_of, error_of, picture, post, until
 
 
 def test_too_many_pixels(start: Callable[..., Running]) -> None:
@@ -41,16 +41,16 @@ def test_too_many_bytes_without_content_length(start: Callable[..., Running]) ->
     assert server.client.post("/classify", content=(c for c in [just]), headers=PNG).status_code == 200
 
 
-def test_bodies_held_at_once_are_bounded(start: Callable[..., Running], served: Served) -> None:
+def test_bodies_held_at_once_are_bounded(start: Callable[..., Running], model: LoadedModel) -> None:
     data = encoded(picture(0))
     server = start(max_bodies_size=2 * len(data))
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with ThreadPoolExecutor(3) as pool:
         first = [pool.submit(post, server, data) for _ in range(2)]
         until(lambda: server.core.admission.bytes == 2 * len(data))
         response = post(server, data)
         assert (response.status_code, error_of(response)) == (429, "overloaded")
-        watched(served).open.set()
+        engine_of(model).open.set()
         assert [each.result().status_code for each in first] == [200, 200]
     assert server.metric("rejections_total", reason="bodies_full") == 1
 
@@ -70,10 +70,10 @@ def test_what_nobody_waits_for_is_not_kept_until_a_decoding_thread_comes_to_it(s
     assert post(server, encoded(picture(0, 300, 300))).status_code == 200
 
 
-def test_full_queue_answers_429_at_once_and_probes_go_on(start: Callable[..., Running], served: Served) -> None:
+def test_full_queue_answers_429_at_once_and_probes_go_on(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start(max_queue_size=3)
     post(server, encoded(picture(0)))
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with ThreadPoolExecutor(3) as pool:
         admitted = [pool.submit(post, server, encoded(picture(i))) for i in range(3)]
         until(lambda: server.core.admission.images == 3)
@@ -85,7 +85,7 @@ def test_full_queue_answers_429_at_once_and_probes_go_on(start: Callable[..., Ru
         assert (unread.status_code, error_of(unread)) == (429, "overloaded")
         for path in ("/health/live", "/health/ready", "/metrics", "/models", "/"):
             assert server.client.get(path).status_code == 200
-        watched(served).open.set()
+        engine_of(model).open.set()
         assert [each.result().status_code for each in admitted] == [200] * 3
     assert post(server, encoded(picture(0))).status_code == 200
     assert server.metric("rejections_total", reason="queue_full") == 2

@@ -15,18 +15,19 @@ from tritonclient.utils import InferenceServerException
 
 from models.checkpoint import read_checkpoint
 from service.repository.folder import Files, newest_files
-from service.repository.loading import LoadError, Served
+from service.repository.loaded_model import LoadedModel
+from service.repository.loading import LoadError
 from service.settings import Settings
 from tests.service.parts import NAME, PNG, Running, encoded, picture, until
 
 
 @pytest.fixture
-def shelf(repository: Path, tmp_path: Path, loaded: Served) -> Iterator[Callable[..., Running]]:
+def shelf(repository: Path, tmp_path: Path, loaded: LoadedModel) -> Iterator[Callable[..., Running]]:
     """Start servers on a copy of the repository that reads versions for real and shares one engine."""
     folder = Path(copytree(repository, tmp_path / "repository"))
     started: list[Running] = []
 
-    def load(version: Path) -> Served:
+    def load(version: Path) -> LoadedModel:
         try:
             return replace(loaded, checkpoint=read_checkpoint(version), engine=Shared(loaded))
         except ValueError as error:
@@ -44,7 +45,7 @@ def shelf(repository: Path, tmp_path: Path, loaded: Served) -> Iterator[Callable
 class Shared:
     """An engine that outlives the versions that run in it."""
 
-    def __init__(self, loaded: Served) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self.name, self.device, self.run = loaded.engine.name, loaded.engine.device, loaded.engine.run
 
     def close(self) -> None:
@@ -141,7 +142,7 @@ def test_swaps_under_load_lose_no_request(shelf: Callable[..., Running]) -> None
             each.result()
     assert set(statuses) == {200}
     assert set(versions) == set(range(1, 8))
-    assert list(server.core.repository.served[NAME]) == [7]
+    assert list(server.core.repository.loaded[NAME]) == [7]
 
 
 def test_watching_serves_what_appears_and_survives_what_is_damaged(shelf: Callable[..., Running]) -> None:
@@ -157,16 +158,16 @@ def test_watching_serves_what_appears_and_survives_what_is_damaged(shelf: Callab
     until(lambda: "should hold" in reason(2))
     for name in ("model.safetensors", "config.json"):
         (folder / NAME / "2" / name).write_bytes((folder / NAME / "1" / name).read_bytes())
-    until(lambda: 2 in server.core.repository.served[NAME])
+    until(lambda: 2 in server.core.repository.loaded[NAME])
     assert server.client.post(f"/v2/repository/models/{NAME}/unload").status_code == 200
     copytree(folder / NAME / "1", folder / "another" / "1")
-    until(lambda: "another" in server.core.repository.served)
+    until(lambda: "another" in server.core.repository.loaded)
     assert server.core.repository.default == NAME
-    assert NAME not in server.core.repository.served
+    assert NAME not in server.core.repository.loaded
 
 
 def test_watching_begins_when_the_start_is_over(
-    repository: Path, loaded: Served, monkeypatch: pytest.MonkeyPatch
+    repository: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over, looks = threading.Event(), []
 
@@ -174,7 +175,7 @@ def test_watching_begins_when_the_start_is_over(
         looks.append(over.is_set())
         return newest_files(folder)
 
-    def load(_: Path) -> Served:
+    def load(_: Path) -> LoadedModel:
         assert over.wait(20)
         return replace(loaded)
 
@@ -192,7 +193,7 @@ def test_watching_begins_when_the_start_is_over(
         server.stop()
 
 
-def test_watching_waits_for_a_first_model(tmp_path: Path, repository: Path, loaded: Served) -> None:
+def test_watching_waits_for_a_first_model(tmp_path: Path, repository: Path, loaded: LoadedModel) -> None:
     server = Running(Settings(model_repository=tmp_path, watch_interval=0.02), lambda _: replace(loaded))
     try:
         until(lambda: server.core.loaded)

@@ -8,8 +8,8 @@ from typing import cast
 import pytest
 
 from service.http.protocol import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED, BoundedProtocol, OneWrite
-from service.repository.loading import Served
-from tests.service.parts import Running, encoded, picture, until, watched
+from service.repository.loaded_model import LoadedModel
+from tests.service.parts import Running, encoded, engine_of, picture, until
 
 
 def connect(server: Running) -> socket.socket:
@@ -209,21 +209,21 @@ def test_answers_that_nobody_reads_are_given_up(running: Running, monkeypatch: p
         until(lambda: not connected())
 
 
-def test_requests_of_a_client_that_hung_up_are_not_computed(start: Callable[..., Running], served: Served) -> None:
+def test_requests_of_a_client_that_hung_up_are_not_computed(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with connect(server) as client:
         client.sendall(post(b"/classify", encoded(picture(0))) * 3)
         until(lambda: server.core.admission.images == 1)
-        watched(served).entered.get(timeout=20)
+        engine_of(model).entered.get(timeout=20)
     until(lambda: server.core.admission.images == 0)
-    watched(served).open.set()
+    engine_of(model).open.set()
     with connect(server) as client:
         client.sendall(post(b"/classify", encoded(picture(1))))
         assert b" 200 " in answers(client, 1)
     assert server.metric("requests_total", outcome="cancelled") == 1
     assert server.metric("requests_total", outcome="error") == 0
-    assert len(watched(served).batches) == 2
+    assert len(engine_of(model).batches) == 2
 
 
 @pytest.mark.parametrize("pieces", [1, 40])

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from service.http.protocol import MAX_PIPELINED, BoundedProtocol
-from service.repository.loading import Served
-from tests.service.parts import Running, encoded, picture, until, watched
+from service.repository.loaded_model import LoadedModel
+from tests.service.parts import Running, encoded, engine_of, picture, until
 
 BODY = encoded(picture(0))
 
@@ -53,13 +53,13 @@ class Wire:
 
 
 @pytest.fixture
-def full(start: Callable[..., Running], served: Served) -> Iterator[Callable[..., tuple[Running, Wire]]]:
+def full(start: Callable[..., Running], model: LoadedModel) -> Iterator[Callable[..., tuple[Running, Wire]]]:
     """Start a server that one image fills, and return it with the connection that sent the image."""
     wires: list[Wire] = []
 
     def begin(**settings: object) -> tuple[Running, Wire]:
         server = start(max_queue_size=1, **settings)
-        watched(served).open.clear()
+        engine_of(model).open.clear()
         wires.append(Wire(server))
         wires[0].send(ask())
         until(lambda: server.core.admission.images == 1)
@@ -101,7 +101,7 @@ def test_refusal_has_what_every_answer_has(
 
 
 def test_connection_goes_on_after_a_refusal(
-    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire], served: Served
+    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire], model: LoadedModel
 ) -> None:
     server, first = full()
     client = wire(server)
@@ -111,7 +111,7 @@ def test_connection_goes_on_after_a_refusal(
     assert client.answer()[0] == 429
     client.send(body + b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
     assert client.answer()[0] == 200
-    watched(served).open.set()
+    engine_of(model).open.set()
     assert first.answer()[0] == 200
     client.send(ask())
     assert client.answer()[0] == 200
@@ -148,7 +148,7 @@ def test_connection_ends_where_the_client_wants_it(
 
 
 def test_as_many_requests_in_one_packet_as_may_wait(
-    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire], served: Served
+    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire], model: LoadedModel
 ) -> None:
     server, first = full()
     many = MAX_PIPELINED
@@ -157,7 +157,7 @@ def test_as_many_requests_in_one_packet_as_may_wait(
     client.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" + ask(body=b"") * many)
     client.file.read(int(client.head().lower().partition("content-length: ")[2].split("\r\n")[0]))
     assert {client.answer()[0] for _ in range(many)} == {429}
-    watched(served).open.set()
+    engine_of(model).open.set()
     assert first.answer()[0] == 200
     assert server.metric("rejections_total", reason="queue_full") == many
     assert server.metric("requests_total", outcome="rejected") == many

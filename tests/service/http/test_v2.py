@@ -21,8 +21,8 @@ from models.checkpoint import CalibrationPoint
 from models.preprocessing import prepare
 from service.errors import ServiceError
 from service.http.oip import read_call, respond
-from service.repository.loading import Served
-from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, picture, until, watched
+from service.repository.loaded_model import LoadedModel
+from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, engine_of, picture, until
 
 Pixels = NDArray[np.float32]
 
@@ -76,7 +76,9 @@ def test_server_metadata_with_and_without_slash(running: Running, slash: str) ->
 
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
-def test_infer_answers_what_the_engine_says(client: Any, loaded: Served, binary_in: bool, binary_out: bool) -> None:
+def test_infer_answers_what_the_engine_says(
+    client: Any, loaded: LoadedModel, binary_in: bool, binary_out: bool
+) -> None:
     values = images()
     names = ("logits", "probabilities", "executed", "macs")
     outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in names]
@@ -119,9 +121,9 @@ def test_encoded_images_in_the_shape_of_tritons_configuration(running: Running, 
     assert response.status_code == 200
 
 
-def test_where_one_image_fails_the_others_are_not_computed(start: Callable[..., Running], served: Served) -> None:
+def test_where_one_image_fails_the_others_are_not_computed(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     tensor = triton.InferInput("bytes", [2], "BYTES")
     tensor.set_data_from_numpy(np.asarray([encoded(picture(1)), b"\xff\xd8\xffjunk"], object))
     with ThreadPoolExecutor(1) as pool, triton.InferenceServerClient(f"127.0.0.1:{server.port}") as asking:
@@ -129,7 +131,7 @@ def test_where_one_image_fails_the_others_are_not_computed(start: Callable[..., 
         until(lambda: server.core.batcher.busy_for > 0)
         with pytest.raises(InferenceServerException, match="damaged"):
             asking.infer(NAME, [tensor])
-        watched(served).open.set()
+        engine_of(model).open.set()
         assert before.result().status_code == 200
     until(lambda: server.metric("dropped_total", reason="request_failed") == 1)
     assert server.metric("dropped_total") == 1
@@ -174,7 +176,7 @@ def test_thresholds(client: Any) -> None:
         assert answer.as_numpy("executed").sum(1).tolist() == [executed] * 2
 
 
-def test_more_images_than_a_batch(client: Any, running: Running, loaded: Served) -> None:
+def test_more_images_than_a_batch(client: Any, running: Running, loaded: LoadedModel) -> None:
     values = np.concatenate([images(7)] * 3)
     answer = client.infer(NAME, [image_input(values, True)])
     thresholds = np.full(21, loaded.checkpoint.config.execute_threshold, np.float32)
@@ -303,16 +305,16 @@ def test_unknown_models_and_versions(client: Any, running: Running) -> None:
     assert message(running.client.get("/v2/nowhere"))
 
 
-def test_timeout_parameter(start: Callable[..., Running], served: Served) -> None:
+def test_timeout_parameter(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     response = server.client.post(f"/v2/models/{NAME}/infer", json=request(parameters={"timeout": 50_000}))
     assert response.status_code == 504
     assert message(response)
     until(lambda: server.metric("requests_total", outcome="client_deadline", model=NAME) == 1)
 
 
-def test_images_of_a_request_are_admitted_together(start: Callable[..., Running], served: Served) -> None:
+def test_images_of_a_request_are_admitted_together(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start(max_queue_size=3)
 
     def infer(count: int) -> int:
@@ -322,14 +324,14 @@ def test_images_of_a_request_are_admitted_together(start: Callable[..., Running]
     assert infer(4) == 422
     assert server.metric("rejections_total") == 0
     assert infer(3) == 200
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(infer, 1)
         until(lambda: server.core.admission.images == 1)
         assert infer(3) == 429
         second = pool.submit(infer, 2)
         until(lambda: server.core.admission.images == 3)
-        watched(served).open.set()
+        engine_of(model).open.set()
         assert [first.result(), second.result()] == [200, 200]
     assert server.core.admission.images == 0
 
@@ -363,13 +365,15 @@ def test_large_answers_are_written_beside_the_event_loop(
     assert [thread is not running.thread for thread in threads] == [apart]
 
 
-def test_budget_is_honoured_and_the_answer_says_what_was_spent(start: Callable[..., Running], served: Served) -> None:
+def test_budget_is_honoured_and_the_answer_says_what_was_spent(
+    start: Callable[..., Running], model: LoadedModel
+) -> None:
     points = [(0.0, 1.0), (1.0, 0.1)]
     calibration = [
         CalibrationPoint(threshold=t, accuracy=share, computation_percentage=50, mac_share=share) for t, share in points
     ]
-    config = served.checkpoint.config.model_copy(update={"calibration": calibration})
-    served.checkpoint = replace(served.checkpoint, config=config)
+    config = model.checkpoint.config.model_copy(update={"calibration": calibration})
+    model.checkpoint = replace(model.checkpoint, config=config)
     server = start()
     spent, expected = [], []
     for budget in (1.0, 0.5, 0.1):

@@ -5,7 +5,7 @@ import pytest
 from service.errors import Code, ServiceError
 from service.inference.admission import Admission
 from service.inference.dense_clock import DenseClock
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 
 
 class Door(Admission):
@@ -19,7 +19,7 @@ def later(seconds: float = 1000) -> float:
     return perf_counter() + seconds
 
 
-def test_full_house_is_refused_until_someone_leaves(loaded: Served) -> None:
+def test_full_house_is_refused_until_someone_leaves(loaded: LoadedModel) -> None:
     door = Door(max_images=3)
     with door.admit(2, loaded, later(), perf_counter()):
         with pytest.raises(ServiceError) as caught, door.admit(2, loaded, later(), perf_counter()):
@@ -31,7 +31,7 @@ def test_full_house_is_refused_until_someone_leaves(loaded: Served) -> None:
     assert door.reasons == ["queue_full"]
 
 
-def test_place_is_given_back_after_an_error(loaded: Served) -> None:
+def test_place_is_given_back_after_an_error(loaded: LoadedModel) -> None:
     door = Door()
     with pytest.raises(ValueError, match="x"), door.admit(1, loaded, later(), perf_counter()):
         raise ValueError("x")
@@ -39,7 +39,7 @@ def test_place_is_given_back_after_an_error(loaded: Served) -> None:
 
 
 @pytest.mark.parametrize(("rate", "after"), [(1, "5"), (2, "3"), (0.1, "50"), (1000, "1")])
-def test_retry_after_is_half_the_house_at_the_measured_rate(loaded: Served, rate: float, after: str) -> None:
+def test_retry_after_is_half_the_house_at_the_measured_rate(loaded: LoadedModel, rate: float, after: str) -> None:
     door = Door(max_images=10, rate=rate)
     with (
         door.admit(10, loaded, later(), perf_counter()),
@@ -50,9 +50,9 @@ def test_retry_after_is_half_the_house_at_the_measured_rate(loaded: Served, rate
     assert caught.value.headers == {"Retry-After": after}
 
 
-def test_before_anything_is_measured_the_warm_up_tells(loaded: Served) -> None:
+def test_before_anything_is_measured_the_warm_up_tells(loaded: LoadedModel) -> None:
     door = Door(max_images=1)
-    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, DenseClock([1, 4], [9.0, 36.0]))
+    slow = LoadedModel(loaded.checkpoint, loaded.engine, loaded.mode, DenseClock([1, 4], [9.0, 36.0]))
     with (
         door.admit(1, slow, later(), perf_counter()),
         pytest.raises(ServiceError) as caught,
@@ -67,10 +67,10 @@ def test_before_anything_is_measured_the_warm_up_tells(loaded: Served) -> None:
     [(3.9, "deadline_out_of_reach", None), (4.1, "client_deadline", "client_deadline")],
 )
 def test_deadline_out_of_reach_assumes_that_every_block_runs(
-    loaded: Served, patience: float, reason: str, outcome: str | None
+    loaded: LoadedModel, patience: float, reason: str, outcome: str | None
 ) -> None:
     door = Door(max_images=100, rate=1e9, patience=patience)
-    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, DenseClock([1, 2], [2.0, 2.0]))
+    slow = LoadedModel(loaded.checkpoint, loaded.engine, loaded.mode, DenseClock([1, 2], [2.0, 2.0]))
     with door.admit(4, slow, later(), perf_counter()):
         assert door.wait(slow) == 4
         with pytest.raises(ServiceError) as caught, door.admit(1, slow, later(3.9), perf_counter()):
@@ -86,13 +86,13 @@ def test_deadline_out_of_reach_assumes_that_every_block_runs(
     assert (door.reasons, caught.value.outcome) == ([reason], outcome)
 
 
-def test_an_empty_house_admits_any_deadline(loaded: Served) -> None:
-    slow = Served(loaded.checkpoint, loaded.engine, loaded.mode, DenseClock([1], [100.0]))
+def test_an_empty_house_admits_any_deadline(loaded: LoadedModel) -> None:
+    slow = LoadedModel(loaded.checkpoint, loaded.engine, loaded.mode, DenseClock([1], [100.0]))
     with Door().admit(1, slow, later(0.001), perf_counter()):
         pass
 
 
-def test_a_check_takes_no_place(loaded: Served) -> None:
+def test_a_check_takes_no_place(loaded: LoadedModel) -> None:
     door = Door(max_images=1)
     door.check(1, loaded, later(), perf_counter())
     with door.admit(1, loaded, later(), perf_counter()), pytest.raises(ServiceError) as caught:

@@ -11,63 +11,65 @@ import pytest
 
 from service.inference.batcher import Work
 from service.inference.result import ImageResult
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 from service.telemetry.timing import Timing
-from tests.service.parts import Watched, until, watched
+from tests.service.parts import ControlledEngine, engine_of, until
 from tests.service.queue import Pixels, Queue, hold, running, sizes
 
 
 @pytest.mark.parametrize(("queued", "batches"), [(1, [1]), (4, [4]), (5, [4, 1]), (11, [4, 4, 3])])
 def test_what_queued_while_the_engine_was_busy_is_the_next_batch(
-    served: Served, decoded: Callable[[int], Pixels], queued: int, batches: list[int]
+    model: LoadedModel, decoded: Callable[[int], Pixels], queued: int, batches: list[int]
 ) -> None:
     async def story() -> None:
         async with running() as queue:
-            answers = [await hold(queue, served, decoded(0))]
-            answers += [queue.put(served, decoded(i)) for i in range(queued)]
-            assert queue.batcher.depth(served) == queued
-            watched(served).open.set()
+            answers = [await hold(queue, model, decoded(0))]
+            answers += [queue.put(model, decoded(i)) for i in range(queued)]
+            assert queue.batcher.depth(model) == queued
+            engine_of(model).open.set()
             await asyncio.gather(*answers)
-            assert queue.batcher.depth(served) == 0
+            assert queue.batcher.depth(model) == 0
 
     asyncio.run(story())
-    assert sizes(served) == [1, *batches]
+    assert sizes(model) == [1, *batches]
 
 
-def test_a_full_batch_is_made_ready_while_the_engine_is_busy(served: Served, decoded: Callable[[int], Pixels]) -> None:
+def test_a_full_batch_is_made_ready_while_the_engine_is_busy(
+    model: LoadedModel, decoded: Callable[[int], Pixels]
+) -> None:
     async def story() -> None:
         async with running() as queue:
-            answers = [await hold(queue, served, decoded(0))]
-            answers += [queue.put(served, decoded(i)) for i in range(3)]
+            answers = [await hold(queue, model, decoded(0))]
+            answers += [queue.put(model, decoded(i)) for i in range(3)]
             assert queue.batcher._prepared is None
-            answers.append(queue.put(served, decoded(3)))
+            answers.append(queue.put(model, decoded(3)))
             assert queue.batcher._prepared is not None
             assert queue.batcher._prepared.images.shape == (4, 3, 32, 32)
-            watched(served).open.set()
+            engine_of(model).open.set()
             await asyncio.gather(*answers)
 
     asyncio.run(story())
 
 
 def test_answers_do_not_depend_on_the_batch_and_thresholds_share_one(
-    served: Served, decoded: Callable[[int], Pixels]
+    model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
-    thresholds = [0.0, 0.3, served.checkpoint.config.execute_threshold, 1.0]
-    alone = [served.engine.run(decoded(i)[None], np.asarray([thresholds[i]], np.float32)) for i in range(4)]
+    thresholds = [0.0, 0.3, model.checkpoint.config.execute_threshold, 1.0]
+    alone = [model.engine.run(decoded(i)[None], np.asarray([thresholds[i]], np.float32)) for i in range(4)]
 
     async def story() -> list[ImageResult]:
         async with running() as queue:
-            first = await hold(queue, served, decoded(9))
-            answers = [queue.put(served, decoded(i), thresholds[i]) for i in range(4)]
-            watched(served).open.set()
+            first = await hold(queue, model, decoded(9))
+            answers = [queue.put(model, decoded(i), thresholds[i]) for i in range(4)]
+            engine_of(model).open.set()
             await first
             return list(await asyncio.gather(*answers))
 
-    watched(served).batches.clear()
-    while not watched(served).entered.empty():
-        watched(served).entered.get()
+    engine_of(model).batches.clear()
+    while not engine_of(model).entered.empty():
+        engine_of(model).entered.get()
     together = asyncio.run(story())
-    assert sizes(served) == [1, 4]
+    assert sizes(model) == [1, 4]
     for one, result in zip(alone, together, strict=True):
         np.testing.assert_allclose(result.logits, one.logits[0], atol=1e-4)
         assert np.array_equal(result.executed, one.executed[0])
@@ -77,96 +79,100 @@ def test_answers_do_not_depend_on_the_batch_and_thresholds_share_one(
 
 
 def test_what_nobody_waits_for_leaves_the_queue_of_an_engine_that_hangs(
-    served: Served, decoded: Callable[[int], Pixels]
+    model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
     async def story() -> None:
         async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            ready = [queue.put(served, decoded(i)) for i in range(4)]  # The next batch, made ready.
+            first = await hold(queue, model, decoded(0))
+            ready = [queue.put(model, decoded(i)) for i in range(4)]  # The next batch, made ready.
             for _ in range(50):
-                works = [queue.work(served, decoded(i)) for i in range(3)]
+                works = [queue.work(model, decoded(i)) for i in range(3)]
                 for work in works:
                     queue.batcher.put(work)
                     work.answer.cancel()
                 queue.batcher.forget(works)
-                late = queue.work(served, decoded(0))
+                late = queue.work(model, decoded(0))
                 late.answer.cancel()
                 queue.batcher.put(late)  # Its decoding took longer than its client waited.
-            assert queue.batcher.depth(served) == 4
+            assert queue.batcher.depth(model) == 4
             assert queue.dropped == 200 * ["client_gone"]
-            watched(served).open.set()
+            engine_of(model).open.set()
             await asyncio.gather(first, *ready)
 
     asyncio.run(story())
-    assert sizes(served) == [1, 4]
+    assert sizes(model) == [1, 4]
 
 
-def test_models_do_not_mix_and_the_longest_waiting_is_next(served: Served, decoded: Callable[[int], Pixels]) -> None:
-    other = replace(served, engine=Watched(watched(served).engine))
+def test_models_do_not_mix_and_the_longest_waiting_is_next(
+    model: LoadedModel, decoded: Callable[[int], Pixels]
+) -> None:
+    other = replace(model, engine=ControlledEngine(engine_of(model).engine))
 
     async def story() -> None:
         async with running() as queue:
-            answers = [await hold(queue, served, decoded(0))]
-            answers += [queue.put(model, decoded(i), 0.1 * i) for i, model in enumerate([other, served, other, served])]
-            watched(served).open.set()
+            answers = [await hold(queue, model, decoded(0))]
+            answers += [queue.put(each, decoded(i), 0.1 * i) for i, each in enumerate([other, model, other, model])]
+            engine_of(model).open.set()
             await asyncio.gather(*answers)
-            assert [ran.batch.served for ran in queue.ran] == [served, other, served]
+            assert [ran.batch.model for ran in queue.ran] == [model, other, model]
 
     asyncio.run(story())
-    assert watched(other).batches[0].tolist() == pytest.approx([0.0, 0.2])
-    assert watched(served).batches[1].tolist() == pytest.approx([0.1, 0.3])
+    assert engine_of(other).batches[0].tolist() == pytest.approx([0.0, 0.2])
+    assert engine_of(model).batches[1].tolist() == pytest.approx([0.1, 0.3])
 
 
 def test_a_model_with_full_batches_does_not_keep_another_waiting(
-    served: Served, decoded: Callable[[int], Pixels]
+    model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
-    other = replace(served, engine=Watched(watched(served).engine))
+    other = replace(model, engine=ControlledEngine(engine_of(model).engine))
 
     async def story() -> None:
         async with running(max_batch_size=2) as queue:
-            answers = [await hold(queue, served, decoded(0))]
-            answers += [queue.put(model, decoded(1)) for model in (other, served, served)]
-            watched(served).open.set()
+            answers = [await hold(queue, model, decoded(0))]
+            answers += [queue.put(each, decoded(1)) for each in (other, model, model)]
+            engine_of(model).open.set()
             await asyncio.gather(*answers)
-            assert [ran.batch.served for ran in queue.ran] == [served, other, served]
+            assert [ran.batch.model for ran in queue.ran] == [model, other, model]
 
     asyncio.run(story())
 
 
 def test_a_full_batch_does_not_wait_for_the_delay_of_another_model(
-    served: Served, decoded: Callable[[int], Pixels]
+    model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
-    other = replace(served, engine=Watched(watched(served).engine))
+    other = replace(model, engine=ControlledEngine(engine_of(model).engine))
 
     async def story() -> None:
         async with running(max_batch_size=2, delay=30) as queue:
             first = queue.put(other, decoded(0))
-            await asyncio.wait_for(asyncio.gather(*(queue.put(served, decoded(i)) for i in range(2))), 20)
+            await asyncio.wait_for(asyncio.gather(*(queue.put(model, decoded(i)) for i in range(2))), 20)
             assert not first.done()
         await first
 
     asyncio.run(story())
 
 
-def test_delay_waits_for_a_full_batch_from_the_first_image_on(served: Served, decoded: Callable[[int], Pixels]) -> None:
+def test_delay_waits_for_a_full_batch_from_the_first_image_on(
+    model: LoadedModel, decoded: Callable[[int], Pixels]
+) -> None:
     async def story() -> None:
         async with running(max_batch_size=3, delay=30) as queue:
-            await asyncio.gather(*(queue.put(served, decoded(i)) for i in range(3)))
-        assert sizes(served) == [3]
+            await asyncio.gather(*(queue.put(model, decoded(i)) for i in range(3)))
+        assert sizes(model) == [3]
         async with running(max_batch_size=3, delay=0.01) as queue:
             start = perf_counter()
-            await queue.put(served, decoded(0))
+            await queue.put(model, decoded(0))
             assert perf_counter() - start >= 0.01
-        assert sizes(served) == [3, 1]
+        assert sizes(model) == [3, 1]
 
     asyncio.run(story())
 
 
-def test_close_finishes_what_is_queued(served: Served, decoded: Callable[[int], Pixels]) -> None:
+def test_close_finishes_what_is_queued(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     async def story() -> None:
         queue = Queue(delay=30)
         queue.batcher.start(asyncio.get_running_loop())
-        answers = [queue.put(served, decoded(i)) for i in range(2)]
+        answers = [queue.put(model, decoded(i)) for i in range(2)]
         await asyncio.to_thread(queue.batcher.close, 20)
         await asyncio.gather(*answers)
         assert not queue.batcher.alive
@@ -174,17 +180,17 @@ def test_close_finishes_what_is_queued(served: Served, decoded: Callable[[int], 
     asyncio.run(story())
 
 
-def test_timing_and_pace(served: Served, decoded: Callable[[int], Pixels]) -> None:
+def test_timing_and_pace(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     async def story() -> None:
         async with running() as queue:
             assert queue.batcher.rate == 0
-            await hold(queue, served, decoded(0))
+            await hold(queue, model, decoded(0))
             assert queue.batcher.busy_for > 0
             timing = Timing()
             answer: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
             queued = perf_counter()
-            queue.batcher.put(Work(served, 0.5, queued + 20, timing, answer, decoded(1), waited=3.0))
-            watched(served).open.set()
+            queue.batcher.put(Work(model, 0.5, queued + 20, timing, answer, decoded(1), waited=3.0))
+            engine_of(model).open.set()
             await answer
             assert 3 < timing.queue < 3 + perf_counter() - queued
             assert 0 < timing.inference < perf_counter() - queued
@@ -196,37 +202,37 @@ def test_timing_and_pace(served: Served, decoded: Callable[[int], Pixels]) -> No
     asyncio.run(story())
 
 
-def test_retired_engine_is_closed_by_the_engine_thread(served: Served, decoded: Callable[[int], Pixels]) -> None:
+def test_retired_engine_is_closed_by_the_engine_thread(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     closed_in: list[str] = []
-    watched(served).close = lambda: closed_in.append(threading.current_thread().name)  # type: ignore[method-assign]
+    engine_of(model).close = lambda: closed_in.append(threading.current_thread().name)  # type: ignore[method-assign]
 
     async def story() -> None:
         async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            queue.batcher.retire(served)
+            first = await hold(queue, model, decoded(0))
+            queue.batcher.retire(model)
             assert not closed_in
-            watched(served).open.set()
+            engine_of(model).open.set()
             await first
             until(lambda: closed_in == ["engine"])
-            late = queue.put(served, decoded(1))
-            assert queue.batcher.depth(served) == 0
+            late = queue.put(model, decoded(1))
+            assert queue.batcher.depth(model) == 0
             late.cancel()
 
     asyncio.run(story())
 
 
-def test_what_is_unloaded_is_kept_by_nobody(served: Served, decoded: Callable[[int], Pixels]) -> None:
+def test_what_is_unloaded_is_kept_by_nobody(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     async def story() -> None:
         async with running() as queue:
             # Another than the fixture's, which the test itself keeps.
-            model, closed = replace(served, engine=Watched(watched(served).engine)), threading.Event()
-            watched(model).close = closed.set  # type: ignore[method-assign]
-            left = weakref.ref(model.engine)
-            await queue.put(model, decoded(0))
-            queue.batcher.retire(model)
+            own, closed = replace(model, engine=ControlledEngine(engine_of(model).engine)), threading.Event()
+            engine_of(own).close = closed.set  # type: ignore[method-assign]
+            left = weakref.ref(own.engine)
+            await queue.put(own, decoded(0))
+            queue.batcher.retire(own)
             assert await asyncio.to_thread(closed.wait, 20)
             queue.ran.clear()
-            del model
+            del own
 
             def gone() -> bool:
                 gc.collect()
@@ -238,9 +244,9 @@ def test_what_is_unloaded_is_kept_by_nobody(served: Served, decoded: Callable[[i
 
 
 def test_an_engine_that_takes_long_to_close_keeps_nobody_from_queueing(
-    served: Served, decoded: Callable[[int], Pixels]
+    model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
-    other = replace(served, engine=Watched(watched(served).engine))
+    other = replace(model, engine=ControlledEngine(engine_of(model).engine))
     closing, release = threading.Event(), threading.Event()
     released: list[bool] = []
 
@@ -248,11 +254,11 @@ def test_an_engine_that_takes_long_to_close_keeps_nobody_from_queueing(
         closing.set()
         released.append(release.wait(2))
 
-    watched(served).close = close  # type: ignore[method-assign]
+    engine_of(model).close = close  # type: ignore[method-assign]
 
     async def story() -> None:
         async with running() as queue:
-            queue.batcher.retire(served)
+            queue.batcher.retire(model)
             assert closing.wait(20)
             answer = queue.put(other, decoded(0))
             release.set()

@@ -8,64 +8,66 @@ import pytest
 
 from service.errors import Code, ServiceError
 from service.inference.result import ImageResult
-from service.repository.loading import Served
-from tests.service.parts import until, watched
+from service.repository.loaded_model import LoadedModel
+from tests.service.parts import engine_of, until
 from tests.service.queue import Pixels, hold, running, sizes
 
 
 def test_client_that_left_is_dropped_before_the_engine_and_counted(
-    served: Served, decoded: Callable[[int], Pixels]
+    model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
     async def story() -> None:
         async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            left, stays = queue.put(served, decoded(1), 0.1), queue.put(served, decoded(2), 0.2)
+            first = await hold(queue, model, decoded(0))
+            left, stays = queue.put(model, decoded(1), 0.1), queue.put(model, decoded(2), 0.2)
             left.cancel()
-            watched(served).open.set()
+            engine_of(model).open.set()
             await asyncio.gather(first, stays)
             assert queue.dropped == ["client_gone"]
 
     asyncio.run(story())
-    assert [batch.tolist() for batch in watched(served).batches] == [[0.5], [pytest.approx(0.2)]]
+    assert [batch.tolist() for batch in engine_of(model).batches] == [[0.5], [pytest.approx(0.2)]]
 
 
 def test_what_failed_with_its_request_is_not_counted_as_a_client_that_left(
-    served: Served, decoded: Callable[[int], Pixels]
+    model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
     async def story() -> None:
         async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            queue.put(served, decoded(1), abandoned="request_failed").cancel()
-            queue.put(served, decoded(2), patience=0, abandoned="request_failed").cancel()
-            watched(served).open.set()
+            first = await hold(queue, model, decoded(0))
+            queue.put(model, decoded(1), abandoned="request_failed").cancel()
+            queue.put(model, decoded(2), patience=0, abandoned="request_failed").cancel()
+            engine_of(model).open.set()
             await first
         assert sorted(queue.dropped) == ["deadline", "request_failed"]
 
     asyncio.run(story())
 
 
-def test_clients_that_leave_a_prepared_batch_are_dropped_too(served: Served, decoded: Callable[[int], Pixels]) -> None:
+def test_clients_that_leave_a_prepared_batch_are_dropped_too(
+    model: LoadedModel, decoded: Callable[[int], Pixels]
+) -> None:
     async def story() -> None:
         async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            answers = [queue.put(served, decoded(i), i / 10) for i in range(4)]
+            first = await hold(queue, model, decoded(0))
+            answers = [queue.put(model, decoded(i), i / 10) for i in range(4)]
             answers[1].cancel()
             answers[3].cancel()
-            watched(served).open.set()
+            engine_of(model).open.set()
             results = await asyncio.gather(first, answers[0], answers[2])
-            alone = watched(served).engine.run(decoded(2)[None], np.asarray([0.2], np.float32))
+            alone = engine_of(model).engine.run(decoded(2)[None], np.asarray([0.2], np.float32))
             np.testing.assert_allclose(results[2].logits, alone.logits[0], atol=1e-4)
 
     asyncio.run(story())
-    assert watched(served).batches[1].tolist() == pytest.approx([0.0, 0.2])
+    assert engine_of(model).batches[1].tolist() == pytest.approx([0.0, 0.2])
 
 
-def test_expired_in_the_queue_is_never_computed(served: Served, decoded: Callable[[int], Pixels]) -> None:
+def test_expired_in_the_queue_is_never_computed(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     async def story() -> None:
         async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            late = queue.put(served, decoded(1), patience=0)
-            watched(served).open.set()
+            first = await hold(queue, model, decoded(0))
+            late = queue.put(model, decoded(1), patience=0)
+            engine_of(model).open.set()
             await first
             with pytest.raises(ServiceError) as caught:
                 await late
@@ -73,18 +75,18 @@ def test_expired_in_the_queue_is_never_computed(served: Served, decoded: Callabl
             assert queue.dropped == ["deadline"]
 
     asyncio.run(story())
-    assert sizes(served) == [1]
+    assert sizes(model) == [1]
 
 
-def test_image_that_fails_takes_nobody_with_it(served: Served, decoded: Callable[[int], Pixels]) -> None:
+def test_image_that_fails_takes_nobody_with_it(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     poison = decoded(1)
-    watched(served).fails = lambda images: any(np.array_equal(image, poison) for image in images)
+    engine_of(model).fails = lambda images: any(np.array_equal(image, poison) for image in images)
 
     async def story() -> None:
         async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            answers = [queue.put(served, decoded(i)) for i in range(3)]
-            watched(served).open.set()
+            first = await hold(queue, model, decoded(0))
+            answers = [queue.put(model, decoded(i)) for i in range(3)]
+            engine_of(model).open.set()
             good, bad, also_good = await asyncio.gather(*answers, return_exceptions=True)
             await first
             assert isinstance(bad, ServiceError)
@@ -97,12 +99,12 @@ def test_image_that_fails_takes_nobody_with_it(served: Served, decoded: Callable
 
 
 def test_a_batch_that_failed_is_run_again_for_those_alone_who_still_wait(
-    served: Served, decoded: Callable[[int], Pixels]
+    model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
     async def story() -> None:
         async with running() as queue:
-            first = await hold(queue, served, decoded(0))
-            answers = [queue.put(served, decoded(i), i / 10) for i in range(3)]
+            first = await hold(queue, model, decoded(0))
+            answers = [queue.put(model, decoded(i), i / 10) for i in range(3)]
 
             def fails(images: Pixels) -> bool:
                 if len(images) == 3:
@@ -110,53 +112,53 @@ def test_a_batch_that_failed_is_run_again_for_those_alone_who_still_wait(
                     until(answers[1].done)
                 return len(images) == 3
 
-            watched(served).fails = fails
-            watched(served).open.set()
+            engine_of(model).fails = fails
+            engine_of(model).open.set()
             await asyncio.gather(first, answers[0], answers[2])
             assert queue.dropped == ["client_gone"]
 
     asyncio.run(story())
-    assert sizes(served) == [1, 3, 1, 1]
-    assert watched(served).batches[3].tolist() == [pytest.approx(0.2)]
+    assert sizes(model) == [1, 3, 1, 1]
+    assert engine_of(model).batches[3].tolist() == [pytest.approx(0.2)]
 
 
 def test_images_that_no_batch_can_be_formed_of_are_told_and_the_next_are_answered(
-    served: Served, decoded: Callable[[int], Pixels], monkeypatch: pytest.MonkeyPatch
+    model: LoadedModel, decoded: Callable[[int], Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(_: object) -> None:
         raise MemoryError
 
     async def story() -> None:
         async with running() as queue:
-            first = await hold(queue, served, decoded(0))
+            first = await hold(queue, model, decoded(0))
             with monkeypatch.context() as patch:
                 patch.setattr(np, "stack", no_memory)
                 # The fourth fills a batch, which is formed at once, in the thread that puts it.
-                lost = [queue.put(served, decoded(i)) for i in range(4)]
-            watched(served).open.set()
+                lost = [queue.put(model, decoded(i)) for i in range(4)]
+            engine_of(model).open.set()
             for result in await asyncio.wait_for(asyncio.gather(*lost, return_exceptions=True), 20):
                 assert isinstance(result, ServiceError)
                 assert result.code == Code.ENGINE_FAILED
-            await asyncio.gather(first, queue.put(served, decoded(5)))
+            await asyncio.gather(first, queue.put(model, decoded(5)))
             assert queue.batcher.alive
 
     asyncio.run(story())
 
 
 def test_broken_engine_ends_the_thread_and_nobody_waits_for_ever(
-    served: Served, decoded: Callable[[int], Pixels]
+    model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
     async def story() -> None:
         async with running() as queue:
-            answers = [await hold(queue, served, decoded(0))]
-            answers += [queue.put(served, decoded(i)) for i in range(6)]
-            watched(served).fails = lambda _: True
-            watched(served).open.set()
+            answers = [await hold(queue, model, decoded(0))]
+            answers += [queue.put(model, decoded(i)) for i in range(6)]
+            engine_of(model).fails = lambda _: True
+            engine_of(model).open.set()
             for result in await asyncio.gather(*answers, return_exceptions=True):
                 assert isinstance(result, ServiceError)
                 assert result.code == Code.ENGINE_FAILED
             until(lambda: not queue.batcher.alive)
             with pytest.raises(ServiceError):
-                queue.put(served, decoded(0))
+                queue.put(model, decoded(0))
 
     asyncio.run(story())

@@ -7,40 +7,40 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.repository.loading import Served
-from tests.service.parts import PNG, Running, encoded, error_of, picture, post, until, watched
+from service.repository.loaded_model import LoadedModel
+from tests.service.parts import PNG, Running, encoded, engine_of, error_of, picture, post, until
 
 
-def test_deadline_in_the_queue_is_504_and_never_computed(start: Callable[..., Running], served: Served) -> None:
+def test_deadline_in_the_queue_is_504_and_never_computed(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, server, encoded(picture(0)))
         until(lambda: server.core.batcher.busy_for > 0)
         late = post(server, encoded(picture(1)), headers=PNG | {"x-request-timeout": "0.2"})
         assert (late.status_code, error_of(late)) == (504, "deadline_exceeded")
-        batches = len(watched(served).batches)
-        watched(served).open.set()
+        batches = len(engine_of(model).batches)
+        engine_of(model).open.set()
         assert first.result().status_code == 200
     assert post(server, encoded(picture(2))).status_code == 200
-    assert len(watched(served).batches) == batches + 1
+    assert len(engine_of(model).batches) == batches + 1
     assert server.metric("dropped_total", reason="deadline") == 1
     until(lambda: server.metric("requests_total", outcome="client_deadline") == 1)
 
 
-def test_the_servers_deadline_is_the_most(start: Callable[..., Running], served: Served) -> None:
+def test_the_servers_deadline_is_the_most(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start(request_timeout=0.2)
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     response = post(server, encoded(picture(0)), headers=PNG | {"x-request-timeout": "1000"})
     assert (response.status_code, error_of(response)) == (504, "deadline_exceeded")
     until(lambda: server.metric("requests_total", outcome="deadline") == 1)
 
 
 def test_what_a_client_gave_too_little_time_is_no_fault_of_the_service(
-    start: Callable[..., Running], served: Served, caplog: pytest.LogCaptureFixture
+    start: Callable[..., Running], model: LoadedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = start()
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with caplog.at_level("INFO", "skipnet.access"):
         assert post(server, encoded(picture(0)), headers=PNG | {"x-request-timeout": "0.2"}).status_code == 504
         until(lambda: server.metric("requests_total", outcome="client_deadline") == 1)
@@ -51,11 +51,11 @@ def test_what_a_client_gave_too_little_time_is_no_fault_of_the_service(
 
 
 def test_client_that_hangs_up_is_dropped_and_counted(
-    start: Callable[..., Running], served: Served, caplog: pytest.LogCaptureFixture
+    start: Callable[..., Running], model: LoadedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = start()
     data = encoded(picture(1))
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, server, encoded(picture(0)))
         until(lambda: server.core.batcher.busy_for > 0)
@@ -64,13 +64,13 @@ def test_client_that_hangs_up_is_dropped_and_counted(
                 f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
             )
             client.sendall(head.encode() + data)
-            until(lambda: server.core.batcher.depth(served) == 1)
+            until(lambda: server.core.batcher.depth(model) == 1)
         until(lambda: server.metric("requests_total", outcome="cancelled") == 1)
-        batches = len(watched(served).batches)
-        watched(served).open.set()
+        batches = len(engine_of(model).batches)
+        engine_of(model).open.set()
         assert first.result().status_code == 200
     until(lambda: server.metric("dropped_total", reason="client_gone") == 1)
-    assert len(watched(served).batches) == batches
+    assert len(engine_of(model).batches) == batches
     assert server.core.admission.images == server.core.admission.bytes == 0
     gc.collect()
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from service.errors import Code, ServiceError
-from service.repository.loading import LoadError, Served
+from service.repository.loaded_model import LoadedModel
+from service.repository.loading import LoadError
 from service.repository.repository import State
 from tests.service.parts import NAME
 from tests.service.shelf import Shelf, add, damage, run
 
 
-def test_one_bad_model_does_not_keep_the_others_out(folder: Path, loaded: Served) -> None:
+def test_one_bad_model_does_not_keep_the_others_out(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 1, "another")
     damage(folder, 1, "another")
 
@@ -31,7 +32,7 @@ def test_one_bad_model_does_not_keep_the_others_out(folder: Path, loaded: Served
     run(story)
 
 
-def test_where_the_newest_version_is_damaged_the_one_before_is_served(folder: Path, loaded: Served) -> None:
+def test_where_the_newest_version_is_damaged_the_one_before_is_served(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 2)
     add(folder, 3)
     damage(folder, 3)
@@ -51,7 +52,7 @@ def test_where_the_newest_version_is_damaged_the_one_before_is_served(folder: Pa
     run(story)
 
 
-def test_a_model_whose_only_version_is_0_counts_as_failed_too(folder: Path, loaded: Served) -> None:
+def test_a_model_whose_only_version_is_0_counts_as_failed_too(folder: Path, loaded: LoadedModel) -> None:
     (folder / NAME / "1").rename(folder / NAME / "0")
     damage(folder, 0)
 
@@ -65,7 +66,7 @@ def test_a_model_whose_only_version_is_0_counts_as_failed_too(folder: Path, load
 
 @pytest.mark.parametrize("hidden", ["is_file", "is_dir"])
 def test_what_may_not_be_looked_at_is_the_trouble_of_its_own_model(
-    folder: Path, loaded: Served, monkeypatch: pytest.MonkeyPatch, hidden: str
+    folder: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, hidden: str
 ) -> None:
     add(folder, 2, "another")
     look = getattr(Path, hidden)
@@ -90,7 +91,7 @@ def test_what_may_not_be_looked_at_is_the_trouble_of_its_own_model(
 
 
 def test_a_served_version_whose_files_were_replaced_by_worse_ones_counts_as_failed(
-    folder: Path, loaded: Served
+    folder: Path, loaded: LoadedModel
 ) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded)
@@ -103,7 +104,7 @@ def test_a_served_version_whose_files_were_replaced_by_worse_ones_counts_as_fail
     run(story)
 
 
-def test_damaged_version_is_refused_and_the_old_one_stays(folder: Path, loaded: Served) -> None:
+def test_damaged_version_is_refused_and_the_old_one_stays(folder: Path, loaded: LoadedModel) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded)
         await shelf.load(NAME)
@@ -121,14 +122,14 @@ def test_damaged_version_is_refused_and_the_old_one_stays(folder: Path, loaded: 
 
 
 def test_a_newest_version_that_can_not_be_loaded_is_counted_until_another_is_served_or_it_is_gone(
-    folder: Path, loaded: Served
+    folder: Path, loaded: LoadedModel
 ) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded)
         await shelf.load(NAME)
         assert shelf.failed == 0
         for mend in ("a newer one", "taken away"):
-            newest = max(shelf.served[NAME]) + 1
+            newest = max(shelf.loaded[NAME]) + 1
             add(folder, newest)
             damage(folder, newest)
             with pytest.raises(LoadError):
@@ -144,7 +145,7 @@ def test_a_newest_version_that_can_not_be_loaded_is_counted_until_another_is_ser
     run(story)
 
 
-def test_watching_forgets_what_was_wrong_with_a_version_that_is_gone(folder: Path, loaded: Served) -> None:
+def test_watching_forgets_what_was_wrong_with_a_version_that_is_gone(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 2)
     damage(folder, 2)
 
@@ -164,7 +165,7 @@ def test_watching_forgets_what_was_wrong_with_a_version_that_is_gone(folder: Pat
 
 
 def test_a_model_of_which_nothing_can_be_loaded_is_not_ready_rather_than_not_found(
-    folder: Path, loaded: Served
+    folder: Path, loaded: LoadedModel
 ) -> None:
     add(folder, 1, "zebra")
     damage(folder, 1, "zebra")
@@ -183,7 +184,7 @@ def test_a_model_of_which_nothing_can_be_loaded_is_not_ready_rather_than_not_fou
     run(story)
 
 
-def test_a_model_that_was_unloaded_is_not_served_rather_than_not_ready(folder: Path, loaded: Served) -> None:
+def test_a_model_that_was_unloaded_is_not_served_rather_than_not_ready(folder: Path, loaded: LoadedModel) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded, default="another")
         await shelf.load(NAME)

@@ -15,10 +15,11 @@ from models.engines import selection
 from models.engines.native.engine import NativeUnavailable
 from models.engines.protocol import Engine, Routed
 from models.engines.selection import OnFallback
-from service.repository.loading import LoadError, Served, load_version, warm_up
+from service.repository.loaded_model import LoadedModel
+from service.repository.loading import LoadError, load_version, warm_up
 from service.settings import EngineOptions
 from service.telemetry.metrics import Metrics
-from tests.service.parts import NAME, Watched
+from tests.service.parts import NAME, ControlledEngine
 
 OPTIONS = EngineOptions(engine="reference", threads=1)
 
@@ -38,15 +39,15 @@ class Bent:
         pass
 
 
-def test_warm_up_runs_and_times_every_batch_size(loaded: Served) -> None:
-    engine = Watched(loaded.engine)
-    served = warm_up(loaded.checkpoint, engine, max_batch_size=6)
-    assert served.clock.sizes == [1, 2, 4, 6]
+def test_warm_up_runs_and_times_every_batch_size(loaded: LoadedModel) -> None:
+    engine = ControlledEngine(loaded.engine)
+    model = warm_up(loaded.checkpoint, engine, max_batch_size=6)
+    assert model.clock.sizes == [1, 2, 4, 6]
     assert {len(batch) for batch in engine.batches} == {1, 2, 4, 6}
-    for size in served.clock.sizes:
+    for size in model.clock.sizes:
         seen = {float(batch[0]) for batch in engine.batches if len(batch) == size}
         assert {0.0, 1.0} < seen
-    assert all(seconds > 0 for seconds in served.clock.warm)
+    assert all(seconds > 0 for seconds in model.clock.warm)
 
 
 @pytest.mark.parametrize(
@@ -59,18 +60,18 @@ def test_warm_up_runs_and_times_every_batch_size(loaded: Served) -> None:
         lambda routed: replace(routed, executed=np.zeros_like(routed.executed)),
     ],
 )
-def test_engine_that_answers_wrongly_is_not_served(loaded: Served, bend: Callable[[Routed], Routed]) -> None:
+def test_engine_that_answers_wrongly_is_not_served(loaded: LoadedModel, bend: Callable[[Routed], Routed]) -> None:
     with pytest.raises(LoadError):
         warm_up(loaded.checkpoint, Bent(loaded.engine, bend), 2)
 
 
-def test_probe_raises_what_the_engine_raises(loaded: Served) -> None:
-    engine = Watched(loaded.engine)
-    served = replace(loaded, engine=engine)
-    served.probe()
+def test_probe_raises_what_the_engine_raises(loaded: LoadedModel) -> None:
+    engine = ControlledEngine(loaded.engine)
+    model = replace(loaded, engine=engine)
+    model.probe()
     engine.fails = lambda _: True
     with pytest.raises(RuntimeError):
-        served.probe()
+        model.probe()
 
 
 @pytest.fixture
@@ -79,10 +80,10 @@ def copy(repository: Path, tmp_path: Path) -> Path:
 
 
 def test_loads_a_checkpoint(copy: Path) -> None:
-    served = load_version(copy, OPTIONS, 2)
-    assert (served.name, served.version, str(served)) == (NAME, 1, f"{NAME}/1")
-    assert served.shape == (3, 32, 32)
-    assert served.engine.name == "reference"
+    model = load_version(copy, OPTIONS, 2)
+    assert (model.name, model.version, str(model)) == (NAME, 1, f"{NAME}/1")
+    assert model.shape == (3, 32, 32)
+    assert model.engine.name == "reference"
 
 
 def cut_weights(folder: Path) -> None:
@@ -137,11 +138,11 @@ def test_an_engine_done_without_is_told_with_its_reason(
         raise NativeUnavailable("no C++ compiler here")
 
     monkeypatch.setattr(selection, "NativeEngine", broken)
-    served = load_version(copy, EngineOptions(device="cpu", threads=1, routing="branch"), 1)
-    assert (served.engine.name, served.fallbacks) == ("onnxruntime", ["native"])
+    model = load_version(copy, EngineOptions(device="cpu", threads=1, routing="branch"), 1)
+    assert (model.engine.name, model.fallbacks) == ("onnxruntime", ["native"])
     assert "auto does without the engine native: no C++ compiler here" in caplog.text
     metrics = Metrics()
-    metrics.served(served, lambda: 0)
+    metrics.add_model(model, lambda: 0)
     told = metrics.registry.get_sample_value
     labels = {"model": NAME, "version": "1"}
     assert told("skipnet_engine_fallbacks_total", labels | {"engine": "native"}) == 1

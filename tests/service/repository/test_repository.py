@@ -10,13 +10,14 @@ import pytest
 from service.errors import Code, ServiceError
 from service.repository import repository
 from service.repository.folder import Files, files_of, newest_files
-from service.repository.loading import LoadError, Served
+from service.repository.loaded_model import LoadedModel
+from service.repository.loading import LoadError
 from service.repository.repository import State
 from tests.service.parts import NAME
 from tests.service.shelf import Shelf, add, run
 
 
-def test_serves_the_newest_version_of_every_model(folder: Path, loaded: Served) -> None:
+def test_serves_the_newest_version_of_every_model(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 2)
     add(folder, 10)
     add(folder, 3, "another")
@@ -39,7 +40,7 @@ def test_serves_the_newest_version_of_every_model(folder: Path, loaded: Served) 
     run(story)
 
 
-def test_what_waits_for_its_turn_at_the_start_is_being_loaded(folder: Path, loaded: Served) -> None:
+def test_what_waits_for_its_turn_at_the_start_is_being_loaded(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 1, "another")
     add(folder, 2, "another")
 
@@ -65,7 +66,7 @@ def test_what_waits_for_its_turn_at_the_start_is_being_loaded(folder: Path, load
     run(story)
 
 
-def test_what_is_loaded_by_request_during_the_start_stays(folder: Path, loaded: Served) -> None:
+def test_what_is_loaded_by_request_during_the_start_stays(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 1, "another")
 
     async def story() -> None:
@@ -78,14 +79,14 @@ def test_what_is_loaded_by_request_during_the_start_stays(folder: Path, loaded: 
         await asyncio.sleep(0)  # It stands in line, before the start's next model.
         shelf.wait.set()
         await asyncio.gather(starting, asked)
-        assert list(shelf.served[NAME]) == [2]
+        assert list(shelf.loaded[NAME]) == [2]
         assert shelf.events == ["serve 1", "serve 2"]
 
     run(story)
 
 
 def test_the_index_tells_what_is_served_where_the_folder_can_not_be_read(
-    folder: Path, loaded: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folder: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def stale(*_: object) -> dict[str, list[int]]:
         raise OSError(errno.ESTALE, "Stale file handle")
@@ -111,7 +112,7 @@ def test_a_card_written_beside_a_version_is_no_new_version(folder: Path) -> None
 
 
 def test_a_folder_that_can_not_be_read_is_looked_at_again(
-    folder: Path, loaded: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folder: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     looks = [0]
 
@@ -133,7 +134,7 @@ def test_a_folder_that_can_not_be_read_is_looked_at_again(
     assert caplog.text.count(f"{folder} can't be read: [Errno {errno.ESTALE}] Stale file handle") == 1
 
 
-def test_folders_that_are_named_as_no_version_is_are_none(folder: Path, loaded: Served) -> None:
+def test_folders_that_are_named_as_no_version_is_are_none(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 1, "my model")
     shutil.copytree(folder / NAME / "1", folder / NAME / "007")
 
@@ -145,7 +146,7 @@ def test_folders_that_are_named_as_no_version_is_are_none(folder: Path, loaded: 
     run(story)
 
 
-def test_swap_keeps_the_old_version_until_its_last_request_is_done(folder: Path, loaded: Served) -> None:
+def test_swap_keeps_the_old_version_until_its_last_request_is_done(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 2)
 
     async def story() -> None:
@@ -164,7 +165,7 @@ def test_swap_keeps_the_old_version_until_its_last_request_is_done(folder: Path,
     run(story)
 
 
-def test_old_version_serves_while_the_new_one_loads(folder: Path, loaded: Served) -> None:
+def test_old_version_serves_while_the_new_one_loads(folder: Path, loaded: LoadedModel) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded)
         await shelf.load(NAME)
@@ -185,7 +186,7 @@ def test_old_version_serves_while_the_new_one_loads(folder: Path, loaded: Served
     run(story)
 
 
-def test_loading_after_the_newest_was_moved_away_goes_back_to_the_one_before(folder: Path, loaded: Served) -> None:
+def test_loading_after_the_newest_was_moved_away_goes_back_to_the_one_before(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 2)
 
     async def story() -> None:
@@ -193,14 +194,14 @@ def test_loading_after_the_newest_was_moved_away_goes_back_to_the_one_before(fol
         await shelf.load_all()
         shutil.rmtree(folder / NAME / "2")
         await shelf.load(NAME)
-        assert list(shelf.served[NAME]) == [1]
+        assert list(shelf.loaded[NAME]) == [1]
         assert shelf.resolve(NAME, None).version == 1
         assert shelf.events == ["serve 2", "serve 1", "retire 2"]
 
     run(story)
 
 
-def test_version_asked_for_by_number_is_served_beside_the_others(folder: Path, loaded: Served) -> None:
+def test_version_asked_for_by_number_is_served_beside_the_others(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 2)
     add(folder, 3)
 
@@ -209,7 +210,7 @@ def test_version_asked_for_by_number_is_served_beside_the_others(folder: Path, l
         await shelf.load(NAME, 1)
         await shelf.load(NAME, 2)
         await shelf.load(NAME)
-        assert sorted(shelf.served[NAME]) == [1, 2, 3]
+        assert sorted(shelf.loaded[NAME]) == [1, 2, 3]
         assert shelf.resolve(NAME, None).version == 3
         await shelf.unload(NAME, 3)
         assert shelf.resolve(NAME, None).version == 2
@@ -220,22 +221,22 @@ def test_version_asked_for_by_number_is_served_beside_the_others(folder: Path, l
 
 
 def test_the_newest_loaded_by_number_and_then_as_the_newest_takes_the_place_of_the_older(
-    folder: Path, loaded: Served
+    folder: Path, loaded: LoadedModel
 ) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded)
         await shelf.load_all()
-        newest = max(shelf.served[NAME])
+        newest = max(shelf.loaded[NAME])
         add(folder, newest + 1)
         await shelf.load(NAME, newest + 1)
-        assert sorted(shelf.served[NAME]) == [newest, newest + 1]
+        assert sorted(shelf.loaded[NAME]) == [newest, newest + 1]
         await shelf.load(NAME)
-        assert sorted(shelf.served[NAME]) == [newest + 1]
+        assert sorted(shelf.loaded[NAME]) == [newest + 1]
 
     run(story)
 
 
-def test_loading_a_served_version_again_replaces_it(folder: Path, loaded: Served) -> None:
+def test_loading_a_served_version_again_replaces_it(folder: Path, loaded: LoadedModel) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded)
         first = await shelf.load(NAME)
@@ -248,7 +249,7 @@ def test_loading_a_served_version_again_replaces_it(folder: Path, loaded: Served
     run(story)
 
 
-def test_unload_of_what_is_not_served(folder: Path, loaded: Served) -> None:
+def test_unload_of_what_is_not_served(folder: Path, loaded: LoadedModel) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded)
         await shelf.load(NAME)
@@ -260,7 +261,7 @@ def test_unload_of_what_is_not_served(folder: Path, loaded: Served) -> None:
 
 
 @pytest.mark.parametrize("name", ["..", "../secret", "/etc", "a/b", "", ".hidden", "x" * 200, "a\0b", "é"])
-def test_names_can_not_leave_the_folder(folder: Path, loaded: Served, name: str) -> None:
+def test_names_can_not_leave_the_folder(folder: Path, loaded: LoadedModel, name: str) -> None:
     shutil.copytree(folder / NAME, folder.parent / "secret")
 
     async def story() -> None:
@@ -274,7 +275,7 @@ def test_names_can_not_leave_the_folder(folder: Path, loaded: Served, name: str)
     run(story)
 
 
-def test_what_does_not_exist(folder: Path, loaded: Served) -> None:
+def test_what_does_not_exist(folder: Path, loaded: LoadedModel) -> None:
     async def story() -> None:
         shelf = Shelf(folder, loaded)
         for name, version in (("nobody", None), (NAME, 9)):
@@ -290,7 +291,7 @@ def test_what_does_not_exist(folder: Path, loaded: Served) -> None:
     run(story)
 
 
-def test_nothing_loaded_is_not_ready_rather_than_not_found(folder: Path, loaded: Served) -> None:
+def test_nothing_loaded_is_not_ready_rather_than_not_found(folder: Path, loaded: LoadedModel) -> None:
     async def story() -> None:
         for shelf in (Shelf(folder, loaded), Shelf(folder, loaded, default="later")):
             with pytest.raises(ServiceError) as caught:
@@ -301,7 +302,7 @@ def test_nothing_loaded_is_not_ready_rather_than_not_found(folder: Path, loaded:
 
 
 def test_a_default_model_that_is_not_there_is_logged_with_those_that_are(
-    folder: Path, loaded: Served, caplog: pytest.LogCaptureFixture
+    folder: Path, loaded: LoadedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story() -> None:
         await Shelf(folder, loaded, default="nobody").load_all()

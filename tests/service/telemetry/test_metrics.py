@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from models.checkpoint import Evaluation
 from service.inference.dense_clock import DenseClock
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 from service.telemetry.metrics import BLOCKS, LAYERS, SECONDS, Metrics
-from tests.service.parts import NAME, PNG, Running, encoded, picture, until, watched
+from tests.service.parts import NAME, PNG, Running, encoded, engine_of, picture, until
 
 OPENMETRICS = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
 MINE = {"model": NAME, "version": "1"}
@@ -55,9 +55,9 @@ def test_metrics_equal_the_sum_of_the_answers(start: Callable[..., Running]) -> 
     assert server.metric("request_duration_seconds_count", **MINE) == 3
 
 
-def test_effective_batch_of_a_block_can_be_derived(start: Callable[..., Running], served: Served) -> None:
+def test_effective_batch_of_a_block_can_be_derived(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
-    watched(served).open.clear()
+    engine_of(model).open.clear()
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(classify, server, 0, "?execute_threshold=0")
         until(lambda: server.core.batcher.busy_for > 0)
@@ -65,7 +65,7 @@ def test_effective_batch_of_a_block_can_be_derived(start: Callable[..., Running]
         until(lambda: server.metric("queue_depth", **MINE) == 4)
         assert server.metric("images_in_flight") == 5
         assert 0 < server.metric("engine_busy_seconds") <= server.core.batcher.busy_for
-        watched(served).open.set()
+        engine_of(model).open.set()
         for each in [first, *rest]:
             each.result()
     until(lambda: server.metric("batches_total", mode="branch", **MINE) == 2)
@@ -76,22 +76,24 @@ def test_effective_batch_of_a_block_can_be_derived(start: Callable[..., Running]
     until(lambda: server.metric("engine_busy_seconds") == 0)
 
 
-def test_engine_seconds_stand_beside_what_dense_would_have_taken(start: Callable[..., Running], served: Served) -> None:
+def test_engine_seconds_stand_beside_what_dense_would_have_taken(
+    start: Callable[..., Running], model: LoadedModel
+) -> None:
     server = start()
     classify(server, 0, "?execute_threshold=1")
     until(lambda: server.metric("engine_seconds_total", **MINE) > 0)
     seconds = server.metric("engine_seconds_total", **MINE)
-    assert server.metric("dense_seconds_total", **MINE) == pytest.approx(served.clock.instead(1, seconds))
+    assert server.metric("dense_seconds_total", **MINE) == pytest.approx(model.clock.instead(1, seconds))
 
 
-def test_a_sampled_batch_is_counted_as_the_work_it_was(start: Callable[..., Running], served: Served) -> None:
-    clock = served.clock = DenseClock([1, 8], [1e-6, 1e-6])
+def test_a_sampled_batch_is_counted_as_the_work_it_was(start: Callable[..., Running], model: LoadedModel) -> None:
+    clock = model.clock = DenseClock([1, 8], [1e-6, 1e-6])
     server = start(dense_sample_interval=1e-9)
-    engine = watched(served)
+    engine = engine_of(model)
     spent = sum(classify(server, seed)["routing"]["macs"] for seed in range(3))  # type: ignore[index]
     # The first batch has no engine time behind it that a sample could be a small share of.
     assert [batch[0] == 0 for batch in engine.batches] == [False, True, False, True, False]
-    full = served.checkpoint.macs.full
+    full = model.checkpoint.macs.full
     until(lambda: server.metric("macs_total", kind="executed", **MINE) == spent + 2 * full)
     assert server.metric("dense_sampled_images_total", **MINE) == 2
     assert clock.seconds(1) > 1e-6
@@ -103,7 +105,7 @@ def test_what_is_served_is_named(running: Running) -> None:
     assert running.metric("engine_mode", mode="mask", **MINE) == 0
 
 
-def test_expectations_of_the_checkpoint(loaded: Served) -> None:
+def test_expectations_of_the_checkpoint(loaded: LoadedModel) -> None:
     evaluation = Evaluation(
         dataset="cifar10", split="test", images=10, engine="torch", execute_threshold=0.5, accuracy=0.9,
         computation_percentage=50, macs=25.0, dense_macs=100, decisions_skipped=0.5, execution_rate=[0.5] * 17,
@@ -111,21 +113,21 @@ def test_expectations_of_the_checkpoint(loaded: Served) -> None:
     )  # fmt: skip
     config = loaded.checkpoint.config.model_copy(update={"evaluation": evaluation})
     metrics = Metrics()
-    served = replace(loaded, checkpoint=replace(loaded.checkpoint, config=config))
-    metrics.served(served, lambda: 0)
+    model = replace(loaded, checkpoint=replace(loaded.checkpoint, config=config))
+    metrics.add_model(model, lambda: 0)
     value = metrics.registry.get_sample_value
     assert value("skipnet_expected_mac_share", MINE) == 0.25
     assert value("skipnet_expected_block_execution_rate", MINE | {"block": "17"}) == 0.5
-    metrics.retired(served)
+    metrics.remove_model(model)
     assert value("skipnet_expected_mac_share", MINE) is None
     assert value("skipnet_queue_depth", MINE) is None
     assert value("skipnet_macs_total", MINE | {"kind": "dense"}) == 0
 
 
-def test_series_do_not_pile_up_with_versions(loaded: Served) -> None:
+def test_series_do_not_pile_up_with_versions(loaded: LoadedModel) -> None:
     metrics = Metrics()
 
-    def version(number: int) -> Served:
+    def version(number: int) -> LoadedModel:
         return replace(loaded, checkpoint=replace(loaded.checkpoint, folder=Path(NAME) / str(number)))
 
     def known() -> set[str]:
@@ -134,12 +136,12 @@ def test_series_do_not_pile_up_with_versions(loaded: Served) -> None:
 
     versions = {number: version(number) for number in range(1, 6)}
     for number, each in versions.items():
-        metrics.served(each, lambda: 0)
+        metrics.add_model(each, lambda: 0)
         if number > 1:
-            metrics.retired(versions[number - 1])
+            metrics.remove_model(versions[number - 1])
     assert known() == {"3", "4", "5"}
-    metrics.served(versions[3], lambda: 0)
-    metrics.retired(versions[5])
+    metrics.add_model(versions[3], lambda: 0)
+    metrics.remove_model(versions[5])
     assert known() == {"3", "4", "5"}
 
 

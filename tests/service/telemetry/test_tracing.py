@@ -10,9 +10,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from models.errors import UserError
-from service.repository.loading import Served
+from service.repository.loaded_model import LoadedModel
 from service.telemetry.tracing import Tracing
-from tests.service.parts import NAME, PNG, Running, encoded, picture, watched
+from tests.service.parts import NAME, PNG, Running, encoded, engine_of, picture
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -42,10 +42,10 @@ def test_span_of_a_request_continues_the_clients_trace(start: Callable[..., Runn
     assert span.resource.attributes["service.name"] == "skipnet"
 
 
-def test_failure_is_marked(start: Callable[..., Running], served: Served) -> None:
+def test_failure_is_marked(start: Callable[..., Running], model: LoadedModel) -> None:
     server, exporter = start(), InMemorySpanExporter()
     server.core.tracing = Tracing(exporter)
-    watched(served).fails = lambda images: True  # noqa: ARG005
+    engine_of(model).fails = lambda images: True  # noqa: ARG005
     server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
     server.stop()
     [span] = exporter.get_finished_spans()  # Sent at the end, without being asked.

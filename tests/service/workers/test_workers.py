@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from models.errors import UserError
 from service.app import create_app
-from service.http.record import Record
+from service.http.request_context import RequestContext
 from service.settings import Settings
 from service.workers.collective import Collective, turn
 from service.workers.pool import bind
@@ -155,7 +155,7 @@ def test_change_that_stops_half_way_says_where(repository: Path, tmp_path: Path)
         return httpx.AsyncClient(transport=httpx.MockTransport(answer))
 
     async def placed(scope: Scope, receive: Receive, send: Send) -> None:
-        await collective({**scope, "app": app, "state": {"record": Record("id")}}, receive, send)
+        await collective({**scope, "app": app, "state": {"context": RequestContext("id")}}, receive, send)
 
     async def unload() -> httpx.Response:
         collective.workers = [worker(number) for number in (1, 2, 3)]

@@ -156,7 +156,7 @@ def test_every_branch_has_run_before_it_is_recorded(
     engine = CudaGraphEngine(folded, "cpu", "branch", torch.float32)
     ran = torch.zeros(len(folded.gates), len(buckets(8)), dtype=torch.bool)
 
-    class Watched(Recording):
+    class ControlledEngine(Recording):
         def forward(self) -> Tensor:
             answer = super().forward()
             assert self.skipping is not None
@@ -164,7 +164,7 @@ def test_every_branch_has_run_before_it_is_recorded(
             return answer
 
     with torch.inference_mode():
-        recording = Watched(engine, pictures.shape)
+        recording = ControlledEngine(engine, pictures.shape)
         recording.replay = recording.record(None)  # type: ignore[arg-type]
         assert ran.all()
         recording.run(torch.from_numpy(pictures), torch.zeros(8))

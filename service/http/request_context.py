@@ -1,4 +1,4 @@
-"""A request's record: its id, its times, and what its log line and its span tell."""
+"""A request's context: its id, its times, and what its log line and its span tell."""
 
 import re
 import secrets
@@ -14,7 +14,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,63}")
 
 
 @dataclass(slots=True)
-class Record:
+class RequestContext:
     """What is known of a request beside its answer."""
 
     request_id: str
@@ -25,9 +25,9 @@ class Record:
     fields: dict[str, Any] = field(default_factory=dict)  # for the log line
 
 
-def record_of(request: Request) -> Record:
-    record: Record = request.state.record
-    return record
+def context_of(request: Request) -> RequestContext:
+    context: RequestContext = request.state.context
+    return context
 
 
 def request_id(headers: Headers) -> str:
