@@ -1,15 +1,15 @@
-"""Augmentation of whole batches on the device where they are trained, whose work the host never waits for."""
+"""Augment whole batches on the training device without synchronising with the host."""
 
 import torch
 from torch import Tensor
 
 PADDING = 4
-SMALLEST, WIDEST = 0.08, 4 / 3
-"""Of a random resized crop: the least share of the area, and the widest ratio of its sides."""
+MIN_AREA, MAX_RATIO = 0.08, 4 / 3
+"""Bounds of a random resized crop: its smallest share of the area and its largest ratio of sides."""
 
 
 def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pad images [N, 3, H, W] with zeros by 4 pixels, crop each at random to its size, flip half of them."""
+    """Pad images [N, 3, H, W] by 4 zero pixels and crop each at random to its size; flip half of them."""
     count, _, height, width = images.shape
     offsets = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator).to(images.device, non_blocking=True)
     flips = torch.randint(0, 2, (count,), generator=generator).bool().to(images.device, non_blocking=True)
@@ -22,9 +22,11 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def overlay(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Lay another image over about ``share`` (0..1) of images [N, 3, H, W], up to half of it: what it was stays the
-    larger part. Zhang et al. 2018 (mixup), whose labels are mixed too; here a teacher says what to see.
+def mixup(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Blend about ``share`` (0..1) of images [N, 3, H, W] with another image of the batch.
+
+    The other image has a weight of at most one half. Zhang et al. 2018 (mixup) mix the labels too. Here the teacher
+    logits for the blended image take their place.
     """
     drawn = torch.rand(len(images), generator=generator)
     weight = ((drawn - 1) / share + 1).clamp(min=0) / 2
@@ -33,23 +35,23 @@ def overlay(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def random_boxes(count: int, width: int, height: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return boxes [N, 4] of left, top, width and height in pixels, and which [N] to flip: half of them.
+    """Return boxes float32 [N, 4] (left, top, width, height in pixels) and flips bool [N].
 
-    A box takes 8 to 100 % of the area, sides between 3:4 and 4:3. Szegedy et al. 2015, section 6: the augmentation
-    that ImageNet's ResNets are trained with.
+    A box covers 8 to 100 % of the area and its aspect ratio is between 3:4 and 4:3 (Szegedy et al. 2015, section 6).
+    Half of the images are flipped.
     """
     area, ratio, left, top, flip = torch.rand(5, count, generator=generator)
-    area = width * height * (SMALLEST + (1 - SMALLEST) * area)
-    ratio = WIDEST ** (2 * ratio - 1)
+    area = width * height * (MIN_AREA + (1 - MIN_AREA) * area)
+    ratio = MAX_RATIO ** (2 * ratio - 1)
     sides = torch.stack(((area * ratio).sqrt().clamp(1, width), (area / ratio).sqrt().clamp(1, height)), 1)
     room = torch.tensor((width, height)) - sides
     return torch.cat((torch.stack((left, top), 1) * room, sides), 1), flip < 0.5
 
 
 def random_resized_crop(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Return a random box of each image [N, 3, H, W], float32 [N, 3, size, size]; half of them are flipped.
+    """Return a random box of each image [N, 3, H, W] as float32 [N, 3, size, size]; half of them are flipped.
 
-    Samples are bilinear and not averaged, which serves where the images are hardly larger than ``size``.
+    Sampling is bilinear without antialiasing. That is good enough for images that are hardly larger than ``size``.
     """
     count, _, height, width = images.shape
     boxes, flips = (drawn.to(images.device) for drawn in random_boxes(count, width, height, generator))
@@ -71,7 +73,10 @@ def crop_centre(images: Tensor, size: int) -> Tensor:
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Return images [N, 3, H, W] of 0..255 as float32, scaled to 0..1, less ``mean``, over ``std``, channels_last."""
+    """Return images [N, 3, H, W] of 0..255 as normalised float32 in channels_last.
+
+    Values are scaled to 0..1. Then ``mean`` is subtracted and the result divided by ``std``.
+    """
     shift = (torch.tensor(mean)[:, None, None] * 255).to(images.device, non_blocking=True)
     scale = (1 / (torch.tensor(std)[:, None, None] * 255)).to(images.device, non_blocking=True)
     return ((images.float() - shift) * scale).contiguous(memory_format=torch.channels_last)

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from models.errors import UserError
+
 Augmentation = Literal["none", "crop_flip", "random_resized_crop"]
 Statistics = tuple[float, float, float]
-
-
-class UnknownDataset(ValueError):
-    """The catalogue has no data set of that name."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ DATASETS = {
 
 
 def find_dataset(name: str) -> DatasetRow:
-    """Return the row called ``name``; raises UnknownDataset, listing the names, where there is none."""
+    """Return the row called ``name``; raises UserError, listing the names, where there is none."""
     if name not in DATASETS:
-        raise UnknownDataset(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
+        raise UserError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
     return DATASETS[name]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.data.datasets import DatasetRow
+from models.errors import UserError
 from models.preprocessing import InputSpec, fit
 
 if TYPE_CHECKING:
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 TEST_SPLITS = ("test", "validation", "val")
-
-
-class DataError(ValueError):
-    """A data set can't be read; the message says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +49,7 @@ class Source:
 
         An image folder numbers the classes that it has, which need not be all, in the order of their names. Where none
         of the names is a label, as of folders whose labels were worded anew, they stand for them in order. Raises
-        DataError where some are no labels, or all are none and not as many. Other data sets number their classes once
+        UserError where some are no labels, or all are none and not as many. Other data sets number their classes once
         and for all.
         """
         if self.row.hub:
@@ -61,7 +58,7 @@ class Source:
         if not unknown:
             return replace(self, numbers=tuple(labels.index(name) for name in self.classes))
         if len(unknown) < len(self.classes) or len(self.classes) != len(labels):
-            raise DataError(
+            raise UserError(
                 f"the class {unknown[0]!r} is none of the checkpoint's labels, which are {', '.join(labels)}: "
                 "name the folders of images by them"
             )
@@ -70,7 +67,7 @@ class Source:
     def in_memory(self, side: int) -> tuple[Tensor, Tensor]:
         """Return all images, uint8 [N, 3, side, side], and labels, int64 [N].
 
-        An image of another size is resized and its centre square taken, as the service does; raises DataError where
+        An image of another size is resized and its centre square taken, as the service does; raises UserError where
         the data set's images are all of one size and this one isn't.
         """
         square = InputSpec(height=side, width=side, resize=side, mean=self.row.mean, std=self.row.std)
@@ -79,7 +76,7 @@ class Source:
         for index in range(len(self)):
             image, labels[index] = self.image(index)
             if self.row.uniform and image.size != (self.row.size, self.row.size):
-                raise DataError(
+                raise UserError(
                     f"image {index} of {self.row.name} is {image.size[0]}x{image.size[1]} pixels, "
                     f"where all are to be {self.row.size}x{self.row.size}"
                 )
@@ -93,22 +90,22 @@ def read_source(row: DatasetRow, split: str, data: Path | None) -> Source:
     ``data`` is None for the hub, or a folder: of parquet files in the hub's schema (``train.parquet``,
     ``test.parquet``, or ``train-*.parquet``), or of images (``train/CLASS/*``, ``val/CLASS/*``).
 
-    Raises DataError where there is nothing to read.
+    Raises UserError where there is nothing to read.
     """
     datasets = import_datasets()
     names = row.train_splits if split == "train" else (row.test_split,)
     if data is None:
         if not row.hub:
-            raise DataError("an image folder is read from a folder of yours: name it with --data")
+            raise UserError("an image folder is read from a folder of yours: name it with --data")
         parts = [load_from_hub(datasets, row, name) for name in names]
     elif not data.is_dir():
-        raise DataError(f"{data} is not a folder; --data names a folder of parquet files or of images")
+        raise UserError(f"{data} is not a folder; --data names a folder of parquet files or of images")
     else:
         parts = [read_folder(datasets, data, name) for name in names]
     rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     missing = {row.image_column, row.label_column} - set(rows.column_names)
     if missing:
-        raise DataError(
+        raise UserError(
             f"{row.name} should have the columns {row.image_column} and {row.label_column}, "
             f"but {data or row.hub} has {', '.join(rows.column_names)}"
         )
@@ -120,7 +117,7 @@ def load_from_hub(datasets: Any, row: DatasetRow, split: str) -> "Dataset":
     try:
         return datasets.load_dataset(row.hub, row.subset, split=split)
     except ConnectionError as error:
-        raise DataError(f"{error}: try again, or name a local folder of its files with --data") from error
+        raise UserError(f"{error}: try again, or name a local folder of its files with --data") from error
 
 
 def read_folder(datasets: Any, data: Path, split: str) -> "Dataset":
@@ -136,8 +133,8 @@ def read_folder(datasets: Any, data: Path, split: str) -> "Dataset":
                 folder = str(data / name)
                 return datasets.load_dataset("imagefolder", data_dir=folder, data_files={name: "**"}, split=name)
         except (ValueError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(f"{name} of {data} can't be read ({error}); copy it again") from error
-    raise DataError(
+            raise UserError(f"{name} of {data} can't be read ({error}); copy it again") from error
+    raise UserError(
         f"{data} has no split {split!r}: expected {' or '.join(f'{name}.parquet' for name in names)} "
         f"or a folder of images {' or '.join(f'{name}/' for name in names)}"
     )
@@ -154,10 +151,10 @@ def class_names(rows: "Dataset", row: DatasetRow) -> list[str]:
 
 
 def import_datasets() -> Any:
-    """Return the ``datasets`` module, quiet; raises DataError where the training extra is not installed."""
+    """Return the ``datasets`` module, quiet; raises UserError where the training extra is not installed."""
     try:
         import datasets
     except ImportError as error:
-        raise DataError("reading data sets needs the training extra: pip install '.[training]'") from error
+        raise UserError("reading data sets needs the training extra: pip install '.[training]'") from error
     datasets.disable_progress_bars()
     return datasets

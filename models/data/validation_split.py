@@ -1,4 +1,4 @@
-"""The training images that a run holds out: the same ones for every seed, so that runs can be compared."""
+"""The split of the training images into training and validation images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,27 +6,37 @@ from typing import Any
 import torch
 
 from models.data.batches import generator
-from models.data.source import DataError, Source
+from models.data.source import Source
+from models.errors import UserError
 
-SEED, HELD_OUT = 0, 5000
-
-
-def split_positions(source: Source, held_out: int, limit: int | None = None) -> tuple[list[int], list[int]]:
-    """Return which images to train on and which are held out, ``limit`` of each at most: the same for every seed."""
-    if len(source) <= held_out:
-        raise DataError(f"{len(source)} training images leave none beside the {held_out} of --held-out")
-    order = held_out_first(source)
-    return sorted(order[held_out:][:limit]), sorted(order[:held_out][:limit])
+SPLIT_SEED = 0
+"""The same for every run, so that runs with different seeds can be compared."""
+VALIDATION_IMAGES = 5000
 
 
-def held_out_source(source: Source, training: Mapping[str, Any]) -> Source:
-    """Return the training images that a checkpoint has never seen, by what its config says of its ``training``.
+def split_positions(source: Source, validation_images: int, limit: int | None = None) -> tuple[list[int], list[int]]:
+    """Return the positions of the training images and of the validation images.
 
-    Where that says nothing, as of an imported checkpoint, the images are those that a run here would hold out.
+    The validation images depend only on the number of images in the source. ``limit`` bounds the length of both
+    lists. Raises UserError where no image is left to train on.
     """
-    return source.select(sorted(held_out_first(source)[: training.get("held_out_images", HELD_OUT)]))
+    if len(source) <= validation_images:
+        raise UserError(
+            f"--held-out {validation_images} takes all of the {len(source)} training images for validation: "
+            "set a smaller --held-out"
+        )
+    shuffled = shuffled_positions(source)
+    return sorted(shuffled[validation_images:][:limit]), sorted(shuffled[:validation_images][:limit])
 
 
-def held_out_first(source: Source) -> list[int]:
-    """Return the training images in an order whose beginning is what runs hold out."""
-    return torch.randperm(len(source), generator=generator(SEED)).tolist()
+def validation_source(source: Source, training: Mapping[str, Any]) -> Source:
+    """Return the validation images of a checkpoint, given ``training`` of its config.
+
+    An imported checkpoint does not tell its split. Then the images are those that a run here would validate on.
+    """
+    return source.select(sorted(shuffled_positions(source)[: training.get("held_out_images", VALIDATION_IMAGES)]))
+
+
+def shuffled_positions(source: Source) -> list[int]:
+    """Return all positions of a source in a fixed random order that begins with the validation images."""
+    return torch.randperm(len(source), generator=generator(SPLIT_SEED)).tolist()

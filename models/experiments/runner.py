@@ -11,7 +11,7 @@ import torch
 from models.checkpoint import CalibrationPoint, Evaluation, code_version, read_checkpoint, read_config, write_config
 from models.data.datasets import find_dataset
 from models.data.source import read_source
-from models.data.validation_split import held_out_source, split_positions
+from models.data.validation_split import split_positions, validation_source
 from models.engines import load_engine
 from models.evaluation.calibration import calibrate
 from models.evaluation.metrics import measure
@@ -233,7 +233,7 @@ def measure_all(folder: Path, row: Row, options: JobOptions, choose: bool) -> tu
     """
     checkpoint = read_checkpoint(folder)
     dataset = find_dataset(options.dataset)
-    kept_apart = held_out_source(read_source(dataset, "train", options.data), checkpoint.config.training)
+    kept_apart = validation_source(read_source(dataset, "train", options.data), checkpoint.config.training)
     engine = load_engine(checkpoint, "auto", options.device)
     try:
         curve = calibrate(checkpoint, engine, kept_apart, row.at_most) if checkpoint.network.decision_count else []

@@ -15,8 +15,9 @@ from models.checkpoint import Checkpoint, read_checkpoint, read_config
 from models.data.augmentation import crop_centre, normalise
 from models.data.batches import Batches, MemoryBatches, StreamedBatches
 from models.data.datasets import DatasetRow, Statistics, find_dataset
-from models.data.source import DataError, Source, read_source
-from models.data.validation_split import HELD_OUT, split_positions
+from models.data.source import Source, read_source
+from models.data.validation_split import VALIDATION_IMAGES, split_positions
+from models.errors import UserError
 from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
@@ -52,7 +53,7 @@ class JobOptions:
     epochs: int | None = None
     batch: int | None = None
     seed: int = 0
-    held_out: int = HELD_OUT
+    held_out: int = VALIDATION_IMAGES
     limit: int | None = None
     size: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -64,7 +65,7 @@ class JobOptions:
 def make_job(options: JobOptions) -> Job:
     """Return the job that the options describe.
 
-    Raises JobError, DataError, UnknownArchitecture, UnknownDataset, UnknownRecipe or CheckpointError.
+    Raises UserError or a subclass of it.
     """
     prepare_process(options.seed)
     device = torch.device(choose_device(options.device))
@@ -262,7 +263,7 @@ def input_spec(row: DatasetRow, size: int) -> InputSpec:
 
 def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: JobOptions, device: torch.device) -> Batches:
     if recipe.batch > len(train):
-        raise DataError(f"{len(train)} training images don't fill a batch of {recipe.batch}; set --batch")
+        raise UserError(f"{len(train)} training images don't fill a batch of {recipe.batch}; set --batch")
     if not fits_memory(train, spec):
         return StreamedBatches(train, spec, recipe.batch, options.seed, device, options.workers)
     images, labels = pixels(train, spec.resize)

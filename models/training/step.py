@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.data.augmentation import overlay
+from models.data.augmentation import mixup
 from models.data.batches import Batches, generator
 from models.network import SkipNet, run_masked
 from models.training.graph_capture import RecordedStep
@@ -47,7 +47,7 @@ def make_step(job: "Job", recipe: Recipe, batches: Batches) -> TakeStep:
         uniform = draw(len(images), network.decision_count, recipe, random) if hybrid else None
         answers = teacher[batches.chosen(epoch, within)] if isinstance(teacher, Tensor) else None
         if recipe.overlaid:
-            images = overlay(images, recipe.overlaid, generator(job.seed, epoch + OVERLAYING, within))
+            images = mixup(images, recipe.overlaid, generator(job.seed, epoch + OVERLAYING, within))
         drawn = (None if each is None else each.to(job.device, non_blocking=True) for each in (uniform, answers))
         inputs = images, labels, torch.tensor(fallen).to(job.device, non_blocking=True), *drawn
         return recording(*inputs) if recorded else descend(*inputs, random if explores else None)

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from models.data.datasets import find_dataset
-from models.data.source import DataError, Source, read_source
+from models.data.source import Source, read_source
+from models.errors import UserError
 from tests.models.data.test_data import CIFAR10, write_parquet
 
 
@@ -34,7 +35,7 @@ def test_an_image_folder_is_labelled_by_its_names(tmp_path: Path, labels: list[s
 
 @pytest.mark.parametrize("labels", [["cat", "vessel"], ["a feline", "a vessel", "a dog"]])
 def test_a_folder_whose_classes_are_no_labels_is_refused(tmp_path: Path, labels: list[str]) -> None:
-    with pytest.raises(DataError, match=f"is none of the checkpoint's labels, which are {', '.join(labels)}"):
+    with pytest.raises(UserError, match=f"is none of the checkpoint's labels, which are {', '.join(labels)}"):
         folder_of(tmp_path, "ship", "cat").labelled_as(labels)
 
 

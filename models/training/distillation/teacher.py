@@ -21,8 +21,9 @@ from models.atomic_file import whole_file
 from models.data.augmentation import normalise
 from models.data.batches import MemoryBatches
 from models.data.datasets import DatasetRow
-from models.data.source import DataError, Source
+from models.data.source import Source
 from models.data.validation_split import split_positions
+from models.errors import UserError
 from models.training.distillation.logits import ANSWERS, AnswersError, give_answers, write_answers
 from models.training.hardware import multiplies_bfloat16, prepare_process
 from models.training.loop import require_finite
@@ -205,7 +206,7 @@ def teach(
     """Train a wide network on a data set of small images but those held out, or go on with it, and write its answers.
 
     ``network`` is one of `KINDS`, ``epochs`` by default its own. ``folder`` gets ``answers.safetensors``,
-    ``network.safetensors``, ``log.jsonl`` and ``state.pt``. Raises DataError where images are not all of the data set's
+    ``network.safetensors``, ``log.jsonl`` and ``state.pt``. Raises UserError where images are not all of the data set's
     own size or too few, StateError where the folder holds another run's state, TrainingDiverged where the loss is no
     longer a number.
     """
@@ -213,7 +214,7 @@ def teach(
     epochs = epochs or kind.epochs
     train, kept_apart = split_positions(source, held_out, limit)
     if len(train) < BATCH:
-        raise DataError(f"{len(train)} training images don't fill a batch of {BATCH}, which a wide teacher needs")
+        raise UserError(f"{len(train)} training images don't fill a batch of {BATCH}, which a wide teacher needs")
     row, (pixels, labels) = source.row, source.in_memory(source.row.size)
     prepare_process(seed)
     batches = MemoryBatches(pixels[train], labels[train], row, row.size, BATCH, seed, device)

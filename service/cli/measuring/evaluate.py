@@ -42,7 +42,7 @@ class Evaluate(Options):
         from models.checkpoint import is_half, read_checkpoint, write_checkpoint, write_config
         from models.data.datasets import find_dataset
         from models.data.source import read_source
-        from models.data.validation_split import held_out_source
+        from models.data.validation_split import validation_source
         from models.engines import load_engine
         from models.evaluation.calibration import calibrate
         from models.evaluation.metrics import measure
@@ -55,7 +55,7 @@ class Evaluate(Options):
         half = self.half or (self.temper and is_half(self.checkpoint))
         if self.calibrate or half or self.temper:
             train = read_source(row, "train", self.data).labelled_as(config.labels)
-            kept_apart = held_out_source(train, config.training)
+            kept_apart = validation_source(train, config.training)
         if self.temper:
             checkpoint = self.tempered(checkpoint, kept_apart, threshold)
         if half:

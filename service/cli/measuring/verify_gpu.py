@@ -119,7 +119,7 @@ class VerifyGpu(Options):
     def source(self, checkpoint: "Checkpoint") -> "Source | None":
         """Return the test images of a checkpoint's data set, where --data has them."""
         from models.data.datasets import find_dataset
-        from models.data.source import DataError, read_source
+        from models.data.source import read_source
 
         if self.data is None or "dataset" not in checkpoint.config.training:
             return None
@@ -127,7 +127,7 @@ class VerifyGpu(Options):
         folder = self.data / dataset.name
         try:
             return read_source(dataset, "test", folder if folder.is_dir() else self.data)
-        except DataError as error:
+        except UserError as error:
             print(f"no real images for {checkpoint.name}: {error}")
             return None
 

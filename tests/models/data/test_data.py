@@ -16,11 +16,12 @@ from PIL import Image
 from models.analysis.commands import draw_commands
 from models.architectures import find_architecture
 from models.checkpoint import Config, write_checkpoint
-from models.data.augmentation import crop_flip, normalise, overlay, random_boxes, random_resized_crop
+from models.data.augmentation import crop_flip, mixup, normalise, random_boxes, random_resized_crop
 from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
-from models.data.datasets import DATASETS, UnknownDataset, find_dataset
-from models.data.source import DataError, class_names, import_datasets, read_source
+from models.data.datasets import DATASETS, find_dataset
+from models.data.source import class_names, import_datasets, read_source
 from models.data.validation_split import split_positions
+from models.errors import UserError
 from models.network import SkipNet
 from models.training.job import JobError, JobOptions, input_spec, make_job
 from models.training.loop import stage_summary
@@ -65,7 +66,7 @@ def test_parquet_in_the_hubs_schema(name: str, tmp_path: Path, pixels: np.ndarra
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "test.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"test of .* can't be read \(.*\); copy it again"):
+    with pytest.raises(UserError, match=r"test of .* can't be read \(.*\); copy it again"):
         read_source(CIFAR10, "test", tmp_path)
 
 
@@ -134,12 +135,12 @@ def test_an_image_folder(tmp_path: Path) -> None:
     ],
 )
 def test_data_that_cannot_be_read_says_what_to_do(make, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         read_source(CIFAR10, "train", make(tmp_path))
 
 
 def test_an_unknown_data_set_lists_what_there_is() -> None:
-    with pytest.raises(UnknownDataset, match="svhn"):
+    with pytest.raises(UserError, match="svhn"):
         find_dataset("cifar")
 
 
@@ -148,23 +149,23 @@ def test_a_hub_that_is_out_of_reach_points_to_a_local_folder(monkeypatch: pytest
         raise ConnectionError("Couldn't reach 'cifar10' on the Hub (OfflineModeIsEnabled)")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"Couldn't reach .* or name a local folder of its files with --data"):
+    with pytest.raises(UserError, match=r"Couldn't reach .* or name a local folder of its files with --data"):
         read_source(CIFAR10, "train", None)
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", np.zeros((1, 8, 8, 3), np.uint8), [0])
-    with pytest.raises(DataError, match="8x8 pixels, where all are to be 32x32"):
+    with pytest.raises(UserError, match="8x8 pixels, where all are to be 32x32"):
         read_source(CIFAR10, "train", tmp_path).in_memory(32)
 
 
-def test_held_out_images_are_never_trained_on(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_validation_images_are_not_training_images(tmp_path: Path, pixels: np.ndarray) -> None:
     write_parquet(tmp_path / "train.parquet", pixels, list(range(20)))
     source = read_source(CIFAR10, "train", tmp_path)
     train, held_out = split_positions(source, 5)
     assert (len(train), len(held_out)) == (15, 5)
     assert sorted(train + held_out) == list(range(20))
-    with pytest.raises(DataError, match="leave none beside the 20"):
+    with pytest.raises(UserError, match="--held-out 20 takes all of the 20"):
         split_positions(source, 20)
 
 
@@ -293,10 +294,10 @@ def test_crop_and_flip_move_pixels_and_invent_none() -> None:
     assert len({image[0, 16, 16].item() for image in moved}) > 20
 
 
-def test_another_image_is_laid_over_a_share_of_them_and_never_the_larger_part() -> None:
+def test_mixup_blends_a_share_of_the_images_by_at_most_half() -> None:
     images = torch.eye(400).reshape(400, 1, 20, 20).repeat(1, 3, 1, 1)
     for share in (0.25, 0.5, 1.0):
-        found = overlay(images, share, torch.Generator().manual_seed(0))[:, 0].flatten(1)
+        found = mixup(images, share, torch.Generator().manual_seed(0))[:, 0].flatten(1)
         own, other = found.diagonal(), found.flip(1).diagonal()
         torch.testing.assert_close(own + other, torch.ones(400))
         assert float((other > 0).float().mean()) == pytest.approx(share, abs=0.07)

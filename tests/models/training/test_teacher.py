@@ -13,8 +13,9 @@ from torch.nn.functional import conv2d
 from models.checkpoint import read_config
 from models.data.augmentation import normalise
 from models.data.datasets import find_dataset
-from models.data.source import DataError, read_source
+from models.data.source import read_source
 from models.data.validation_split import split_positions
+from models.errors import UserError
 from models.experiments.rows import find_row
 from models.experiments.runner import reproduce
 from models.network import SkipNet
@@ -122,7 +123,7 @@ def test_a_teacher_that_diverges_says_so(data: Path, tmp_path: Path, monkeypatch
 
 def test_too_few_images_for_a_teacher_are_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wide, "BATCH", 33)
-    with pytest.raises(DataError, match="32 training images don't fill a batch of 33"):
+    with pytest.raises(UserError, match="32 training images don't fill a batch of 33"):
         teach_in(tmp_path, data)
 
 
