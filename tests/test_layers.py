@@ -12,11 +12,12 @@ LAYERS = {
     "data": 1,
     "engines": 1,
     "evaluation": 2,
-    "public": 2,
+    "importing": 2,
     "training": 3,
     "experiments": 4,
     "analysis": 4,
     "benchmark": 5,
+    "model_card": 5,
 }
 """Of `models`: a package imports those of lower layers; "" are the modules that lie in no package."""
 

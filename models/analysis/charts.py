@@ -2,7 +2,7 @@
 
 from models.analysis.study import Altered, Analysis
 from models.checkpoint import CalibrationPoint
-from models.figures import Axis, Columns, Line, Mark, Ranges, draw_chart
+from models.plotting import Axis, Columns, Line, Mark, Ranges, draw_chart
 
 STRENGTHS = {
     "scale": "size of the image, times its own",

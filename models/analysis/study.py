@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from models.analysis import images
+from models.analysis.adversarial import Attack, measure_attacks
 from models.analysis.images import Pixels, Sample
-from models.analysis.robustness import Attack, measure_attacks
 from models.analysis.routes import Answers, Runner, path_shares, quantiles, rank_correlation
 from models.analysis.stability import Flips, Reliability, Worth, measure_flips, measure_worth
 from models.checkpoint import Checkpoint

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from models.architectures import find_architecture
-from models.benchmark.measure import interleave
+from models.benchmark.timing import interleave
 from models.network import SkipNet
 from models.training.graph_capture import RecordedStep
 from models.training.hardware import multiplies_bfloat16

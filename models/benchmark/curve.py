@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from operator import attrgetter
 
 from models.benchmark.suite import Row
-from models.figures import Axis, Line, draw_chart
+from models.plotting import Axis, Line, draw_chart
 
 
 def draw_curve(rows: Iterable[Row], title: str) -> str:

@@ -22,8 +22,8 @@ from models.engines.selection import CANDIDATES, MODES, Selection, describe
 from models.engines.torch.reference import ReferenceEngine
 from models.engines.verification import TOLERANCE, Verification
 from models.evaluation.agreement import compare_engines
+from models.importing.parity import read_case
 from models.macs import Mode
-from models.public.parity import read_case
 from models.training.recipes import Stage
 
 Batches = Iterable[tuple[Tensor, Tensor]]

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from models.architectures import find_architecture
-from models.benchmark.dense import dense_engines
+from models.benchmark.dense_engines import dense_engines
 from models.benchmark.energy import joules_a_run, open_meter
-from models.benchmark.forcing import force_route, spread_evenly, without_gates
-from models.benchmark.measure import Timing, interleave
+from models.benchmark.forced_routes import force_route, spread_evenly, without_gates
 from models.benchmark.subject import Subject
+from models.benchmark.timing import Timing, interleave
 from models.engines.protocol import Engine
 from models.engines.selection import build, describe
 from models.macs import Mode

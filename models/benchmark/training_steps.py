@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from models.architectures import find_architecture
-from models.benchmark.forcing import random_network
-from models.benchmark.measure import interleave
+from models.benchmark.forced_routes import random_network
+from models.benchmark.timing import interleave
 from models.data.augmentation import PADDING
 from models.data.batches import MemoryBatches
 from models.data.datasets import find_dataset

@@ -19,9 +19,9 @@ from models.data.source import Source, read_source
 from models.data.validation_split import VALIDATION_IMAGES, split_positions
 from models.errors import UserError
 from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
+from models.importing.public_checkpoint import IMPORTED
 from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
-from models.public.importing import IMPORTED
 from models.training.distillation.logits import read_answers
 from models.training.distillation.teacher import NETWORK, name_teacher, read_network
 from models.training.growth import grow

@@ -16,7 +16,7 @@ class Import(Options):
     output: Path = Field(description="folder to write, <repository>/<model>/<version> to have it served")
 
     def cli_cmd(self) -> None:
-        from models.public.importing import import_public
+        from models.importing.public_checkpoint import import_public
 
         config = import_public(self.source, self.arch, self.output)
         print(f"{self.output}: {config.architecture}, {len(config.labels)} classes")

@@ -19,7 +19,7 @@ from models.checkpoint import (
     write_checkpoint,
     write_config,
 )
-from models.public.importing import public_input
+from models.importing.public_checkpoint import public_input
 
 ARCHITECTURE = find_architecture("cifar10_rnn_gate_38")
 

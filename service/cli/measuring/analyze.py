@@ -30,18 +30,18 @@ class Analyze(Options):
     def cli_cmd(self) -> None:
         import json
 
-        from models.analysis.card import write_card
         from models.analysis.charts import draw_charts
+        from models.analysis.contact_sheets import draw_sheets
+        from models.analysis.html_report import draw_markdown, draw_report
         from models.analysis.images import read_sample
-        from models.analysis.report import draw_markdown, draw_report
         from models.analysis.routes import Runner
-        from models.analysis.sheets import draw_sheets
         from models.analysis.study import ANALYSIS, study
         from models.atomic_file import whole_file
         from models.checkpoint import read_checkpoint
         from models.data.datasets import find_dataset
         from models.data.source import read_source
         from models.engines import load_engine
+        from models.model_card.card import write_card
 
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from models import SHIPPED
-from service.cli.measuring.table import NUMBERS, SHARES, heading, line, numbers
+from service.cli.measuring.text_table import NUMBERS, SHARES, heading, line, numbers
 from service.settings import Options
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ class Bench(Options):
 
     def measure_engines(self, machine: dict[str, str]) -> None:
         from models.benchmark.curve import draw_curve
+        from models.benchmark.markdown_table import draw_table
         from models.benchmark.suite import run_suite
-        from models.benchmark.table import draw_table
 
         print(heading())
         rows: list[Row] = []

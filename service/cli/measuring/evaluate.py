@@ -38,7 +38,6 @@ class Evaluate(Options):
     )
 
     def cli_cmd(self) -> None:
-        from models.analysis.card import write_card
         from models.checkpoint import is_half, read_checkpoint, write_checkpoint, write_config
         from models.data.datasets import find_dataset
         from models.data.source import read_source
@@ -46,6 +45,7 @@ class Evaluate(Options):
         from models.engines import load_engine
         from models.evaluation.calibration import calibrate
         from models.evaluation.metrics import measure
+        from models.model_card.card import write_card
 
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from models import SHIPPED
 from models.errors import UserError
-from service.cli.measuring.table import NUMBERS, SHARES, heading, line, numbers
+from service.cli.measuring.text_table import NUMBERS, SHARES, heading, line, numbers
 from service.settings import DeviceName, Options
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class VerifyGpu(Options):
         import json
         from dataclasses import asdict
 
-        from models.benchmark.gpu_report import draw_report
+        from models.benchmark.gpu_tables import draw_report
         from models.engines.selection import find_device
         from models.machine import describe_gpu, describe_machine
 

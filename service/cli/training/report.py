@@ -17,8 +17,8 @@ class Report(Options):
     output: Path | None = Field(None, description="folder for table.md and curve.svg")
 
     def cli_cmd(self) -> None:
-        from models.experiments.report import draw_figure, draw_report
         from models.experiments.results import read_results
+        from models.experiments.results_table import draw_figure, draw_report
 
         results = read_results(self.results or [Path("runs/reproduce/results")])
         table = draw_report(results)

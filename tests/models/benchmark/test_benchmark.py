@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from models.architectures import find_architecture
-from models.benchmark import measure
+from models.benchmark import timing
 from models.benchmark import training_steps as training
 from models.benchmark.curve import draw_curve
-from models.benchmark.dense import DenseTorch
+from models.benchmark.dense_engines import DenseTorch
 from models.benchmark.energy import joules_a_run, open_meter
-from models.benchmark.forcing import force_route, random_network, spread_evenly, without_gates
-from models.benchmark.measure import interleave
+from models.benchmark.forced_routes import force_route, random_network, spread_evenly, without_gates
+from models.benchmark.markdown_table import draw_table
 from models.benchmark.subject import Subject
 from models.benchmark.suite import PUBLIC_CODE, Row, run_suite
-from models.benchmark.table import draw_table
+from models.benchmark.timing import interleave
 
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_feedforward_110"])
@@ -41,16 +41,16 @@ def test_the_plain_network_is_the_routed_one_with_every_block_executed() -> None
 
 
 def test_every_round_gives_every_contender_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "TURN", 0)
+    monkeypatch.setattr(timing, "TURN", 0)
     runs: list[str] = []
     timings = interleave({"a": lambda: runs.append("a"), "b": lambda: runs.append("b")}, seconds=0)
-    assert runs[: 2 * measure.WARM_UP] == ["a"] * measure.WARM_UP + ["b"] * measure.WARM_UP
+    assert runs[: 2 * timing.WARM_UP] == ["a"] * timing.WARM_UP + ["b"] * timing.WARM_UP
     # A turn is one run that is not timed and, where it fills the turn, one that is.
-    turns = runs[2 * measure.WARM_UP :]
+    turns = runs[2 * timing.WARM_UP :]
     for first in range(0, len(turns), 4):
         assert "".join(turns[first : first + 4]) in ("aabb", "bbaa")
     assert {"aabb", "bbaa"} == {"".join(turns[first : first + 4]) for first in range(0, len(turns), 4)}
-    assert len(timings["a"].seconds) == len(timings["b"].seconds) == measure.LEAST_ROUNDS
+    assert len(timings["a"].seconds) == len(timings["b"].seconds) == timing.LEAST_ROUNDS
     assert timings["a"].share_of(timings["a"]) == (1, 1, 1)
 
 
@@ -123,7 +123,7 @@ def test_dense_torch_answers_as_the_network_does(compiled: bool) -> None:
 
 def test_training_steps_are_measured_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
-        (measure, "WARM_UP", 1), (measure, "TURN", 0), (measure, "LEAST_ROUNDS", 2),
+        (timing, "WARM_UP", 1), (timing, "TURN", 0), (timing, "LEAST_ROUNDS", 2),
         (training, "BATCH", 4), (training, "IMAGES", 8), (training, "WORKERS", 0),
         (training, "gains_by_compiling", lambda *_: False),
     ):  # fmt: skip

@@ -17,7 +17,7 @@ from models.engines.protocol import Engine, EngineError
 from models.engines.torch.engine import TorchEngine
 from models.engines.torch.reference import ReferenceEngine
 from models.evaluation.agreement import Agreement, compare_engines
-from models.public.parity import read_case
+from models.importing.parity import read_case
 from tests.models.data.test_data import packs
 from tests.models.engines.test_verification import Bent, flip_last_decision
 from tests.research import shared

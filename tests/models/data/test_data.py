@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from models.analysis.commands import draw_commands
 from models.architectures import find_architecture
 from models.checkpoint import Config, write_checkpoint
 from models.data.augmentation import crop_flip, mixup, normalise, random_boxes, random_resized_crop
@@ -22,6 +21,7 @@ from models.data.datasets import DATASETS, find_dataset
 from models.data.source import class_names, import_datasets, read_source
 from models.data.validation_split import split_positions
 from models.errors import UserError
+from models.model_card.training_commands import draw_commands
 from models.network import SkipNet
 from models.training.job import JobError, JobOptions, input_spec, make_job
 from models.training.loop import stage_summary

@@ -15,8 +15,8 @@ from models.data.datasets import find_dataset
 from models.data.source import read_source
 from models.engines import load_engine
 from models.evaluation.calibration import BISECTIONS, calibrate, log_odds
-from models.experiments.report import draw_figure, draw_report
 from models.experiments.results import Result, ResultError, read_result, read_results
+from models.experiments.results_table import draw_figure, draw_report
 from models.experiments.row import PUBLISHED, Published, Row, Schedule
 from models.experiments.rows import UnknownRow, ablations, all_groups, find_row, find_runs
 from models.experiments.runner import Reproduction, choose_threshold, reproduce

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from models import SHIPPED
-from models.analysis.card import draw_training
-from models.analysis.commands import draw_commands
 from models.architectures import find_architecture
 from models.checkpoint import read_checkpoint
 from models.experiments.results import ResultError
 from models.experiments.rows import find_row
 from models.experiments.runner import Reproduction, reproduce
+from models.model_card.card import draw_training
+from models.model_card.training_commands import draw_commands
 from models.network import SkipNet
 from models.training.distillation.logits import ANSWERS, write_answers
 from models.training.growth import CannotGrow, grow

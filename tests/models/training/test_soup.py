@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from models.analysis.card import draw_stages
-from models.analysis.commands import draw_commands
 from models.architectures import find_architecture
 from models.checkpoint import CalibrationPoint, Config, read_checkpoint, write_checkpoint
+from models.model_card.card import draw_stages
+from models.model_card.training_commands import draw_commands
 from models.preprocessing import InputSpec
 from models.training.soup import CannotAverage, average
 from service.cli.main import main

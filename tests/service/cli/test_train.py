@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from models import SHIPPED
-from models.analysis.commands import draw_commands, shared
 from models.checkpoint import read_config
+from models.model_card.training_commands import draw_commands, shared
 from models.training.job import JobOptions, override
 from models.training.loop import stage_summary
 from models.training.recipes import Recipe, Rung, find_changes, find_recipe, read_changes

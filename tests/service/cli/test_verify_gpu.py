@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import machine
-from models.benchmark import dense, suite
+from models.benchmark import dense_engines, suite
 from models.benchmark import gpu_checks as acceptance
 from models.checkpoint import Checkpoint
 from models.engines import selection
@@ -99,7 +99,7 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
             return CudaGraphEngine(fold(checkpoint.network), "cpu", mode, torch.float32)
         return ReferenceEngine(checkpoint.network)
 
-    real = dense.DenseTorch
+    real = dense_engines.DenseTorch
 
     def eager(network: Any, device: str, compiled: Any = None) -> Engine:
         assert device == "cuda:0"
@@ -119,8 +119,8 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(acceptance, "compare_recorded", lambda *_: (0.0, 0.2))
     monkeypatch.setattr(suite, "build", build)
-    monkeypatch.setattr(dense, "build", build)
-    monkeypatch.setattr(dense, "DenseTorch", eager)
+    monkeypatch.setattr(dense_engines, "build", build)
+    monkeypatch.setattr(dense_engines, "DenseTorch", eager)
     counter = itertools.count()
     monkeypatch.setattr(suite, "open_meter", lambda _: lambda: float(next(counter)))
     monkeypatch.setattr(suite, "joules_a_run", lambda run, read: -(read() - read()) + 0 * bool(run()))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from deploy.tools.persistent_rounding import RoundedEngine
 from models import SHIPPED
-from models.benchmark.forcing import force_route
+from models.benchmark.forced_routes import force_route
 from models.blocks import BasicBlock
 from models.checkpoint import read_checkpoint
 from models.data.augmentation import normalise
@@ -21,9 +21,9 @@ from models.engines.folding import fold
 from models.engines.native.engine import NativeEngine
 from models.engines.protocol import Routed
 from models.engines.torch.reference import ReferenceEngine
+from models.importing.parity import THRESHOLD, read_case
 from models.network import GateKind, SkipNet
 from models.preprocessing import prepare
-from models.public.parity import THRESHOLD, read_case
 from tests.models.data.test_data import packs
 from tests.models.engines.persistent.simulated import SimulatedEngine
 from tests.research import shared

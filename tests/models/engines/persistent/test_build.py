@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from models.benchmark.forcing import random_network
+from models.benchmark.forced_routes import random_network
 from models.engines.folding import fold
 from models.engines.persistent import build as persistent_build
 from models.engines.persistent.build import ARCHITECTURES, GATES, SHARED_BYTES, THREADS, resources

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.benchmark.forcing import force_route
+from models.benchmark.forced_routes import force_route
 from models.blocks import BasicBlock
 from models.engines.folding import Convolution, ConvolutionalGate, FoldedNetwork, fold
 from models.network import GateKind, SkipNet

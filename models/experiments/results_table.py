@@ -8,7 +8,7 @@ from models.checkpoint import Evaluation
 from models.experiments.results import Result
 from models.experiments.row import PUBLISHED, Published, Row
 from models.experiments.rows import all_groups
-from models.figures import Axis, Line, draw_chart
+from models.plotting import Axis, Line, draw_chart
 from models.training.soup import AVERAGE
 
 HEADING = """\

@@ -1,7 +1,7 @@
 import numpy as np
 
+from models.analysis.adversarial import attack, measure_attacks
 from models.analysis.images import Sample
-from models.analysis.robustness import attack, measure_attacks
 from models.analysis.routes import Runner
 from models.checkpoint import Checkpoint
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from models.architectures import find_architecture
 from models.checkpoint import Config
-from models.public.importing import IMPORTED
+from models.importing.public_checkpoint import IMPORTED
 from models.training.distillation.teacher import KINDS, wide_teacher
 from models.training.recipes import find_changes
 from models.training.soup import AVERAGE

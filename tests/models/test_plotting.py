@@ -3,7 +3,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from models.figures import Axis, Columns, Line, Ranges, draw_chart
+from models.plotting import Axis, Columns, Line, Ranges, draw_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 X = Axis.of_numbers("share", 0, 1, 0.25)

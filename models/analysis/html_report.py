@@ -7,7 +7,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from models.analysis.claims import judge_claims
+from models.analysis.paper_claims import judge_claims
 from models.analysis.study import Analysis
 
 STYLE = """

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from models import SHIPPED
-from models.analysis.card import BEGIN, CARD, END, draw_figures, split_card, write_card
-from models.analysis.commands import draw_commands
 from models.analysis.study import ANALYSIS, AnalysisError, read_analysis
 from models.checkpoint import CheckpointError, read_checkpoint
+from models.model_card.card import BEGIN, CARD, END, draw_figures, split_card, write_card
+from models.model_card.training_commands import draw_commands
 
 FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
 

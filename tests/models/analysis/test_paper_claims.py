@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from models.analysis.claims import judge_claims
+from models.analysis.paper_claims import judge_claims
 from models.analysis.study import Altered, Analysis, ClassRoutes, Look
 
 ZEROS = (0.0,) * 5

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from models.engines import load_engine
-from models.public.importing import import_public
+from models.importing.public_checkpoint import import_public
 from tests.research import shared
 
 CASES = [

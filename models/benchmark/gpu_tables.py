@@ -1,8 +1,8 @@
 """The report that `skipnet verify-gpu` leaves, as Markdown."""
 
 from models.benchmark.gpu_checks import Check
+from models.benchmark.markdown_table import draw_table
 from models.benchmark.suite import Row
-from models.benchmark.table import draw_table
 
 
 def draw_report(machine: dict[str, str], checks: list[Check], rows: list[Row]) -> str:

@@ -9,11 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from models.analysis.commands import draw_commands, shared
 from models.analysis.study import Analysis, group_numbers, read_analysis
 from models.atomic_file import whole_file
 from models.checkpoint import Checkpoint, CheckpointError, Evaluation, read_checkpoint
-from models.public.importing import IMPORTED
+from models.importing.public_checkpoint import IMPORTED
+from models.model_card.training_commands import draw_commands, shared
 from models.training.soup import AVERAGE
 
 CARD = "README.md"

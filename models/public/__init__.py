@@ -1,1 +1,0 @@
-"""The public code's checkpoints: reading them, and proving that the answers are the same."""
