@@ -19,8 +19,8 @@ install: $(VENV)/.serve ## install the service into .venv
 serve: $(VENV)/.serve ## serve the shipped checkpoint on http://$(HOST):$(PORT), on the GPU where there is one
 	SKIPNET_HOST=$(HOST) SKIPNET_PORT=$(PORT) exec $(BIN)/skipnet serve
 
-test: $(VENV)/.test lint ## run every test
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.test lint ## run every test, in parallel (ARGS='-n 0 -x tests/models/test_macs.py' runs some, one at a time)
+	$(BIN)/python -m pytest --numprocesses auto --durations 10 $(ARGS)
 
 lint: $(VENV)/.test ## check style and types
 	$(BIN)/ruff check .

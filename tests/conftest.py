@@ -1,12 +1,65 @@
+"""Run tests in parallel: one worker for each CPU, whole modules on one worker, the longest modules first."""
+
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+from models.cpus import available_cpus
+
+LONGEST = (
+    "tests/models/engines/persistent",
+    "tests/deploy",
+    "tests/models/training",
+    "tests/models/experiments",
+    "tests/models/analysis",
+    "tests/service/cli",
+    "tests/service/http/test_fuzz",
+)
+"""Paths of the tests that take minutes. They start first, so that none of them is left over at the end."""
+
+SHARED_FIXTURES = ("tests/deploy",)
+"""Packages whose modules share an expensive fixture (Prometheus with a served model), and so run on one worker."""
+
+
+class ModuleScheduling(LoadScopeScheduling):
+    """Send each module to one worker, so that its fixtures are compiled, trained and started once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return next((package for package in SHARED_FIXTURES if module.startswith(f"{package}/")), module)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the workers of ``--numprocesses auto``: the CPUs that this container may use."""
+    return available_cpus()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ModuleScheduling:
+    config.option.loadscopereorder = False
+    return ModuleScheduling(config, log)
+
+
+def pytest_configure() -> None:
+    """Give each worker its share of the CPUs. Threads of several workers on one CPU wait for each other."""
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        threads = max(1, available_cpus() // workers)
+        torch.set_num_threads(threads)
+        # For the processes that tests start.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest modules first."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Run torch's operators on one thread: small ones lose by sharing, and wait for each other on a busy machine."""
+    """Run PyTorch's operators on one thread: several threads slow down small operators on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
