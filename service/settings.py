@@ -83,7 +83,7 @@ class Settings(EngineOptions):
     max_body_size: int = Field(default=16 << 20, ge=1, description="bytes of one request body; more get 413")
     max_bodies_size: int = Field(default=256 << 20, ge=1, description="bytes of all request bodies held at once")
     max_image_pixels: int = Field(
-        default=32_000_000,
+        default=50_000_000,
         ge=1,
         le=80_000_000,
         description="width x height of an image, checked before it is decoded",
@@ -91,7 +91,7 @@ class Settings(EngineOptions):
     max_decode_memory: int = Field(
         default=512 << 20,
         ge=1 << 20,
-        description="bytes that decoding may take, all images at once; a pixel counts as 16, in WebP as 24",
+        description="bytes that decoding may take, all images at once; a pixel counts as 10 to 24",
     )
     decode_threads: int | None = Field(default=None, ge=1, description="default: one per CPU the container may use")
 

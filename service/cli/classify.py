@@ -42,13 +42,13 @@ class Classify(EngineOptions):
         from models.engines import load_engine
         from models.preprocessing import prepare
         from service.inference.budget import choose_threshold
-        from service.inference.decoder import BYTES_PER_PIXEL, Decoder
+        from service.inference.decoder import BYTES_PER_PIXEL_WEBP, Decoder
         from service.inference.result import predictions, routing, split
 
         checkpoint = read_checkpoint(find_version(self.model_repository, self.model, self.version))
         threshold = choose_threshold(checkpoint.config, self.execute_threshold, self.compute_budget)
         engine = load_engine(checkpoint, self.engine, self.device, self.threads, self.routing)
-        decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL)
+        decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL_WEBP)
         spec, thresholds, wrong = checkpoint.config.input, np.full(1, threshold, np.float32), 0
         for file in self.images:
             try:
