@@ -58,8 +58,16 @@ def read_test_set(checkpoint: Checkpoint, count: int | None = None) -> tuple[lis
     return images, np.array([checkpoint.config.labels.index(classes[name.split("/")[1]]) for name in names])
 
 
-def test_a_checkpoint_is_shipped() -> None:
-    assert SHIPPED / "cifar10_rnn_gate_38" / "1" in FOLDERS
+def test_one_version_of_each_model_is_shipped() -> None:
+    assert [named(folder) for folder in FOLDERS] == [
+        "cifar100_rnn_gate_38/3", "cifar10_resnet_38/3", "cifar10_rnn_gate_110/1", "cifar10_rnn_gate_38/9",
+        "cifar10_rnn_gate_38_accurate/5", "cifar10_rnn_gate_38_frugal/5", "imagenette_rnn_gate_18/1",
+    ]  # fmt: skip
+
+
+def test_the_shipped_checkpoints_are_small() -> None:
+    # The accurate model links to the weights of the default: they differ in the execute threshold alone.
+    assert sum(file.lstat().st_size for file in SHIPPED.rglob("*")) < 30 << 20
 
 
 def test_it_reaches_what_was_promised(checkpoint: Checkpoint) -> None:

@@ -8,7 +8,7 @@ import pytest
 from models import SHIPPED
 from models.analysis.images import Sample
 from models.analysis.routes import Runner
-from models.checkpoint import Checkpoint, read_checkpoint
+from models.checkpoint import Checkpoint, find_version, read_checkpoint
 from models.engines import load_engine
 from tests.service.parts import picture
 
@@ -20,7 +20,7 @@ def calm(one_thread: None) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
-    return read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1")
+    return read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None))
 
 
 @pytest.fixture(scope="session")

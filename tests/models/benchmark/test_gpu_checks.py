@@ -8,7 +8,7 @@ import torch
 from models import SHIPPED
 from models.benchmark import gpu_checks as acceptance
 from models.benchmark.gpu_checks import check_checkpoint, check_parity, gpu_engines
-from models.checkpoint import Checkpoint, read_checkpoint
+from models.checkpoint import Checkpoint, find_version, read_checkpoint
 from models.data.augmentation import normalise
 from models.data.datasets import find_dataset
 from models.engines.cuda_graph.engine import CudaGraphEngine
@@ -56,7 +56,7 @@ def test_a_parity_case_can_fail() -> None:
 
 @pytest.fixture(scope="module")
 def shipped() -> Checkpoint:
-    return read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1")
+    return read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None))
 
 
 @pytest.fixture(scope="module")

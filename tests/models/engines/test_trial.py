@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from models import SHIPPED
+from models.checkpoint import find_version
 from models.engines.protocol import EngineError
 from models.engines.trial import conduct, try_apart
 
-SHIPPED_CHECKPOINT = SHIPPED / "cifar10_rnn_gate_38" / "1"
+SHIPPED_CHECKPOINT = find_version(SHIPPED, "cifar10_rnn_gate_38", None)
 
 
 def test_an_engine_that_answers_rightly_passes() -> None:

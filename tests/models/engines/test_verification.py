@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import SHIPPED
-from models.checkpoint import Checkpoint, read_checkpoint
+from models.checkpoint import Checkpoint, find_version, read_checkpoint
 from models.engines import load_engine, routing_switch, selection
 from models.engines.cuda_graph import engine as cuda_graph
 from models.engines.cuda_graph.engine import CudaGraphEngine
@@ -217,7 +217,7 @@ def test_what_could_do_harm_is_tried_in_a_process_of_its_own_first(monkeypatch: 
         tried.append((name, device, mode))
         raise EngineError("its trial hung, and was ended after 180 s")
 
-    shipped = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1")
+    shipped = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None))
     built: list[str] = []
     monkeypatch.setattr(selection, "try_apart", hang)
     monkeypatch.setattr(persistent, "PersistentEngine", lambda *_: built.append("persistent"))

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy, softmax
 
 from models import SHIPPED
-from models.checkpoint import read_checkpoint
+from models.checkpoint import find_version, read_checkpoint
 from models.evaluation.temperature import find_temperature, temper
 
 
@@ -25,7 +25,7 @@ def test_answers_that_are_always_right_end_at_the_bound() -> None:
 
 
 def test_a_tempered_network_decides_and_answers_alike() -> None:
-    network = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1").network
+    network = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).network
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     tempered = temper(network, 2.0)
     with torch.no_grad():

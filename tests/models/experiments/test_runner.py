@@ -10,7 +10,7 @@ import pytest
 
 from models import SHIPPED
 from models.architectures import find_architecture
-from models.checkpoint import CalibrationPoint, read_checkpoint, read_config
+from models.checkpoint import CalibrationPoint, find_version, read_checkpoint, read_config
 from models.data.datasets import find_dataset
 from models.data.source import read_source
 from models.engines import load_engine
@@ -139,7 +139,7 @@ def test_choosing_leaves_the_test_images_alone(tmp_path: Path, data: Path) -> No
 
 
 def test_the_curve_is_fine_where_a_threshold_is_looked_for(data: Path) -> None:
-    checkpoint = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "2")
+    checkpoint = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None))
     engine = load_engine(checkpoint)
     try:
         source = read_source(find_dataset("cifar10"), "test", data)

@@ -7,7 +7,7 @@ import pytest
 
 from models import SHIPPED
 from models.analysis.study import ANALYSIS, AnalysisError, read_analysis
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError, find_version, read_checkpoint
 from models.model_card.card import BEGIN, CARD, END, draw_figures, split_card, write_card
 from models.model_card.training_commands import draw_commands
 
@@ -63,7 +63,7 @@ def test_its_commands_start_where_an_earlier_one_ended_and_overwrite_none(shippe
 def test_its_commands_name_what_a_stage_learned_from(stage: dict[str, Any], teacher: str) -> None:
     plain = {"name": "short", "stage": "plain", "epochs": 2, "batch": 128}
     stages = [plain, plain | stage | {"stage": "sp"}, plain | stage | {"stage": "hrl"}]
-    config = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1").config
+    config = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).config
     training = {"dataset": "cifar10", "held_out_images": 1000, "seed": 0, "stages": stages}
     commands = draw_commands(config.model_copy(update={"training": training}))
     assert ("skipnet teach cifar10 --held-out 1000" in commands) == ("cifar10_wide/" in teacher)
@@ -75,7 +75,7 @@ def test_its_commands_name_what_a_stage_learned_from(stage: dict[str, Any], teac
 def test_its_commands_train_the_network_that_each_stage_trained() -> None:
     sp = {"name": "short", "stage": "sp", "epochs": 2, "batch": 128}
     training = {"dataset": "cifar10", "held_out_images": 1000, "seed": 0}
-    routed = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1").config
+    routed = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).config
     stages = [{"architecture": "cifar10_rnn_gate_38"} | sp, sp | {"stage": "plain"}]
     dense = routed.model_copy(update={"architecture": "cifar10_resnet_38", "training": training | {"stages": stages}})
     first, second = draw_commands(dense)
@@ -89,7 +89,7 @@ def test_what_a_person_wrote_stays(folder: Path) -> None:
     card.write_text(f"{before}Mine.\n\n{BEGIN}\nold\n{END}{after}\nMine too.\n")
     assert write_card(folder) == card
     # The commands name the folder, which is another version here.
-    assert card.read_text() == f"{before}Mine.\n\n{figures.replace('_38/1', '_38/7')}{after}\nMine too.\n"
+    assert card.read_text() == f"{before}Mine.\n\n{figures.replace(f'/{FOLDERS[0].name}', '/7')}{after}\nMine too.\n"
 
 
 def test_a_checkpoint_without_a_card_gets_one_to_fill_in(folder: Path) -> None:

@@ -13,12 +13,12 @@ from PIL import Image
 from models import SHIPPED
 from models.analysis.study import read_analysis
 from models.architectures import find_architecture
-from models.checkpoint import Config, write_checkpoint
+from models.checkpoint import Config, find_version, write_checkpoint
 from service.cli.main import main
 from tests.models.data.test_data import write_parquet
 from tests.service.parts import LABELS, SPEC, picture
 
-CHECKPOINT = SHIPPED / "cifar10_rnn_gate_38" / "1"
+CHECKPOINT = find_version(SHIPPED, "cifar10_rnn_gate_38", None)
 IMAGES = 30
 
 

@@ -14,7 +14,7 @@ from deploy.tools.persistent_rounding import RoundedEngine
 from models import SHIPPED
 from models.benchmark.forced_routes import force_route
 from models.blocks import BasicBlock
-from models.checkpoint import read_checkpoint
+from models.checkpoint import find_version, read_checkpoint
 from models.data.augmentation import normalise
 from models.data.datasets import find_dataset
 from models.engines.folding import fold
@@ -99,11 +99,11 @@ def test_depth_and_classes_are_known_at_run_time_only(lively_network: Build, mak
 
 @pytest.fixture(scope="module")
 def shipped() -> SkipNet:
-    return read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1").network
+    return read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).network
 
 
 def test_photos_on_the_shipped_checkpoint(shipped: SkipNet) -> None:
-    spec = read_checkpoint(SHIPPED / "cifar10_rnn_gate_38" / "1").config.input
+    spec = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).config.input
     images = np.stack([prepare(Image.open(photo).convert("RGB"), spec) for photo in PHOTOS])
     thresholds = np.full(len(images), 0.5, np.float32)
     engine = SimulatedEngine(fold(shipped))
