@@ -1,4 +1,4 @@
-"""The application: `create_app(settings)` puts core, routes and middleware together."""
+"""The application: `create_app(settings)` puts container, routes and middleware together."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from service.core import Core
+from service.container import Container
 from service.errors import Code, ServiceError, error_answer, invalid
 from service.http.middleware import Access, BodyLimit, Direct
 from service.http.routes import classify, health, metrics, models, page, v2
@@ -34,23 +34,23 @@ def create_app(
     load: Callable[[Path], LoadedModel] | None = None,
     workers: Sequence[Path] = (),
 ) -> FastAPI:
-    """Return the application, its core at `app.state.core`; ``load`` stands in for reading a checkpoint.
+    """Return the application, its container at `app.state.container`; ``load`` stands in for reading a checkpoint.
 
     ``workers`` are the private sockets of all the processes that serve together, where there are several.
     """
-    core = Core(settings or Settings(), load)
+    container = Container(settings or Settings(), load)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await core.start()
+        await container.start()
         yield
-        await core.stop()
+        await container.stop()
 
-    middleware = [Middleware(each, core=core) for each in (Access, BodyLimit)]
-    if core.settings.cors_origins:
+    middleware = [Middleware(each, container=container) for each in (Access, BodyLimit)]
+    if container.settings.cors_origins:
         cors = Middleware(
             CORSMiddleware,
-            allow_origins=core.settings.cors_origins,
+            allow_origins=container.settings.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
             expose_headers=["*"],
@@ -77,7 +77,7 @@ def create_app(
             HTTPException: http_error,
         },
     )
-    app.state.core = core
+    app.state.container = container
     for module in (classify, health, models, metrics, page, v2):
         app.include_router(module.router)
     return app

@@ -18,7 +18,7 @@ from typing import NoReturn
 import uvicorn
 
 from service.app import create_app
-from service.core import Core
+from service.container import Container
 from service.http.protocol import BoundedProtocol
 from service.http.refusals import Refusals
 from service.repository.loaded_model import LoadedModel
@@ -47,7 +47,7 @@ def serve(settings: Settings, sockets: list[socket.socket] | None = None, worker
     for variable, option in misspelt(os.environ):
         log.warning("%s is no option and changes nothing; did you mean %s?", variable, option)
     server = build(settings, workers=workers)
-    if not server.core.management_keys.keys and settings.host not in LOOPBACK:
+    if not server.container.management_keys.keys and settings.host not in LOOPBACK:
         log.warning(
             "without keys anybody who reaches %s may load and unload models; set SKIPNET_MANAGEMENT_KEYS or "
             "SKIPNET_API_KEYS",
@@ -74,7 +74,7 @@ def build(
 ) -> "Server":
     """Return a server that has yet to run; ``load`` and ``workers`` are `create_app`'s."""
     app = create_app(settings, load, workers)
-    refusals = Refusals(app.state.core)
+    refusals = Refusals(app.state.container)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -87,15 +87,15 @@ def build(
         timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
-    return Server(config, app.state.core, refusals, settings.drain_pause)
+    return Server(config, app.state.container, refusals, settings.drain_pause)
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, with a drain in which it still answers, and an eye on the engine."""
 
-    def __init__(self, config: uvicorn.Config, core: Core, refusals: Refusals, drain_pause: float) -> None:
+    def __init__(self, config: uvicorn.Config, container: Container, refusals: Refusals, drain_pause: float) -> None:
         super().__init__(config)
-        self.core = core
+        self.container = container
         self.refusals = refusals
         self.drain_pause = drain_pause
         self.drained_at: float | None = None
@@ -106,7 +106,7 @@ class Server(uvicorn.Server):
         """Begin to drain; a second signal ends the pause, a third ends everything."""
         if self.drained_at is None:
             log.info("%s: draining", signal.Signals(sig).name)
-            self.core.draining = True
+            self.container.health.draining = True
             self.drained_at = monotonic() + self.drain_pause
         elif not self.should_exit:
             self.should_exit = True
@@ -116,11 +116,11 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self.drained_at is not None and monotonic() >= self.drained_at:
             self.should_exit = True
-        elif reasons := self.core.not_live():
+        elif reasons := self.container.health.not_live():
             log.error("%s: exiting, to be restarted", ", ".join(reasons))
             self.exit_code, self.should_exit = 1, True
-        elif self.core.hopeless:
-            log.error("no model in %s can be served: exiting", self.core.settings.model_repository)
+        elif self.container.watcher.startup_failed:
+            log.error("no model in %s can be served: exiting", self.container.settings.model_repository)
             self.exit_code, self.should_exit = 1, True
         return await super().on_tick(counter)
 
@@ -151,10 +151,10 @@ class Server(uvicorn.Server):
                 self.servers.append(await loop.create_server(self.connection, sock=again, backlog=self.config.backlog))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.core.draining = True
+        self.container.health.draining = True
         # In the same step of the loop as uvicorn closes its sockets: what is admitted now is finished, what
         # comes now is refused.
-        self.core.close()
+        self.container.close()
         ending = asyncio.create_task(super().shutdown(sockets))
         await asyncio.sleep(0)
         # Until the kept handles are closed too, connections still come, and would be lost with the sockets.

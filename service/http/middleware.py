@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.core import Core
+from service.container import Container
 from service.errors import STATUS, Code, ServiceError, error_answer, outcome_of
 from service.http.request_context import RequestContext, request_id
 
@@ -28,9 +28,9 @@ class Access:
     line.
     """
 
-    def __init__(self, app: ASGIApp, core: Core) -> None:
+    def __init__(self, app: ASGIApp, container: Container) -> None:
         self.app = app
-        self.core = core
+        self.container = container
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +46,7 @@ class Access:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = context.request_id
-                if self.core.draining:
+                if self.container.health.draining:
                     # Connections that are told to end do not race with the end of the process.
                     headers["Connection"] = "close"
             await send(message)
@@ -72,9 +72,9 @@ class Access:
         # A connection that broke before any answer leaves no status.
         status = status or 499
         if inference:
-            self.core.metrics.requests.labels(context.model, context.version, self.outcome(context, status)).inc()
-            if self.core.tracing is not None:
-                self.core.tracing.finished(scope, context, status)
+            self.container.metrics.requests.labels(context.model, context.version, self.outcome(context, status)).inc()
+            if self.container.tracing is not None:
+                self.container.tracing.finished(scope, context, status)
         values = {"request_id": context.request_id, "ms": context.timing.total * 1e3, **context.fields}
         if scope.get("client"):
             values["client"] = scope["client"][0]
@@ -93,7 +93,7 @@ class Access:
         if context.outcome is not None:
             return context.outcome
         # Timers are a little early, where they are.
-        early = context.timing.total < 0.99 * self.core.settings.request_timeout
+        early = context.timing.total < 0.99 * self.container.settings.request_timeout
         return "client_deadline" if status == STATUS[Code.DEADLINE] and early else outcome_of(status)
 
 
@@ -104,10 +104,10 @@ class BodyLimit:
     the body, so that it is answered, counted and logged like any other.
     """
 
-    def __init__(self, app: ASGIApp, core: Core) -> None:
+    def __init__(self, app: ASGIApp, container: Container) -> None:
         self.app = app
-        self.admission = core.admission
-        self.limit = core.settings.max_body_size
+        self.admission = container.admission
+        self.limit = container.settings.max_body_size
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -116,7 +116,7 @@ class BodyLimit:
         # The HTTP parser has checked that it is a number.
         length = int(Headers(scope=scope).get("content-length", "0"))
         received = 0
-        with self.admission.body() as hold:
+        with self.admission.hold_body() as hold:
 
             async def limited() -> Message:
                 nonlocal received

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import Code, ServiceError
-from service.inference.batcher import Payload
+from service.inference.image_task import Payload
 from service.inference.result import ImageResult
 
 # JSON is parsed in one go, in which no other request moves: larger tensors are to come as binary.

@@ -12,7 +12,7 @@ from functools import lru_cache
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from service.core import Core
+from service.container import Container
 from service.errors import Code, ServiceError, error_answer, in_oip
 from service.http.middleware import is_inference
 from service.http.request_context import request_id
@@ -25,9 +25,9 @@ LOG_SECONDS = 1.0
 class Refusals:
     """Words the 429s of a full house, counts them, and logs once a second how many there were."""
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
-        self.counter = core.metrics.requests.labels("", "", "rejected")
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        self.counter = container.metrics.requests.labels("", "", "rejected")
         self.unlogged = 0
 
     def answer(self, scope: Scope, common: Iterable[tuple[bytes, bytes]], keep_alive: bool) -> bytes | None:
@@ -36,13 +36,13 @@ class Refusals:
         There it meets a bound as well, at more cost, but then its headers tell a browser's page of other origins, or
         its span a trace.
         """
-        core = self.core
-        if not core.admission.full or core.draining or not is_inference(scope):
+        container = self.container
+        if not container.admission.saturated or container.health.draining or not is_inference(scope):
             return None
         headers = Headers(scope=scope)
-        if core.tracing is not None or (core.settings.cors_origins and "origin" in headers):
+        if container.tracing is not None or (container.settings.cors_origins and "origin" in headers):
             return None
-        error = core.admission.queue_full()
+        error = container.admission.queue_full()
         self.count()
         head, body = words(in_oip(scope), error.message, error.headers["Retry-After"])
         lines = b"".join(b"%b: %b\r\n" % each for each in common)
@@ -58,7 +58,7 @@ class Refusals:
     def flush(self) -> None:
         """Log what was refused since the last time."""
         if self.unlogged:
-            fields = {"requests": self.unlogged, "queue": self.core.admission.images}
+            fields = {"requests": self.unlogged, "queue": self.container.admission.image_count}
             log.warning("refused with 429: the queue is full", extra={"fields": fields})
             self.unlogged = 0
 

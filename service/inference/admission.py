@@ -1,4 +1,4 @@
-"""Who is let in: bounds on images that are admitted and on bytes held, and when to come again."""
+"""Admission: limits on the images in progress and on the bytes held, and the Retry-After of a refusal."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,93 +11,101 @@ from service.errors import Code, ServiceError
 if TYPE_CHECKING:
     from service.repository.loaded_model import LoadedModel
 
-REASONS = ("queue_full", "bodies_full", "deadline_out_of_reach", "client_deadline")
-"""Why a request is refused; the last where the service's own timeout would have been in reach."""
+REJECT_REASONS = ("queue_full", "bodies_full", "deadline_out_of_reach", "client_deadline")
+"""Why a request gets a 429; client_deadline: the service's own timeout would have been long enough."""
 
 
 class Admission:
-    """Counts images from when their request's body is there to its answer, and bytes of bodies; refuses too many.
+    """Counts images from the end of their request's body to their result, and the bytes of all bodies.
 
-    ``rate`` gives the images per second that the engine lately got through, ``patience`` is the seconds that a request
-    has where its client does not ask for less. Lives in the event loop.
+    ``request_timeout`` is the service's own, in seconds. ``rate`` returns the images per second that the engine
+    recently ran. ``on_rejected`` is called with one of REJECT_REASONS. Lives in the event loop.
     """
 
     def __init__(
         self,
         max_images: int,
         max_bytes: int,
-        patience: float,
+        request_timeout: float,
         rate: Callable[[], float],
         on_rejected: Callable[[str], None],
     ) -> None:
         self.max_images = max_images
         self.max_bytes = max_bytes
-        self.patience = patience
-        self.images = 0
-        self.bytes = 0
+        self.request_timeout = request_timeout
+        self.image_count = 0
+        self.byte_count = 0
         self._rate = rate
         self._on_rejected = on_rejected
 
-    def check(self, images: int, model: "LoadedModel", deadline: float, started: float) -> None:
-        """Raise ServiceError overloaded with `Retry-After` where a request that ``started`` then can't be admitted.
-
-        There are too many before them, or those would take the engine past ``deadline`` even if it took these
-        last. What is not measured yet is assumed to run every block, as a hostile image would.
-        """
-        if self.images + images > self.max_images:
-            raise self.queue_full(model)
-        if self.images and (done := perf_counter() + self.wait(model)) > deadline:
-            reason = "deadline_out_of_reach" if done > started + self.patience else "client_deadline"
-            raise self.overloaded(reason, f"the deadline would pass behind the {self.images} images before", model)
-
     @contextmanager
-    def admit(self, images: int, model: "LoadedModel", deadline: float, started: float) -> Iterator[None]:
-        """Count a request's images in until it is answered; raises as `check` does.
+    def admit(self, count: int, model: "LoadedModel", deadline: float, started: float) -> Iterator[None]:
+        """Count ``count`` images of a request as in progress until the block ends.
 
-        For when its body is there: who sends none would take places for nothing.
+        Call it when the body has arrived: a client that sends no body must not take places. ``started`` is the
+        request's arrival; it and ``deadline`` are in seconds of perf_counter().
+
+        Raises ServiceError overloaded if there are too many images, or if those in progress would keep the engine busy
+        past the deadline. The estimate assumes that every block runs, as for the most expensive image.
         """
-        self.check(images, model, deadline, started)
-        self.images += images
+        if self.image_count + count > self.max_images:
+            raise self.queue_full(model)
+        if self.image_count and (ready := perf_counter() + self.drain_seconds(model)) > deadline:
+            reason = "deadline_out_of_reach" if ready > started + self.request_timeout else "client_deadline"
+            raise self.overloaded(
+                reason, f"the deadline would pass while {self.image_count} earlier images are processed", model
+            )
+        self.image_count += count
         try:
             yield
         finally:
-            self.images -= images
+            self.image_count -= count
+
+    def refuse_if_saturated(self, model: "LoadedModel") -> None:
+        """Raise ServiceError overloaded if no image can be admitted now, to spare the client sending its body."""
+        if self.saturated:
+            raise self.queue_full(model)
 
     @property
-    def full(self) -> bool:
-        return self.images >= self.max_images
+    def saturated(self) -> bool:
+        """Whether no further image can be admitted."""
+        return self.image_count >= self.max_images
 
     def queue_full(self, model: "LoadedModel | None" = None) -> ServiceError:
-        return self.overloaded("queue_full", f"{self.images} images are being worked on", model)
+        """Return the refusal of a request for which there is no place."""
+        return self.overloaded("queue_full", f"{self.image_count} images are in progress", model)
 
-    def wait(self, model: "LoadedModel") -> float:
-        """Return the seconds until the engine has got through every image that is admitted, all of them dense."""
+    def drain_seconds(self, model: "LoadedModel") -> float:
+        """Return the seconds that the engine takes for all admitted images if every block runs."""
         largest = model.clock.sizes[-1]
-        return self.images * model.clock.seconds(largest) / largest
+        return self.image_count * model.clock.seconds(largest) / largest
 
-    def overloaded(self, reason: str, what: str, model: "LoadedModel | None" = None) -> ServiceError:
-        """Return the refusal, telling when half of the house will be empty at the rate measured."""
+    def overloaded(self, reason: str, problem: str, model: "LoadedModel | None" = None) -> ServiceError:
+        """Return a 429; Retry-After is the time to drain half of the images in progress."""
         self._on_rejected(reason)
         rate = self._rate()
-        seconds = self.images / 2 / rate if rate else self.wait(model) / 2 if model is not None else 1
+        seconds = self.image_count / 2 / rate if rate else self.drain_seconds(model) / 2 if model is not None else 1
         after = max(1, math.ceil(seconds))
-        # Who gives a request little time makes no house full.
+        # A short client deadline is not an overload of the service.
         outcome = "client_deadline" if reason == "client_deadline" else None
-        return ServiceError(Code.OVERLOADED, f"{what}; try again in {after} s", {"Retry-After": str(after)}, outcome)
+        return ServiceError(Code.OVERLOADED, f"{problem}; try again in {after} s", {"Retry-After": str(after)}, outcome)
 
     @contextmanager
-    def body(self) -> Iterator[Callable[[int], None]]:
-        """Hand out a function that counts bytes of one body as they come; they are given back at the end."""
+    def hold_body(self) -> Iterator[Callable[[int], None]]:
+        """Provide a function that counts the bytes of one body as they arrive; release them when the block ends.
+
+        The function raises ServiceError overloaded if all bodies together hold too many bytes.
+        """
         held = 0
 
         def hold(size: int) -> None:
             nonlocal held
-            if self.bytes + size > self.max_bytes:
-                raise self.overloaded("bodies_full", f"{self.bytes} bytes of uploads are held")
-            self.bytes += size
+            if self.byte_count + size > self.max_bytes:
+                raise self.overloaded("bodies_full", f"{self.byte_count} bytes of uploads are held")
+            self.byte_count += size
             held += size
 
         try:
             yield hold
         finally:
-            self.bytes -= held
+            self.byte_count -= held

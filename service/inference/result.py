@@ -135,10 +135,10 @@ def decisions(result: ImageResult) -> list[Decision]:
     ]
 
 
-def timing(record: Timing) -> TimingAnswer:
+def timing_answer(timing: Timing) -> TimingAnswer:
     return TimingAnswer(
-        decode=round(record.decode * 1e3, 3),
-        queue=round(record.queue * 1e3, 3),
-        inference=round(record.inference * 1e3, 3),
-        total=round(record.total * 1e3, 3),
+        decode=round(timing.decode * 1e3, 3),
+        queue=round(timing.queue * 1e3, 3),
+        inference=round(timing.inference * 1e3, 3),
+        total=round(timing.total * 1e3, 3),
     )

@@ -19,7 +19,9 @@ from prometheus_client import (
 )
 
 from service.errors import OUTCOMES
-from service.inference.batcher import REASONS, Ran
+from service.inference.admission import REJECT_REASONS
+from service.inference.batcher import BatchRun
+from service.inference.image_task import DROP_REASONS
 from service.repository.loaded_model import LoadedModel
 from service.telemetry.gpu import GpuCollector
 from service.telemetry.timing import STAGES, Timing
@@ -88,6 +90,8 @@ class Metrics:
             "engine_busy_seconds", "How long the batch that runs now has been running; 0 where none does.", ()
         )
         self.rejections = counter("rejections_total", "Requests answered with 429, by what was full.", ("reason",))
+        for reason in REJECT_REASONS:
+            self.rejections.labels(reason)
         self.dropped = counter(
             "dropped_total",
             "Images that left the queue uncomputed: their client was gone, their deadline past, or another image of "
@@ -165,7 +169,7 @@ class Metrics:
         for mode, gauge in self._series_of(model).modes.items():
             gauge.set(mode == model.mode)
         self._begin_requests(*labels)
-        for reason in REASONS:
+        for reason in DROP_REASONS:
             self.dropped.labels(*labels, reason)
         evaluation = model.checkpoint.config.evaluation
         if evaluation is not None:
@@ -184,16 +188,16 @@ class Metrics:
             del self._retired[ended]
             remove(self._of_versions, ended)
 
-    def count_batch(self, ran: Ran, macs: NDArray[np.int64]) -> None:
+    def count_batch(self, run: BatchRun, macs: NDArray[np.int64]) -> None:
         """Count a batch."""
-        model, routed, size = ran.batch.model, ran.routed, len(ran.batch.works)
+        model, routed, size = run.batch.model, run.routed, len(run.batch.tasks)
         series = self._series_of(model)
         series.batch_size.observe(size)
         series.batches[routed.mode].inc()
-        series.engine_seconds.inc(ran.seconds + ran.sampled)
-        series.dense_seconds.inc(model.clock.instead(size, ran.seconds))
+        series.engine_seconds.inc(run.seconds + run.dense_seconds)
+        series.dense_seconds.inc(model.clock.instead(size, run.seconds))
         series.macs["executed"].inc(int(macs.sum()))
-        if ran.sampled:
+        if run.dense_seconds:
             series.dense_samples.inc(size)
             series.macs["executed"].inc(model.checkpoint.macs.full * size)
         series.macs["dense"].inc(model.checkpoint.macs.dense * size)
@@ -210,6 +214,14 @@ class Metrics:
         if routed.mode != model.mode:  # That of the batch before.
             for mode, gauge in series.modes.items():
                 gauge.set(mode == routed.mode)
+
+    def count_dropped(self, model: LoadedModel, reason: str) -> None:
+        """Count an image that was not computed, for one of DROP_REASONS; from any thread."""
+        self.dropped.labels(model.name, str(model.version), reason).inc()
+
+    def count_rejected(self, reason: str) -> None:
+        """Count a request that got a 429, for one of REJECT_REASONS."""
+        self.rejections.labels(reason).inc()
 
     def observe_request(self, model: LoadedModel, timing: Timing, request_id: str) -> None:
         """Observe an answered request's timing, with its id as the exemplar."""

@@ -96,7 +96,7 @@ class Running:
 
     def __init__(self, settings: Settings, load: Callable[[Path], LoadedModel] | None = None) -> None:
         self.server = build(settings.model_copy(update={"port": 0}), load)
-        self.core = self.server.core
+        self.container = self.server.container
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
         until(lambda: self.server.started)
@@ -118,7 +118,7 @@ class Running:
         """Return the sum of the samples of a name that have these labels."""
         return sum(
             sample.value
-            for family in self.core.metrics.registry.collect()
+            for family in self.container.metrics.registry.collect()
             for sample in family.samples
             if sample.name == f"skipnet_{name}" and labels.items() <= sample.labels.items()
         )

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.inference.batcher import Batcher, Ran, Work
+from service.inference.batcher import Batcher, BatchRun
+from service.inference.image_task import ImageTask
 from service.inference.result import ImageResult
 from service.repository.loaded_model import LoadedModel
-from service.telemetry.timing import Timing
 from tests.service.parts import engine_of
 
 Pixels = NDArray[np.float32]
@@ -22,28 +22,28 @@ class Queue:
     """A running batcher and what it reported."""
 
     def __init__(self, max_batch_size: int = 4, delay: float = 0) -> None:
-        self.ran: list[Ran] = []
+        self.runs: list[BatchRun] = []
         self.dropped: list[str] = []
         self.batcher = Batcher(
             max_batch_size,
             delay,
             0,
-            lambda ran, _: self.ran.append(ran),
+            lambda run, _: self.runs.append(run),
             lambda _, reason: self.dropped.append(reason),
         )
 
     def put(
-        self, model: LoadedModel, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any
+        self, model: LoadedModel, image: Pixels, threshold: float = 0.5, timeout: float = 20, **fields: Any
     ) -> asyncio.Future[ImageResult]:
-        work = self.work(model, image, threshold, patience, **fields)
-        self.batcher.put(work)
-        return work.answer
+        task = self.task(model, image, threshold, timeout, **fields)
+        self.batcher.put(task)
+        return task.result
 
-    def work(
-        self, model: LoadedModel, image: Pixels, threshold: float = 0.5, patience: float = 20, **fields: Any
-    ) -> Work:
-        answer: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
-        return Work(model, threshold, perf_counter() + patience, Timing(), answer, image, **fields)
+    def task(
+        self, model: LoadedModel, image: Pixels, threshold: float = 0.5, timeout: float = 20, **fields: Any
+    ) -> ImageTask:
+        result: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
+        return ImageTask(model, threshold, perf_counter() + timeout, result, image=image, **fields)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from models.checkpoint import read_checkpoint
 from service.repository.loaded_model import LoadedModel
 from service.repository.repository import Repository
+from service.repository.watcher import Watcher
 from tests.service.parts import NAME
 
 
@@ -35,6 +36,12 @@ class Shelf(Repository):
             lambda model: self.events.append(f"retire {model.version}"),
             default,
         )
+
+    async def load_all(self) -> bool:
+        return await Watcher(self, 0).load_all()
+
+    async def watch(self, interval: float) -> None:
+        await Watcher(self, interval).watch()
 
 
 def add(folder: Path, version: int, name: str = NAME) -> None:

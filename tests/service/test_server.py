@@ -31,17 +31,17 @@ def test_drain_goes_on_serving_for_the_pause_then_finishes_what_was_admitted(
     engine_of(model).open.clear()
     with ThreadPoolExecutor(2) as pool:
         before = pool.submit(classify, server, 0)
-        until(lambda: server.core.admission.images == 1)
+        until(lambda: server.container.admission.image_count == 1)
         server.server.handle_exit(signal.SIGTERM, None)
         ready = server.client.get("/health/ready")
         assert (ready.status_code, ready.json()["reasons"]) == (503, ["draining"])
         assert ready.headers["connection"] == "close"
         assert server.client.get("/health/live").status_code == 200
         in_the_pause = pool.submit(classify, server, 1)
-        until(lambda: server.core.admission.images == 2)
+        until(lambda: server.container.admission.image_count == 2)
 
         server.server.handle_exit(signal.SIGTERM, None)
-        until(lambda: server.core.closed)
+        until(lambda: server.container.health.closed)
         with pytest.raises(httpx.ConnectError):
             classify(server)
         assert server.thread.is_alive()
@@ -55,7 +55,7 @@ def test_drain_goes_on_serving_for_the_pause_then_finishes_what_was_admitted(
 
 def test_new_connections_are_heard_while_the_event_loop_is_busy(start: Callable[..., Running]) -> None:
     server = start()
-    loop, turns = server.core.batcher._loop, 0
+    loop, turns = server.container.pipeline.batcher._loop, 0
 
     def busy() -> None:
         nonlocal turns
@@ -84,7 +84,7 @@ def test_request_on_its_way_at_the_end_is_answered(
     server = start()
     with socket.create_connection(("127.0.0.1", server.port), 20) as client:
         server.server.handle_exit(signal.SIGTERM, None)
-        until(lambda: server.core.closed)
+        until(lambda: server.container.health.closed)
         client.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1\r\n\r\nx")
         assert client.recv(100).startswith(b"HTTP/1.1 503")
         while client.recv(4096):
@@ -96,7 +96,7 @@ def test_connections_that_nobody_took_by_the_end_are_answered(
 ) -> None:
     server = start()
     clients = [socket.socket() for _ in range(200)]
-    close = server.core.close
+    close = server.container.close
 
     def close_late() -> None:
         # The event loop waits for this: the kernel has these connections, and nobody will be told of them.
@@ -106,9 +106,9 @@ def test_connections_that_nobody_took_by_the_end_are_answered(
             client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         close()
 
-    monkeypatch.setattr(server.core, "close", close_late)
+    monkeypatch.setattr(server.container, "close", close_late)
     server.server.handle_exit(signal.SIGTERM, None)
-    until(lambda: server.core.closed)
+    until(lambda: server.container.health.closed)
     for client in clients:
         assert client.recv(100).startswith(b"HTTP/1.1 200")
         client.close()
@@ -120,7 +120,7 @@ def test_connections_that_nobody_took_by_the_end_are_answered(
 
 def test_request_after_the_end_is_refused_with_503(start: Callable[..., Running]) -> None:
     server = start()
-    server.core.draining = server.core.closed = True
+    server.container.health.draining = server.container.health.closed = True
     response = classify(server)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
     assert response.headers["retry-after"] == "1"

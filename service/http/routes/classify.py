@@ -9,10 +9,11 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.errors import Code, ServiceError, documented
+from service.http.body import deadline_of, read_body
 from service.http.request_context import context_of
-from service.http.routes.dependencies import KEYED, core_of, described, read_parameters, read_query
+from service.http.routes.dependencies import KEYED, container_of, described, read_parameters, read_query
 from service.inference.budget import choose_threshold, expected_accuracy
-from service.inference.result import Classification, ModelIdentity, predictions, routing, timing
+from service.inference.result import Classification, ModelIdentity, predictions, routing, timing_answer
 
 router = APIRouter(tags=["inference"])
 
@@ -91,28 +92,29 @@ class ClassifyHeaders(BaseModel):
 )
 async def classify(request: Request) -> Response:
     """Classify one image, sent as the multipart field `image` or as the body itself."""
-    core, context = core_of(request), context_of(request)
-    core.inference_keys.check(request)
+    container, context = container_of(request), context_of(request)
+    container.inference_keys.check(request)
     query = read_query(ClassifyQuery, request)
-    record_timing = context.timing
-    deadline = core.deadline(record_timing, read_parameters(ClassifyHeaders, request.headers).timeout)
-    core.accept()
-    with core.repository.lease(query.model, query.version) as loaded:
+    timing = context.timing
+    requested = read_parameters(ClassifyHeaders, request.headers).timeout
+    deadline = deadline_of(timing.started, container.settings.request_timeout, requested)
+    container.health.require_accepting()
+    with container.repository.lease(query.model, query.version) as loaded:
         context.model, context.version = loaded.name, str(loaded.version)
-        core.admission.check(1, loaded, deadline, record_timing.started)
+        container.admission.refuse_if_saturated(loaded)
         threshold = choose_threshold(loaded.checkpoint.config, query.execute_threshold, query.compute_budget)
-        image = await core.read(read_image(request, core.settings.max_body_size), deadline)
-        record_timing.receive = perf_counter() - record_timing.started
-        with core.admission.admit(1, loaded, deadline, record_timing.started):
-            [result] = await core.run(
+        image = await read_body(read_image(request, container.settings.max_body_size), deadline)
+        timing.receive = perf_counter() - timing.started
+        with container.admission.admit(1, loaded, deadline, timing.started):
+            [result] = await container.pipeline.run(
                 loaded,
                 [image],
                 threshold=threshold,
                 deadline=deadline,
-                timing=record_timing,
-                gone=request.receive(),
+                timing=timing,
+                disconnected=request.receive(),
             )
-        record_timing.finish()
+        timing.finish()
         checkpoint = loaded.checkpoint
         answer = Classification(
             request_id=context.request_id,
@@ -124,23 +126,23 @@ async def classify(request: Request) -> Response:
             ),
             predictions=predictions(result.probabilities, checkpoint.config.labels, query.top_k),
             routing=routing(result, checkpoint, query.explain),
-            timing_ms=timing(record_timing),
+            timing_ms=timing_answer(timing),
             expected_accuracy=None
             if query.compute_budget is None
             else round(expected_accuracy(checkpoint.config.calibration, threshold), 4),
         )
-        core.metrics.observe_request(loaded, record_timing, context.request_id)
+        container.metrics.observe_request(loaded, timing, context.request_id)
     context.fields |= {
         "label": answer.predictions[0].label,
         "threshold": threshold,
         "skipped": answer.routing.skipped,
         "saved": answer.routing.saved,
-        "batch": record_timing.batch_size,
+        "batch": timing.batch_size,
     }
     return Response(
         answer.model_dump_json(exclude_none=True),
         media_type="application/json",
-        headers=record_timing.headers(),
+        headers=timing.headers(),
     )
 
 

@@ -7,23 +7,23 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from pydantic import BaseModel, ValidationError
 
-from service.core import Core
+from service.container import Container
 from service.errors import invalid
 
 Parameters = TypeVar("Parameters", bound=BaseModel)
 
 
-def core_of(request: Request) -> Core:
-    core: Core = request.app.state.core
-    return core
+def container_of(request: Request) -> Container:
+    container: Container = request.app.state.container
+    return container
 
 
 # A coroutine: FastAPI would send a plain function through a thread each time.
-async def _core(request: Request) -> Core:
-    return core_of(request)
+async def _container(request: Request) -> Container:
+    return container_of(request)
 
 
-CoreHere = Annotated[Core, Depends(_core)]
+ContainerHere = Annotated[Container, Depends(_container)]
 
 KEYED = [
     Security(scheme)

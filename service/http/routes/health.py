@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from service.http.routes.dependencies import CoreHere
+from service.http.routes.dependencies import ContainerHere
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -19,16 +19,16 @@ class Ready(BaseModel):
 
 
 @router.get("/live", responses={503: {"model": Live, "description": "restart this process"}})
-async def live(core: CoreHere, response: Response) -> Live:
+async def live(container: ContainerHere, response: Response) -> Live:
     """Whether the process works; false when it should be restarted."""
-    reasons = core.not_live()
+    reasons = container.health.not_live()
     response.status_code = 503 if reasons else 200
     return Live(live=not reasons, reasons=reasons)
 
 
 @router.get("/ready", responses={503: {"model": Ready, "description": "send requests elsewhere"}})
-async def ready(core: CoreHere, response: Response) -> Ready:
+async def ready(container: ContainerHere, response: Response) -> Ready:
     """Whether to send requests here: a model is loaded and warm, its engine runs, nothing is draining."""
-    reasons = core.not_ready()
+    reasons = container.health.not_ready()
     response.status_code = 503 if reasons else 200
     return Ready(ready=not reasons, reasons=reasons)

@@ -7,8 +7,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import Code, ServiceError, worded
+from service.http.body import deadline_of, read_body
 from service.http.request_context import context_of
-from service.http.routes.dependencies import KEYED, CoreHere, core_of, failing, taking
+from service.http.routes.dependencies import KEYED, ContainerHere, container_of, failing, taking
 from service.repository.loading import LoadError
 from service.repository.repository import State
 
@@ -49,29 +50,29 @@ class ChangeRequest(BaseModel):
 
 
 @router.post("/index", responses=ERRORS, openapi_extra=taking(IndexRequest))
-async def index(request: Request, core: CoreHere) -> list[IndexEntry]:
+async def index(request: Request, container: ContainerHere) -> list[IndexEntry]:
     """Every version in the repository and what became of it."""
     only_ready = (await sent(request, IndexRequest)).ready
     return [
         IndexEntry(name=each.name, version=str(each.version), state=each.state, reason=each.reason)
-        for each in await core.repository.index()
+        for each in await container.repository.index()
         if each.state == State.READY or not only_ready
     ]
 
 
 @router.post("/models/{model}/load", responses=ERRORS, openapi_extra=taking(ChangeRequest))
-async def load(request: Request, core: CoreHere, model: str) -> None:
+async def load(request: Request, container: ContainerHere, model: str) -> None:
     """Serve a model's newest version in place of an older one, or one version by number beside the others.
 
     Answers when it is served. What fails to load changes nothing, and the error says why.
     """
-    await change(core.repository.load(model, (await sent(request, ChangeRequest)).parameters.version))
+    await change(container.repository.load(model, (await sent(request, ChangeRequest)).parameters.version))
 
 
 @router.post("/models/{model}/unload", responses=ERRORS, openapi_extra=taking(ChangeRequest))
-async def unload(request: Request, core: CoreHere, model: str) -> None:
+async def unload(request: Request, container: ContainerHere, model: str) -> None:
     """Serve a model no more, or one version of it; requests that have it are finished."""
-    await change(core.repository.unload(model, (await sent(request, ChangeRequest)).parameters.version))
+    await change(container.repository.unload(model, (await sent(request, ChangeRequest)).parameters.version))
 
 
 async def sent(request: Request, model: type[Content]) -> Content:
@@ -87,9 +88,10 @@ async def sent(request: Request, model: type[Content]) -> Content:
 
 async def read_instruction(request: Request) -> bytes:
     """Return the body of a request that has a key to manage the repository; raises ServiceError."""
-    core = core_of(request)
-    core.management_keys.check(request)
-    return await core.read(read_short(request), core.deadline(context_of(request).timing, None))
+    container = container_of(request)
+    container.management_keys.check(request)
+    started = context_of(request).timing.started
+    return await read_body(read_short(request), deadline_of(started, container.settings.request_timeout, None))
 
 
 async def read_short(request: Request) -> bytes:

@@ -6,15 +6,15 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 
-from service.http.routes.dependencies import CoreHere
+from service.http.routes.dependencies import ContainerHere
 
 router = APIRouter(tags=["metrics"])
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-async def metrics(request: Request, core: CoreHere) -> Response:
+async def metrics(request: Request, container: ContainerHere) -> Response:
     """What Prometheus scrapes. OpenMetrics, when asked for, has request ids as exemplars of the durations."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     # Thousands of series take a while to write: off the event loop.
-    text = await asyncio.to_thread(encode, core.metrics.registry)
+    text = await asyncio.to_thread(encode, container.metrics.registry)
     return Response(text, headers={"Content-Type": content_type})

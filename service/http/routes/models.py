@@ -3,8 +3,8 @@
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from service.core import Core
-from service.http.routes.dependencies import CoreHere
+from service.container import Container
+from service.http.routes.dependencies import ContainerHere
 from service.inference.result import ModelIdentity
 from service.repository.repository import Entry, State
 
@@ -39,20 +39,20 @@ class Models(BaseModel):
 
 
 @router.get("/models", response_model=Models, response_model_exclude_none=True)
-async def models(core: CoreHere) -> Models:
+async def models(container: ContainerHere) -> Models:
     """Every version in the repository."""
-    return Models(models=[describe(core, entry) for entry in await core.repository.index()])
+    return Models(models=[describe(container, entry) for entry in await container.repository.index()])
 
 
-def describe(core: Core, entry: Entry) -> RepositoryEntry:
-    versions = core.repository.loaded.get(entry.name, {})
+def describe(container: Container, entry: Entry) -> RepositoryEntry:
+    versions = container.repository.loaded.get(entry.name, {})
     loaded = versions.get(entry.version)
     answer = RepositoryEntry(
         name=entry.name,
         version=entry.version,
         state=entry.state,
         reason=entry.reason,
-        default=loaded is not None and entry.name == core.repository.default and entry.version == max(versions),
+        default=loaded is not None and entry.name == container.repository.default and entry.version == max(versions),
     )
     if loaded is not None:
         checkpoint, config = loaded.checkpoint, loaded.checkpoint.config

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel
 
-from service.core import Core
+from service.container import Container
 from service.errors import Code, ServiceError
+from service.http.body import deadline_of, read_body
 from service.http.oip import DATATYPES, InferRequest, read_call, respond
 from service.http.request_context import context_of
 from service.http.routes import management
-from service.http.routes.dependencies import KEYED, CoreHere, core_of, failing, taking
+from service.http.routes.dependencies import KEYED, ContainerHere, container_of, failing, taking
 from service.inference.budget import choose_threshold
 from service.repository.loaded_model import LoadedModel
 
@@ -70,35 +71,35 @@ async def server_metadata() -> ServerMetadata:
 
 
 @router.get("/health/live", responses={503: {"model": Alive}})
-async def live(core: CoreHere, response: Response) -> Alive:
-    answer = Alive(live=not core.not_live())
+async def live(container: ContainerHere, response: Response) -> Alive:
+    answer = Alive(live=not container.health.not_live())
     response.status_code = 200 if answer.live else 503
     return answer
 
 
 @router.get("/health/ready", responses={503: {"model": ServerReady}})
-async def ready(core: CoreHere, response: Response) -> ServerReady:
-    answer = ServerReady(ready=not core.not_ready())
+async def ready(container: ContainerHere, response: Response) -> ServerReady:
+    answer = ServerReady(ready=not container.health.not_ready())
     response.status_code = 200 if answer.ready else 503
     return answer
 
 
 @router.get("/models/{model}/ready", responses=failing(404, 503))
 @router.get("/models/{model}/versions/{version}/ready", responses=failing(404, 503))
-async def model_ready(core: CoreHere, model: str, version: str | None = None) -> ModelReady:
-    find(core, model, version)
-    core.accept()
+async def model_ready(container: ContainerHere, model: str, version: str | None = None) -> ModelReady:
+    find(container, model, version)
+    container.health.require_accepting()
     return ModelReady(name=model, ready=True)
 
 
 @router.get("/models/{model}", responses=failing(404, 503))
 @router.get("/models/{model}/versions/{version}", responses=failing(404, 503))
-async def model_metadata(core: CoreHere, model: str, version: str | None = None) -> ModelMetadata:
-    loaded = find(core, model, version)
+async def model_metadata(container: ContainerHere, model: str, version: str | None = None) -> ModelMetadata:
+    loaded = find(container, model, version)
     inputs, outputs = tensors(loaded, model.endswith(PLAIN))
     return ModelMetadata(
         name=model,
-        versions=[str(each) for each in sorted(core.repository.loaded[loaded.name])],
+        versions=[str(each) for each in sorted(container.repository.loaded[loaded.name])],
         platform=f"skipnet_{loaded.engine.name}",
         inputs=inputs,
         outputs=outputs,
@@ -107,16 +108,16 @@ async def model_metadata(core: CoreHere, model: str, version: str | None = None)
 
 @router.get("/models/{model}/config", responses=failing(404, 503))
 @router.get("/models/{model}/versions/{version}/config", responses=failing(404, 503))
-async def model_config(core: CoreHere, model: str, version: str | None = None) -> dict[str, Any]:
+async def model_config(container: ContainerHere, model: str, version: str | None = None) -> dict[str, Any]:
     """What a client needs to prepare its input, in the form of Triton's model configuration."""
-    loaded = find(core, model, version)
+    loaded = find(container, model, version)
     inputs, outputs = tensors(loaded, model.endswith(PLAIN))
     config = loaded.checkpoint.config
     return {
         "name": model,
         "platform": f"skipnet_{loaded.engine.name}",
         "backend": loaded.engine.name,
-        "max_batch_size": core.settings.max_batch_size,
+        "max_batch_size": container.settings.max_batch_size,
         "input": [
             {
                 "name": each.name,
@@ -164,37 +165,37 @@ async def infer(
     Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`; all of them where none is asked for.
     Parameters: `execute_threshold`, `compute_budget`, `timeout` (microseconds), `binary_data_output`.
     """
-    core, context = core_of(request), context_of(request)
-    core.inference_keys.check(request)
+    container, context = container_of(request), context_of(request)
+    container.inference_keys.check(request)
     timing = context.timing
-    deadline = core.deadline(timing, x_request_timeout)
-    core.accept()
-    with core.repository.lease(plain_name(model), number(version)) as loaded:
+    deadline = deadline_of(timing.started, container.settings.request_timeout, x_request_timeout)
+    container.health.require_accepting()
+    with container.repository.lease(plain_name(model), number(version)) as loaded:
         context.model, context.version = loaded.name, str(loaded.version)
-        core.admission.check(1, loaded, deadline, timing.started)
-        body = await core.read(request.body(), deadline)
-        read = partial(read_call, body, inference_header_content_length, loaded.shape, core.admission.max_images)
-        async with core.unfolding(inference_header_content_length or len(body), deadline):
+        container.admission.refuse_if_saturated(loaded)
+        body = await read_body(request.body(), deadline)
+        read = partial(read_call, body, inference_header_content_length, loaded.shape, container.admission.max_images)
+        async with container.json_turn.take(inference_header_content_length or len(body), deadline):
             call = await asyncio.to_thread(read)
         timing.receive = perf_counter() - timing.started
         config, parameters = loaded.checkpoint.config, call.parameters
         threshold = choose_threshold(config, parameters.execute_threshold, parameters.compute_budget)
         if parameters.timeout is not None:
             deadline = min(deadline, timing.started + parameters.timeout / 1e6)
-        with core.admission.admit(len(call.payloads), loaded, deadline, timing.started):
-            results = await core.run(
+        with container.admission.admit(len(call.payloads), loaded, deadline, timing.started):
+            results = await container.pipeline.run(
                 loaded,
                 call.payloads,
                 threshold=threshold,
                 deadline=deadline,
                 timing=timing,
-                gone=request.receive(),
+                disconnected=request.receive(),
             )
             write = partial(respond, call, results, config.labels, model, loaded.version)
             small = len(results) * len(config.labels) <= SMALL_ANSWER
             answer, head = write() if small else await asyncio.to_thread(write)
         timing.finish()
-        core.metrics.observe_request(loaded, timing, context.request_id)
+        container.metrics.observe_request(loaded, timing, context.request_id)
     context.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
     headers = timing.headers()
     if head is not None:
@@ -216,8 +217,8 @@ def number(version: str | None) -> int | None:
     return int(version)
 
 
-def find(core: Core, model: str, version: str | None) -> LoadedModel:
-    return core.repository.resolve(plain_name(model), number(version))
+def find(container: Container, model: str, version: str | None) -> LoadedModel:
+    return container.repository.resolve(plain_name(model), number(version))
 
 
 def tensors(loaded: LoadedModel, plain: bool) -> tuple[list[TensorMetadata], list[TensorMetadata]]:

@@ -237,9 +237,9 @@ def test_concurrent_requests_share_batches_and_keep_their_own_answers(
     thresholds = ["", "&execute_threshold=0", "&execute_threshold=1"]
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(post, server, encoded(picture(9)))
-        until(lambda: server.core.batcher.busy_for > 0)
+        until(lambda: server.container.pipeline.batcher.busy_for > 0)
         answers = [pool.submit(post, server, encoded(picture(i)), "?top_k=5" + thresholds[i % 3]) for i in range(8)]
-        until(lambda: server.core.batcher.depth(model) == 8)
+        until(lambda: server.container.pipeline.batcher.depth(model) == 8)
         engine_of(model).open.set()
         assert first.result().status_code == 200
         for i, answer in enumerate(each.result().json() for each in answers):
@@ -256,7 +256,7 @@ def test_bad_images_do_not_touch_their_neighbours(start: Callable[..., Running],
     engine_of(model).open.clear()
     with ThreadPoolExecutor(7) as pool:
         first = pool.submit(post, server, encoded(picture(9)))
-        until(lambda: server.core.batcher.busy_for > 0)
+        until(lambda: server.container.pipeline.batcher.busy_for > 0)
         good = [pool.submit(post, server, encoded(picture(i))) for i in range(3)]
         bad = [pool.submit(post, server, encoded(picture(i))[:-30]) for i in range(3)]
         assert [each.result().status_code for each in bad] == [400] * 3
@@ -278,11 +278,11 @@ def test_bug_in_the_service_is_a_500_with_the_request_id(
     start: Callable[..., Running], model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start()
-    monkeypatch.setattr(server.core.metrics, "observe_request", lambda *_: 1 / 0)
+    monkeypatch.setattr(server.container.metrics, "observe_request", lambda *_: 1 / 0)
     response = post(server, encoded(picture(0)), headers=PNG | {"x-request-id": "find-me"})
     assert (response.status_code, error_of(response)) == (500, "internal")
     assert "find-me" in response.text
-    assert server.core.admission.images == 0
+    assert server.container.admission.image_count == 0
     assert model.leases == 0
 
 

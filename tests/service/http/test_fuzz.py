@@ -30,9 +30,9 @@ trees = st.recursive(
 def nothing_left_behind(running: Running) -> Any:
     yield
     assert running.client.get("/health/ready").status_code == 200
-    until(lambda: running.core.admission.images == running.core.admission.bytes == 0)
-    until(lambda: all(each.leases == 0 for each in running.core.repository.loaded[NAME].values()))
-    assert running.core.decoder.memory.free == running.core.decoder.memory.size
+    until(lambda: running.container.admission.image_count == running.container.admission.byte_count == 0)
+    until(lambda: all(each.leases == 0 for each in running.container.repository.loaded[NAME].values()))
+    assert running.container.pipeline.decoder.memory.free == running.container.pipeline.decoder.memory.size
     assert running.metric("requests_total", outcome="error") == 0
 
 

@@ -58,7 +58,7 @@ def test_not_ready_without_the_default_model(
 ) -> None:
     server = Running(Settings(model_repository=repository, default_model=default), lambda _: replace(loaded))
     try:
-        until(lambda: server.core.loaded)
+        until(lambda: server.container.watcher.startup_done)
         assert reasons(server) == ([reason] if reason else [])
     finally:
         server.stop()
@@ -72,7 +72,7 @@ def test_not_ready_where_no_model_could_be_loaded_and_the_process_ends(repositor
     server.thread.join(20)
     assert not server.thread.is_alive()
     assert server.server.exit_code == 1
-    assert f"model {NAME} is not loaded" in server.core.not_ready()
+    assert f"model {NAME} is not loaded" in server.container.health.not_ready()
     server.client.close()
 
 
@@ -84,7 +84,7 @@ def test_dead_engine_ends_readiness_liveness_and_the_process(start: Callable[...
         patch.setattr(type(server.server), "on_tick", never)
         failed = server.client.post("/classify?execute_threshold=1", content=encoded(picture(0)), headers=PNG)
         assert (failed.status_code, failed.json()["error"]["code"]) == (500, "engine_failed")
-        until(lambda: not server.core.batcher.alive)
+        until(lambda: not server.container.pipeline.batcher.alive)
         assert reasons(server, "live") == reasons(server, "ready") == ["the engine thread is dead"]
         refused = server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
@@ -100,7 +100,7 @@ def test_stuck_engine_is_not_ready_and_in_the_end_not_live(start: Callable[..., 
         # Keeps the process up for as long as the probes are asked.
         patch.setattr(type(server.server), "on_tick", never)
         assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 504
-        until(lambda: server.core.batcher.busy_for > 0.1)
+        until(lambda: server.container.pipeline.batcher.busy_for > 0.1)
         assert reasons(server, "ready") == reasons(server, "live") == ["the engine is stuck"]
         engine_of(model).open.set()
         until(lambda: reasons(server) == [])

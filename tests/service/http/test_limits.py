@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-from service.inference.batcher import Work
+from service.inference.image_task import ImageTask
 from service.repository.loaded_model import LoadedModel
 from tests.service.parts import PNG, Running, encoded, engine_of, error_of, picture, post, until
 
@@ -36,7 +36,7 @@ def test_too_many_bytes_without_content_length(start: Callable[..., Running]) ->
     server = start(max_body_size=100_000)
     response = server.client.post("/classify", content=(b"x" * 10_000 for _ in range(12)), headers=PNG)
     assert (response.status_code, error_of(response)) == (413, "body_too_large")
-    assert server.core.admission.bytes == 0
+    assert server.container.admission.byte_count == 0
     just = encoded(picture(0)).ljust(100_000, b"\0")
     assert server.client.post("/classify", content=(c for c in [just]), headers=PNG).status_code == 200
 
@@ -47,7 +47,7 @@ def test_bodies_held_at_once_are_bounded(start: Callable[..., Running], model: L
     engine_of(model).open.clear()
     with ThreadPoolExecutor(3) as pool:
         first = [pool.submit(post, server, data) for _ in range(2)]
-        until(lambda: server.core.admission.bytes == 2 * len(data))
+        until(lambda: server.container.admission.byte_count == 2 * len(data))
         response = post(server, data)
         assert (response.status_code, error_of(response)) == (429, "overloaded")
         engine_of(model).open.set()
@@ -58,13 +58,13 @@ def test_bodies_held_at_once_are_bounded(start: Callable[..., Running], model: L
 def test_what_nobody_waits_for_is_not_kept_until_a_decoding_thread_comes_to_it(start: Callable[..., Running]) -> None:
     server = start(decode_threads=1)
     held = threading.Event()
-    server.core._decoding.submit(held.wait)
+    server.container.pipeline.decode_threads.submit(held.wait)
     try:
         response = post(server, encoded(picture(0, 300, 300)), headers=PNG | {"x-request-timeout": "0.1"})
         assert (response.status_code, error_of(response)) == (504, "deadline_exceeded")
-        assert server.core._decoding._work_queue.qsize() == 1
-        works = [each for each in gc.get_objects() if type(each) is Work]
-        assert works and not any(each.payload for each in works)
+        assert server.container.pipeline.decode_threads._work_queue.qsize() == 1
+        tasks = [each for each in gc.get_objects() if type(each) is ImageTask]
+        assert tasks and not any(each.payload for each in tasks)
     finally:
         held.set()
     assert post(server, encoded(picture(0, 300, 300))).status_code == 200
@@ -76,7 +76,7 @@ def test_full_queue_answers_429_at_once_and_probes_go_on(start: Callable[..., Ru
     engine_of(model).open.clear()
     with ThreadPoolExecutor(3) as pool:
         admitted = [pool.submit(post, server, encoded(picture(i))) for i in range(3)]
-        until(lambda: server.core.admission.images == 3)
+        until(lambda: server.container.admission.image_count == 3)
         refused = post(server, encoded(picture(0)))
         assert (refused.status_code, error_of(refused)) == (429, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
@@ -98,6 +98,6 @@ def test_request_without_its_body_takes_no_place(start: Callable[..., Running]) 
         client.sendall(
             b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 999\r\n\r\nabc"
         )
-        until(lambda: server.core.admission.bytes == 3)
+        until(lambda: server.container.admission.byte_count == 3)
         assert server.metric("images_in_flight") == 0
         assert post(server, encoded(picture(0))).status_code == 200

@@ -59,7 +59,7 @@ def answering(server: Running) -> int:
 
 def test_load_and_unload(shelf: Callable[..., Running]) -> None:
     server = shelf()
-    folder = server.core.settings.model_repository
+    folder = server.container.settings.model_repository
     copytree(folder / NAME / "1", folder / NAME / "2")
     with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
         states = {each["version"]: each["state"] for each in client.get_model_repository_index()}
@@ -106,7 +106,7 @@ def test_an_unload_that_is_not_understood_takes_nothing_away(
 
 def test_damaged_version_is_refused_with_the_reason_and_the_old_one_stays(shelf: Callable[..., Running]) -> None:
     server = shelf()
-    folder = server.core.settings.model_repository
+    folder = server.container.settings.model_repository
     copytree(folder / NAME / "1", folder / NAME / "2")
     (folder / NAME / "2" / "model.safetensors").write_bytes(b"junk")
     with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
@@ -119,7 +119,7 @@ def test_damaged_version_is_refused_with_the_reason_and_the_old_one_stays(shelf:
 
 def test_swaps_under_load_lose_no_request(shelf: Callable[..., Running]) -> None:
     server = shelf()
-    folder = server.core.settings.model_repository
+    folder = server.container.settings.model_repository
     statuses: list[int] = []
     versions: list[int] = []
     done = False
@@ -142,12 +142,12 @@ def test_swaps_under_load_lose_no_request(shelf: Callable[..., Running]) -> None
             each.result()
     assert set(statuses) == {200}
     assert set(versions) == set(range(1, 8))
-    assert list(server.core.repository.loaded[NAME]) == [7]
+    assert list(server.container.repository.loaded[NAME]) == [7]
 
 
 def test_watching_serves_what_appears_and_survives_what_is_damaged(shelf: Callable[..., Running]) -> None:
     server = shelf(watch_interval=0.02)
-    folder = server.core.settings.model_repository
+    folder = server.container.settings.model_repository
     (folder / NAME / "2").mkdir()
     (folder / NAME / "2" / "model.safetensors").write_bytes(b"half written")
 
@@ -158,12 +158,12 @@ def test_watching_serves_what_appears_and_survives_what_is_damaged(shelf: Callab
     until(lambda: "should hold" in reason(2))
     for name in ("model.safetensors", "config.json"):
         (folder / NAME / "2" / name).write_bytes((folder / NAME / "1" / name).read_bytes())
-    until(lambda: 2 in server.core.repository.loaded[NAME])
+    until(lambda: 2 in server.container.repository.loaded[NAME])
     assert server.client.post(f"/v2/repository/models/{NAME}/unload").status_code == 200
     copytree(folder / NAME / "1", folder / "another" / "1")
-    until(lambda: "another" in server.core.repository.loaded)
-    assert server.core.repository.default == NAME
-    assert NAME not in server.core.repository.loaded
+    until(lambda: "another" in server.container.repository.loaded)
+    assert server.container.repository.default == NAME
+    assert NAME not in server.container.repository.loaded
 
 
 def test_watching_begins_when_the_start_is_over(
@@ -196,7 +196,7 @@ def test_watching_begins_when_the_start_is_over(
 def test_watching_waits_for_a_first_model(tmp_path: Path, repository: Path, loaded: LoadedModel) -> None:
     server = Running(Settings(model_repository=tmp_path, watch_interval=0.02), lambda _: replace(loaded))
     try:
-        until(lambda: server.core.loaded)
+        until(lambda: server.container.watcher.startup_done)
         assert server.client.get("/health/ready").json()["reasons"] == ["no model is loaded"]
         copytree(repository / NAME, tmp_path / NAME)
         server.wait_ready()
@@ -217,7 +217,7 @@ def test_unfinished_body_is_given_up(start: Callable[..., Running], path: str) -
     with socket.create_connection(("127.0.0.1", server.port), 20) as client:
         client.sendall(unfinished(path))
         assert b"408 Request Timeout" in client.recv(1000)
-    until(lambda: server.core.admission.bytes == 0)
+    until(lambda: server.container.admission.byte_count == 0)
 
 
 @pytest.mark.parametrize("path", MANAGEMENT)

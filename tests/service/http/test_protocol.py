@@ -214,9 +214,9 @@ def test_requests_of_a_client_that_hung_up_are_not_computed(start: Callable[...,
     engine_of(model).open.clear()
     with connect(server) as client:
         client.sendall(post(b"/classify", encoded(picture(0))) * 3)
-        until(lambda: server.core.admission.images == 1)
+        until(lambda: server.container.admission.image_count == 1)
         engine_of(model).entered.get(timeout=20)
-    until(lambda: server.core.admission.images == 0)
+    until(lambda: server.container.admission.image_count == 0)
     engine_of(model).open.set()
     with connect(server) as client:
         client.sendall(post(b"/classify", encoded(picture(1))))

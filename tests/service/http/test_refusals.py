@@ -62,7 +62,7 @@ def full(start: Callable[..., Running], model: LoadedModel) -> Iterator[Callable
         engine_of(model).open.clear()
         wires.append(Wire(server))
         wires[0].send(ask())
-        until(lambda: server.core.admission.images == 1)
+        until(lambda: server.container.admission.image_count == 1)
         return server, wires[0]
 
     yield begin

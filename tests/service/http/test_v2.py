@@ -128,7 +128,7 @@ def test_where_one_image_fails_the_others_are_not_computed(start: Callable[..., 
     tensor.set_data_from_numpy(np.asarray([encoded(picture(1)), b"\xff\xd8\xffjunk"], object))
     with ThreadPoolExecutor(1) as pool, triton.InferenceServerClient(f"127.0.0.1:{server.port}") as asking:
         before = pool.submit(server.client.post, "/classify", content=encoded(picture(0)), headers=PNG)
-        until(lambda: server.core.batcher.busy_for > 0)
+        until(lambda: server.container.pipeline.batcher.busy_for > 0)
         with pytest.raises(InferenceServerException, match="damaged"):
             asking.infer(NAME, [tensor])
         engine_of(model).open.set()
@@ -181,7 +181,7 @@ def test_more_images_than_a_batch(client: Any, running: Running, loaded: LoadedM
     answer = client.infer(NAME, [image_input(values, True)])
     thresholds = np.full(21, loaded.checkpoint.config.execute_threshold, np.float32)
     np.testing.assert_allclose(answer.as_numpy("logits"), loaded.engine.run(values, thresholds).logits, atol=1e-4)
-    assert running.core.admission.images == 0
+    assert running.container.admission.image_count == 0
 
 
 def message(response: httpx.Response) -> str:
@@ -275,7 +275,7 @@ def test_large_json_is_read_one_at_a_time_in_the_time_that_a_request_has(running
     large, url = b'{"x": "' + b"y" * (1 << 17) + b'"}', f"/v2/models/{NAME}/infer"
 
     async def hold(size: int, seconds: float) -> None:
-        async with running.core.unfolding(size, perf_counter() + seconds):
+        async with running.container.json_turn.take(size, perf_counter() + seconds):
             response = await asyncio.to_thread(
                 running.client.post, url, content=large, headers={"x-request-timeout": "0.1"}
             )
@@ -284,7 +284,7 @@ def test_large_json_is_read_one_at_a_time_in_the_time_that_a_request_has(running
             small = await asyncio.to_thread(running.client.post, url, content=b"{}")
             assert small.status_code == 400
 
-    loop = running.core.batcher._loop
+    loop = running.container.pipeline.batcher._loop
     asyncio.run_coroutine_threadsafe(hold(len(large), 20), loop).result(30)
     assert running.client.post(url, content=large).status_code == 400
 
@@ -327,13 +327,13 @@ def test_images_of_a_request_are_admitted_together(start: Callable[..., Running]
     engine_of(model).open.clear()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(infer, 1)
-        until(lambda: server.core.admission.images == 1)
+        until(lambda: server.container.admission.image_count == 1)
         assert infer(3) == 429
         second = pool.submit(infer, 2)
-        until(lambda: server.core.admission.images == 3)
+        until(lambda: server.container.admission.image_count == 3)
         engine_of(model).open.set()
         assert [first.result(), second.result()] == [200, 200]
-    assert server.core.admission.images == 0
+    assert server.container.admission.image_count == 0
 
 
 def test_millions_of_empty_files_are_not_counted_to_the_end() -> None:

@@ -9,7 +9,6 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from service.inference.batcher import Work
 from service.inference.result import ImageResult
 from service.repository.loaded_model import LoadedModel
 from service.telemetry.timing import Timing
@@ -86,13 +85,13 @@ def test_what_nobody_waits_for_leaves_the_queue_of_an_engine_that_hangs(
             first = await hold(queue, model, decoded(0))
             ready = [queue.put(model, decoded(i)) for i in range(4)]  # The next batch, made ready.
             for _ in range(50):
-                works = [queue.work(model, decoded(i)) for i in range(3)]
-                for work in works:
-                    queue.batcher.put(work)
-                    work.answer.cancel()
-                queue.batcher.forget(works)
-                late = queue.work(model, decoded(0))
-                late.answer.cancel()
+                tasks = [queue.task(model, decoded(i)) for i in range(3)]
+                for task in tasks:
+                    queue.batcher.put(task)
+                    task.result.cancel()
+                queue.batcher.discard(tasks)
+                late = queue.task(model, decoded(0))
+                late.result.cancel()
                 queue.batcher.put(late)  # Its decoding took longer than its client waited.
             assert queue.batcher.depth(model) == 4
             assert queue.dropped == 200 * ["client_gone"]
@@ -114,7 +113,7 @@ def test_models_do_not_mix_and_the_longest_waiting_is_next(
             answers += [queue.put(each, decoded(i), 0.1 * i) for i, each in enumerate([other, model, other, model])]
             engine_of(model).open.set()
             await asyncio.gather(*answers)
-            assert [ran.batch.model for ran in queue.ran] == [model, other, model]
+            assert [run.batch.model for run in queue.runs] == [model, other, model]
 
     asyncio.run(story())
     assert engine_of(other).batches[0].tolist() == pytest.approx([0.0, 0.2])
@@ -132,7 +131,7 @@ def test_a_model_with_full_batches_does_not_keep_another_waiting(
             answers += [queue.put(each, decoded(1)) for each in (other, model, model)]
             engine_of(model).open.set()
             await asyncio.gather(*answers)
-            assert [ran.batch.model for ran in queue.ran] == [model, other, model]
+            assert [run.batch.model for run in queue.runs] == [model, other, model]
 
     asyncio.run(story())
 
@@ -186,16 +185,16 @@ def test_timing_and_pace(model: LoadedModel, decoded: Callable[[int], Pixels]) -
             assert queue.batcher.rate == 0
             await hold(queue, model, decoded(0))
             assert queue.batcher.busy_for > 0
-            timing = Timing()
-            answer: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
-            queued = perf_counter()
-            queue.batcher.put(Work(model, 0.5, queued + 20, timing, answer, decoded(1), waited=3.0))
+            timing, queued = Timing(), perf_counter()
+            task = queue.task(model, decoded(1), decode_wait=3.0)
+            queue.batcher.put(task)
             engine_of(model).open.set()
-            await answer
+            await task.result
+            task.add_to(timing)
             assert 3 < timing.queue < 3 + perf_counter() - queued
             assert 0 < timing.inference < perf_counter() - queued
             assert timing.batch_size == 1
-            seconds = sum(ran.seconds for ran in queue.ran)
+            seconds = sum(run.seconds for run in queue.runs)
             assert queue.batcher.rate == pytest.approx(2 / seconds)
             until(lambda: queue.batcher.busy_for == 0)
 
@@ -231,7 +230,7 @@ def test_what_is_unloaded_is_kept_by_nobody(model: LoadedModel, decoded: Callabl
             await queue.put(own, decoded(0))
             queue.batcher.retire(own)
             assert await asyncio.to_thread(closed.wait, 20)
-            queue.ran.clear()
+            queue.runs.clear()
             del own
 
             def gone() -> bool:

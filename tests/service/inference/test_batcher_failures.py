@@ -35,8 +35,8 @@ def test_what_failed_with_its_request_is_not_counted_as_a_client_that_left(
     async def story() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
-            queue.put(model, decoded(1), abandoned="request_failed").cancel()
-            queue.put(model, decoded(2), patience=0, abandoned="request_failed").cancel()
+            queue.put(model, decoded(1), drop_reason="request_failed").cancel()
+            queue.put(model, decoded(2), timeout=0, drop_reason="request_failed").cancel()
             engine_of(model).open.set()
             await first
         assert sorted(queue.dropped) == ["deadline", "request_failed"]
@@ -66,7 +66,7 @@ def test_expired_in_the_queue_is_never_computed(model: LoadedModel, decoded: Cal
     async def story() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
-            late = queue.put(model, decoded(1), patience=0)
+            late = queue.put(model, decoded(1), timeout=0)
             engine_of(model).open.set()
             await first
             with pytest.raises(ServiceError) as caught:

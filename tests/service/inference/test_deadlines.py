@@ -16,7 +16,7 @@ def test_deadline_in_the_queue_is_504_and_never_computed(start: Callable[..., Ru
     engine_of(model).open.clear()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, server, encoded(picture(0)))
-        until(lambda: server.core.batcher.busy_for > 0)
+        until(lambda: server.container.pipeline.batcher.busy_for > 0)
         late = post(server, encoded(picture(1)), headers=PNG | {"x-request-timeout": "0.2"})
         assert (late.status_code, error_of(late)) == (504, "deadline_exceeded")
         batches = len(engine_of(model).batches)
@@ -58,20 +58,20 @@ def test_client_that_hangs_up_is_dropped_and_counted(
     engine_of(model).open.clear()
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, server, encoded(picture(0)))
-        until(lambda: server.core.batcher.busy_for > 0)
+        until(lambda: server.container.pipeline.batcher.busy_for > 0)
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             head = (
                 f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
             )
             client.sendall(head.encode() + data)
-            until(lambda: server.core.batcher.depth(model) == 1)
+            until(lambda: server.container.pipeline.batcher.depth(model) == 1)
         until(lambda: server.metric("requests_total", outcome="cancelled") == 1)
         batches = len(engine_of(model).batches)
         engine_of(model).open.set()
         assert first.result().status_code == 200
     until(lambda: server.metric("dropped_total", reason="client_gone") == 1)
     assert len(engine_of(model).batches) == batches
-    assert server.core.admission.images == server.core.admission.bytes == 0
+    assert server.container.admission.image_count == server.container.admission.byte_count == 0
     gc.collect()
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
 
@@ -82,9 +82,9 @@ def test_client_that_hangs_up_while_sending(start: Callable[..., Running]) -> No
         client.sendall(
             b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 999\r\n\r\nabc"
         )
-        until(lambda: server.core.admission.bytes == 3)
+        until(lambda: server.container.admission.byte_count == 3)
     until(lambda: server.metric("requests_total", outcome="cancelled") == 1)
-    assert server.core.admission.images == server.core.admission.bytes == 0
+    assert server.container.admission.image_count == server.container.admission.byte_count == 0
 
 
 def test_body_that_never_ends_is_given_up(start: Callable[..., Running]) -> None:
@@ -95,4 +95,4 @@ def test_body_that_never_ends_is_given_up(start: Callable[..., Running]) -> None
             b"Content-Length: 999\r\n\r\nabc"
         )
         assert b"408 Request Timeout" in client.recv(1000)
-    until(lambda: server.core.admission.bytes == 0)
+    until(lambda: server.container.admission.byte_count == 0)

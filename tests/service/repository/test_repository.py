@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from service.errors import Code, ServiceError
-from service.repository import repository
+from service.repository import repository, watcher
 from service.repository.folder import Files, files_of, newest_files
 from service.repository.loaded_model import LoadedModel
 from service.repository.loading import LoadError
@@ -122,7 +122,7 @@ def test_a_folder_that_can_not_be_read_is_looked_at_again(
             raise OSError(errno.ESTALE, "Stale file handle")
         return newest_files(folder)
 
-    monkeypatch.setattr(repository, "newest_files", newest_after_an_error)
+    monkeypatch.setattr(watcher, "newest_files", newest_after_an_error)
 
     async def story() -> None:
         shelf = Shelf(folder, loaded)

@@ -60,11 +60,11 @@ def test_effective_batch_of_a_block_can_be_derived(start: Callable[..., Running]
     engine_of(model).open.clear()
     with ThreadPoolExecutor(5) as pool:
         first = pool.submit(classify, server, 0, "?execute_threshold=0")
-        until(lambda: server.core.batcher.busy_for > 0)
+        until(lambda: server.container.pipeline.batcher.busy_for > 0)
         rest = [pool.submit(classify, server, i, f"?execute_threshold={i % 2}") for i in range(4)]
         until(lambda: server.metric("queue_depth", **MINE) == 4)
         assert server.metric("images_in_flight") == 5
-        assert 0 < server.metric("engine_busy_seconds") <= server.core.batcher.busy_for
+        assert 0 < server.metric("engine_busy_seconds") <= server.container.pipeline.batcher.busy_for
         engine_of(model).open.set()
         for each in [first, *rest]:
             each.result()

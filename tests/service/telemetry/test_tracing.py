@@ -19,11 +19,11 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 def test_span_of_a_request_continues_the_clients_trace(start: Callable[..., Running]) -> None:
     server, exporter = start(), InMemorySpanExporter()
-    server.core.tracing = Tracing(exporter)
+    server.container.tracing = Tracing(exporter)
     headers = PNG | {"traceparent": PARENT, "x-request-id": "mine"}
     answer = server.client.post("/classify", content=encoded(picture(0)), headers=headers).json()
     server.client.get("/health/live")
-    server.core.tracing.provider.force_flush()
+    server.container.tracing.provider.force_flush()
     [span] = exporter.get_finished_spans()
     assert (span.name, span.kind) == ("POST /classify", SpanKind.SERVER)
     assert span.context.trace_id == int(PARENT.split("-")[1], 16)
@@ -44,7 +44,7 @@ def test_span_of_a_request_continues_the_clients_trace(start: Callable[..., Runn
 
 def test_failure_is_marked(start: Callable[..., Running], model: LoadedModel) -> None:
     server, exporter = start(), InMemorySpanExporter()
-    server.core.tracing = Tracing(exporter)
+    server.container.tracing = Tracing(exporter)
     engine_of(model).fails = lambda images: True  # noqa: ARG005
     server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
     server.stop()
@@ -64,7 +64,7 @@ def test_silent_collector_does_not_hold_up_the_end(
             return super().export(spans)
 
     server, exporter = start(), Silent()
-    server.core.tracing = Tracing(exporter)
+    server.container.tracing = Tracing(exporter)
     server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
     server.stop()
     assert not exporter.get_finished_spans()

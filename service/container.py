@@ -1,0 +1,100 @@
+"""The parts of one server, built from its settings and connected."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from service.health import Health
+from service.http.body import JsonTurn
+from service.http.keys import inference_keys, management_keys
+from service.inference.admission import Admission
+from service.inference.pipeline import Pipeline
+from service.repository.loaded_model import LoadedModel
+from service.repository.loading import load_version
+from service.repository.repository import Repository
+from service.repository.watcher import Watcher
+from service.settings import Settings
+from service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from service.telemetry.tracing import Tracing
+
+MIN_CLOSE_SECONDS = 1.0
+"""Seconds that the last batch always has to end, even if the requests used up the drain timeout."""
+
+
+class Container:
+    """Holds what routes and middleware use: repository, admission, pipeline, health, metrics, keys, tracing.
+
+    ``load`` reads a version's folder; by default `load_version` does.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[Path], LoadedModel] | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.pipeline = Pipeline(settings, self.metrics.count_batch, self.metrics.count_dropped)
+        self.repository = Repository(
+            settings.model_repository,
+            load or partial(load_version, options=settings, max_batch_size=settings.max_batch_size),
+            self._add_model,
+            self._remove_model,
+            settings.default_model,
+        )
+        self.watcher = Watcher(self.repository, settings.watch_interval)
+        batcher = self.pipeline.batcher
+        self.admission = Admission(
+            settings.max_queue_size,
+            settings.max_bodies_size,
+            settings.request_timeout,
+            lambda: batcher.rate,
+            self.metrics.count_rejected,
+        )
+        self.health = Health(self.repository, self.watcher, batcher, settings.request_timeout)
+        self.json_turn = JsonTurn()
+        self.inference_keys = inference_keys(settings)
+        self.management_keys = management_keys(settings)
+        self.tracing = make_tracing() if settings.tracing else None
+        self.metrics.ready.set_function(lambda: not self.health.not_ready())
+        self.metrics.models_failed.set_function(lambda: self.repository.failed)
+        self.metrics.in_flight.set_function(lambda: self.admission.image_count)
+        self.metrics.engine_busy.set_function(lambda: batcher.busy_for)
+        self._close_by: float | None = None  # in seconds of perf_counter()
+
+    async def start(self) -> None:
+        """Start the threads and begin to load models; do not wait, so that probes are answered at once."""
+        self.pipeline.start()
+        self.watcher.start()
+
+    def close(self) -> None:
+        """Refuse new requests. The drain timeout for the admitted ones starts at the first call."""
+        self.health.closed = True
+        if self._close_by is None:
+            self._close_by = perf_counter() + self.settings.drain_timeout
+
+    async def stop(self) -> None:
+        """Finish what is queued and end every thread."""
+        self.close()
+        self.watcher.close()
+        self.repository.close()
+        assert self._close_by is not None
+        await self.pipeline.close(max(MIN_CLOSE_SECONDS, self._close_by - perf_counter()))
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
+
+    def _add_model(self, model: LoadedModel) -> None:
+        self.metrics.add_model(model, partial(self.pipeline.batcher.depth, model))
+
+    def _remove_model(self, model: LoadedModel) -> None:
+        if model.version not in self.repository.loaded.get(model.name, {}):
+            self.metrics.remove_model(model)
+        self.pipeline.batcher.retire(model)
+
+
+def make_tracing() -> "Tracing":
+    # Imports OpenTelemetry, which most servers do not need.
+    from service.telemetry.tracing import Tracing
+
+    return Tracing()

@@ -1,0 +1,50 @@
+"""Whether this process is live, ready and accepts requests."""
+
+from service.errors import not_ready
+from service.inference.batcher import Batcher
+from service.repository.repository import Repository
+from service.repository.watcher import Watcher
+
+
+class Health:
+    """Judges the state of a server's repository and engine thread; lives in the event loop."""
+
+    def __init__(self, repository: Repository, watcher: Watcher, batcher: Batcher, request_timeout: float) -> None:
+        self.draining = False  # SIGTERM came: not ready, but requests are still answered
+        self.closed = False  # the drain pause is over: new requests are refused
+        self._repository = repository
+        self._watcher = watcher
+        self._batcher = batcher
+        self._request_timeout = request_timeout
+
+    def not_ready(self) -> list[str]:
+        """Return why requests should go to other replicas; empty if this one is ready."""
+        default, startup_done = self._repository.default, self._watcher.startup_done
+        reasons = {
+            "draining": self.draining,
+            "models are being loaded": not startup_done,
+            f"model {default} is not loaded" if default else "no model is loaded": startup_done
+            and default not in self._repository.loaded,
+            "the engine thread is dead": self._engine_dead,
+            "the engine is stuck": self._batcher.busy_for > self._request_timeout,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    def not_live(self) -> list[str]:
+        """Return why this process should be restarted; empty if it is live."""
+        reasons = {
+            "the engine thread is dead": self._engine_dead,
+            "the engine is stuck": self._batcher.busy_for > 2 * self._request_timeout,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    def require_accepting(self) -> None:
+        """Raise ServiceError not_ready if this process can answer no new request."""
+        if self.closed:
+            raise not_ready("the server is shutting down", closing=True)
+        if self._engine_dead:
+            raise not_ready("the engine has failed; this server is about to restart")
+
+    @property
+    def _engine_dead(self) -> bool:
+        return self._watcher.startup_done and not self._batcher.alive

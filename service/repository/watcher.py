@@ -1,0 +1,105 @@
+"""What is loaded without a request: every model at startup, and new versions as they appear in the folder."""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from service.repository.folder import Files, models_of, newest_files, scan
+from service.repository.loading import LoadError
+from service.repository.repository import Repository
+
+log = logging.getLogger("skipnet.repository")
+
+
+class Watcher:
+    """Loads a repository's models at startup. With an ``interval`` in seconds, it then loads new versions."""
+
+    def __init__(self, repository: Repository, interval: float) -> None:
+        self._repository = repository
+        self._interval = interval
+        self._startup: asyncio.Task[bool] | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to load, without waiting."""
+        self._startup = asyncio.create_task(self.load_all())
+        if self._interval:
+            self._watching = asyncio.create_task(self._watch_after(self._startup))
+
+    def close(self) -> None:
+        """Stop loading and watching."""
+        for task in (self._startup, self._watching):
+            if task is not None:
+                task.cancel()
+
+    @property
+    def startup_done(self) -> bool:
+        """Whether loading at startup is over, with or without success."""
+        return self._startup is not None and self._startup.done()
+
+    @property
+    def startup_failed(self) -> bool:
+        """Whether no model was loaded at startup, and only a request could load one now."""
+        startup = self._startup
+        failed = startup is not None and startup.done() and not startup.cancelled() and not startup.result()
+        return failed and not self._repository.loaded and not self._interval
+
+    async def load_all(self) -> bool:
+        """Load of every model the newest version that can be loaded; return whether any model was.
+
+        Failures are logged and stand in the index. The first model is the default even if it could not be loaded:
+        another model would return other labels, and replicas might differ in their default.
+        """
+        repository, folder = self._repository, self._repository.folder
+        try:
+            found = await repository.in_thread(lambda: scan(folder, models_of(folder)))
+        except (OSError, LoadError) as error:
+            log.error("nothing is served: %s can't be read: %s", folder, error)
+            return False
+        if not found:
+            exists = await repository.in_thread(folder.is_dir)
+            log.error("%s %s", folder, "holds no <model>/<version>/ folder" if exists else "does not exist")
+        repository.default = repository.default or next(iter(found), None)
+        if found and repository.default not in found:
+            log.error("the default model %s is not in %s, but %s", repository.default, folder, ", ".join(found))
+        newest = {(name, versions[-1]) for name, versions in found.items()}
+        repository.loading |= newest
+        try:
+            for name in found:
+                await repository.load_newest_loadable(name)
+        finally:
+            repository.loading -= newest
+        return bool(repository.loaded)
+
+    async def watch(self) -> None:
+        """Load new versions until cancelled; look into the folder every ``interval`` seconds.
+
+        A version is loaded when its files have not changed between two looks. A version that was tried or unloaded is
+        loaded again only when its files change. A folder that cannot be read is logged once and tried again.
+        """
+        repository = self._repository
+        before: dict[tuple[str, int], Files] = {}
+        trouble = ""
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                now = await asyncio.to_thread(newest_files, repository.folder)
+                if repository.problems:
+                    found = await asyncio.to_thread(scan, repository.folder)
+                    repository.forget_problems(found, {name for name, _ in repository.problems})
+            except (OSError, LoadError) as error:
+                if str(error) != trouble:
+                    log.error("new versions are not found: %s can't be read: %s", repository.folder, error)
+                trouble = str(error)
+                continue
+            trouble = ""
+            for (name, version), files in now.items():
+                if before.get((name, version)) == files != repository.tried.get((name, version)):
+                    with suppress(LoadError):
+                        await repository.load(name)
+            before = now
+
+    async def _watch_after(self, startup: asyncio.Task[bool]) -> None:
+        # The first model loaded at startup is the default. What is being loaded must not be loaded twice.
+        await asyncio.wait((startup,))
+        await self.watch()
