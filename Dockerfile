@@ -2,8 +2,8 @@
 #
 #     docker build --tag skipnet .
 #
-# It runs on the CPU and on NVIDIA GPUs. Without CUDA's libraries it is a fraction of the size: let pip find PyTorch's
-# wheels for the CPU, whose index PyTorch's installation page names.
+# It runs on CPUs and on NVIDIA GPUs. Without CUDA libraries it is much smaller: name the index of PyTorch's CPU wheels,
+# which PyTorch's installation page lists.
 #
 #     docker build --build-arg PIP_EXTRA_INDEX_URL=… --tag skipnet .
 
@@ -25,7 +25,7 @@ RUN python requirements.py > others.txt && pip install --requirement others.txt
 COPY README.md ./
 COPY service service
 COPY models models
-# The shipped checkpoints lie in /models; headers and static libraries are of use to a compiler only.
+# The shipped checkpoints are in /models. Headers and static libraries are only for compilers.
 RUN mv models/repository /repository \
     && pip install --no-deps . \
     && python -P -m models.engines.native.build \
@@ -35,7 +35,7 @@ RUN mv models/repository /repository \
 
 FROM python:3.11-slim-bookworm
 
-# /models: checkpoints, of which a new volume begins with the shipped ones. /data: data sets. /runs: training runs.
+# /models: checkpoints. A new volume starts with the shipped ones. /data: data sets. /runs: training runs.
 RUN groupadd --gid 10001 skipnet \
     && useradd --uid 10001 --gid skipnet --no-log-init --create-home skipnet \
     && install --directory --owner skipnet --group skipnet /models /data /runs
@@ -49,7 +49,7 @@ ENV PATH=/opt/skipnet/bin:$PATH \
     SKIPNET_PORT=8000 \
     SKIPNET_MODEL_REPOSITORY=/models
 USER 10001:10001
-# So that the default folder of a run, runs/<arch>, lies in the volume.
+# The default folder of a run, runs/<arch>, is then in the volume.
 WORKDIR /
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \

@@ -1,25 +1,25 @@
-# Every verb installs what it needs into .venv, once, and again when pyproject.toml changes.
+# Each verb installs what it needs into .venv, and again when pyproject.toml changes.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 HOST ?= 127.0.0.1
-# Where there is one, the kernel of our own is compiled for it.
+# With a GPU, the libraries that compile our CUDA kernel are installed too.
 GPU := $(or $(wildcard /dev/nvidia0),$(shell command -v nvidia-smi))
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test lint format bench loadtest verify-gpu dashboards containers image clean
 
-help: ## list these verbs
+help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(VENV)/.serve ## install the service into .venv
 
-serve: $(VENV)/.serve ## serve the shipped checkpoint on http://$(HOST):$(PORT), on the GPU where there is one
+serve: $(VENV)/.serve ## serve the shipped models on http://$(HOST):$(PORT), on a GPU if there is one
 	SKIPNET_HOST=$(HOST) SKIPNET_PORT=$(PORT) exec $(BIN)/skipnet serve
 
-test: $(VENV)/.test lint ## run every test, in parallel (ARGS='-n 0 -x tests/models/test_macs.py' runs some, one at a time)
+test: $(VENV)/.test lint ## run every test in parallel (ARGS='-n 0 -x tests/models/test_macs.py': one file, one test at a time)
 	$(BIN)/python -m pytest --numprocesses auto --durations 10 $(ARGS)
 
 lint: $(VENV)/.test ## check style and types
@@ -27,35 +27,35 @@ lint: $(VENV)/.test ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.test ## put the code into the project's format
+format: $(VENV)/.test ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test ## measure time against multiply-adds on this machine (ARGS=--help for what can be chosen)
+bench: $(VENV)/.test ## measure time and MACs of the engines on this machine (ARGS=--help lists the options)
 	$(BIN)/skipnet bench $(ARGS)
 
-verify-gpu: $(VENV)/.test ## check the GPU engines' answers, speed and energy on this machine (ARGS=--help)
+verify-gpu: $(VENV)/.test ## check the GPU engines' results, speed and energy on this machine (ARGS=--help)
 	$(BIN)/skipnet verify-gpu $(ARGS)
 
-loadtest: $(VENV)/.test build/peers/.installed ## load the service, and others beside it, on this machine (ARGS=--help)
+loadtest: $(VENV)/.test build/peers/.installed ## load the service and other servers on this machine (ARGS=--help)
 	$(BIN)/python -m service.benchmark $(ARGS)
 
 dashboards: $(VENV)/.test ## write deploy/grafana/dashboards from deploy/dashboards
 	$(BIN)/python -m deploy.dashboards
 
-containers: $(VENV)/.containers ## check Dockerfile, compose file and Kubernetes base against linter and schemas
+containers: $(VENV)/.containers ## check Dockerfile, compose files and Kubernetes base with a linter and schemas
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
 	$(BIN)/kubernetes-validate --strict --quiet $(filter-out %kustomization.yaml %podmonitor.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
-image: $(VENV)/.test ## build the image without a container engine, run service and trainer in it (as root; buildah, debootstrap)
+image: $(VENV)/.test ## build and test the image without a container engine (as root; needs buildah, debootstrap)
 	$(BIN)/python -m pytest -m image --log-cli-level INFO tests/image
 
-clean: ## remove the installation and everything built
+clean: ## remove the installation and all build results
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; choose one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed. Choose one: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
@@ -66,7 +66,7 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[training,test]'
 	touch $(VENV)/.serve $@
 
-# The servers that ours is compared with, in an environment of their own; one that can't be installed is reported so.
+# The servers that ours is compared with, in an environment of their own. The report names those that cannot be installed.
 build/peers/.installed: service/benchmark/peers/requirements.txt
 	$(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip install --quiet --requirement $<

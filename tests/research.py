@@ -1,4 +1,4 @@
-"""Research data and reference cases, which the repository does not hold: found, or the test skips and says so."""
+"""Find research data and reference cases outside of the repository."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ SHARED = Path(os.environ.get("SKIPNET_SHARED", Path(__file__).parents[2] / "shar
 
 
 def shared(relative: str) -> Path:
-    """Return a file beside the checkout; skips the test where it is absent, which CI counts as a failure."""
+    """Return the path of a shared file. If it is missing, skip the test, or fail in CI."""
     path = SHARED / relative
     if not path.exists():
-        message = f"{relative} is not here; set SKIPNET_SHARED to the folder that holds it"
+        message = f"{relative} is missing; set SKIPNET_SHARED to the folder that contains it"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)

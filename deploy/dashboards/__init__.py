@@ -1,4 +1,4 @@
-"""Grafana's dashboards as code; ``python -m deploy.dashboards`` writes deploy/grafana/dashboards/*.json."""
+"""Grafana dashboards as code. ``python -m deploy.dashboards`` writes deploy/grafana/dashboards/*.json."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 

@@ -9,7 +9,7 @@ FOLDER = Path(__file__).parents[1] / "grafana/dashboards"
 
 
 def written(dashboard: Dashboard) -> str:
-    """Return a dashboard as the text of its file."""
+    """Return the JSON text of a dashboard."""
     return JSONEncoder(sort_keys=True, indent=2).encode(dashboard) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What our panels share: data source, selectors, legends. A panel is its title, what it means, a unit and targets."""
+"""Parts that the dashboards share: data source, selectors, variables and kinds of panel."""
 
 import itertools
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Built = timeseries.Panel | stat.Panel | heatmap.Panel | bargauge.Panel | table.P
 
 @dataclass(frozen=True)
 class Target:
-    """An expression and how its series are called; ``exemplars`` shows single requests beside them."""
+    """A PromQL expression and the legend of its series. ``exemplars`` shows single requests beside them."""
 
     expression: str
     legend: str = "__auto"
@@ -31,32 +31,32 @@ class Target:
 
 
 def rate(metric: str, selector: str = VERSION, by: str = "") -> str:
-    """Return a counter's sum per second over all replicas, in groups ``by``."""
+    """Return the rate of a counter, summed over all replicas and grouped ``by`` labels."""
     grouping = f" by ({by})" if by else ""
     return f"sum{grouping} (rate({metric}{{{selector}}}[$__rate_interval]))"
 
 
 def total(metric: str, selector: str = VERSION, by: str = "") -> str:
-    """Return what a counter has come to since the replicas started, in groups ``by``."""
+    """Return a counter since the replicas started, summed and grouped ``by`` labels."""
     grouping = f" by ({by}) " if by else ""
     return f"sum{grouping}({metric}{{{selector}}})"
 
 
 def quantile(share: float, metric: str, by: str = "") -> str:
-    """Return a quantile of a histogram over all replicas, in groups ``by``."""
+    """Return a quantile of a histogram over all replicas, grouped ``by`` labels."""
     labels = f"le, {by}" if by else "le"
     return f"histogram_quantile({share}, {rate(f'{metric}_bucket', by=labels)})"
 
 
 def padded(expression: str) -> str:
-    """Return an expression whose block numbers have two digits, because series are sorted as text."""
+    """Pad the block numbers of an expression to two digits, since series are sorted as text."""
     return f"label_replace({expression}, 'block', '0$1', 'block', '(.)')"
 
 
 def stat_panel(
     title: str, description: str, unit: str, target: Target, colours: builders.ThresholdsConfig
 ) -> stat.Panel:
-    """Return one number with its recent course behind it."""
+    """Return a panel with one number and its recent values behind it."""
     panel = described(stat.Panel(), title, description, unit, (target,)).thresholds(colours).height(4).span(4)
     last = common.ReduceDataOptions().calcs(["lastNotNull"])
     return (
@@ -67,7 +67,7 @@ def stat_panel(
 
 
 def series_panel(title: str, description: str, unit: str, *targets: Target) -> timeseries.Panel:
-    """Return lines over time, with their last value and mean in a table below."""
+    """Return a panel of lines over time, with a table of last values and means."""
     legend = (
         common.VizLegendOptions()
         .display_mode(options.LegendDisplayMode.TABLE)
@@ -81,7 +81,7 @@ def series_panel(title: str, description: str, unit: str, *targets: Target) -> t
 
 
 def bars_panel(title: str, description: str, unit: str, target: Target) -> bargauge.Panel:
-    """Return the last value of each series as a bar, in the order of their labels."""
+    """Return a panel with a bar for the last value of each series, ordered by label."""
     panel = described(bargauge.Panel(), title, description, unit, (target,)).thresholds(steps("blue"))
     last = common.ReduceDataOptions().calcs(["lastNotNull"])
     return (
@@ -94,7 +94,7 @@ def bars_panel(title: str, description: str, unit: str, target: Target) -> barga
 
 
 def heatmap_panel(title: str, description: str, unit: str, metric: str) -> heatmap.Panel:
-    """Return how a histogram's values were spread over its buckets, over time."""
+    """Return a panel of a histogram's buckets over time."""
     expression = f"sum by (le) (increase({metric}_bucket{{{VERSION}}}[$__rate_interval]))"
     panel = described(
         heatmap.Panel(), title, description, unit, (Target(expression, "{{le}}"),), PromQueryFormat.HEATMAP
@@ -104,7 +104,7 @@ def heatmap_panel(title: str, description: str, unit: str, metric: str) -> heatm
 
 
 def table_panel(title: str, description: str, unit: str, target: Target, hide: tuple[str, ...]) -> table.Panel:
-    """Return the labels of each series as a row, without the columns ``hide``."""
+    """Return a table of the labels of each series, without the columns ``hide``."""
     panel = described(table.Panel(), title, description, unit, (target,), PromQueryFormat.TABLE, instant=True)
     columns = models.DataTransformerConfig(
         id_val="organize", options={"excludeByName": dict.fromkeys(("Time", "Value", "__name__", *hide), True)}
@@ -130,14 +130,14 @@ def described(
 
 
 def steps(first: Colour, *others: tuple[float, Colour]) -> builders.ThresholdsConfig:
-    """Return colours by value: ``first`` below all of ``others``, which are the values where another one begins."""
+    """Return colours by value: ``first``, then each of ``others`` from its value on."""
     made = [models.Threshold(value=None, color=first)]
     made += [models.Threshold(value=value, color=colour) for value, colour in others]
     return builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(made)
 
 
 def variable(name: str, label: str, expression: str) -> builders.QueryVariable:
-    """Return a variable of a label's values, all of them chosen at first."""
+    """Return a variable with the values of a label, all of them selected."""
     everything = models.VariableOption(selected=True, text="All", value="$__all")
     return (
         builders.QueryVariable(name)
@@ -158,11 +158,11 @@ VARIABLES = [
     variable("model", "Model", f"skipnet_model_info{{{INSTANCE}}}"),
     variable("version", "Version", f'skipnet_model_info{{{INSTANCE}, model=~"$model"}}'),
 ]
-"""What the service's series are chosen by."""
+"""The variables that select series of the service."""
 
 
 def dashboard(uid: str, title: str, description: str, variables: list[builders.QueryVariable]) -> builders.Dashboard:
-    """Return an empty dashboard with the data source and ``variables`` to choose, and links to its siblings."""
+    """Return an empty dashboard with its variables and links to the other dashboards."""
     source = builders.DatasourceVariable("datasource").label("Data source").type("prometheus")
     made = (
         builders.Dashboard(title)
@@ -188,7 +188,7 @@ def dashboard(uid: str, title: str, description: str, variables: list[builders.Q
 
 
 def with_rows(made: builders.Dashboard, rows: dict[str, list[Built]]) -> builders.Dashboard:
-    """Add panels under the titles of their rows, numbered for links to single ones."""
+    """Add the panels of each row, with numbers that links can use."""
     numbers = itertools.count(1)
     for title, panels in rows.items():
         made = made.with_row(builders.Row(title).id(next(numbers)))

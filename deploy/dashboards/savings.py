@@ -1,4 +1,4 @@
-"""What skipping saves: in multiply-adds, and on the clock beside them."""
+"""The dashboard of what skipping saves, in MACs and in engine time."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, TextBoxVariable
 
@@ -23,7 +23,7 @@ from deploy.dashboards.panels import (
 EXECUTED, DENSE = f'{VERSION}, kind="executed"', f'{VERSION}, kind="dense"'
 GATED = f'{VERSION}, block!="0"'
 IMAGES = f'{VERSION}, block="0"'
-"""The first block runs for every image, so that its executions count images."""
+"""The first block runs for every image, so its executions count the images."""
 EACH = "model, version"
 SERIES = "{{model}}/{{version}}"
 
@@ -62,12 +62,12 @@ def board() -> Dashboard:
     made = dashboard(
         "skipnet-savings",
         "SkipNet: compute savings",
-        "What skipping blocks saves, in multiply-adds (MACs) and on the clock beside them.",
+        "What skipping blocks saves, in MACs (multiply-adds) and in engine time.",
         VARIABLES,
     ).with_variable(
         TextBoxVariable("price")
         .label("Price of an engine hour")
-        .description("In your currency: what an hour costs of the machine, or its share, that the engine keeps busy.")
+        .description("What one hour of the machine, or of the share that the engine uses, costs in your currency.")
         .default_value("0.10")
     )
     return with_rows(made, {"Saved": numbers(), "Over time": courses(), "Where it comes from": origins()})
@@ -77,53 +77,53 @@ def numbers() -> list[Built]:
     return [
         stat_panel(
             "MACs saved now",
-            "1 - executed / dense multiply-adds of the images answered lately. Below zero the gates cost more than "
-            "the blocks they skip; so it is while every block runs in vain (engine mode mask).",
+            "1 - executed MACs / dense MACs of the most recent images. It is below zero where the gates cost more "
+            "than the skipped blocks save, for example while the engine masks.",
             "percentunit",
             Target(saved()),
             GAIN,
         ),
         stat_panel(
             "MACs saved since start",
-            "The same over everything that the replicas running now have answered.",
+            "The same for all images since the running replicas started.",
             "percentunit",
             Target(f"1 - {total('skipnet_macs_total', EXECUTED)} / {total('skipnet_macs_total', DENSE)}"),
             GAIN,
         ),
         stat_panel(
             "MACs saved in evaluation",
-            "What the checkpoint saved on its test images, from its config.json: what to expect of like images.",
+            "What the checkpoint saved on its test images, from config.json. Expect this for similar images.",
             "percentunit",
             Target(f"1 - avg(skipnet_expected_mac_share{{{VERSION}}})"),
             steps("text"),
         ),
         stat_panel(
             "Engine time saved now",
-            "1 - engine seconds / seconds that the same batches would have taken with every block run, measured on "
-            "batches that are also run dense now and then. This is what skipping is worth; saved MACs are what it "
-            "could be worth.",
+            "1 - engine seconds / seconds that the same batches would take with every block. The dense time is "
+            "measured on batches that are sometimes also run dense. This is the real saving; saved MACs are the "
+            "possible one.",
             "percentunit",
             Target(time_saved()),
             GAIN,
         ),
         stat_panel(
             "Engine time saved since start",
-            "Dense seconds less engine seconds, of everything that the replicas running now have answered.",
+            "Dense seconds minus engine seconds of all images since the running replicas started.",
             "s",
             Target(SECONDS_SAVED),
             GAIN,
         ),
         stat_panel(
             "Money saved since start",
-            "Engine time saved since start at the price above, in the currency of that price.",
+            "Engine time saved since start, at the price set at the top, in its currency.",
             "short",
             Target(f"({SECONDS_SAVED}) / 3600 * $price"),
             GAIN,
         ).decimals(4),
         stat_panel(
             "GPU energy saved since start",
-            "An estimate: engine time saved since start, at the power that the replica's GPU takes now, or where its "
-            "machine has several their mean. Empty without a GPU.",
+            "An estimate: engine time saved since start, times the current power of the replica's GPU. With several "
+            "GPUs it is their mean power. Empty without a GPU.",
             "joule",
             Target(ENERGY_SAVED),
             GAIN,
@@ -134,30 +134,30 @@ def numbers() -> list[Built]:
 def courses() -> list[Built]:
     return [
         series_panel(
-            "Saved: MACs beside engine time",
-            "The gap between the two lines of a version is what skipping costs: deciding, and batches that shrink "
-            "from block to block.",
+            "MACs and engine time saved",
+            "The gap between the two lines of a version is the cost of skipping: gates, and batches that shrink from "
+            "block to block.",
             "percentunit",
             Target(saved(EACH), f"{SERIES} MACs"),
             Target(time_saved(EACH), f"{SERIES} engine time"),
         ),
         series_panel(
-            "Executed against dense MACs",
-            "Multiply-adds a second that were spent, and that the network without gates would have spent.",
+            "Executed and dense MACs",
+            "MACs per second that were computed, and that the network without gates would compute.",
             "si:MAC/s",
             Target(rate("skipnet_macs_total", VERSION, f"{EACH}, kind"), f"{SERIES} {{{{kind}}}}"),
         ),
         series_panel(
-            "Engine time of an image: routed against dense",
-            "Mean seconds of engine time that an image took, and would have taken with every block run.",
+            "Engine time per image: routed and dense",
+            "Mean engine time of an image, and the time it would take with every block.",
             "s",
             Target(f"{rate('skipnet_engine_seconds_total', by=EACH)} / {IMAGE_RATE}", f"{SERIES} routed"),
             Target(f"{rate('skipnet_dense_seconds_total', by=EACH)} / {IMAGE_RATE}", f"{SERIES} dense"),
         ),
         series_panel(
             "Batches by mode",
-            "branch leaves skipped blocks out. mask runs them in vain, where that is faster or skipping is off: then "
-            "no MACs are saved.",
+            "branch: skipped blocks are not computed. mask: every block is computed and the skipped ones are "
+            "discarded, because that is faster or skipping is off. Mask saves no MACs.",
             "ops",
             Target(rate("skipnet_batches_total", by=f"{EACH}, mode"), f"{SERIES} {{{{mode}}}}"),
         ),
@@ -168,30 +168,30 @@ def origins() -> list[Built]:
     return [
         heatmap_panel(
             "Layers skipped per image",
-            "How many convolutions images skipped: a band that moves is traffic, or a model, that changes. What is "
-            "all at zero runs every block.",
+            "Convolutions that an image skipped. A band that moves means that the traffic or the model changed. All "
+            "images at zero: every block runs.",
             "short",
             "skipnet_layers_skipped",
         ),
         bars_panel(
             "Execution rate per block",
-            "Share of images that each block ran for, lately. Block 0 has no gate: it always runs.",
+            "Share of recent images that executed each block. Block 0 has no gate and always runs.",
             "percentunit",
             Target(padded(execution_rate("block")), "{{block}}"),
         )
         .min(0)
         .max(1),
         series_panel(
-            "Execution rate per block, less the checkpoint's own",
-            "How far each block's execution rate is from what it was in evaluation. Lines apart from zero are images "
-            "unlike those of the evaluation, or requests with an execute_threshold of their own.",
+            "Execution rate per block, difference from evaluation",
+            "Execution rate of each block minus its rate in evaluation. A line away from zero means images unlike "
+            "those of the evaluation, or requests that set execute_threshold.",
             "percentunit",
             Target(padded(f"{execution_rate(f'{EACH}, block')} - {expected_rate()}"), f"{SERIES} block {{{{block}}}}"),
         ),
         series_panel(
             "Images that skip nothing",
-            "Share of images that ran every block. A rise may be hard images, a client that sets execute_threshold=0, "
-            "or images made to cost the most.",
+            "Share of images that executed every block. A rise can be hard images, a client that sets "
+            "execute_threshold=0, or images that were made to cost the most.",
             "percentunit",
             Target(
                 rate("skipnet_blocks_skipped_bucket", f'{VERSION}, le="0.0"', EACH)

@@ -1,4 +1,4 @@
-"""How the service does: what it answers, how fast, how full it is, what it runs on."""
+"""The dashboard of the service: outcomes, latency, load, process and GPU."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
@@ -26,9 +26,7 @@ DURATION = "skipnet_request_duration_seconds"
 
 
 def board() -> Dashboard:
-    made = dashboard(
-        "skipnet-service", "SkipNet: service", "What the service answers, how fast, and how full it is.", VARIABLES
-    )
+    made = dashboard("skipnet-service", "SkipNet: service", "Outcomes, latency and load of the service.", VARIABLES)
     rows = {
         "Now": numbers(),
         "Requests": requests(),
@@ -43,37 +41,36 @@ def numbers() -> list[Built]:
     return [
         stat_panel(
             "Replicas ready",
-            "Replicas that answer /health/ready with yes.",
+            "Replicas whose /health/ready answers 200.",
             "short",
             Target(f"sum(skipnet_ready{{{INSTANCE}}})"),
             steps("red", (1, "green")),
         ),
         stat_panel(
             "Requests",
-            "Inference requests a second, whatever came of them.",
+            "Inference requests per second, with any outcome.",
             "reqps",
             Target(rate("skipnet_requests_total", INSTANCE)),
             steps("text"),
         ),
         stat_panel(
             "Errors",
-            "Share of requests that failed by our fault: error, deadline passed, not ready. Requests that are wrong, "
-            "turned away with 429, given up by their client or given less time by it do not count. The objective is "
-            "0.1 %.",
+            "Share of requests that the service failed: error, deadline passed, not ready. Invalid requests, 429s, "
+            "disconnected clients and deadlines set by the client do not count. The objective is 0.1 %.",
             "percentunit",
             Target(f"{rate('skipnet_requests_total', FAILED)} / {rate('skipnet_requests_total', JUDGED)}"),
             steps("green", (0.001, "orange"), (0.0144, "red")),
         ),
         stat_panel(
             "Latency, 99th percentile",
-            "From a request's arrival to its answer. The objective is 99 % within 100 ms.",
+            "From the arrival of a request to its response. The objective is 99 % within 100 ms.",
             "s",
             Target(quantile(0.99, DURATION)),
             steps("green", (0.1, "orange"), (0.5, "red")),
         ),
         stat_panel(
             "Rejected",
-            "Share of requests answered with 429 because the house was full, without those of a client's own deadline.",
+            "Share of requests answered with 429 because the service was saturated, without client_deadline.",
             "percentunit",
             Target(
                 rate("skipnet_requests_total", f'{INSTANCE}, outcome="rejected"')
@@ -84,8 +81,8 @@ def numbers() -> list[Built]:
         ),
         stat_panel(
             "Engine busy",
-            "Share of its time that the busiest replica's engine ran, of several workers in the mean. Near 1 it gives "
-            "all it has: add replicas.",
+            "Share of the time that the engine of the busiest replica ran, the mean of its workers. Near 1 the "
+            "capacity is used up: add replicas.",
             "percentunit",
             Target(
                 f"max(sum by (job, instance) (rate(skipnet_engine_seconds_total{{{VERSION}}}[$__rate_interval])) "
@@ -101,13 +98,13 @@ def requests() -> list[Built]:
         series_panel(
             "Requests by outcome",
             "ok; bad_input: 4xx; rejected: 429; deadline: 504; client_deadline: 429 or 504 for a deadline that the "
-            "client set shorter than the service's; unavailable: 503; error: other 5xx; cancelled: the client hung up.",
+            "client set; unavailable: 503; error: other 5xx; cancelled: the client disconnected.",
             "reqps",
             Target(rate("skipnet_requests_total", INSTANCE, "outcome"), "{{outcome}}"),
         ),
         series_panel(
             "Latency of classified requests",
-            "Percentiles from a request's arrival to its answer. Diamonds are single requests, with their request id.",
+            "Percentiles from the arrival of a request to its response. Diamonds are single requests with their id.",
             "s",
             Target(quantile(0.5, DURATION), "50 %"),
             Target(quantile(0.9, DURATION), "90 %"),
@@ -115,13 +112,13 @@ def requests() -> list[Built]:
         ),
         series_panel(
             "Stages, 99th percentile",
-            "receive: reading the body; decode: bytes to tensor; queue: waiting; inference: the batch in the engine.",
+            "receive: reading the body; decode: bytes to tensor; queue: waiting; inference: engine.",
             "s",
             Target(quantile(0.99, "skipnet_stage_duration_seconds", "stage"), "{{stage}}"),
         ),
         series_panel(
             "Stages, median",
-            "The same for the request in the middle.",
+            "The same, for the median request.",
             "s",
             Target(quantile(0.5, "skipnet_stage_duration_seconds", "stage"), "{{stage}}"),
         ),
@@ -132,30 +129,30 @@ def batches() -> list[Built]:
     return [
         series_panel(
             "Images in flight",
-            "In flight: admitted and not yet answered; the limit is max_queue_size. Queued: decoded and waiting for "
-            "the engine.",
+            "In flight: admitted and not yet answered, at most max_queue_size. Queued: decoded and waiting for the "
+            "engine.",
             "short",
             Target(f"sum by (instance) (skipnet_images_in_flight{{{INSTANCE}}})", "{{instance}} in flight"),
             Target(f"sum by (instance) (skipnet_queue_depth{{{VERSION}}})", "{{instance}} queued"),
         ),
         series_panel(
-            "Turned away and given up",
-            "429s by what was full, and images that left the queue uncomputed: their deadline had passed or their "
-            "client was gone.",
+            "Rejected and dropped",
+            "429s by reason, and images that left the queue without being computed: their deadline had passed or "
+            "their client had disconnected.",
             "reqps",
             Target(rate("skipnet_rejections_total", INSTANCE, "reason"), "429: {{reason}}"),
             Target(rate("skipnet_dropped_total", VERSION, "reason"), "dropped: {{reason}}"),
         ),
         heatmap_panel(
             "Batch size",
-            "Images that ran together; what queued while the engine was busy is the next batch.",
+            "Images that ran together. What queued while the engine was busy is the next batch.",
             "short",
             "skipnet_batch_size",
         ),
         series_panel(
             "Effective batch per block",
-            "Images that a block ran for, per batch. It shrinks from block to block as images skip; where it is small "
-            "a GPU is idle.",
+            "Images of a batch that executed each block. It shrinks from block to block as images skip. Where it is "
+            "small, a GPU is mostly idle.",
             "short",
             Target(
                 padded(
@@ -173,7 +170,7 @@ def process() -> list[Built]:
     return [
         series_panel(
             "CPU",
-            "Cores in use, decoding and serving included.",
+            "Cores in use, including decoding and serving.",
             "short",
             Target(rate("process_cpu_seconds_total", INSTANCE, "instance"), "{{instance}}"),
         ),
@@ -185,8 +182,8 @@ def process() -> list[Built]:
         ),
         series_panel(
             "Open files",
-            "Share of the files, connections among them, that the process may open. At 1 nobody new is heard, and no "
-            "log line or metric says so.",
+            "Share of the files and connections that the process may open. At 1 new connections are closed without "
+            "a log line or metric.",
             "percentunit",
             Target(
                 f"sum by (instance) (process_open_fds{{{INSTANCE}}})"
@@ -196,15 +193,15 @@ def process() -> list[Built]:
         ),
         table_panel(
             "Models served",
-            "Each version that a replica answers with, and what runs it.",
+            "Each version that a replica serves, with its engine.",
             "short",
             Target(f"skipnet_model_info{{{VERSION}}}"),
             hide=("job",),
         ),
         series_panel(
-            "Engines done without since start",
-            "Loads that could not use an engine: not to be had there, or not answering as the reference does; the log "
-            "has the reason. The engine in use is at 0.",
+            "Engine fallbacks since start",
+            "Loads that could not use an engine because it was unavailable or its output differed from the "
+            "reference. The log has the reason. The engine in use is at 0.",
             "short",
             Target(
                 f"sum by (instance, model, engine) (skipnet_engine_fallbacks_total{{{VERSION}}})",
@@ -213,7 +210,7 @@ def process() -> list[Built]:
         ),
         series_panel(
             "Restarts",
-            "Times that a replica's process started anew, in the last hour.",
+            "Restarts of a replica's process in the last hour.",
             "short",
             Target(f"sum by (instance) (changes(process_start_time_seconds{{{INSTANCE}}}[1h]))", "{{instance}}"),
         ),
@@ -225,7 +222,7 @@ def gpu() -> list[Built]:
     return [
         series_panel(
             "GPU utilization",
-            "Share of time that the GPU ran anything, as NVML tells. Low beside a busy engine: small batches.",
+            "Share of time that the GPU was active, from NVML. Low beside a busy engine: small batches.",
             "percentunit",
             Target(f"skipnet_gpu_utilization_ratio{{{INSTANCE}}}", each),
         )
@@ -233,14 +230,14 @@ def gpu() -> list[Built]:
         .max(1),
         series_panel(
             "GPU memory",
-            "Memory in use, by this process and any other.",
+            "Memory in use, by all processes.",
             "bytes",
             Target(f"skipnet_gpu_memory_used_bytes{{{INSTANCE}}}", each),
-            Target(f"skipnet_gpu_memory_bytes{{{INSTANCE}}}", f"{each}, all there is"),
+            Target(f"skipnet_gpu_memory_bytes{{{INSTANCE}}}", f"{each} total"),
         ),
         series_panel(
             "GPU power",
-            "Power that the GPU takes.",
+            "Power of the GPU.",
             "watt",
             Target(rate("skipnet_gpu_energy_joules_total", INSTANCE, "instance, gpu"), each),
         ),

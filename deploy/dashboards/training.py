@@ -1,4 +1,4 @@
-"""A training run while it goes on: `skipnet train --metrics-port`."""
+"""The dashboard of a running `skipnet train --metrics-port`."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 
@@ -15,7 +15,7 @@ from deploy.dashboards.panels import (
 )
 
 RUN = 'job=~"$job", instance=~"$instance", architecture=~"$architecture"'
-HELD_OUT = f'{RUN}, split="held_out"'
+VALIDATION = f'{RUN}, split="held_out"'
 SERIES = "{{architecture}} {{stage}}"
 VARIABLES = [
     variable("job", "Job", "skipnet_training_progress_ratio"),
@@ -25,7 +25,7 @@ VARIABLES = [
 
 
 def board() -> Dashboard:
-    made = dashboard("skipnet-training", "SkipNet: training", "A run of `skipnet train`, while it goes on.", VARIABLES)
+    made = dashboard("skipnet-training", "SkipNet: training", "A running `skipnet train`.", VARIABLES)
     return with_rows(made, {"Now": numbers(), "By epoch": epochs(), "By step": steps_of_the_run()})
 
 
@@ -33,30 +33,30 @@ def numbers() -> list[Built]:
     return [
         stat_panel(
             "Progress",
-            "Steps done of the stage that runs: sp, hrl or plain.",
+            "Share of the steps of the running stage: sp, hrl or plain.",
             "percentunit",
             Target(f"skipnet_training_progress_ratio{{{RUN}}}", SERIES),
             steps("text"),
         ).max(1),
         stat_panel(
             "Speed",
-            "Training images a second, augmentation included.",
+            "Training images per second, including augmentation.",
             "suffix: images/s",
             Target(f"sum(rate(skipnet_training_images_total{{{RUN}}}[$__rate_interval]))"),
             steps("text"),
         ),
         stat_panel(
             "Accuracy",
-            "On held-out images, after the last epoch.",
+            "On validation images, after the last epoch.",
             "percentunit",
-            Target(f"skipnet_training_accuracy_ratio{{{HELD_OUT}}}", SERIES),
+            Target(f"skipnet_training_accuracy_ratio{{{VALIDATION}}}", SERIES),
             steps("text"),
         ),
         stat_panel(
             "Computation",
-            "Share of blocks executed on held-out images (the paper's computation percentage), after the last epoch.",
+            "Share of blocks executed on validation images (computation percentage), after the last epoch.",
             "percentunit",
-            Target(f"skipnet_training_computation_ratio{{{HELD_OUT}}}", SERIES),
+            Target(f"skipnet_training_computation_ratio{{{VALIDATION}}}", SERIES),
             steps("text"),
         ),
     ]
@@ -71,14 +71,14 @@ def epochs() -> list[Built]:
             Target(f"skipnet_training_loss{{{RUN}}}", SERIES),
         ),
         series_panel(
-            "Accuracy, training against held out",
+            "Accuracy, training and validation",
             "A widening gap is overfitting.",
             "percentunit",
             Target(f"skipnet_training_accuracy_ratio{{{RUN}}}", f"{SERIES} {{{{split}}}}"),
         ),
         series_panel(
             "Computation percentage",
-            "Share of blocks executed. A fall to almost nothing is collapse: the gates have shut.",
+            "Share of blocks executed. A fall to almost zero is a collapse: the gates skip everything.",
             "percentunit",
             Target(f"skipnet_training_computation_ratio{{{RUN}}}", f"{SERIES} {{{{split}}}}"),
         )
@@ -86,7 +86,7 @@ def epochs() -> list[Built]:
         .max(1),
         series_panel(
             "Skip rate per block",
-            "Share of held-out images that each block is skipped for.",
+            "Share of validation images that skip each block.",
             "percentunit",
             Target(padded(f"skipnet_training_skip_ratio{{{RUN}}}"), "{{stage}} block {{block}}"),
         )
@@ -100,13 +100,13 @@ def steps_of_the_run() -> list[Built]:
     return [
         series_panel(
             "Images",
-            "Training images a second. Dips are the validation after each epoch.",
+            "Training images per second. Dips are the validation after each epoch.",
             "suffix: images/s",
             Target(images, SERIES),
         ),
         series_panel(
             "Learning rate",
-            "What the schedule gives the step that runs.",
+            "Learning rate of the current step.",
             "short",
             Target(f"skipnet_training_learning_rate{{{RUN}}}", SERIES),
         ),

@@ -1,7 +1,7 @@
-"""Prints the packages that pyproject.toml asks for, for the image: its layers change only when they do.
+"""Print the packages of pyproject.toml for the image, so that its layers change only with them.
 
-python requirements.py torch    the network library alone, by far the largest layer
-python requirements.py          all the others, with the training extra's and, where torch has CUDA, the cuda extra's
+python requirements.py torch    PyTorch alone, by far the largest layer
+python requirements.py          all others, those of the training extra, and those of the cuda extra if PyTorch has CUDA
 """
 
 import sys
@@ -19,7 +19,7 @@ def main() -> None:
     extras = project["optional-dependencies"]
     others = [line for line in project["dependencies"] if line not in torch]
     if "+cpu" in metadata.version("torch"):
-        # The build for the CPU alone, a tenth of the size, in place of the one that can do both.
+        # The build for the CPU alone has a tenth of the size.
         others = [line for line in others if not line.startswith("onnxruntime")] + ["onnxruntime>=1.22"]
     else:
         others += extras["cuda"]

@@ -15,14 +15,14 @@ from models.checkpoint import find_version
 from tests.deploy.parts import Live, Prometheus, write_dataset
 from tests.service.parts import Process, encoded, until
 
-PATIENCE = 240
-"""Seconds: what is waited for may share its cores with a training run."""
+TIMEOUT = 240
+"""Seconds. The service may share its cores with a training run."""
 PHOTOS = Path(__file__).parents[1] / "photos"
 PNG = {"content-type": "image/png"}
 
 
 def photo(seed: int) -> bytes:
-    """Return a part of a real photo; every seed is another one."""
+    """Return a part of a real photo that depends on the seed."""
     with Image.open(PHOTOS / ("cat.jpg", "rocket.jpg")[seed % 2]) as image:
         side = min(image.size) // 2
         left, top = (seed * 7) % (image.width - side), (seed * 5) % (image.height - side)
@@ -31,18 +31,18 @@ def photo(seed: int) -> bytes:
 
 @pytest.fixture(scope="package")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """`skipnet serve` with the shipped checkpoint, scraped from before its first request on; then forty images."""
+    """`skipnet serve` with the default model after forty images, scraped from before the first."""
     folder = tmp_path_factory.mktemp("live")
-    # The default model alone: to load all of them takes minutes where the cores are busy.
+    # Only the default model, because loading all of them takes minutes on busy cores.
     shipped = find_version(SHIPPED, None, None)
     (folder / "models" / shipped.parent.name).mkdir(parents=True)
     (folder / "models" / shipped.parent.name / shipped.name).symlink_to(shipped)
-    # Batches that are also run dense would add multiply-adds that no answer tells of.
+    # Batches that are also run dense would add MACs that no response reports.
     options = ("--routing", "branch", "--max-queue-size", "4", "--max-batch-size", "4", "--dense-sample-interval", "0")
     serve = Process(folder / "log", "--model-repository", str(folder / "models"), *options)
     try:
-        with httpx.Client(base_url=serve.url(), timeout=PATIENCE) as client:
-            until(lambda: client.get("/health/ready").status_code == 200, PATIENCE)
+        with httpx.Client(base_url=serve.url(), timeout=TIMEOUT) as client:
+            until(lambda: client.get("/health/ready").status_code == 200, TIMEOUT)
             trainer = start_training(folder)
             prometheus = Prometheus(
                 folder,
@@ -64,7 +64,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 def start_training(folder: Path) -> subprocess.Popen[bytes]:
-    """Start a training run that goes on for longer than any test, and writes what it says to ``train.log``."""
+    """Start a training run that outlasts every test and logs to ``train.log``."""
     write_dataset(folder / "data", 96)
     options = "--arch cifar10_rnn_gate_38 --dataset cifar10 --recipe budget --stages sp --epochs 1000 --batch 16"
     options += f" --held-out 16 --compile off --data {folder}/data --output {folder}/run --metrics-port 0"
@@ -74,18 +74,18 @@ def start_training(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def metrics_address(folder: Path) -> str:
-    """Return the host:port that the training run says its metrics are at."""
+    """Return the host:port of the training run's metrics, from its log."""
     log = folder / "train.log"
-    until(lambda: "/metrics" in log.read_text(), PATIENCE)
+    until(lambda: "/metrics" in log.read_text(), TIMEOUT)
     found = re.search(r"metrics: http://(\S+)/metrics", log.read_text())
     assert found, log.read_text()
     return found[1]
 
 
 def answered(live: Live) -> Live:
-    """Classify, add up what the answers say, and wait until Prometheus has seen it."""
+    """Classify images, add up the responses, and wait until Prometheus has the same sums."""
     for seed in range(40):
-        # From every block to none but the first: images that all cost the same would prove little.
+        # From all blocks to only the first, because images of equal cost would prove little.
         parameters = {"execute_threshold": seed % 5 / 4} if seed % 2 else {}
         answer = live.client.post("/classify", params=parameters, content=photo(seed), headers=PNG)
         routing = answer.raise_for_status().json()["routing"]
@@ -93,7 +93,7 @@ def answered(live: Live) -> Live:
         live.dense += routing["dense_macs"]
         live.skipped += routing["skipped"]
         live.layers += routing["layers_skipped"]
-    # A scrape may come while the last answer is being counted: every sum is waited for.
+    # A scrape may happen while the last response is counted, so wait for every sum.
     sums = {
         'skipnet_macs_total{kind="executed"}': live.executed,
         "skipnet_blocks_skipped_sum": live.skipped,
@@ -106,23 +106,23 @@ def answered(live: Live) -> Live:
 
 @pytest.fixture(scope="package")
 def stressed(live: Live) -> Live:
-    """The same after every kind of failure and more requests than it takes, its rules evaluated since."""
+    """The same after every kind of failure and an overload, with the rules evaluated since."""
 
     def send(content: bytes, **headers: str) -> int:
-        with httpx.Client(base_url=live.client.base_url, timeout=PATIENCE) as client:
+        with httpx.Client(base_url=live.client.base_url, timeout=TIMEOUT) as client:
             return client.post("/classify", content=content, headers=PNG | headers).status_code
 
-    told = live.prometheus
-    # First, because it may take minutes, and the panels look at the last one.
-    until(lambda: told.value("count(skipnet_training_loss)") == 1, PATIENCE)
+    prometheus = live.prometheus
+    # First, because it may take minutes and the panels show the last minute.
+    until(lambda: prometheus.value("count(skipnet_training_loss)") == 1, TIMEOUT)
     assert send(b"no image") in (400, 415)
     assert send(photo(0)[:200]) == 400
-    # Few bytes to receive, many pixels to decode: the deadline passes in between.
+    # Few bytes to receive and many pixels to decode, so that the deadline passes in between.
     image = encoded(Image.new("RGB", (5000, 5000)))
     assert 504 in (send(image, **{"x-request-timeout": str(0.01 * 1.5**step)}) for step in range(16))
     with ThreadPoolExecutor(24) as pool:
         statuses = set(pool.map(send, [image] * 48))
     assert {200, 429} <= statuses
-    until(lambda: told.value('sum(rate(skipnet_requests_total{outcome="rejected"}[1m]))') > 0, 60)
-    until(lambda: told.value("count(job_model_version:skipnet_block_executions:deviation_rate1h)") >= 1, 60)
+    until(lambda: prometheus.value('sum(rate(skipnet_requests_total{outcome="rejected"}[1m]))') > 0, 60)
+    until(lambda: prometheus.value("count(job_model_version:skipnet_block_executions:deviation_rate1h)") >= 1, 60)
     return live

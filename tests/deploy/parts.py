@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes what a test starts."""
+"""A real Prometheus that scrapes the processes of a test."""
 
 import os
 import re
@@ -17,10 +17,12 @@ from tests.service.parts import picture, until
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus/rules"
 EVERY = "250ms"
+LOADER_BYTES = (2 * 2 + 1) * 128 * 3 * 224 * 224 * 4
+"""Shared memory of the data loader: two workers with two batches each, and one in use, of 128 photos in float32."""
 
 
 def program(name: str) -> str:
-    """Return the path of a program of Debian's package prometheus; skips the test where there is none, fails in CI."""
+    """Return the path of a program of Debian's package prometheus. Without it, skip the test, or fail in CI."""
     path = shutil.which(name)
     if path is None:
         message = f"{name} is not installed; it is in Debian's package prometheus"
@@ -31,7 +33,7 @@ def program(name: str) -> str:
 
 
 class Prometheus:
-    """Prometheus with our rules, scraping ``targets`` (job to host:port) four times a second."""
+    """Prometheus with our rules that scrapes ``targets`` (job to host:port) four times a second."""
 
     def __init__(self, folder: Path, targets: dict[str, str]) -> None:
         config = {
@@ -57,11 +59,11 @@ class Prometheus:
         until(lambda: self.address() != "" or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
         self.client = httpx.Client(base_url=f"http://{self.address()}/api/v1", timeout=20)
-        # It listens before it can answer, and says 503 in between.
+        # It listens before it can answer, and answers 503 until then.
         until(lambda: self.client.get(f"http://{self.address()}/-/ready").status_code == 200, 60)
 
     def address(self) -> str:
-        """Return host:port once it listens; port 0 lets the system choose, and the log says what it chose."""
+        """Return host:port from the log, or "" until Prometheus listens. Port 0 lets the system choose."""
         for line in self.log.read_text().splitlines():
             if "Listening on" in line and "address=" in line:
                 return line.rpartition("address=")[2].strip()
@@ -78,7 +80,7 @@ class Prometheus:
         return answer["data"]
 
     def query(self, expression: str, **parameters: str) -> list[dict[str, Any]]:
-        """Return the series that an expression gives now: labels in ``metric``, text in ``value[1]``."""
+        """Return the current series of an expression, with labels in ``metric`` and text in ``value[1]``."""
         data = self.ask("/query", query=expression, **parameters)
         if data["resultType"] == "scalar":
             return [{"metric": {}, "value": data["result"]}]
@@ -86,7 +88,7 @@ class Prometheus:
         return series
 
     def value(self, expression: str) -> float:
-        """Return the one value that an expression gives now; NaN where it gives none."""
+        """Return the current single value of an expression, or NaN if it has none."""
         series = self.query(expression)
         assert len(series) <= 1, series
         return float(series[0]["value"][1]) if series else float("nan")
@@ -94,7 +96,7 @@ class Prometheus:
 
 @dataclass
 class Live:
-    """A running service, the Prometheus that scrapes it, and the sums of what it answered until ``moment``."""
+    """A running service, its Prometheus, and sums over its responses until ``moment``."""
 
     client: httpx.Client
     prometheus: Prometheus
@@ -105,20 +107,20 @@ class Live:
     layers: int = 0
 
     def then(self, expression: str) -> float:
-        """Return the one value that an expression had when Prometheus had seen exactly those answers."""
+        """Return the single value that an expression had at ``moment``."""
         [series] = self.prometheus.query(expression, time=str(self.moment))
         return float(series["value"][1])
 
 
 def filled(expression: str) -> str:
-    """Return a panel's expression with values for Grafana's variables."""
+    """Replace Grafana's variables in a panel's expression by values."""
     for name, value in {"__rate_interval": "1m", "price": "0.1"}.items():
         expression = expression.replace(f"${name}", value)
     return re.sub(r"=~\"\$(job|instance|model|version|architecture)\"", '=~".*"', expression)
 
 
 def write_dataset(folder: Path, images: int) -> None:
-    """Write a few pictures as CIFAR-10 lies on the hub: ``train.parquet`` with columns img and label."""
+    """Write pictures in the format of CIFAR-10 on the hub: ``train.parquet`` with columns img and label."""
     from datasets import Dataset, Features, Image, Value, disable_progress_bars
 
     disable_progress_bars()

@@ -1,4 +1,4 @@
-"""Every panel of every dashboard: built from the code, explained, and alive in real traffic."""
+"""Test that every panel is built from the code, has a description, and shows data of real traffic."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_the_committed_json_is_what_the_code_builds() -> None:
 @pytest.mark.parametrize("panel", PANELS)
 def test_every_expression_gives_data(panel: dict[str, Any], stressed: Live) -> None:
     if panel["title"].startswith("GPU") and not stressed.prometheus.query("skipnet_gpu_memory_bytes"):
-        # Without an NVIDIA GPU they are evaluated all the same, and show nothing rather than a wrong zero.
+        # Without an NVIDIA GPU they show nothing instead of a wrong zero.
         assert [stressed.prometheus.query(filled(target["expr"])) for target in panel["targets"]] == [[]] * len(
             panel["targets"]
         )
@@ -47,12 +47,12 @@ def test_every_expression_gives_data(panel: dict[str, Any], stressed: Live) -> N
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_a_panel_is_explained_and_can_be_pointed_elsewhere(panel: dict[str, Any]) -> None:
+def test_a_panel_has_a_description_and_uses_the_variables(panel: dict[str, Any]) -> None:
     assert panel["title"] and panel["description"].endswith(".")
     assert panel["datasource"]["uid"] == "$datasource"
     defaults = panel["fieldConfig"]["defaults"]
     assert defaults["unit"]
-    # Grafana's own default is red at 80, whatever the unit.
+    # Grafana's default is red from 80 on, for every unit.
     assert defaults["thresholds"]["steps"] and 80 not in [step["value"] for step in defaults["thresholds"]["steps"]]
     for target in panel["targets"]:
         promql_parser.parse(filled(target["expr"]))
@@ -66,7 +66,7 @@ def test_a_panel_is_explained_and_can_be_pointed_elsewhere(panel: dict[str, Any]
             assert set(counters) <= {"rate", "increase"}
 
 
-def test_savings_panels_show_the_sums_of_the_answers(live: Live) -> None:
+def test_savings_panels_show_the_sums_of_the_responses(live: Live) -> None:
     panels = {panel["title"]: panel for panel in BOARDS["skipnet-savings"]["panels"]}
 
     def shown(title: str) -> float:
@@ -78,7 +78,7 @@ def test_savings_panels_show_the_sums_of_the_answers(live: Live) -> None:
     assert shown("Money saved since start") == pytest.approx(shown("Engine time saved since start") / 36000)
 
 
-def test_gpu_panels_name_what_nvml_is_read_for() -> None:
+def test_gpu_panels_use_metrics_that_are_read_from_nvml() -> None:
     source = Path(gpu.__file__).read_text()
     named = {
         name
@@ -92,7 +92,7 @@ def test_gpu_panels_name_what_nvml_is_read_for() -> None:
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-def test_a_dashboard_can_be_chosen_from_and_not_be_changed(board: dict[str, Any]) -> None:
+def test_a_dashboard_has_variables_and_is_read_only(board: dict[str, Any]) -> None:
     assert board["editable"] is False
     variables = [variable["name"] for variable in board["templating"]["list"]]
     assert variables[:3] == ["datasource", "job", "instance"]
@@ -101,7 +101,7 @@ def test_a_dashboard_can_be_chosen_from_and_not_be_changed(board: dict[str, Any]
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-def test_what_variables_offer_exists(board: dict[str, Any], stressed: Live) -> None:
+def test_variables_have_values(board: dict[str, Any], stressed: Live) -> None:
     for variable in board["templating"]["list"]:
         if variable["type"] == "query":
             found = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"])

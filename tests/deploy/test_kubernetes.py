@@ -1,4 +1,4 @@
-"""The Kubernetes base: what its schema can't tell."""
+"""Test what the schema of the Kubernetes manifests cannot check."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.parts import DEPLOY
+from tests.deploy.parts import DEPLOY, LOADER_BYTES
 
 BASE = DEPLOY / "kubernetes"
 
@@ -17,7 +17,7 @@ def read(name: str) -> Any:
 
 
 def fill(shipped: Path, volume: Path, before: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the init container's script, as a pod that has ``shipped`` in its image, after a line of shell ``before``."""
+    """Run the script of the init container on an image with the models ``shipped``, after the shell line ``before``."""
     [container] = read("deployment")["spec"]["template"]["spec"]["initContainers"]
     [script] = container["args"]
     script = f"{before}\n{script}".replace("/target", str(volume)).replace("/models", str(shipped))
@@ -43,12 +43,12 @@ def shipped(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:
-    """An empty volume as ext4 makes it."""
+    """An empty volume, with the folder that ext4 creates."""
     (tmp_path / "volume/lost+found").mkdir(parents=True)
     return tmp_path / "volume"
 
 
-def test_settings_are_not_made_of_the_services_name() -> None:
+def test_kubernetes_sets_no_variables_for_services() -> None:
     assert read("deployment")["spec"]["template"]["spec"]["enableServiceLinks"] is False
 
 
@@ -57,7 +57,7 @@ def test_an_empty_volume_gets_every_shipped_model(shipped: Path, volume: Path) -
     assert files(volume) == files(shipped)
 
 
-def test_a_volume_that_has_a_model_is_left_as_it_is(shipped: Path, volume: Path) -> None:
+def test_a_volume_with_a_model_is_not_changed(shipped: Path, volume: Path) -> None:
     write(volume, "own")
     before = files(volume)
     assert fill(shipped, volume).returncode == 0
@@ -65,7 +65,7 @@ def test_a_volume_that_has_a_model_is_left_as_it_is(shipped: Path, volume: Path)
 
 
 @pytest.mark.parametrize("copied", range(1, 4))
-def test_what_was_interrupted_is_finished_by_the_next_pod(shipped: Path, volume: Path, copied: int) -> None:
+def test_the_next_pod_finishes_an_interrupted_copy(shipped: Path, volume: Path, copied: int) -> None:
     stop = f"""cp() {{
         count=$((${{count:-0}} + 1))
         if [ $count -lt {copied} ]; then command cp "$@"; return; fi
@@ -78,25 +78,25 @@ def test_what_was_interrupted_is_finished_by_the_next_pod(shipped: Path, volume:
     assert files(volume) == whole
 
 
-def test_what_came_meanwhile_is_not_overwritten(shipped: Path, volume: Path) -> None:
+def test_models_that_were_added_meanwhile_are_not_overwritten(shipped: Path, volume: Path) -> None:
     write(volume, "b", text="own")
     (volume / ".filling").touch()
     assert fill(shipped, volume).returncode == 0
     assert files(volume) == files(shipped) | {"b/1/config.json": "own", "b/1/model.safetensors": "own"}
 
 
-def test_of_two_pods_that_copy_at_once_the_second_keeps_the_firsts(shipped: Path, volume: Path) -> None:
+def test_a_second_pod_keeps_what_the_first_copied(shipped: Path, volume: Path) -> None:
     other = f'cp() {{ mkdir "{volume}/$2" && command cp -r "$2/1" "{volume}/$2"; command cp "$@"; }}'
     assert fill(shipped, volume, other).returncode == 0
     assert files(volume) == files(shipped)
 
 
-def test_a_full_volume_is_no_success(shipped: Path, volume: Path) -> None:
+def test_a_full_volume_fails(shipped: Path, volume: Path) -> None:
     assert fill(shipped, volume, "cp() { return 1; }").returncode != 0
     assert fill(shipped, volume, "mv() { return 1; }").returncode != 0
 
 
-def test_replicas_are_spread_over_nodes_and_a_drain_leaves_one() -> None:
+def test_replicas_run_on_different_nodes_and_a_drain_leaves_one() -> None:
     pods = read("deployment")["spec"]["template"]
     [spread] = pods["spec"]["topologySpreadConstraints"]
     budget = read("disruption")["spec"]
@@ -104,12 +104,12 @@ def test_replicas_are_spread_over_nodes_and_a_drain_leaves_one() -> None:
     selectors += [each["matchLabels"] for each in (spread["labelSelector"], budget["selector"])]
     assert selectors == [pods["metadata"]["labels"]] * 3
     assert spread["topologyKey"] == "kubernetes.io/hostname"
-    assert spread["whenUnsatisfiable"] == "ScheduleAnyway", "one node alone must do"
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway", "a single node must be enough"
     assert budget["maxUnavailable"] < read("autoscaler")["spec"]["minReplicas"]
 
 
-def test_the_base_has_every_file_but_the_maintenance_pod() -> None:
-    files = {file.name for file in BASE.glob("*.yaml")} - {"kustomization.yaml", "maintenance.yaml"}
+def test_the_base_has_every_file_but_those_applied_by_hand() -> None:
+    files = {file.name for file in BASE.glob("*.yaml")} - {"kustomization.yaml", "maintenance.yaml", "training.yaml"}
     assert set(read("kustomization")["resources"]) == files
 
 
@@ -119,4 +119,15 @@ def test_the_maintenance_pod_writes_to_the_models_and_gets_no_requests() -> None
     assert shell["volumeMounts"] == [{"name": "models", "mountPath": "/models"}]
     assert pod["spec"]["volumes"] == read("deployment")["spec"]["template"]["spec"]["volumes"][:1]
     assert not read("service")["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
-    assert "maintenance.yaml" not in read("kustomization")["resources"]
+
+
+def test_the_training_job_writes_to_the_models_and_has_shared_memory_for_the_batches_of_its_loader() -> None:
+    pod = read("training")["spec"]["template"]["spec"]
+    [trainer] = pod["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in trainer["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes[mounts["/models"]] == read("deployment")["spec"]["template"]["spec"]["volumes"][0]
+    shared = volumes[mounts["/dev/shm"]]["emptyDir"]
+    assert shared["medium"] == "Memory"
+    assert int(shared["sizeLimit"].removesuffix("Gi")) << 30 >= LOADER_BYTES
+    assert not read("service")["spec"]["selector"].items() <= read("training")["metadata"]["labels"].items()

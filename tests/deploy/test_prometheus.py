@@ -1,4 +1,4 @@
-"""What a real Prometheus makes of the service's metrics is what the service answered."""
+"""Compare the metrics in a real Prometheus with the responses of the service."""
 
 import subprocess
 
@@ -9,7 +9,7 @@ from tests.deploy.parts import DEPLOY, Live, program
 EXECUTED, DENSE = 'skipnet_macs_total{kind="executed"}', 'skipnet_macs_total{kind="dense"}'
 
 
-def test_saved_computation_is_that_of_the_answers(live: Live) -> None:
+def test_saved_macs_are_those_of_the_responses(live: Live) -> None:
     assert live.then(f"sum({EXECUTED})") == live.executed
     assert live.then(f"sum({DENSE})") == live.dense
     assert live.then("sum(skipnet_blocks_skipped_sum)") == live.skipped
@@ -18,7 +18,7 @@ def test_saved_computation_is_that_of_the_answers(live: Live) -> None:
 
     saved = live.then(f"1 - sum(rate({EXECUTED}[5m])) / sum(rate({DENSE}[5m]))")
     assert 0 < saved == pytest.approx(1 - live.executed / live.dense, rel=1e-9)
-    # Prometheus extrapolates an increase to the window's end, by less than a scrape.
+    # Prometheus extrapolates an increase to the end of the window, by less than one scrape interval.
     assert live.then(f"sum(increase({EXECUTED}[5m]))") == pytest.approx(live.executed, rel=0.1)
     assert live.then(f"sum(increase({DENSE}[5m]))") == pytest.approx(live.dense, rel=0.1)
 
@@ -47,6 +47,6 @@ def test_exemplars_carry_request_ids(live: Live) -> None:
     ],
     ids=["config", "rules"],
 )
-def test_promtool_is_content(arguments: list[object]) -> None:
+def test_promtool_accepts(arguments: list[object]) -> None:
     check = subprocess.run([program("promtool"), *map(str, arguments)], capture_output=True, text=True)
     assert check.returncode == 0, check.stdout + check.stderr

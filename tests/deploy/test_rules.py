@@ -1,4 +1,4 @@
-"""Every rule and alert: it is tested firing and silent, has a page to read, and its parts give data in live traffic."""
+"""Test that every rule has data in live traffic, and every alert a runbook and tests of both states."""
 
 import itertools
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ COMPARISONS = {"==", "!=", "<", "<=", ">", ">=", "and", "or", "unless"}
 
 
 def parts(expression: Any) -> Iterator[str]:
-    """Yield what an alert compares: what must give data whether it fires or not."""
+    """Yield the operands of an alert's comparisons, which must have data even if it does not fire."""
     if isinstance(expression, promql_parser.ParenExpr):
         yield from parts(expression.expr)
     elif isinstance(expression, promql_parser.BinaryExpr) and str(expression.op) in COMPARISONS:
@@ -41,7 +41,7 @@ def test_a_recorded_series_has_data_and_the_labels_of_its_name(name: str, stress
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_what_an_alert_compares_has_data(name: str, stressed: Live) -> None:
+def test_the_operands_of_an_alert_have_data(name: str, stressed: Live) -> None:
     stressed.prometheus.query(ALERTS[name]["expr"])
     compared = list(parts(promql_parser.parse(ALERTS[name]["expr"])))
     assert compared
@@ -49,10 +49,10 @@ def test_what_an_alert_compares_has_data(name: str, stressed: Live) -> None:
         assert stressed.prometheus.query(part), part
 
 
-def test_alerts_of_the_live_service_are_silent_but_for_what_was_done_to_it(stressed: Live) -> None:
+def test_only_alerts_that_the_test_provokes_fire(stressed: Live) -> None:
     firing = {alert["labels"]["alertname"] for alert in stressed.prometheus.ask("/alerts")["alerts"]}
     assert firing <= {"SkipNetErrorBudgetBurnsFast", "SkipNetErrorBudgetBurns", "SkipNetSaturated"} | {
-        # Thresholds of 0 to 1 and random colours are not the images of the evaluation.
+        # The thresholds and images differ from those of the evaluation.
         name
         for name in ALERTS
         if "Latency" in name or "skip" in ALERTS[name]["annotations"]["runbook"]
@@ -60,7 +60,7 @@ def test_alerts_of_the_live_service_are_silent_but_for_what_was_done_to_it(stres
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_an_alert_is_tested_firing_and_silent_and_explained(name: str) -> None:
+def test_an_alert_is_tested_firing_and_silent_and_has_a_runbook(name: str) -> None:
     cases = [
         case
         for file in sorted((DEPLOY / "prometheus/tests").glob("*.yml"))
@@ -75,7 +75,7 @@ def test_an_alert_is_tested_firing_and_silent_and_explained(name: str) -> None:
     assert "## Look at first" in page and "## Do" in page
 
 
-def test_every_page_belongs_to_an_alert() -> None:
+def test_every_runbook_belongs_to_an_alert() -> None:
     pages = {f"docs/runbooks/{file.name}" for file in (ROOT / "docs/runbooks").glob("*.md")}
     assert pages - {"docs/runbooks/README.md"} == {rule["annotations"]["runbook"] for rule in ALERTS.values()}
 

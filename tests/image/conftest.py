@@ -1,6 +1,6 @@
-"""The image, built and run without a container engine: by buildah, in chroots, on a base made by debootstrap.
+"""Build and run the image without a container engine, by buildah in chroots.
 
-The base stands in for the official Python image: the same Debian release and the same Python, from Debian's packages.
+The base image is made by debootstrap. It has the Debian release and the Python version of the official Python image.
 """
 
 import os
@@ -21,13 +21,13 @@ CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 def run(*command: object) -> str:
-    """Run a command to its end and return what it printed; what it says on standard error goes to the test's."""
+    """Run a command and return its standard output. Its standard error goes to that of the test."""
     return subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 @dataclass(frozen=True)
 class Image:
-    """The built image, in storage of its own."""
+    """The built image in its own storage."""
 
     storage: tuple[str, ...]
     name: str
@@ -36,7 +36,7 @@ class Image:
         return run("buildah", *self.storage, verb, *arguments)
 
     def start(self, command: list[str], volumes: dict[Path, str], log: Path, **env: str) -> subprocess.Popen[bytes]:
-        """Start a command in a container of its own, as the image's user."""
+        """Start a command as the image's user in a new container."""
         container = self.buildah("from", "--pull-never", self.name)
         options = [f"--volume={host}:{inside}" for host, inside in volumes.items()]
         options += [f"--env={name}={value}" for name, value in env.items()]
@@ -64,7 +64,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
 
 
 def build_base(image: Image, folder: Path) -> None:
-    """Tag a minimal Debian with Python under the name that the Dockerfile starts from."""
+    """Tag a minimal Debian with Python as the base image of the Dockerfile."""
     [name] = set(re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
     release = name.rpartition("-")[2]
     run("debootstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", release, folder)
@@ -78,14 +78,14 @@ def build_base(image: Image, folder: Path) -> None:
 
 
 def pip_settings() -> list[tuple[str, str]]:
-    """Return how pip finds packages on this machine, so that it finds them in the build too."""
+    """Return the package sources of pip on this machine, for use in the build."""
     listed = run(sys.executable, "-m", "pip", "config", "list")
     settings = re.findall(r"^(?:global|:env:)\.(index-url|extra-index-url|find-links)='(.*)'$", listed, re.MULTILINE)
     return list({key: value.replace("\\n", " ") for key, value in settings}.items())
 
 
 def pip_folders() -> set[Path]:
-    """Return the local folders among them, which the build must see: an index's files lie beside its pages."""
+    """Return the local folders among pip's package sources, which the build must mount."""
     values = [value for _, value in pip_settings()]
     indexes = {Path(found).parent for value in values for found in re.findall(r"file://(/\S+)", value)}
     links = {Path(found) for value in values for found in re.findall(r"(?<!\S)(/\S+)", value)}

@@ -1,4 +1,4 @@
-"""What the image promises: small, without a compiler, not root; and service and trainer work together from it."""
+"""Test the image: small, no compiler, not root, with a service and a trainer that work together."""
 
 import json
 import logging
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 pytestmark = pytest.mark.image
 
 PHOTOS = Path(__file__).parents[1] / "photos"
-PATIENCE = 900
+TIMEOUT = 900
 USER = 10001
 ARCH = "cifar10_rnn_gate_38"
 
 
 @pytest.fixture(scope="module")
 def models(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A volume that begins with what the image has in /models, as a new one does."""
+    """A new volume, which starts with the contents of /models in the image."""
     container = image.buildah("from", "--pull-never", image.name)
     mounted = Path(image.buildah("mount", container))
     folder = tmp_path_factory.mktemp("volumes") / "models"
@@ -47,7 +47,7 @@ def service(image: Image, models: Path, tmp_path_factory: pytest.TempPathFactory
         ["skipnet", "serve"], {models: "/models"}, log, SKIPNET_PORT=str(port), SKIPNET_WATCH_INTERVAL="1"
     )
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        until(lambda: ready(client) or process.poll() is not None, PATIENCE)
+        until(lambda: ready(client) or process.poll() is not None, TIMEOUT)
         assert process.poll() is None, log.read_text()
         yield client
         os.kill(inside(process.pid), signal.SIGTERM)
@@ -62,7 +62,7 @@ def ready(client: httpx.Client) -> bool:
 
 
 def inside(pid: int) -> int:
-    """Return the innermost child of a buildah process: what runs in the container."""
+    """Return the innermost child of a buildah process, which runs in the container."""
     while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         pid = int(children[0])
     return pid
@@ -74,7 +74,7 @@ def classify(client: httpx.Client) -> dict[str, object]:
     return model
 
 
-def test_the_image_is_small_has_no_compiler_and_is_not_run_by_root(image: Image) -> None:
+def test_the_image_is_small_and_has_no_compiler_and_no_root_user(image: Image) -> None:
     config = json.loads(image.buildah("inspect", "--type", "image", image.name))["OCIv1"]["config"]
     assert config["User"] == f"{USER}:{USER}" and config["Entrypoint"] == ["skipnet"]
     container = image.buildah("from", "--pull-never", image.name)
@@ -87,12 +87,12 @@ def test_the_image_is_small_has_no_compiler_and_is_not_run_by_root(image: Image)
     image.buildah("umount", container)
 
 
-def test_the_service_answers_from_the_image_as_its_user(service: httpx.Client) -> None:
+def test_the_service_runs_from_the_image_as_its_user(service: httpx.Client) -> None:
     assert classify(service)["version"] == 1
     assert service.get("/health/live").status_code == 200
 
 
-def test_what_the_trainer_publishes_is_served_without_a_restart(
+def test_a_version_that_the_trainer_publishes_is_served_without_a_restart(
     image: Image, service: httpx.Client, models: Path, tmp_path: Path
 ) -> None:
     for folder in (tmp_path, *tmp_path.parents[:2]):
@@ -108,13 +108,13 @@ def test_what_the_trainer_publishes_is_served_without_a_restart(
     trainer = image.start(
         ["skipnet", "train", *options.split()], {models: "/models", runs: "/runs", data: "/data"}, log
     )
-    assert trainer.wait(PATIENCE) == 0, log.read_text()
-    until(lambda: classify(service)["version"] == 2, PATIENCE)
+    assert trainer.wait(TIMEOUT) == 0, log.read_text()
+    until(lambda: classify(service)["version"] == 2, TIMEOUT)
     assert service.get("/health/ready").status_code == 200
 
 
 def write_photos(folder: Path) -> None:
-    """Cut parts out of two real photos: a data set of two classes, for a network that need not learn much."""
+    """Write a data set of two classes, made of parts of two photos."""
     for name in ("cat", "rocket"):
         (folder / "train" / name).mkdir(parents=True)
         with Picture.open(PHOTOS / f"{name}.jpg") as photo:
