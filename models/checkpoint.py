@@ -117,8 +117,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, network.eval())
 
 
-def fit_state(network: SkipNet, state: dict[str, torch.Tensor], origin: Path) -> None:
-    """Load ``state`` into ``network``; raises CheckpointError where names, shapes or values are not the network's."""
+def fit_state(
+    network: SkipNet,
+    state: dict[str, torch.Tensor],
+    origin: Path,
+    remedy: str = f"check `architecture` and `labels` in {CONFIG}",
+) -> None:
+    """Load ``state`` into ``network``; raises CheckpointError where names, shapes or values are not the network's.
+
+    ``remedy`` is what the error tells the user to do.
+    """
     # The count of batches seen matters to no answer, so checkpoints do without it.
     expected = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     wrong = sorted(expected.keys() ^ state.keys()) or [
@@ -128,7 +136,7 @@ def fit_state(network: SkipNet, state: dict[str, torch.Tensor], origin: Path) ->
         raise CheckpointError(
             f"{origin} does not hold the weights of this architecture: {', '.join(wrong[:3])}"
             f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''} missing, unexpected or of another shape; "
-            f"check `architecture` and `labels` in {CONFIG}"
+            f"{remedy}"
         )
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
@@ -147,7 +155,7 @@ def read_config(folder: Path) -> Config:
         if pickles:
             raise CheckpointError(
                 f"{folder} holds {pickles[0]}, a pickle, which could run code when loaded; "
-                f"convert it: skipnet import {pickles[0]} --arch NAME --output {folder}"
+                f"convert it: skipnet import {folder / pickles[0]} --arch NAME --output {folder}"
             )
         there = version_numbers(folder)
         remedy = choose_among(there) if there else f"it should hold {WEIGHTS} and {CONFIG}"

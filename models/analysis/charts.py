@@ -1,212 +1,199 @@
-"""An analysis as charts."""
+"""The charts of an analysis."""
 
-from models.analysis.study import Altered, Analysis
+from models.analysis.schema import AlterationEffect, Analysis
 from models.checkpoint import CalibrationPoint
-from models.plotting import Axis, Columns, Line, Mark, Ranges, draw_chart
+from models.plotting import Axis, Bars, Line, Mark, Ranges, draw_chart
 
 STRENGTHS = {
-    "scale": "size of the image, times its own",
-    "brightness": "brightness, times the image's own",
-    "contrast": "contrast, times the image's own",
-    "blur": "deviation of the blur, % of the width",
+    "scale": "size of the image relative to the original",
+    "brightness": "brightness relative to the original",
+    "contrast": "contrast relative to the original",
+    "blur": "standard deviation of the blur, % of the width",
 }
-MANY = 24
-"""Columns beyond which only some are named."""
+MOST_TICKS = 24
+"""The most bars that all have a tick."""
+MOST_LETTERS = 14
+"""The most letters of a class name beside a chart."""
+FEWEST_IMAGES = 20
+"""The fewest images of which an accuracy is drawn."""
 
 
 def draw_charts(analysis: Analysis, calibration: list[CalibrationPoint]) -> dict[str, str]:
-    """Return SVG documents by name."""
+    """Return SVG documents by the names of their files without the suffix."""
     charts = {
         "blocks": draw_histogram(analysis),
         "classes": draw_classes(analysis),
         "rates": draw_rates(analysis),
         "paths": draw_paths(analysis),
-        "looks": draw_looks(analysis),
-        **{altered.name: draw_altered(altered, analysis.blocks) for altered in analysis.altered},
+        "looks": draw_appearance(analysis),
+        **{effect.name: draw_alteration(effect, analysis.blocks) for effect in analysis.altered},
         "flips": draw_flips(analysis),
         "reliability": draw_reliability(analysis),
     }
-    if analysis.worth:
-        charts["worth"] = draw_worth(analysis)
+    if analysis.execution_benefit:
+        charts["worth"] = draw_execution_benefit(analysis)
+    if analysis.attacks:
         charts["attacks"] = draw_attacks(analysis)
     if calibration:
-        charts["dial"] = draw_dial(calibration)
+        charts["dial"] = draw_calibration(calibration)
     return charts
 
 
 def block_names(count: int) -> list[str]:
-    """Return 1, 2, ... as names of columns, of which a chart of many shows every fifth."""
-    return [str(number + 1) if count <= MANY or number % 5 == 4 or number == 0 else "" for number in range(count)]
+    """Return 1, 2, ... as tick labels; of many blocks only the first and every fifth have one."""
+    return [str(number + 1) if count <= MOST_TICKS or number % 5 == 4 or number == 0 else "" for number in range(count)]
 
 
 def draw_histogram(analysis: Analysis) -> str:
-    shares = [count / analysis.images for count in analysis.histogram[1:]]
+    """Draw how many images execute each number of blocks, and their accuracy."""
+    accuracies = [
+        (blocks - 1.0, accuracy)
+        for blocks, accuracy in enumerate(analysis.accuracy_by_blocks)
+        if accuracy is not None and analysis.histogram[blocks] >= FEWEST_IMAGES
+    ]
     return draw_chart(
-        "Blocks that an image executes",
-        Axis.of_names("blocks executed", block_names(analysis.blocks)),
-        share_axis("share", max(shares)),
+        "Executed blocks per image",
+        Axis("executed blocks", names=block_names(analysis.blocks)),
+        Axis("share of images", 0, percent=True),
         [
-            Columns("images", shares),
-            Line(
-                "accuracy of these images",
-                [
-                    (blocks - 1, accuracy * top_of(max(shares)))
-                    for blocks, accuracy in enumerate(analysis.accuracy_by_blocks)
-                    if accuracy is not None and analysis.histogram[blocks] >= 20
-                ],
-                f"the top is 100 %; {analysis.accuracy:.1%} of all",
-            ),
+            Bars("images", [count / analysis.images for count in analysis.histogram[1:]]),
+            Line("accuracy", accuracies, f"{analysis.accuracy:.1%} of all images", right=True),
         ],
+        right=Axis("accuracy", 0, 1.02, percent=True),
     )
-
-
-def top_of(largest: float) -> float:
-    """Return the end of an axis that holds ``largest``: the next of 0.1, 0.2, ... 1."""
-    return min(1.0, (int(largest * 10 - 1e-9) + 1) / 10)
-
-
-def share_axis(label: str, largest: float) -> Axis:
-    top = top_of(largest)
-    return Axis.of_numbers(label, 0, top, top / 4, ".0%" if top > 0.1 else ".1%")
 
 
 def draw_classes(analysis: Analysis) -> str:
-    # The y axis rises: rows from the last to the first, so that what executes least is on top.
-    rows = analysis.classes[::-1]
-    low, high = min(row.quantiles[0] for row in rows), max(row.quantiles[4] for row in rows)
+    """Draw the quantiles of the executed blocks of each class, the fewest on top."""
+    classes = analysis.classes[::-1]
     return draw_chart(
-        "Blocks executed, by class",
-        Axis.of_numbers("blocks executed", low - 0.5, high + 0.5, max(1, (high - low) // 8 + 1)),
-        Axis.of_names("", [short(row.label) for row in rows]),
-        [Ranges("median, quartiles, 5 to 95 %", [row.quantiles for row in rows])],
+        "Executed blocks by class",
+        Axis("executed blocks"),
+        Axis("", names=[shorten(routes.label) for routes in classes]),
+        [Ranges("median, quartiles, 5 to 95 %", [routes.quantiles for routes in classes])],
     )
 
 
-def short(label: str) -> str:
-    """Return as much of a label as the margin holds."""
-    return label if len(label) <= 14 else f"{label[:13]}…"
+def shorten(label: str) -> str:
+    """Return a label that fits beside a chart."""
+    return label if len(label) <= MOST_LETTERS else f"{label[: MOST_LETTERS - 1]}…"
 
 
 def draw_rates(analysis: Analysis) -> str:
+    """Draw how often each block executes."""
     return draw_chart(
-        "How often each block executes",
-        Axis.of_names("block, coloured by group", block_names(analysis.blocks)),
-        Axis.of_numbers("share of images", 0, 1, 0.25, ".0%"),
-        [Columns("", analysis.execution_rate, groups=analysis.groups)],
+        "Execution rate of each block",
+        Axis("block, coloured by group", names=block_names(analysis.blocks)),
+        Axis("share of images", 0, 1, percent=True),
+        [Bars("", analysis.execution_rate, groups=analysis.groups)],
     )
 
 
 def draw_paths(analysis: Analysis) -> str:
+    """Draw the share of images that take one of the most frequent paths."""
     total, sums = 0.0, []
     for rank, share in enumerate(analysis.path_shares):
         total += share
         sums.append((rank + 1.0, total))
     return draw_chart(
         f"{analysis.paths} distinct paths",
-        Axis.of_numbers("most frequent paths", 0, 20, 5),
-        Axis.of_numbers("share of images", 0, 1, 0.25, ".0%"),
+        Axis("most frequent paths", 0),
+        Axis("share of images", 0, 1.02, percent=True),
         [Line("images that take one of them", sums)],
     )
 
 
-def draw_looks(analysis: Analysis) -> str:
-    lines = [
-        Line(look.name, [(fifth, blocks) for fifth, blocks in enumerate(look.blocks)], f"rank {look.correlation:+.2f}")
-        for look in analysis.looks
-    ]
+def draw_appearance(analysis: Analysis) -> str:
+    """Draw the executed blocks over fifths of the images by brightness, contrast and sharpness."""
     return draw_chart(
-        "Blocks executed, by how images look",
-        Axis.of_names("fifths of the images", ["least", "", "middle", "", "most"]),
-        blocks_axis([blocks for look in analysis.looks for blocks in look.blocks]),
-        lines,
+        "Executed blocks by appearance",
+        Axis("fifths of the images", names=["lowest", "", "middle", "", "highest"]),
+        Axis("mean executed blocks"),
+        [
+            Line(effect.name, list(enumerate(effect.blocks)), f"rank correlation {effect.correlation:+.2f}")
+            for effect in analysis.appearance
+        ],
     )
 
 
-def blocks_axis(values: list[float]) -> Axis:
-    low, high = min(values), max(values)
-    room = max(0.5, (high - low) * 0.15)
-    step = next(step for step in (0.25, 0.5, 1, 2, 5, 10, 20) if (high - low + 2 * room) / step <= 8)
-    return Axis.of_numbers("mean blocks executed", max(0.0, low - room), high + room, step)
-
-
-def draw_altered(altered: Altered, blocks: int) -> str:
-    """Return mean blocks and accuracy over the strength of an alteration, both as shares."""
-    points = list(zip(altered.strengths, altered.blocks, altered.accuracy, strict=True))
+def draw_alteration(effect: AlterationEffect, blocks: int) -> str:
+    """Draw the executed blocks, as a share of all, and the accuracy over the strength of an alteration."""
+    shares = [each / blocks for each in effect.blocks]
     return draw_chart(
-        f"The same images, altered in {altered.name}",
-        Axis.of_numbers(STRENGTHS[altered.name], 0, altered.strengths[-1], altered.strengths[-1] / 4),
-        Axis.of_numbers("share", 0, 1, 0.25, ".0%"),
+        f"The same images, altered in {effect.name}",
+        Axis(STRENGTHS[effect.name], 0),
+        Axis("share", 0, 1.02, percent=True),
         [
-            Line("blocks executed", [(strength, executed / blocks) for strength, executed, _ in points]),
-            Line("accuracy", [(strength, accuracy) for strength, _, accuracy in points]),
+            Line("executed blocks", list(zip(effect.strengths, shares, strict=True))),
+            Line("accuracy", list(zip(effect.strengths, effect.accuracy, strict=True))),
         ],
     )
 
 
 def draw_flips(analysis: Analysis) -> str:
-    rows = analysis.flips[::-1]
-    names = [row.change.removeprefix("JPEG, ").replace("quality", "JPEG").replace("pixels", "px") for row in rows]
+    """Draw the flip rates under small changes to the image."""
+    rates = analysis.flips[::-1]
     marks: list[Mark] = [
         Line(name, [(value, place) for place, value in enumerate(values)], joined=False)
         for name, values in (
-            ("decisions that flip", [row.decisions for row in rows]),
-            ("images that take another route", [row.routes for row in rows]),
-            ("images that are called something else", [row.classes for row in rows]),
+            ("decisions that flip", [rate.decisions for rate in rates]),
+            ("images that change route", [rate.routes for rate in rates]),
+            ("images that change class", [rate.classes for rate in rates]),
         )
     ]
-    largest = max(row.routes for row in rows)
-    names_axis = Axis.of_names("", [name.replace("shift by ", "move ").replace("pixel", "px") for name in names])
-    return draw_chart("A small change to the image", share_axis("share", largest), names_axis, marks)
+    names = [rate.change.removeprefix("JPEG, ").replace("quality", "JPEG") for rate in rates]
+    return draw_chart("Flips under small changes", Axis("share", 0, percent=True), Axis("", names=names), marks)
 
 
 def draw_reliability(analysis: Analysis) -> str:
+    """Draw how often blocks execute in altered copies over the execute probability of their gates."""
     return draw_chart(
-        "Do gates stand by their probability?",
-        Axis.of_numbers("probability that the gate gave", 0, 1, 0.25),
-        Axis.of_numbers("executed in altered copies", 0, 1, 0.25),
+        "Calibration of the gate probabilities",
+        Axis("execute probability of the gate", 0, 1),
+        Axis("executed in altered copies", 0, 1),
         [
-            Line("decisions", [(row.probability, row.executed) for row in analysis.reliability]),
-            Line("share of all decisions", [(row.probability, row.share) for row in analysis.reliability]),
+            Line("decisions", [(each.probability, each.executed) for each in analysis.reliability]),
+            Line("share of all decisions", [(each.probability, each.share) for each in analysis.reliability]),
         ],
         diagonal=True,
     )
 
 
-def draw_worth(analysis: Analysis) -> str:
-    points = [(row.probability, row.gain) for row in analysis.worth]
-    low, high = min(0.0, *(gain for _, gain in points)), max(0.1, *(gain for _, gain in points))
-    step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 100) if (high - low) / step <= 8)
+def draw_execution_benefit(analysis: Analysis) -> str:
+    """Draw the decrease of the cross-entropy by executing a block over the execute probability of its gate."""
     return draw_chart(
-        "What executing a block is worth",
-        Axis.of_numbers("probability that the gate gave", 0, 1, 0.25),
-        Axis.of_numbers("cross-entropy saved", low - step / 2, high + step / 2, step),
-        [Line("", points)],
+        "Benefit of executing a block",
+        Axis("execute probability of the gate", 0, 1),
+        Axis("decrease of the cross-entropy"),
+        [Line("", [(each.probability, each.gain) for each in analysis.execution_benefit])],
     )
 
 
 def draw_attacks(analysis: Analysis) -> str:
-    rows = analysis.attacks
+    """Draw the MACs before and after random noise and adversarial attacks."""
+    attacks = analysis.attacks[::-1]
     return draw_chart(
-        "Inputs made to burn compute",
-        Axis.of_numbers("share of dense multiply-adds", 0, 1.01, 0.25, ".0%"),
-        Axis.of_names("", [f"{'noise' if row.kind != 'attack' else 'attack'} {row.bound:g}" for row in rows[::-1]]),
+        "Adversarial inputs",
+        Axis("share of dense MACs", 0, 1.02, percent=True),
+        Axis("", names=[f"{'attack' if each.kind == 'attack' else 'noise'} {each.bound:g}" for each in attacks]),
         [
-            Line("before", [(row.mac_share_before, place) for place, row in enumerate(rows[::-1])], joined=False),
-            Line("after", [(row.mac_share_after, place) for place, row in enumerate(rows[::-1])], joined=False),
-            Line("accuracy after", [(row.accuracy_after, place) for place, row in enumerate(rows[::-1])], joined=False),
+            Line("before", [(each.mac_share_before, place) for place, each in enumerate(attacks)], joined=False),
+            Line("after", [(each.mac_share_after, place) for place, each in enumerate(attacks)], joined=False),
+            Line("accuracy after", [(each.accuracy_after, place) for place, each in enumerate(attacks)], joined=False),
         ],
-        height=160,
+        height=240,
     )
 
 
-def draw_dial(calibration: list[CalibrationPoint]) -> str:
+def draw_calibration(calibration: list[CalibrationPoint]) -> str:
+    """Draw accuracy and MACs over the execute threshold."""
     points = sorted(calibration, key=lambda point: point.threshold)
     return draw_chart(
-        "The compute dial, on held-out images",
-        Axis.of_numbers("execute threshold", 0, 1, 0.25),
-        Axis.of_numbers("share", 0, 1.01, 0.25, ".0%"),
+        "Accuracy and MACs by execute threshold, validation images",
+        Axis("execute threshold", 0, 1),
+        Axis("share", 0, 1.02, percent=True),
         [
             Line("accuracy", [(point.threshold, point.accuracy) for point in points]),
-            Line("multiply-adds", [(point.threshold, point.mac_share) for point in points], "of the dense network's"),
+            Line("MACs", [(point.threshold, point.mac_share) for point in points], "share of the dense network's"),
         ],
     )

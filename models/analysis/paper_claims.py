@@ -1,37 +1,37 @@
-"""The paper's account of what is easy (SkipNet, section 5 and figures 7 to 10), held against an analysis."""
+"""Check the paper's claims about easy and hard images (SkipNet, section 5 and figures 7 to 10) on an analysis."""
 
 from dataclasses import dataclass
 
-from models.analysis.study import Altered, Analysis
+from models.analysis.schema import AlterationEffect, Analysis
 
-LOOKS = (("brightness", "high brightness"), ("contrast", "high contrast"), ("sharpness", "fine detail"))
+APPEARANCE = (("brightness", "high brightness"), ("contrast", "high contrast"), ("sharpness", "fine detail"))
 CLEAR = 0.05
-"""A rank correlation, or a difference in blocks or in execution rates, below which nothing is said."""
+"""The least rank correlation, or difference in blocks or execution rates, that counts as a difference."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, what was measured here, and whether it holds: "yes", "no", "in part" or "no difference"."""
+    """A claim of the paper and what was measured; ``holds`` is "yes", "no", "in part" or "no difference"."""
 
     claim: str
     measured: str
     holds: str
 
 
-def judge_claims(analysis: Analysis) -> list[Claim]:
-    """Return the paper's claims, of which those about dogs and trucks only where there are some."""
-    altered = {row.name: row for row in analysis.altered}
-    looks = {row.name: row.correlation for row in analysis.looks}
+def check_claims(analysis: Analysis) -> list[Claim]:
+    """Return the paper's claims; those about dogs and trucks only if the data set has both."""
+    altered = {effect.name: effect for effect in analysis.altered}
+    correlation = {effect.name: effect.correlation for effect in analysis.appearance}
     claims = [
         Claim(
             f"images of {more} are easy",
-            f"rank correlation of {name} and blocks {looks[name]:+.2f}",
-            verdict(-looks[name]),
+            f"rank correlation of {name} and blocks {correlation[name]:+.2f}",
+            verdict(-correlation[name]),
         )
-        for name, more in LOOKS
+        for name, more in APPEARANCE
     ]
     claims += [
-        judge_alteration(altered[name], strength, claim)
+        check_alteration(altered[name], strength, claim)
         for name, strength, claim in (
             ("brightness", 0.5, "the same image, half as bright, is harder"),
             ("contrast", 0.5, "the same image with half the contrast is harder"),
@@ -40,32 +40,36 @@ def judge_claims(analysis: Analysis) -> list[Claim]:
             ("scale", 1.5, "the same image, larger, executes more"),
         )
     ]
-    return [*claims, *judge_classes(analysis), *judge_blocks(analysis)]
+    return [*claims, *check_classes(analysis), *check_blocks(analysis)]
 
 
 def verdict(measured: float) -> str:
-    """Return whether what should be above 0 is."""
+    """Return whether a value that should be positive is."""
     return "no difference" if abs(measured) < CLEAR else "yes" if measured > 0 else "no"
 
 
-def judge_alteration(altered: Altered, strength: float, claim: str) -> Claim:
-    before = altered.blocks[altered.strengths.index(altered.neutral)]
-    after = altered.blocks[altered.strengths.index(strength)]
+def check_alteration(effect: AlterationEffect, strength: float, claim: str) -> Claim:
+    """Return whether the executed blocks change as claimed at a strength."""
+    before = effect.blocks[effect.strengths.index(effect.neutral)]
+    after = effect.blocks[effect.strengths.index(strength)]
     sign = -1 if claim.endswith("less") else 1
     return Claim(claim, f"{before:.2f} to {after:.2f} blocks", verdict(sign * (after - before)))
 
 
-def judge_classes(analysis: Analysis) -> list[Claim]:
-    ranks = {row.label: (place + 1, row.blocks) for place, row in enumerate(analysis.classes)}
+def check_classes(analysis: Analysis) -> list[Claim]:
+    """Return the claim about dogs and trucks."""
+    ranks = {routes.label: (place + 1, routes.blocks) for place, routes in enumerate(analysis.classes)}
     if not {"dog", "truck"} <= ranks.keys():
         return []
-    (dog, many), (truck, few) = ranks["dog"], ranks["truck"]
-    measured = f"dog {many:.2f} blocks, truck {few:.2f}; places {dog} and {truck} of {len(ranks)} from the easiest"
+    (dog, dog_blocks), (truck, truck_blocks) = ranks["dog"], ranks["truck"]
+    ranked = f"ranks {dog} and {truck} of {len(ranks)} from the easiest"
+    measured = f"dog {dog_blocks:.2f} blocks, truck {truck_blocks:.2f}; {ranked}"
     halves = (dog > len(ranks) / 2) + (truck <= len(ranks) / 2)
     return [Claim("dogs are hard, trucks easy", measured, ("no", "in part", "yes")[halves])]
 
 
-def judge_blocks(analysis: Analysis) -> list[Claim]:
+def check_blocks(analysis: Analysis) -> list[Claim]:
+    """Return the claims about the position of blocks in their group."""
     groups: dict[int, list[float]] = {}
     for group, rate in zip(analysis.groups, analysis.execution_rate, strict=True):
         groups.setdefault(group, []).append(rate)

@@ -1,4 +1,4 @@
-"""Do gates mean what they say? Flips where an image hardly changes, and what probabilities are worth."""
+"""How stable the decisions are under small changes, and how well calibrated the gate probabilities are."""
 
 import copy
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.analysis.images import Pixels, compress, shift
-from models.analysis.routes import Answers, Runner
+from models.analysis.alterations import compress_jpeg, shift
+from models.analysis.routes import Outputs, Runner
+from models.analysis.sample import Pixels
 from models.network import SkipNet, decide_at
 from models.preprocessing import normalise
 
@@ -17,9 +18,10 @@ HALF_BATCH = 50
 
 
 @dataclass(frozen=True)
-class Flips:
-    """Shares in 0..1: of decisions that differ from the unaltered image's, of images whose route does, and whose class
-    does; ``blocks`` is the mean number of blocks executed more.
+class FlipRates:
+    """The shares (0..1) of decisions, routes and classes that differ from those of the unaltered image.
+
+    ``blocks`` is the mean increase in executed blocks.
     """
 
     change: str
@@ -30,9 +32,11 @@ class Flips:
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """Decisions whose probability lies in one tenth: their share of all, the mean probability, and how often the same
-    block is executed in a mildly altered copy of the image.
+class ReliabilityBin:
+    """The decisions whose execute probability lies in one tenth of 0..1.
+
+    ``share`` is their share of all decisions, ``probability`` their mean probability, ``executed`` how often the block
+    is executed in slightly altered copies of the image.
     """
 
     share: float
@@ -41,9 +45,11 @@ class Reliability:
 
 
 @dataclass(frozen=True)
-class Worth:
-    """Decisions whose probability lies in one tenth: their share of all, and by how much an image's cross-entropy is
-    lower with the block executed than with it skipped, all other gates deciding for themselves.
+class ExecutionBenefit:
+    """The decisions whose execute probability lies in one tenth of 0..1.
+
+    ``gain`` is the mean decrease of the cross-entropy when the block is executed instead of skipped, while the other
+    gates decide freely.
     """
 
     share: float
@@ -51,32 +57,33 @@ class Worth:
     gain: float
 
 
-def measure_flips(network: SkipNet, runner: Runner, pixels: Pixels) -> tuple[list[Flips], list[Reliability]]:
-    """Return the flips under each alteration, and the gates' reliability over the mild ones."""
-    plain = runner.answer(pixels)
-    mild, rows = [], []
+def measure_flips(network: SkipNet, runner: Runner, pixels: Pixels) -> tuple[list[FlipRates], list[ReliabilityBin]]:
+    """Return the flip rates under each change, and the reliability of the gates under the slight ones."""
+    unaltered = runner.run(pixels)
+    slight, rates = [], []
     for quality in (95, 85, 75, 50, 30):
-        answers = runner.answer(compress(pixels, quality))
-        rows.append(compare(f"JPEG, quality {quality}", plain, answers))
+        outputs = runner.run(compress_jpeg(pixels, quality))
+        rates.append(compare(f"JPEG, quality {quality}", unaltered, outputs))
         if quality >= 75:
-            mild.append(answers)
+            slight.append(outputs)
     step = max(1, pixels.shape[2] // 32)
     for distance in (1, 2, 4):
         moved = [
-            runner.answer(shift(pixels, across, down))
+            runner.run(shift(pixels, across, down))
             for across, down in ((distance * step, 0), (0, distance * step), (-distance * step, -distance * step))
         ]
-        one = "1 pixel" if distance * step == 1 else f"{distance * step} pixels"
-        rows.append(average(f"shift by {one}", [compare("", plain, answers) for answers in moved]))
+        pixel_count = "1 pixel" if distance * step == 1 else f"{distance * step} pixels"
+        rates.append(average(f"shift by {pixel_count}", [compare("", unaltered, outputs) for outputs in moved]))
         if distance == 1:
-            mild += moved
-    rows.append(compare("bfloat16", plain, half_precision(network, runner, pixels)))
-    return rows, reliability(plain, mild)
+            slight += moved
+    rates.append(compare("bfloat16", unaltered, run_bfloat16(network, runner, pixels)))
+    return rates, measure_reliability(unaltered, slight)
 
 
-def compare(change: str, before: Answers, after: Answers) -> Flips:
+def compare(change: str, before: Outputs, after: Outputs) -> FlipRates:
+    """Return the flip rates between two outputs for the same images."""
     flipped = before.executed != after.executed
-    return Flips(
+    return FlipRates(
         change=change,
         decisions=float(flipped.mean()) if flipped.size else 0.0,
         routes=float(flipped.any(1).mean()),
@@ -85,15 +92,16 @@ def compare(change: str, before: Answers, after: Answers) -> Flips:
     )
 
 
-def average(change: str, rows: list[Flips]) -> Flips:
+def average(change: str, rates: list[FlipRates]) -> FlipRates:
+    """Return the mean of several flip rates under one name."""
     decisions, routes, classes, blocks = np.mean(
-        [(row.decisions, row.routes, row.classes, row.blocks) for row in rows], axis=0
+        [(rate.decisions, rate.routes, rate.classes, rate.blocks) for rate in rates], axis=0
     ).tolist()
-    return Flips(change, decisions, routes, classes, blocks)
+    return FlipRates(change, decisions, routes, classes, blocks)
 
 
-def half_precision(network: SkipNet, runner: Runner, pixels: Pixels) -> Answers:
-    """Return the answers of the network with weights and activations in bfloat16, masked."""
+def run_bfloat16(network: SkipNet, runner: Runner, pixels: Pixels) -> Outputs:
+    """Return the outputs of the masked network with weights and activations in bfloat16."""
     half = copy.deepcopy(network).to(torch.bfloat16).eval()
     parts = []
     for start in range(0, len(pixels), HALF_BATCH):
@@ -102,20 +110,24 @@ def half_precision(network: SkipNet, runner: Runner, pixels: Pixels) -> Answers:
             logits, routing = half(images, decide_at(runner.threshold))
         parts.append((logits.argmax(1).numpy(), (routing.decisions > 0).numpy(), routing.probability.float().numpy()))
     predicted, executed, probability = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Answers(predicted, executed, probability)
+    return Outputs(predicted, executed, probability)
 
 
-def reliability(plain: Answers, altered: list[Answers]) -> list[Reliability]:
-    """Return a row for each tenth of probability that some decision lies in."""
-    executed = np.mean([answers.executed for answers in altered], axis=0)
+def measure_reliability(unaltered: Outputs, altered: list[Outputs]) -> list[ReliabilityBin]:
+    """Return a bin for each tenth of 0..1 that holds execute probabilities."""
+    executed = np.mean([outputs.executed for outputs in altered], axis=0)
     return [
-        Reliability(*(float(value) for value in (mask.mean(), plain.probability[mask].mean(), executed[mask].mean())))
-        for mask in tenths(plain.probability)
+        ReliabilityBin(
+            *(float(value) for value in (mask.mean(), unaltered.probability[mask].mean(), executed[mask].mean()))
+        )
+        for mask in tenths(unaltered.probability)
     ]
 
 
-def measure_worth(network: SkipNet, runner: Runner, pixels: Pixels, labels: NDArray[np.int64]) -> list[Worth]:
-    """Return what executing a block is worth, by the probability that its gate gave it."""
+def measure_execution_benefit(
+    network: SkipNet, runner: Runner, pixels: Pixels, labels: NDArray[np.int64]
+) -> list[ExecutionBenefit]:
+    """Return the benefit of executing a block, by the execute probability of its gate."""
     images = torch.from_numpy(normalise(pixels, runner.spec))
     truth = torch.from_numpy(labels)
     route = decide_at(runner.threshold)
@@ -137,13 +149,13 @@ def measure_worth(network: SkipNet, runner: Runner, pixels: Pixels, labels: NDAr
         probabilities.append(probability)
     gain, probability = np.stack(gains, 1), np.stack(probabilities, 1)
     return [
-        Worth(float(mask.mean()), float(probability[mask].mean()), float(gain[mask].mean()))
+        ExecutionBenefit(float(mask.mean()), float(probability[mask].mean()), float(gain[mask].mean()))
         for mask in tenths(probability)
     ]
 
 
 def tenths(probability: NDArray[np.float32]) -> list[NDArray[np.bool_]]:
-    """Return a mask for each tenth of 0..1 that holds any probability."""
+    """Return a mask for each tenth of 0..1 that holds probabilities."""
     place = np.minimum((probability * BINS).astype(int), BINS - 1)
     masks = [place == number for number in range(BINS)]
     return [mask for mask in masks if mask.any()]

@@ -1,4 +1,4 @@
-"""The curve wall share over MAC share as an SVG picture: on the diagonal, time follows multiply-adds."""
+"""The time-over-MACs curve: on the diagonal, time is proportional to the MACs."""
 
 from collections.abc import Iterable
 from operator import attrgetter
@@ -8,7 +8,7 @@ from models.plotting import Axis, Line, draw_chart
 
 
 def draw_curve(rows: Iterable[Row], title: str) -> str:
-    """Return an SVG document of the forced shares of ``rows``, one line for each network, engine and batch."""
+    """Return a chart of the forced routes as SVG, with one line for each network, engine and batch size."""
     series: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row.routing.endswith("of the blocks"):
@@ -19,12 +19,6 @@ def draw_curve(rows: Iterable[Row], title: str) -> str:
         points = [(row.mac_share, row.wall_share) for row in members]
         quartiles = [(row.wall_share_low, row.wall_share_high) for row in members]
         lines.append(Line(architecture, points, note, quartiles))
-    top = max([1.05, *(high for line in lines for _, high in line.spread)])
     return draw_chart(
-        title,
-        Axis.of_numbers("share of dense multiply-adds", 0, 1.05, 0.25),
-        Axis.of_numbers("share of dense time", 0, top, 0.25),
-        lines,
-        height=400,
-        diagonal=True,
+        title, Axis("share of dense MACs", 0), Axis("share of dense time", 0), lines, height=460, diagonal=True
     )

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from models.architectures import find_architecture
 from models.checkpoint import Checkpoint, Config, fit_state
 from models.engines.protocol import Engine, Routed, plain_answer
-from models.importing.public_checkpoint import public_input, public_labels, rename_state
+from models.importing.public_checkpoint import public_input, public_labels
+from models.importing.state_names import rename_state
 
 THRESHOLD = 0.5
 """The public code's; no probability of a case is nearer to it than 0.02."""

@@ -9,7 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from models.analysis.study import Analysis, group_numbers, read_analysis
+from models.analysis.analyze import block_groups
+from models.analysis.schema import Analysis, read_analysis
 from models.atomic_file import whole_file
 from models.checkpoint import Checkpoint, CheckpointError, Evaluation, read_checkpoint
 from models.importing.public_checkpoint import IMPORTED
@@ -93,7 +94,7 @@ def draw_evaluation(checkpoint: Checkpoint, evaluation: Evaluation) -> str:
     if not checkpoint.network.decision_count:
         lines.append(f"| multiply-adds an image | {macs:.2f} M |")
         return "\n".join(["## Figures", "", f"{measured_on}:", "", *lines, "", draw_classes(evaluation)])
-    groups = zip(group_numbers(checkpoint.macs.projections), [1.0, *evaluation.execution_rate], strict=True)
+    groups = zip(block_groups(checkpoint.macs.projections), [1.0, *evaluation.execution_rate], strict=True)
     rates = "; ".join(
         " ".join(f"{rate:.2f}" for _, rate in members) for _, members in groupby(groups, key=lambda pair: pair[0])
     )

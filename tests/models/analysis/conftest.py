@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from models import SHIPPED
-from models.analysis.images import Sample
 from models.analysis.routes import Runner
+from models.analysis.sample import Sample
 from models.checkpoint import Checkpoint, find_version, read_checkpoint
 from models.engines import load_engine
 from tests.service.parts import picture
 
 
 @pytest.fixture(scope="module", autouse=True)
-def calm(one_thread: None) -> None:
-    """Every test of this folder runs with one thread."""
+def single_thread(one_thread: None) -> None:
+    """Run every test of this folder with one thread."""
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import pytest
 
-from models.analysis.paper_claims import judge_claims
-from models.analysis.study import Altered, Analysis, ClassRoutes, Look
+from models.analysis.paper_claims import check_claims
+from models.analysis.schema import AlterationEffect, Analysis, AppearanceEffect, ClassRoutes
 
 ZEROS = (0.0,) * 5
 
 
-def altered(name: str, strengths: list[float], blocks: list[float], neutral: float) -> Altered:
-    return Altered(name, neutral, strengths, blocks, [0.9] * len(blocks), [ZEROS] * len(blocks))
+def altered(name: str, strengths: list[float], blocks: list[float], neutral: float) -> AlterationEffect:
+    return AlterationEffect(name, neutral, strengths, blocks, [0.9] * len(blocks), [ZEROS] * len(blocks))
 
 
 @pytest.fixture
@@ -19,17 +19,20 @@ def analysis() -> Analysis:
         blocks=9, groups=[0, 0, 0, 1, 1, 1, 2, 2, 2], accuracy=0.9, mean_blocks=5, mac_share=0.5, histogram=[],
         accuracy_by_blocks=[], execution_rate=[1, 0, 1, 1, 0.9, 1, 1, 0.2, 0.9], paths=3, path_shares=[1.0],
         classes=[ClassRoutes("truck", 5, 0.9, 4.0, ZEROS), ClassRoutes("dog", 5, 0.8, 6.0, ZEROS)],
-        looks=[Look("brightness", 0.2, [], []), Look("contrast", -0.3, [], []), Look("sharpness", 0.01, [], [])],
+        appearance=[
+            AppearanceEffect("brightness", 0.2, [], []), AppearanceEffect("contrast", -0.3, [], []),
+            AppearanceEffect("sharpness", 0.01, [], []),
+        ],
         altered=[
             altered("brightness", [0.5, 1], [6, 5], 1), altered("contrast", [0.5, 1], [4, 5], 1),
             altered("blur", [0, 2], [5, 5.01], 0), altered("scale", [0.75, 1, 1.5], [4, 5, 6], 1),
         ],
-        flips=[], reliability=[], worth=[], attacks=[],
+        flips=[], reliability=[], execution_benefit=[], attacks=[],
     )  # fmt: skip
 
 
 def test_each_claim_is_judged_by_its_own_sign(analysis: Analysis) -> None:
-    judged = {row.claim: row.holds for row in judge_claims(analysis)}
+    judged = {row.claim: row.holds for row in check_claims(analysis)}
     assert judged == {
         "images of high brightness are easy": "no",
         "images of high contrast are easy": "yes",
@@ -46,13 +49,13 @@ def test_each_claim_is_judged_by_its_own_sign(analysis: Analysis) -> None:
 
 
 def test_classes_without_dogs_say_nothing_of_them(analysis: Analysis) -> None:
-    claims = judge_claims(replace(analysis, classes=analysis.classes[:1]))
+    claims = check_claims(replace(analysis, classes=analysis.classes[:1]))
     assert not any("dogs" in row.claim for row in claims)
 
 
 def test_a_dog_among_the_easy_half_makes_the_claim_hold_in_part(analysis: Analysis) -> None:
     harder = [ClassRoutes(label, 5, 0.9, 7.0, ZEROS) for label in ("cat", "deer")]
     [judged] = [
-        row for row in judge_claims(replace(analysis, classes=[*analysis.classes, *harder])) if "dogs" in row.claim
+        row for row in check_claims(replace(analysis, classes=[*analysis.classes, *harder])) if "dogs" in row.claim
     ]
     assert judged.holds == "in part"

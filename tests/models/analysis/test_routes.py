@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.analysis.images import Sample
 from models.analysis.routes import Runner, path_shares, rank_correlation
+from models.analysis.sample import Sample
 from models.checkpoint import Checkpoint
 from models.network import decide_at
 from models.preprocessing import normalise
@@ -26,8 +26,8 @@ def test_paths_are_counted_largest_first() -> None:
 def test_decisions_of_the_network_are_those_of_the_engine(
     checkpoint: Checkpoint, runner: Runner, sample: Sample, threshold: float
 ) -> None:
-    answers = Runner(runner.engine, runner.spec, threshold).answer(sample.pixels)
+    outputs = Runner(runner.engine, runner.spec, threshold).run(sample.pixels)
     with torch.inference_mode():
         _, routing = checkpoint.network(torch.from_numpy(normalise(sample.pixels, runner.spec)), decide_at(threshold))
-    np.testing.assert_array_equal(answers.executed, routing.decisions.numpy() > 0)
-    assert answers.blocks.min() >= 1
+    np.testing.assert_array_equal(outputs.executed, routing.decisions.numpy() > 0)
+    assert outputs.blocks.min() >= 1

@@ -4,22 +4,28 @@ import numpy as np
 import pytest
 import torch
 
-from models.analysis.images import Sample
-from models.analysis.routes import Answers, Runner
-from models.analysis.stability import compare, half_precision, measure_flips, measure_worth, reliability
+from models.analysis.routes import Outputs, Runner
+from models.analysis.sample import Sample
+from models.analysis.stability import (
+    compare,
+    measure_execution_benefit,
+    measure_flips,
+    measure_reliability,
+    run_bfloat16,
+)
 from models.checkpoint import Checkpoint
 from models.network import decide_at
 from models.preprocessing import normalise
 
 
-def answers(executed: list[list[int]], probability: list[list[float]], predicted: list[int]) -> Answers:
-    return Answers(np.array(predicted), np.array(executed, np.bool_), np.array(probability, np.float32))
+def outputs(executed: list[list[int]], probability: list[list[float]], predicted: list[int]) -> Outputs:
+    return Outputs(np.array(predicted), np.array(executed, np.bool_), np.array(probability, np.float32))
 
 
-BEFORE = answers([[1, 0], [0, 0]], [[0.9, 0.25], [0.05, 0.2]], [3, 4])
+BEFORE = outputs([[1, 0], [0, 0]], [[0.9, 0.25], [0.05, 0.2]], [3, 4])
 
 
-def test_flips_count_decisions_routes_and_classes() -> None:
+def test_flip_rates_count_decisions_routes_and_classes() -> None:
     flips = compare(
         "x", BEFORE, replace(BEFORE, executed=np.array([[1, 1], [0, 0]], np.bool_), predicted=np.array([3, 5]))
     )
@@ -28,7 +34,7 @@ def test_flips_count_decisions_routes_and_classes() -> None:
 
 def test_reliability_is_by_tenths_of_probability() -> None:
     other = replace(BEFORE, executed=np.array([[1, 1], [0, 0]], np.bool_))
-    rows = reliability(BEFORE, [BEFORE, other])
+    rows = measure_reliability(BEFORE, [BEFORE, other])
     assert [(row.share, row.executed) for row in rows] == [(0.25, 0.0), (0.5, 0.25), (0.25, 1.0)]
     assert [row.probability for row in rows] == pytest.approx([0.05, 0.225, 0.9])
 
@@ -42,15 +48,15 @@ def test_small_changes_flip_little_and_large_ones_more(checkpoint: Checkpoint, r
     assert sum(row.share for row in rows) == pytest.approx(1)
 
 
-def test_half_precision_really_rounds(checkpoint: Checkpoint, runner: Runner, sample: Sample) -> None:
-    half, plain = half_precision(checkpoint.network, runner, sample.pixels), runner.answer(sample.pixels)
-    assert not np.array_equal(half.probability, plain.probability)
-    np.testing.assert_allclose(half.probability.mean(), plain.probability.mean(), atol=0.02)
+def test_bfloat16_rounds_the_probabilities(checkpoint: Checkpoint, runner: Runner, sample: Sample) -> None:
+    half, full = run_bfloat16(checkpoint.network, runner, sample.pixels), runner.run(sample.pixels)
+    assert not np.array_equal(half.probability, full.probability)
+    np.testing.assert_allclose(half.probability.mean(), full.probability.mean(), atol=0.02)
 
 
-def test_worth_is_what_one_block_changes(checkpoint: Checkpoint, runner: Runner, sample: Sample) -> None:
+def test_execution_benefit_is_one_blocks_loss_change(checkpoint: Checkpoint, runner: Runner, sample: Sample) -> None:
     few = sample.first(3)
-    rows = measure_worth(checkpoint.network, runner, few.pixels, few.labels)
+    rows = measure_execution_benefit(checkpoint.network, runner, few.pixels, few.labels)
     assert sum(row.share for row in rows) == pytest.approx(1)
     images, truth = torch.from_numpy(normalise(few.pixels, runner.spec)), torch.from_numpy(few.labels)
     route = decide_at(runner.threshold)

@@ -1,4 +1,3 @@
-import xml.etree.ElementTree as ElementTree
 from functools import partial
 from types import SimpleNamespace
 
@@ -74,8 +73,7 @@ def test_a_run_of_the_suite_counts_macs_and_draws_its_curve() -> None:
     table = draw_table(rows).splitlines()
     assert len(table) == 2 + len(rows)
     assert {line.count("|") for line in table} == {9}
-    picture = ElementTree.fromstring(draw_curve(rows, "A & B"))
-    assert len(picture.findall(".//{http://www.w3.org/2000/svg}polyline")) == 1
+    assert draw_curve(rows, "A & B").count("(batch 2, torch)") == 1
 
 
 def test_energy_is_the_meters_difference_over_the_runs() -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from models import SHIPPED
-from models.analysis.study import ANALYSIS, AnalysisError, read_analysis
+from models.analysis.schema import ANALYSIS, read_analysis
 from models.checkpoint import CheckpointError, find_version, read_checkpoint
+from models.errors import UserError
 from models.model_card.card import BEGIN, CARD, END, draw_figures, split_card, write_card
 from models.model_card.training_commands import draw_commands
 
@@ -109,5 +110,5 @@ def test_a_card_without_marks_is_left_alone(folder: Path) -> None:
 
 def test_a_damaged_analysis_says_what_to_do(folder: Path) -> None:
     (folder / ANALYSIS).write_text('{"model": "half')
-    with pytest.raises(AnalysisError, match="run `skipnet analyze"):
+    with pytest.raises(UserError, match="run `skipnet analyze"):
         read_analysis(folder)
