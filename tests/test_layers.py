@@ -13,6 +13,7 @@ LAYERS = {
     "engines": 1,
     "evaluation": 2,
     "importing": 2,
+    "cascade": 3,
     "training": 3,
     "experiments": 4,
     "analysis": 4,

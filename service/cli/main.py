@@ -23,6 +23,7 @@ VERBS = {
     "report": ("training.report", "draw the table and the figure of reproduce's results files"),
     "average": ("training.average", "write the mean of several checkpoints' weights"),
     "evaluate": ("measuring.evaluate", "measure accuracy and saved computation, into the checkpoint's config.json"),
+    "cascade": ("measuring.cascade", "build a cascade of checkpoints: unsure images go on to the next one"),
     "analyze": ("measuring.analyze", "show what a checkpoint does with images, as a report with pictures"),
     "import": ("import_checkpoint", "turn a checkpoint of the public code into one of ours"),
     "export": ("export", "write a checkpoint as ONNX"),

@@ -1,0 +1,168 @@
+"""A cascade on disk: a ``<repository>/<model>/<version>/config.json`` that names its stages, and no weights."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.atomic_file import whole_file
+from models.cascade.confidence import Measure
+from models.checkpoint import CONFIG, WEIGHTS, Checkpoint, CheckpointError, read_checkpoint
+from models.preprocessing import InputSpec
+
+KIND: Literal["cascade"] = "cascade"
+Combination = Literal["last", "mean"]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Stage(Strict):
+    """One network of a cascade.
+
+    ``model`` and ``version`` name a checkpoint in the cascade's own repository. The stage's class logits are divided by
+    ``temperature`` (Guo et al. 2017). An image goes on to the next stage where the confidence of this stage's
+    probabilities is below ``margin``; the last stage has none.
+    """
+
+    model: str
+    version: int = Field(ge=0)
+    execute_threshold: float = Field(ge=0, le=1)
+    temperature: float = Field(1.0, gt=0)
+    margin: float | None = Field(None, ge=0, le=1)
+
+
+class CascadePoint(Strict):
+    """One operating point of the accuracy-compute curve, measured on validation images.
+
+    ``thresholds`` [S] are the stages' execute thresholds and ``margins`` [S-1] the confidences below which an image
+    goes on. ``escalated`` [S-1] is the share of all images that reaches each later stage. ``mac_share`` is the mean
+    MACs of an image over the dense MACs of the last stage.
+    """
+
+    thresholds: tuple[float, ...]
+    margins: tuple[float, ...]
+    accuracy: float
+    mac_share: float
+    escalated: tuple[float, ...]
+
+
+class CascadeEvaluation(Strict):
+    """What `skipnet evaluate` measured of a cascade. Shares and accuracies are in 0..1, MACs are means of an image."""
+
+    dataset: str
+    split: str
+    images: int
+    engine: str
+    accuracy: float
+    macs: float
+    dense_macs: int
+    escalated: tuple[float, ...]
+    accuracy_per_class: dict[str, float]
+
+
+class CascadeConfig(Strict):
+    """``config.json`` of a cascade. Labels and input are those of every stage."""
+
+    kind: Literal["cascade"] = KIND
+    stages: tuple[Stage, ...] = Field(min_length=2)
+    measure: Measure = "margin"
+    combination: Combination = "mean"
+    labels: list[str] = Field(min_length=1)
+    input: InputSpec
+    curve: list[CascadePoint] = []
+    evaluation: CascadeEvaluation | None = None
+    code: str
+
+    @model_validator(mode="after")
+    def check_margins(self) -> "CascadeConfig":
+        if any((stage.margin is None) != (stage is self.stages[-1]) for stage in self.stages):
+            raise ValueError("every stage but the last needs a margin, and the last has none")
+        return self
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A cascade with the checkpoints of its stages."""
+
+    folder: Path
+    config: CascadeConfig
+    stages: tuple[Checkpoint, ...]
+
+    @property
+    def name(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def version(self) -> int:
+        """The folder's number; 0 for a cascade that lies outside a repository."""
+        return int(self.folder.name) if self.folder.name.isdecimal() else 0
+
+    @property
+    def dense_macs(self) -> int:
+        """MACs of the last stage's plain network: what a user would run for that accuracy."""
+        return self.stages[-1].macs.dense
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The stages' execute thresholds [S], then the margins [S-1]: one image's row of `CascadeEngine.run`."""
+        margins = tuple(stage.margin for stage in self.config.stages if stage.margin is not None)
+        return (*(stage.execute_threshold for stage in self.config.stages), *margins)
+
+    @cached_property
+    def columns(self) -> tuple[slice, ...]:
+        """Each stage's columns of the decisions [N, B-1] of all B blocks; a later stage's first block has one too."""
+        ends = np.cumsum([len(stage.macs.blocks) for stage in self.stages]) - 1
+        return (slice(0, int(ends[0])), *(slice(int(start), int(end)) for start, end in pairwise(ends)))
+
+
+def is_cascade(folder: Path) -> bool:
+    """Return whether a version's folder holds a cascade; what can't be read is none."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("kind") == KIND
+
+
+def read_cascade_config(folder: Path) -> CascadeConfig:
+    """Read a cascade's ``config.json``; raises CheckpointError where it is missing or damaged."""
+    try:
+        return CascadeConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, ValidationError) as error:
+        raise CheckpointError(f"{folder / CONFIG} can't be read as a cascade: {error}") from error
+
+
+def read_cascade(folder: Path) -> Cascade:
+    """Read a cascade and the checkpoints of its stages, which lie in the same repository.
+
+    Raises CheckpointError, which names the stage, where one is missing or damaged, or has other labels or input.
+    """
+    config = read_cascade_config(folder)
+    stages = []
+    for number, stage in enumerate(config.stages):
+        place = f"{folder / CONFIG}: stage {number}, {stage.model} version {stage.version}"
+        source = folder.parents[1] / stage.model / str(stage.version)
+        if not (source / WEIGHTS).is_file():
+            raise CheckpointError(f"{place}, is not in the repository; put it there or build the cascade again")
+        try:
+            checkpoint = read_checkpoint(source)
+        except CheckpointError as error:
+            raise CheckpointError(f"{place}, can't be used: {error}") from error
+        if (checkpoint.config.labels, checkpoint.config.input) != (config.labels, config.input):
+            raise CheckpointError(f"{place}, differs in labels or input from the cascade; build the cascade again")
+        stages.append(checkpoint)
+    return Cascade(folder, config, tuple(stages))
+
+
+def write_cascade_config(folder: Path, config: CascadeConfig) -> None:
+    """Write a cascade's ``config.json``, replacing an older one whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / CONFIG) as file:
+        file.write(json.dumps(config.model_dump(mode="json"), indent=2).encode() + b"\n")

@@ -1,0 +1,60 @@
+"""Measuring a cascade and its stages on a split: answers for fitting, accuracy, MACs and escalation for the record."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from models.cascade.config import Cascade, CascadeEvaluation
+from models.cascade.engine import CascadeEngine, executed_macs
+from models.cascade.fit import StageAnswers
+from models.checkpoint import Checkpoint
+from models.data.source import Source
+from models.engines.protocol import Engine
+from models.evaluation.metrics import prepared_batches
+
+
+def collect_answers(
+    checkpoint: Checkpoint, engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], thresholds: Sequence[float]
+) -> list[StageAnswers]:
+    """Return what a stage answers at each execute threshold for normalised images [N, 3, H, W] of all batches."""
+    kept = list(batches)
+    answers = []
+    for threshold in thresholds:
+        routed = [engine.run(images.numpy(), np.full(len(images), threshold, np.float32)) for images, _ in kept]
+        answers.append(
+            StageAnswers(
+                threshold,
+                np.concatenate([each.logits for each in routed]),
+                np.concatenate([checkpoint.macs.executed(each.executed, each.mode) for each in routed]),
+            )
+        )
+    return answers
+
+
+def measure_cascade(cascade: Cascade, engine: CascadeEngine, source: Source, split: str) -> CascadeEvaluation:
+    """Return what a cascade does on a split at its own thresholds and margins."""
+    correct, macs, labels, reached = [], [], [], []
+    for images, truth in prepared_batches(source, cascade.config.input):
+        routed = engine.run(images.numpy(), np.tile(np.asarray(cascade.thresholds, np.float32), (len(images), 1)))
+        correct.append(routed.logits.argmax(1) == truth.numpy())
+        labels.append(truth.numpy())
+        macs.append(np.sum(executed_macs(cascade, routed), axis=0))
+        counts = [len(stage.images) for stage in routed.stages]
+        reached.append(counts + [0] * (len(cascade.stages) - len(counts)))
+    right, truths, total = np.concatenate(correct), np.concatenate(labels), np.sum(reached, axis=0)
+    return CascadeEvaluation(
+        dataset=source.row.name,
+        split=split,
+        images=len(right),
+        engine=engine.name,
+        accuracy=float(right.mean()),
+        macs=float(np.concatenate(macs).mean()),
+        dense_macs=cascade.dense_macs,
+        escalated=tuple((total[1:] / len(right)).tolist()),
+        accuracy_per_class={
+            label: float(right[truths == index].mean())
+            for index, label in enumerate(cascade.config.labels)
+            if (truths == index).any()
+        },
+    )
