@@ -3,14 +3,15 @@
 import json
 import re
 import shutil
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -26,6 +27,10 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 class CheckpointError(ValueError):
     """A checkpoint can't be read or written; the message says what to do."""
+
+
+Label = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
+"""A class name in Unicode's composed form, as image folders have them."""
 
 
 class Strict(BaseModel):
@@ -62,7 +67,7 @@ class Config(Strict):
     """``config.json``: everything about the weights but the weights."""
 
     architecture: str
-    labels: list[str] = Field(min_length=1)
+    labels: list[Label] = Field(min_length=1)
     input: InputSpec
     execute_threshold: float = Field(0.5, ge=0, le=1)
     training: dict[str, Any] = {}

@@ -6,7 +6,7 @@ import warnings
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Formats that the service accepts."""
@@ -85,6 +85,8 @@ class EncodedImage:
             raise ImageTooLarge(str(error)) from error
         except (ImageError, MemoryError):
             raise
+        except UnidentifiedImageError as error:
+            raise ImageError(f"it is no {', '.join(formats)} file, or its header is damaged") from error
         except Exception as error:  # Decoders raise many types.
             raise ImageError(f"its header can't be read: {error}") from error
         self.full_size = self.image.size

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -12,27 +14,30 @@ from torch.utils.data import DataLoader
 from models.data.augmentation import PADDING, crop_centre, crop_flip, normalise, random_boxes, random_resized_crop
 from models.data.datasets import Augmentation, DatasetRow
 from models.data.source import Source
+from models.errors import UserError
 from models.preprocessing import InputSpec, fit, prepare
+from models.preprocessing import normalise as normalise_pixels
 
 Batch = tuple[Tensor, Tensor]
+PixelBatch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 class Batches(Protocol):
-    """Normalised images float32 [batch, 3, H, W] and labels int64 [batch]."""
+    """Batches of normalised images float32 [batch, 3, H, W] and labels int64 [batch]."""
 
     steps_per_epoch: int
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """Yield epoch ``number``'s batches from step ``start`` on; a last, smaller batch is left out."""
+        """Yield the batches of epoch ``number`` from step ``start`` on, without an incomplete last one."""
         ...
 
     def chosen(self, number: int, step: int) -> Tensor:
-        """Return which images [batch] the batch of a step of epoch ``number`` has, by their places in the source."""
+        """Return the positions [batch] in the source of the images in a step of epoch ``number``."""
         ...
 
 
 def generator(seed: int, *position: int) -> torch.Generator:
-    """Return a random generator that depends on the run's seed and a position (epoch, step) in it only."""
+    """Return a random generator that depends only on the run's seed and a position (epoch, step) in it."""
     state = seed
     for number in position:
         # Any odd multiplier keeps neighbouring positions apart; this one is 2**64 over the golden ratio.
@@ -41,15 +46,15 @@ def generator(seed: int, *position: int) -> torch.Generator:
 
 
 @lru_cache(maxsize=4)
-def order(images: int, seed: int, epoch: int) -> Tensor:
-    """Return the order in which an epoch takes its images."""
-    return torch.randperm(images, generator=generator(seed, epoch))
+def order(image_count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of the images in an epoch."""
+    return torch.randperm(image_count, generator=generator(seed, epoch))
 
 
 class MemoryBatches:
-    """Batches of a data set that lives on ``device`` as uint8 and is augmented there, a batch at a time.
+    """Batches of a data set that is held on ``device`` as uint8 and augmented there.
 
-    Images may be larger than ``size``, the side of the network's input: then the centre or a random box is cut out.
+    Images may be larger than ``size``, the side of the network's input. Then the centre or a random box is cut out.
     """
 
     def __init__(
@@ -87,37 +92,72 @@ class StreamedBatches:
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         steps = [self.chosen(number, step).tolist() for step in range(start, self.steps_per_epoch)]
-        images = PreparedImages(self.source, self.spec, self.source.row.augmentation, self.seed, number)
-        for pixels, labels in DataLoader(images, batch_sampler=steps, num_workers=self.workers):
-            yield pixels.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
+        images = AugmentedImages(self.source, self.spec, self.seed, number)
+        for result in DataLoader(images, batch_sampler=steps, num_workers=self.workers, collate_fn=unchanged):
+            if isinstance(result, UserError):
+                raise result
+            pixels, labels = result
+            inputs = torch.from_numpy(normalise_pixels(pixels, self.spec))
+            yield (
+                inputs.to(self.device, memory_format=torch.channels_last),
+                torch.from_numpy(labels).to(self.device),
+            )
 
     def chosen(self, number: int, step: int) -> Tensor:
         return order(len(self.source), self.seed, number)[step * self.batch : (step + 1) * self.batch]
 
 
-class PreparedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Network inputs of one epoch, augmented with a randomness that depends on seed, epoch and image only."""
+class AugmentedImages(torch.utils.data.Dataset[PixelBatch | UserError]):
+    """Augmented images of one epoch; the augmentation depends on seed, epoch and image only."""
 
-    def __init__(
-        self,
-        source: Source,
-        spec: InputSpec,
-        augmentation: Augmentation = "none",
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> None:
-        self.source, self.spec, self.augmentation = source, spec, augmentation
-        self.seed, self.epoch = seed, epoch
+    def __init__(self, source: Source, spec: InputSpec, seed: int, epoch: int) -> None:
+        self.source, self.spec, self.seed, self.epoch = source, spec, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, indices: list[int]) -> PixelBatch | UserError:
+        """Return pixels uint8 [batch, H, W, 3] and labels of a batch, or the error that made it fail.
+
+        Workers send NumPy arrays through a pipe. Tensors would go through shared memory, of which a container has
+        64 MiB. An exception that is raised in a worker would reach the user as a traceback.
+        """
+        pixels = np.empty((len(indices), self.spec.height, self.spec.width, 3), np.uint8)
+        labels = np.empty(len(indices), np.int64)
+        try:
+            for place, index in enumerate(indices):
+                image, labels[place] = self.source.image(index, self.spec.resize)
+                random = generator(self.seed, self.epoch, index)
+                pixels[place] = np.asarray(augment(image, self.source.row.augmentation, self.spec, random))
+        except UserError as error:
+            return error
+        return pixels, labels
+
+
+def unchanged(batch: Any) -> Any:
+    """Return a batch as the data set made it, in place of DataLoader's own collation."""
+    return batch
+
+
+class PreparedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Network inputs float32 [3, H, W] and labels, prepared as in the service."""
+
+    def __init__(self, source: Source, spec: InputSpec) -> None:
+        self.source, self.spec = source, spec
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.source.image(index)
-        if self.augmentation != "none":
-            augment = resized_box if self.augmentation == "random_resized_crop" else moved
-            image = augment(image, self.spec, generator(self.seed, self.epoch, index))
+        image, label = self.source.image(index, self.spec.resize)
         return torch.from_numpy(prepare(image, self.spec)), label
+
+
+def augment(image: Image.Image, augmentation: Augmentation, spec: InputSpec, random: torch.Generator) -> Image.Image:
+    """Return the augmented image at the spec's height and width."""
+    if augmentation == "random_resized_crop":
+        return resized_box(image, spec, random)
+    return shifted(image, spec, random) if augmentation == "crop_flip" else fit(image, spec)
 
 
 def resized_box(image: Image.Image, spec: InputSpec, random: torch.Generator) -> Image.Image:
@@ -129,9 +169,10 @@ def resized_box(image: Image.Image, spec: InputSpec, random: torch.Generator) ->
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips.item() else crop
 
 
-def moved(image: Image.Image, spec: InputSpec, random: torch.Generator) -> Image.Image:
-    """Return the image at the spec's size, moved by up to 4 pixels with black behind it, flipped in half of the cases:
-    `crop_flip` of one image.
+def shifted(image: Image.Image, spec: InputSpec, random: torch.Generator) -> Image.Image:
+    """Return the image at the spec's size, shifted by up to 4 pixels over black and flipped in half of the cases.
+
+    This is `crop_flip` for one image.
     """
     left, top = torch.randint(-PADDING, PADDING + 1, (2,), generator=random).tolist()
     crop = fit(image, spec).crop((left, top, left + spec.width, top + spec.height))

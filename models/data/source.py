@@ -1,63 +1,125 @@
-"""Reading a data set through the Hugging Face ``datasets`` library, from the hub or from local files."""
+"""A split of a data set: encoded images with labels, decoded on demand by the same rules as in the service."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from models.cpus import available_cpus
 from models.data.datasets import DatasetRow
+from models.data.image_folder import FolderImages, find_split, read_image_folder
+from models.data.parquet import find_parquet, load_from_hub, read_parquet
 from models.errors import UserError
+from models.images import TRAINING_FORMATS, ImageError, decode_image
 from models.preprocessing import InputSpec, fit
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from PIL import Image
+TEST_SPLITS = ("test", "validation", "val", "valid")
 
-TEST_SPLITS = ("test", "validation", "val")
+
+class DamagedImage(UserError):
+    """An image of a data set can't be read; the message names its file."""
+
+
+class Examples(Protocol):
+    """Encoded images with labels. ``skipped`` counts the files that were left out, by suffix."""
+
+    classes: list[str]
+    skipped: Counter[str]
+
+    def __len__(self) -> int: ...
+
+    def name(self, position: int) -> str:
+        """Return an image's path, or where else it is."""
+        ...
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        """Return an image's file and the number of its class; raises OSError."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One split: rows of an image and a label, decoded when asked for. ``numbers`` are the classes' labels, where those
-    are not the data set's own.
+    """A selection of images of a split.
+
+    ``positions`` are places in ``examples``. ``numbers`` maps the classes of ``examples`` to other labels, where it is
+    given. ``damaged`` names the images that were left out because they can't be read.
     """
 
-    rows: "Dataset"
+    examples: Examples
     row: DatasetRow
     classes: list[str]
+    positions: Sequence[int]
     numbers: tuple[int, ...] | None = None
+    damaged: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.positions)
 
-    def image(self, index: int) -> "tuple[Image.Image, int]":
-        """Return image ``index`` as a PIL image in RGB, and its label."""
-        entry = self.rows[index]
-        label = int(entry[self.row.label_column])
-        return entry[self.row.image_column].convert("RGB"), label if self.numbers is None else self.numbers[label]
+    def image(self, index: int, shorter_side: int = 0) -> tuple[Image.Image, int]:
+        """Return image ``index`` as upright RGB, and its label.
 
-    def select(self, indices: list[int]) -> "Source":
-        """Return the source of the rows ``indices`` only."""
-        return replace(self, rows=self.rows.select(indices))
+        ``shorter_side`` lets a large JPEG be decoded at reduced size, as in `models.images.EncodedImage`. Raises
+        DamagedImage.
+        """
+        position = self.positions[index]
+        try:
+            data, label = self.examples.read(position)
+            image = decode_image(data, shorter_side, TRAINING_FORMATS)
+        except (ImageError, OSError) as error:
+            reason = error.strerror or error if isinstance(error, OSError) else error
+            raise DamagedImage(
+                f"{self.examples.name(position)} can't be read: {reason}. Replace or remove it, or leave damaged "
+                "images out with --skip-damaged"
+            ) from error
+        return image, label if self.numbers is None else self.numbers[label]
+
+    def select(self, indices: Sequence[int]) -> "Source":
+        """Return the source of the images ``indices`` only."""
+        return replace(self, positions=[self.positions[index] for index in indices])
+
+    def without_damaged(self, shorter_side: int = 0) -> "Source":
+        """Return the source of the images that can be decoded; decodes every image."""
+        threads = available_cpus()
+
+        def find_damaged(first: int) -> list[int]:
+            return [index for index in range(first, len(self), threads) if self.is_damaged(index, shorter_side)]
+
+        with ThreadPoolExecutor(threads) as executor:
+            damaged = {index for found in executor.map(find_damaged, range(threads)) for index in found}
+        names = tuple(self.examples.name(self.positions[index]) for index in sorted(damaged))
+        if len(names) == len(self) > 0:
+            raise UserError(f"all {len(self)} images are damaged, among them {names[0]}")
+        intact = self.select([index for index in range(len(self)) if index not in damaged])
+        return replace(intact, damaged=(*self.damaged, *names))
+
+    def is_damaged(self, index: int, shorter_side: int) -> bool:
+        try:
+            self.image(index, shorter_side)
+        except DamagedImage:
+            return True
+        return False
 
     def labelled_as(self, labels: Sequence[str]) -> "Source":
-        """Return the source with each class labelled by the place of its name among a checkpoint's ``labels``.
+        """Return the source with each class labelled by the position of its name in a checkpoint's ``labels``.
 
-        An image folder numbers the classes that it has, which need not be all, in the order of their names. Where none
-        of the names is a label, as of folders whose labels were worded anew, they stand for them in order. Raises
-        UserError where some are no labels, or all are none and not as many. Other data sets number their classes once
-        and for all.
+        An image folder numbers only its own classes, in the order of their names. Where no name is a label, the folders
+        stand for the labels in order, as for labels that were reworded. Raises UserError where only some names are
+        labels, or where none is and the counts differ. Other data sets have fixed numbers.
         """
-        if self.row.hub:
+        if not isinstance(self.examples, FolderImages):
             return self
-        unknown = [name for name in self.classes if name not in labels]
+        names = self.examples.classes
+        unknown = [name for name in names if name not in labels]
         if not unknown:
-            return replace(self, numbers=tuple(labels.index(name) for name in self.classes))
-        if len(unknown) < len(self.classes) or len(self.classes) != len(labels):
+            return replace(self, numbers=tuple(labels.index(name) for name in names))
+        if len(unknown) < len(names) or len(names) != len(labels):
             raise UserError(
                 f"the class {unknown[0]!r} is none of the checkpoint's labels, which are {', '.join(labels)}: "
                 "name the folders of images by them"
@@ -65,20 +127,20 @@ class Source:
         return self
 
     def in_memory(self, side: int) -> tuple[Tensor, Tensor]:
-        """Return all images, uint8 [N, 3, side, side], and labels, int64 [N].
+        """Return all images as uint8 [N, 3, side, side] and labels as int64 [N].
 
-        An image of another size is resized and its centre square taken, as the service does; raises UserError where
-        the data set's images are all of one size and this one isn't.
+        An image of another size is resized and its centre square taken, as in the service. Raises UserError where the
+        images of the data set all have one size and this one differs.
         """
         square = InputSpec(height=side, width=side, resize=side, mean=self.row.mean, std=self.row.std)
         pixels = np.empty((len(self), side, side, 3), np.uint8)
         labels = np.empty(len(self), np.int64)
         for index in range(len(self)):
-            image, labels[index] = self.image(index)
+            image, labels[index] = self.image(index, 0 if self.row.uniform else side)
             if self.row.uniform and image.size != (self.row.size, self.row.size):
                 raise UserError(
-                    f"image {index} of {self.row.name} is {image.size[0]}x{image.size[1]} pixels, "
-                    f"where all are to be {self.row.size}x{self.row.size}"
+                    f"{self.examples.name(self.positions[index])} has {image.size[0]}x{image.size[1]} pixels; images "
+                    f"of {self.row.name} have {self.row.size}x{self.row.size}"
                 )
             pixels[index] = np.asarray(fit(image, square))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
@@ -87,74 +149,58 @@ class Source:
 def read_source(row: DatasetRow, split: str, data: Path | None) -> Source:
     """Return split ``split`` ("train" or "test") of a data set.
 
-    ``data`` is None for the hub, or a folder: of parquet files in the hub's schema (``train.parquet``,
-    ``test.parquet``, or ``train-*.parquet``), or of images (``train/CLASS/*``, ``val/CLASS/*``).
+    ``data`` is None for the hub. Otherwise it is a folder of parquet files in the hub's schema (``train.parquet`` or
+    ``train-*.parquet``) or of images (``train/CLASS/*``, ``val/CLASS/*``).
 
     Raises UserError where there is nothing to read.
     """
-    datasets = import_datasets()
     names = row.train_splits if split == "train" else (row.test_split,)
     if data is None:
         if not row.hub:
-            raise UserError("an image folder is read from a folder of yours: name it with --data")
-        parts = [load_from_hub(datasets, row, name) for name in names]
-    elif not data.is_dir():
+            raise UserError("an image folder is read from a local folder: name it with --data")
+        return whole(load_from_hub(row, names), row)
+    if data.is_file():
+        raise UserError(f"{data} is a file; unpack it if it is an archive, and name the folder with --data")
+    if not data.is_dir():
         raise UserError(f"{data} is not a folder; --data names a folder of parquet files or of images")
-    else:
-        parts = [read_folder(datasets, data, name) for name in names]
-    rows = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
-    missing = {row.image_column, row.label_column} - set(rows.column_names)
-    if missing:
-        raise UserError(
-            f"{row.name} should have the columns {row.image_column} and {row.label_column}, "
-            f"but {data or row.hub} has {', '.join(rows.column_names)}"
-        )
-    rows = rows.cast_column(row.image_column, datasets.Image())
-    return Source(rows, row, class_names(rows, row))
+    choices = [TEST_SPLITS if name in TEST_SPLITS else (name,) for name in names]
+    files = [find_parquet(data, choice) for choice in choices]
+    if all(files):
+        return whole(read_parquet(row, [found for found in files if found], data), row)
+    folder = find_split(data, choices[0])
+    if folder is None or len(choices) > 1:
+        raise UserError(missing_split(data, choices[files.index([])]))
+    source = whole(read_image_folder(folder, least_classes=2 if split == "train" else 1), row)
+    # Data sets with fixed classes keep their numbers whatever folders there are.
+    return source.labelled_as(row.classes) if row.classes else source
 
 
-def load_from_hub(datasets: Any, row: DatasetRow, split: str) -> "Dataset":
-    try:
-        return datasets.load_dataset(row.hub, row.subset, split=split)
-    except ConnectionError as error:
-        raise UserError(f"{error}: try again, or name a local folder of its files with --data") from error
+def whole(examples: Examples, row: DatasetRow) -> Source:
+    return Source(examples, row, list(row.classes) or examples.classes, range(len(examples)))
 
 
-def read_folder(datasets: Any, data: Path, split: str) -> "Dataset":
-    """Return a split of a local folder: parquet files by name, else an image folder of that name."""
-    names = TEST_SPLITS if split in TEST_SPLITS else (split,)
-    for name in names:
-        files = sorted(str(file) for file in (*data.glob(f"{name}.parquet"), *data.glob(f"{name}-*.parquet")))
-        try:
-            if files:
-                return datasets.load_dataset("parquet", data_files={name: files}, split=name)
-            if (data / name).is_dir():
-                # Left to itself the library takes a split from the files' names: ILSVRC2012_val_1.JPEG for validation.
-                folder = str(data / name)
-                return datasets.load_dataset("imagefolder", data_dir=folder, data_files={name: "**"}, split=name)
-        except (ValueError, datasets.exceptions.DatasetsError) as error:
-            raise UserError(f"{name} of {data} can't be read ({error}); copy it again") from error
-    raise UserError(
-        f"{data} has no split {split!r}: expected {' or '.join(f'{name}.parquet' for name in names)} "
-        f"or a folder of images {' or '.join(f'{name}/' for name in names)}"
+def missing_split(data: Path, names: Sequence[str]) -> str:
+    """Return the error for a folder without a split, with what it holds instead."""
+    message = (
+        f"{data} has no split {names[0]!r}: expected {' or '.join(f'{name}.parquet' for name in names)} "
+        f"or a folder of images {' or '.join(f'{name}/' for name in names)} with a folder for each class"
     )
+    archives = sorted(file.name for name in names for file in data.glob(f"{name}.*") if file.suffix != ".parquet")
+    if archives:
+        return f"{message}. Unpack {archives[0]} first"
+    folders = sorted(path.name for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return f"{message}. It has the folders {', '.join(folders[:5])}" if folders else message
 
 
-def class_names(rows: "Dataset", row: DatasetRow) -> list[str]:
-    """Return the data set's class names, else those that the data carries, else the numbers of its labels."""
-    if row.classes:
-        return list(row.classes)
-    feature = rows.features[row.label_column]
-    if hasattr(feature, "names"):
-        return list(feature.names)
-    return [str(label) for label in range(1 + max(rows[row.label_column]))]
-
-
-def import_datasets() -> Any:
-    """Return the ``datasets`` module, quiet; raises UserError where the training extra is not installed."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError("reading data sets needs the training extra: pip install '.[training]'") from error
-    datasets.disable_progress_bars()
-    return datasets
+def describe(*sources: Source) -> str:
+    """Return a line about the data of a run: classes, images, and files that were left out."""
+    first = sources[0]
+    images = sum(len(source) for source in sources)
+    names = ", ".join(first.classes[:5]) + (", …" if len(first.classes) > 5 else "")
+    line = f"data: {images:,} images of {len(first.classes)} classes ({names})"
+    if skipped := first.examples.skipped:
+        suffixes = ", ".join(f"{suffix} {count:,}" for suffix, count in skipped.most_common(5))
+        line += f"; {skipped.total():,} files skipped by suffix ({suffixes})"
+    if damaged := [name for source in sources for name in source.damaged]:
+        line += f"; {len(damaged):,} damaged images skipped ({', '.join(damaged[:5])}{', …' if damaged[5:] else ''})"
+    return line

@@ -15,10 +15,10 @@ from PIL import Image
 
 from models.architectures import find_architecture
 from models.checkpoint import Config, write_checkpoint
-from models.data.augmentation import crop_flip, mixup, normalise, random_boxes, random_resized_crop
-from models.data.batches import MemoryBatches, PreparedImages, StreamedBatches
+from models.data.batches import MemoryBatches, StreamedBatches
 from models.data.datasets import DATASETS, find_dataset
-from models.data.source import class_names, import_datasets, read_source
+from models.data.parquet import TableImages, class_names, import_datasets
+from models.data.source import read_source
 from models.data.validation_split import split_positions
 from models.errors import UserError
 from models.model_card.training_commands import draw_commands
@@ -66,7 +66,7 @@ def test_parquet_in_the_hubs_schema(name: str, tmp_path: Path, pixels: np.ndarra
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "test.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"test of .* can't be read \(.*\); copy it again"):
+    with pytest.raises(UserError, match=r"test.parquet of .* can't be read \(.*\); copy it again"):
         read_source(CIFAR10, "test", tmp_path)
 
 
@@ -106,26 +106,6 @@ def test_training_goes_on_with_the_mean_and_deviation_that_a_start_was_imported_
         make_job(taught)
 
 
-def test_an_image_folder(tmp_path: Path) -> None:
-    for split_name in ("train", "val"):
-        for label, colour in (("dark", 10), ("light", 240)):
-            (tmp_path / split_name / label).mkdir(parents=True)
-            for number in range(3):
-                # ImageNet's own names say "val", wherever the file lies.
-                name = f"ILSVRC2012_val_{number}.png" if number else "0.png"
-                Image.new("L", (60 + number, 50), colour).save(tmp_path / split_name / label / name)
-    assert len(read_source(find_dataset("imagefolder"), "train", tmp_path)) == 6
-    source = read_source(find_dataset("imagefolder"), "test", tmp_path)
-    assert source.classes == ["dark", "light"] and len(source) == 6
-    image, light = source.image(5)
-    assert image.mode == "RGB" and image.getpixel((0, 0)) == (240, 240, 240) and light == 1
-    spec = input_spec(source.row, 48)
-    batches = StreamedBatches(source, spec, batch=4, seed=1, device=torch.device("cpu"), workers=0)
-    [(first, _)] = batches.epoch(0)
-    [(again, _)] = batches.epoch(0)
-    assert first.shape == (4, 3, 48, 48) and torch.equal(first, again)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -155,7 +135,7 @@ def test_a_hub_that_is_out_of_reach_points_to_a_local_folder(monkeypatch: pytest
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", np.zeros((1, 8, 8, 3), np.uint8), [0])
-    with pytest.raises(UserError, match="8x8 pixels, where all are to be 32x32"):
+    with pytest.raises(UserError, match=r"image 0 of .*train\.parquet has 8x8 pixels; images of cifar10 have 32x32"):
         read_source(CIFAR10, "train", tmp_path).in_memory(32)
 
 
@@ -282,72 +262,6 @@ def test_a_dense_network_starts_from_the_blocks_of_one_with_gates(tmp_path: Path
     assert job.earlier == [plain, {"architecture": routed.name} | stages[1]]
 
 
-def test_crop_and_flip_move_pixels_and_invent_none() -> None:
-    images = torch.arange(1, 1 + 3 * 32 * 32).reshape(1, 3, 32, 32).repeat(64, 1, 1, 1)
-    moved = crop_flip(images, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape
-    originals = set(images[0].flatten().tolist()) | {0}
-    assert all(set(image.flatten().tolist()) <= originals for image in moved)
-    # A row that is still whole reads as it did, or backwards: half of the images are flipped.
-    steps = (moved[:, 0, 16, 17] - moved[:, 0, 16, 16]).tolist()
-    assert set(steps) == {1, -1} and 16 < steps.count(1) < 48
-    assert len({image[0, 16, 16].item() for image in moved}) > 20
-
-
-def test_mixup_blends_a_share_of_the_images_by_at_most_half() -> None:
-    images = torch.eye(400).reshape(400, 1, 20, 20).repeat(1, 3, 1, 1)
-    for share in (0.25, 0.5, 1.0):
-        found = mixup(images, share, torch.Generator().manual_seed(0))[:, 0].flatten(1)
-        own, other = found.diagonal(), found.flip(1).diagonal()
-        torch.testing.assert_close(own + other, torch.ones(400))
-        assert float((other > 0).float().mean()) == pytest.approx(share, abs=0.07)
-        assert 0.45 < float(other.max()) <= 0.5 and float(other[other > 0].mean()) == pytest.approx(0.25, abs=0.03)
-
-
-def test_a_streamed_image_is_moved_and_flipped_as_one_in_memory(tmp_path: Path, pixels: np.ndarray) -> None:
-    write_parquet(tmp_path / "train.parquet", pixels[:1], [0])
-    source = read_source(CIFAR10, "train", tmp_path)
-    spec = input_spec(CIFAR10, 32).model_copy(update={"mean": (0.0,) * 3, "std": (1 / 255,) * 3})
-    padded = np.pad(pixels[0], ((4, 4), (4, 4), (0, 0))).transpose(2, 0, 1)
-    crops = [padded[:, top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
-    whole = {crop.tobytes(): False for crop in crops} | {crop[:, :, ::-1].tobytes(): True for crop in crops}
-    drawn = [PreparedImages(source, spec, "crop_flip", 0, epoch)[0][0].round().byte().numpy() for epoch in range(64)]
-    flipped = [whole[image.tobytes()] for image in drawn]
-    assert 16 < sum(flipped) < 48 and len({image.tobytes() for image in drawn}) > 40
-
-
-def test_boxes_lie_in_the_image_and_keep_their_bounds() -> None:
-    boxes, flips = random_boxes(4000, 200, 100, torch.Generator().manual_seed(0))
-    left, top, width, height = boxes.unbind(1)
-    assert min(left.min(), top.min()) >= 0
-    assert (left + width).max() <= 200.01 and (top + height).max() <= 100.01
-    area = width * height / 20_000
-    assert area.min() > 0.079 and area.max() > 0.75
-    assert (width / height).max() <= 2 and (width / height).min() >= 0.74
-    assert 0.45 < flips.float().mean() < 0.55
-
-
-def test_a_batch_is_cropped_as_pillow_crops_each_image() -> None:
-    coarse = torch.randint(0, 256, (24, 3, 6, 6), generator=torch.Generator().manual_seed(0)).float()
-    images = torch.nn.functional.interpolate(coarse, (40, 60), mode="bilinear").round().to(torch.uint8)
-    cropped = random_resized_crop(images, 48, torch.Generator().manual_seed(1))
-    boxes, flips = random_boxes(24, 60, 40, torch.Generator().manual_seed(1))
-    for image, made, (left, top, width, height), flip in zip(images, cropped, boxes.tolist(), flips, strict=True):
-        photo = Image.fromarray(image.permute(1, 2, 0).numpy())
-        box = left, top, left + width, top + height
-        expected = np.asarray(photo.resize((48, 48), Image.Resampling.BILINEAR, box), np.float32)
-        drawn = made.permute(1, 2, 0).numpy()
-        np.testing.assert_allclose(drawn[:, ::-1] if flip else drawn, expected, atol=4)
-
-
-def test_normalise_is_what_the_service_does(pixels: np.ndarray, tmp_path: Path) -> None:
-    write_parquet(tmp_path / "test.parquet", pixels, list(range(20)))
-    source = read_source(CIFAR10, "test", tmp_path)
-    prepared = PreparedImages(source, input_spec(CIFAR10, 32))
-    model = torch.stack([prepared[index][0] for index in range(len(prepared))])
-    torch.testing.assert_close(normalise(source.in_memory(32)[0], CIFAR10.mean, CIFAR10.std), model, atol=1e-5, rtol=0)
-
-
 def packs() -> ModuleType:
     spec = importlib.util.spec_from_file_location("packs", shared("data/packs.py"))
     assert spec is not None and spec.loader is not None
@@ -378,5 +292,6 @@ def test_the_real_cifar_100_is_named_in_its_order_whatever_the_data_call_its_cla
     write_parquet(tmp_path / "test.parquet", images[:20], labels[:20].tolist(), ("img", "fine_label"))
     source = read_source(dataset, "test", tmp_path)
     assert source.classes == packs().classes("cifar100")
-    carried = source.rows.cast_column("fine_label", import_datasets().ClassLabel(num_classes=100))
+    assert isinstance(source.examples, TableImages)
+    carried = source.examples.table.cast_column("fine_label", import_datasets().ClassLabel(num_classes=100))
     assert class_names(carried, dataset) == source.classes

@@ -1,0 +1,107 @@
+"""Read data sets in the hub's schema through the Hugging Face ``datasets`` library, from the hub or parquet files."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.data.datasets import DatasetRow
+from models.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+GLOB_CHARACTERS = ("*", "?", "[", "::")
+"""The library takes paths with these for patterns or chained addresses."""
+
+
+class TableImages:
+    """The images and labels of a table's columns. ``origin`` says where the table is from."""
+
+    def __init__(self, table: "Dataset", row: DatasetRow, origin: str) -> None:
+        missing = {row.image_column, row.label_column} - set(table.column_names)
+        if missing:
+            raise UserError(
+                f"{row.name} should have the columns {row.image_column} and {row.label_column}, "
+                f"but {origin} has {', '.join(table.column_names)}"
+            )
+        self.table = table.cast_column(row.image_column, import_datasets().Image(decode=False))
+        self.image_column, self.label_column, self.origin = row.image_column, row.label_column, origin
+        self.classes = class_names(table, row)
+        self.skipped: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def name(self, position: int) -> str:
+        path = self.table[position][self.image_column]["path"]
+        return f"image {position} of {self.origin}" + (f" ({path})" if path else "")
+
+    def read(self, position: int) -> tuple[bytes, int]:
+        entry = self.table[position]
+        image = entry[self.image_column]
+        if image is None:
+            raise FileNotFoundError("the table has no image there")
+        data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        return data, int(entry[self.label_column])
+
+
+def load_from_hub(row: DatasetRow, splits: Sequence[str]) -> TableImages:
+    """Return splits of a data set on the hub, in order; raises UserError where it is out of reach."""
+    datasets = import_datasets()
+    try:
+        tables = [datasets.load_dataset(row.hub, row.subset, split=split) for split in splits]
+    except ConnectionError as error:
+        raise UserError(f"{error}: try again, or name a local folder of its files with --data") from error
+    return TableImages(joined(tables), row, f"{row.hub} {' and '.join(splits)}")
+
+
+def find_parquet(data: Path, names: Sequence[str]) -> list[Path]:
+    """Return the parquet files of the first of these splits that has any."""
+    for name in names:
+        if files := sorted([*data.glob(f"{name}.parquet"), *data.glob(f"{name}-*.parquet")]):
+            return files
+    return []
+
+
+def read_parquet(row: DatasetRow, splits: Sequence[Sequence[Path]], data: Path) -> TableImages:
+    """Return the images of parquet files in the folder ``data``, the splits one after another; raises UserError."""
+    if any(part in str(data.absolute()) for part in GLOB_CHARACTERS):
+        characters = " ".join(GLOB_CHARACTERS)
+        raise UserError(f"parquet files can't be read from {data}: rename the folder without {characters}")
+    datasets = import_datasets()
+    try:
+        tables = [
+            datasets.load_dataset("parquet", data_files=[str(file.absolute()) for file in files], split="train")
+            for files in splits
+        ]
+    except (ValueError, datasets.exceptions.DatasetsError) as error:
+        names = ", ".join(file.name for files in splits for file in files)
+        raise UserError(f"{names} of {data} can't be read ({error}); copy it again") from error
+    return TableImages(joined(tables), row, ", ".join(str(file) for files in splits for file in files[:1]))
+
+
+def joined(tables: "list[Dataset]") -> "Dataset":
+    return import_datasets().concatenate_datasets(tables) if len(tables) > 1 else tables[0]
+
+
+def class_names(table: "Dataset", row: DatasetRow) -> list[str]:
+    """Return the data set's class names, else those of the table, else the numbers of its labels."""
+    if row.classes:
+        return list(row.classes)
+    feature = table.features[row.label_column]
+    if hasattr(feature, "names"):
+        return list(feature.names)
+    return [str(label) for label in range(1 + max(table[row.label_column]))]
+
+
+def import_datasets() -> Any:
+    """Return the ``datasets`` module, quiet; raises UserError where the training extra is not installed."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("reading data sets needs the training extra: pip install '.[training]'") from error
+    datasets.disable_progress_bars()
+    # It would report each use to a counter on the hub, of local files too.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    return datasets
