@@ -45,6 +45,9 @@ COPY --from=build --chown=10001:10001 /repository /models
 ENV PATH=/opt/skipnet/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/data/huggingface \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    HF_UPDATE_DOWNLOAD_COUNTS=0 \
+    ORT_DISABLE_TELEMETRY=1 \
     SKIPNET_HOST=0.0.0.0 \
     SKIPNET_PORT=8000 \
     SKIPNET_MODEL_REPOSITORY=/models

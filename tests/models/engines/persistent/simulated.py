@@ -5,11 +5,13 @@ import hashlib
 import os
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from models.engines.folding import FoldedNetwork
@@ -61,8 +63,14 @@ def build(gate: str, *mutations: tuple[str, str]) -> Path:
     options = (*OPTIONS, f"-DKIND_OF_GATE={gate}")
     digest = hashlib.sha256("".join([*texts.values(), *options]).encode()).hexdigest()[:12]
     library = Path(tempfile.gettempdir()) / f"skipnet-persistent-{os.getuid()}-{digest}.so"
-    if library.exists():
-        return library
+    # Another worker that needs the same library waits for it.
+    with FileLock(library.with_suffix(".lock")):
+        if not library.exists():
+            compile_library(texts, options, library)
+    return library
+
+
+def compile_library(texts: dict[str, str], options: Sequence[str], library: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, text in texts.items():
             (Path(folder) / name).write_text(text)
@@ -70,7 +78,6 @@ def build(gate: str, *mutations: tuple[str, str]) -> Path:
         command = [os.environ.get("CXX") or "c++", *options, str(Path(folder) / "driver.cpp"), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(library)
-    return library
 
 
 class SimulatedEngine:
