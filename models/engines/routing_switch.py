@@ -8,6 +8,7 @@ that the images execute, so it is measured where it is served.
 import math
 import time
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,15 @@ class Costs:
         if seconds[other] < (1 - MARGIN) * seconds[self.mode]:
             self.mode = other
         return self.mode
+
+
+@runtime_checkable
+class Rehearsing(Protocol):
+    """An engine that learns from what it runs, unless it only rehearses."""
+
+    def rehearse(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        """Run images that are no traffic: as ``run``, but the engine learns nothing from them."""
+        ...
 
 
 class RoutingSwitch:
@@ -80,7 +90,7 @@ class RoutingSwitch:
 
 def rehearse(engine: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
     """Run an engine on images that are no traffic, so that a switch among engines does not learn from them."""
-    return engine.rehearse(images, thresholds) if isinstance(engine, RoutingSwitch) else engine.run(images, thresholds)
+    return engine.rehearse(images, thresholds) if isinstance(engine, Rehearsing) else engine.run(images, thresholds)
 
 
 def engine_in(engine: Engine, mode: Mode) -> Engine:

@@ -32,24 +32,25 @@ class Classify(EngineOptions):
         le=1,
         description="share of dense multiply-adds to spend on average, in place of a threshold",
     )
+    min_margin: float | None = Field(
+        default=None, ge=0, le=1, description="of a cascade: below this confidence an image goes on to the next stage"
+    )
     as_json: bool = Field(default=False, description="one JSON object a line, with every decision")
     max_image_pixels: int = Field(default=80_000_000, ge=1, description="width x height of an image")
 
     def cli_cmd(self) -> None:
         import numpy as np
 
-        from models.checkpoint import find_version, read_checkpoint
-        from models.engines import load_engine
+        from models.checkpoint import find_version
         from models.preprocessing import prepare
-        from service.inference.budget import choose_threshold
         from service.inference.decoder import BYTES_PER_PIXEL_WEBP, Decoder
-        from service.inference.result import predictions, routing, split
+        from service.inference.result import predictions, routing
+        from service.repository.loading import open_version
 
-        checkpoint = read_checkpoint(find_version(self.model_repository, self.model, self.version))
-        threshold = choose_threshold(checkpoint.config, self.execute_threshold, self.compute_budget)
-        engine = load_engine(checkpoint, self.engine, self.device, self.threads, self.routing)
+        model = open_version(find_version(self.model_repository, self.model, self.version), self)
+        route = model.choose_route(self.execute_threshold, self.compute_budget, self.min_margin)
         decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL_WEBP)
-        spec, thresholds, wrong = checkpoint.config.input, np.full(1, threshold, np.float32), 0
+        spec, thresholds, wrong = model.input, np.asarray([route.threshold], np.float32), 0
         for file in self.images:
             try:
                 with decoder.decode(file.read_bytes(), spec.resize) as decoded:
@@ -59,18 +60,18 @@ class Classify(EngineOptions):
                 print(f"skipnet: {file}: {reason}", file=sys.stderr)
                 wrong += 1
                 continue
-            routed = engine.run(image[None], thresholds)
-            [result] = split(routed, checkpoint.macs.executed(routed.executed, routed.mode))
-            found = predictions(result.probabilities, checkpoint.config.labels, self.top_k)
-            way = routing(result, checkpoint, explain=True)
+            routed = model.engine.run(image[None], thresholds)
+            [result] = model.results(routed, model.executed_macs(routed))
+            found = predictions(result.probabilities, model.labels, self.top_k)
+            way = routing(result, model.dense_macs, explain=True)
             if self.as_json:
                 answer = {"image": str(file), "predictions": [each.model_dump() for each in found]}
-                print(json.dumps(answer | {"routing": way.model_dump()}))
+                print(json.dumps(answer | {"routing": way.model_dump(exclude_none=True)}))
                 continue
             names = ", ".join(f"{each.label} {each.probability:.1%}" for each in found)
             saved = f"{way.skipped} of {way.blocks} blocks skipped, {way.saved:.1%} saved"
-            print(f"{file}: {names}", f"  {strip(result.executed.tolist())}  {saved}", sep="\n")
-        engine.close()
+            print(f"{file}: {names}", f"  {strip(result.executed[: result.blocks - 1].tolist())}  {saved}", sep="\n")
+        model.engine.close()
         if wrong:
             raise UserError(f"{wrong} of {len(self.images)} images could not be classified")
 

@@ -40,6 +40,7 @@ class Parameters(Tolerant):
     binary_data_output: bool = False
     execute_threshold: float | None = Field(default=None, ge=0, le=1)
     compute_budget: float | None = Field(default=None, ge=0, le=1)
+    min_margin: float | None = Field(default=None, ge=0, le=1)
     timeout: int | None = Field(default=None, gt=0, le=MAX_TIMEOUT, description="microseconds")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.errors import Code, ServiceError
 from service.inference.image_task import ImageTask
-from service.inference.result import split
+from service.inference.result import ImageResult
 
 if TYPE_CHECKING:
     from models.engines.protocol import Routed
@@ -33,7 +33,7 @@ class Batch:
     model: "LoadedModel"
     tasks: list[ImageTask]
     images: NDArray[np.float32]  # [N, 3, H, W]
-    thresholds: NDArray[np.float32]  # [N]
+    thresholds: NDArray[np.float32]  # [N], or of a cascade [N, 2S-1]
 
     def select(self, indices: list[int]) -> "Batch":
         """Return a batch of some of the images."""
@@ -55,7 +55,7 @@ class Batcher:
     """Forms batches and runs them one at a time in one thread.
 
     All models share the thread, so that engines do not compete for the cores. The model whose oldest image has waited
-    longest runs next. ``on_batch`` is called in the event loop with every batch that ran and its MACs [N].
+    longest runs next. ``on_batch`` is called in the event loop with every batch that ran and its results.
     ``on_dropped`` is called in any thread for every image that was not computed, with one of DROP_REASONS.
     """
 
@@ -64,7 +64,7 @@ class Batcher:
         max_batch_size: int,
         delay: float,
         dense_interval: float,
-        on_batch: Callable[[BatchRun, NDArray[np.int64]], None],
+        on_batch: Callable[[BatchRun, list[ImageResult]], None],
         on_dropped: Callable[["LoadedModel", str], None],
     ) -> None:
         """``delay`` is how long an image may wait for a full batch, ``dense_interval`` as in `DenseClock.due`."""
@@ -277,12 +277,13 @@ class Batcher:
     def _deliver(self, run: BatchRun) -> None:
         """Set the results of a batch's images; runs in the event loop."""
         batch = run.batch
-        macs = batch.model.checkpoint.macs.executed(run.routed.executed, run.routed.mode)
-        for task, result in zip(batch.tasks, split(run.routed, macs), strict=True):
+        macs = batch.model.executed_macs(run.routed)
+        results = batch.model.results(run.routed, macs)
+        for task, result in zip(batch.tasks, results, strict=True):
             if not task.result.done():
                 task.queue_seconds = task.decode_wait + run.started - task.queued_at
                 task.inference_seconds = run.seconds
                 task.batch_size = len(batch.tasks)
                 task.result.set_result(result)
-        self.on_batch(run, macs)
+        self.on_batch(run, results)
         batch.model.mode = run.routed.mode

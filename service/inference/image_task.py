@@ -11,7 +11,7 @@ from service.inference.result import ImageResult
 from service.telemetry.timing import Timing
 
 if TYPE_CHECKING:
-    from service.repository.loaded_model import LoadedModel
+    from service.repository.loaded_model import LoadedModel, Threshold
 
 DROP_REASONS = ("client_gone", "deadline", "request_failed")
 """Why an image is not computed: its client disconnected, its deadline passed, or another of its request failed."""
@@ -34,7 +34,7 @@ class ImageTask:
     """
 
     model: "LoadedModel"
-    threshold: float
+    threshold: "Threshold"
     deadline: float  # in seconds of perf_counter()
     result: asyncio.Future[ImageResult]
     payload: Payload | None = None  # None once decoded or cancelled

@@ -6,9 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.cpus import available_cpus
 from models.preprocessing import prepare
 from service.errors import Code, ServiceError
@@ -20,7 +17,7 @@ from service.settings import Settings
 from service.telemetry.timing import Timing
 
 if TYPE_CHECKING:
-    from service.repository.loaded_model import LoadedModel
+    from service.repository.loaded_model import LoadedModel, Threshold
 
 
 class Pipeline:
@@ -32,7 +29,7 @@ class Pipeline:
     def __init__(
         self,
         settings: Settings,
-        on_batch: Callable[[BatchRun, NDArray[np.int64]], None],
+        on_batch: Callable[[BatchRun, list[ImageResult]], None],
         on_dropped: Callable[["LoadedModel", str], None],
     ) -> None:
         self.decoder = Decoder(settings.max_image_pixels, settings.max_decode_memory)
@@ -58,7 +55,7 @@ class Pipeline:
         model: "LoadedModel",
         payloads: Sequence[Payload],
         *,
-        threshold: float,
+        threshold: "Threshold",
         deadline: float,
         timing: Timing,
         disconnected: Awaitable[object],
@@ -103,7 +100,7 @@ class Pipeline:
 
     def _decode_inline(self, task: ImageTask) -> bool:
         """Decode a small image for a small network in the event loop and queue it; return whether it was done."""
-        spec, started, payload = task.model.checkpoint.config.input, perf_counter(), task.payload
+        spec, started, payload = task.model.input, perf_counter(), task.payload
         if not isinstance(payload, bytes) or spec.height * spec.width > SMALL_PIXELS:
             return False
         try:
@@ -127,7 +124,7 @@ class Pipeline:
         task.decode_wait = started - submitted
         try:
             if isinstance(payload, bytes):
-                spec = task.model.checkpoint.config.input
+                spec = task.model.input
                 with self.decoder.decode(payload, spec.resize) as image:
                     task.image = prepare(image, spec)
             else:

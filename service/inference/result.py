@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field
 from service.telemetry.timing import Timing
 
 if TYPE_CHECKING:
-    from models.checkpoint import Checkpoint
     from models.engines.protocol import Routed
     from models.macs import Mode
 
@@ -34,6 +33,17 @@ class Decision(BaseModel):
     probability: float = Field(description="the gate's, of executing the block")
 
 
+class StageAnswer(BaseModel):
+    """What one stage of a cascade did for this image."""
+
+    model: str
+    version: int
+    blocks: int
+    executed: int
+    macs: int
+    margin: float = Field(description="the stage's confidence in its answer; below its threshold the image goes on")
+
+
 class RoutingAnswer(BaseModel):
     """Which blocks ran for this image, and what that cost."""
 
@@ -45,6 +55,8 @@ class RoutingAnswer(BaseModel):
     dense_macs: int = Field(description="multiply-adds of the same network without gates")
     saved: float = Field(description="1 - macs / dense_macs; a little under 0 where every block and the gates ran")
     mode: str = Field(description="branch: skipped blocks were not run; mask: they were run and masked away")
+    escalated: bool | None = Field(None, description="of a cascade: whether a later stage was asked")
+    stages: list[StageAnswer] | None = Field(None, description="of a cascade: the stages that the image reached")
     decisions: list[Decision] | None = Field(None, description="one a gate, with explain=true")
 
 
@@ -71,9 +83,24 @@ class Classification(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class StageOutcome:
+    """What one stage of a cascade did for an image that reached it; ``margin`` is its confidence, 0..1."""
+
+    model: str
+    version: int
+    blocks: int
+    executed: int
+    macs: int
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What an engine answered for one image of a batch; the arrays are `Routed`'s less the first axis, with the
-    classes' probabilities beside it.
+    """What an engine answered for one image of a batch.
+
+    The arrays are `Routed`'s less the first axis, with the classes' probabilities beside them. ``blocks`` and
+    ``executed_blocks`` count the first block too, and of a cascade the blocks of the stages that the image reached,
+    which ``stages`` lists.
     """
 
     logits: NDArray[np.float32]
@@ -82,18 +109,34 @@ class ImageResult:
     probability: NDArray[np.float32]
     macs: int
     mode: "Mode"
+    blocks: int
+    executed_blocks: int
+    layers_skipped: int
+    stages: tuple[StageOutcome, ...] = ()
 
     @property
     def skipped(self) -> int:
-        return int(self.executed.size - self.executed.sum())
+        return self.blocks - self.executed_blocks
 
 
-def split(routed: "Routed", macs: NDArray[np.int64]) -> list[ImageResult]:
+def split(routed: "Routed", macs: NDArray[np.int64], layers_per_block: int) -> list[ImageResult]:
     """Return a batch's results image by image; ``macs`` [N] is what each cost."""
     probabilities = softmax(routed.logits)
+    blocks = 1 + routed.executed.shape[1]
+    executed = 1 + routed.executed.sum(1)
     return [
-        ImageResult(routed.logits[i], probabilities[i], routed.executed[i], routed.probability[i], cost, routed.mode)
-        for i, cost in enumerate(macs.tolist())
+        ImageResult(
+            logits=routed.logits[i],
+            probabilities=probabilities[i],
+            executed=routed.executed[i],
+            probability=routed.probability[i],
+            macs=cost,
+            mode=routed.mode,
+            blocks=blocks,
+            executed_blocks=count,
+            layers_skipped=(blocks - count) * layers_per_block,
+        )
+        for i, (cost, count) in enumerate(zip(macs.tolist(), executed.tolist(), strict=True))
     ]
 
 
@@ -111,24 +154,38 @@ def predictions(probabilities: NDArray[np.float32], labels: list[str], top_k: in
     return [Prediction(label=labels[i], index=i, probability=round(value, 6)) for i, value in likeliest]
 
 
-def routing(result: ImageResult, checkpoint: "Checkpoint", explain: bool) -> RoutingAnswer:
+def routing(result: ImageResult, dense_macs: int, explain: bool) -> RoutingAnswer:
     """Return which blocks ran, with ``explain`` decision by decision; block i + 1 is column i of the engine's."""
-    blocks, dense = len(checkpoint.macs.blocks), checkpoint.macs.dense
+    stages = [
+        StageAnswer(
+            model=stage.model,
+            version=stage.version,
+            blocks=stage.blocks,
+            executed=stage.executed,
+            macs=stage.macs,
+            margin=round(stage.margin, 6),
+        )
+        for stage in result.stages
+    ]
     return RoutingAnswer(
-        blocks=blocks,
-        executed=blocks - result.skipped,
+        blocks=result.blocks,
+        executed=result.executed_blocks,
         skipped=result.skipped,
-        layers_skipped=result.skipped * checkpoint.network.layers_per_block,
+        layers_skipped=result.layers_skipped,
         macs=result.macs,
-        dense_macs=dense,
-        saved=round(1 - result.macs / dense, 6),
+        dense_macs=dense_macs,
+        saved=round(1 - result.macs / dense_macs, 6),
         mode=result.mode,
+        escalated=len(stages) > 1 if stages else None,
+        stages=stages or None,
         decisions=decisions(result) if explain else None,
     )
 
 
 def decisions(result: ImageResult) -> list[Decision]:
-    columns = zip(result.executed.tolist(), result.probability.tolist(), strict=True)
+    # The columns behind these are of stages of a cascade that the image did not reach.
+    reached = result.blocks - 1
+    columns = zip(result.executed[:reached].tolist(), result.probability[:reached].tolist(), strict=True)
     return [
         Decision(block=block, executed=executed, probability=round(probability, 6))
         for block, (executed, probability) in enumerate(columns, start=1)

@@ -7,23 +7,38 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from service.errors import Code, ServiceError
+from service.inference.budget import choose_threshold, expected_accuracy
 from service.inference.dense_clock import DenseClock
+from service.inference.result import ImageResult, split
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.engines.protocol import Engine, Routed
     from models.macs import Mode
+    from models.preprocessing import InputSpec
+
+Threshold = float | tuple[float, ...]
+"""What an image's route is decided by: an execute threshold, or a cascade's row of thresholds and margins."""
+
+
+@dataclass(frozen=True)
+class RouteChoice:
+    """What a request asks for: its ``threshold``, and the accuracy that the curve has there, if it was looked up."""
+
+    threshold: Threshold
+    expected_accuracy: float | None = None
 
 
 @dataclass(eq=False)
 class LoadedModel:
-    """One version of a model, loaded and warm."""
+    """One version of a model, loaded and warm. `LoadedCascade` is one of several networks."""
 
     checkpoint: "Checkpoint"
     engine: "Engine"
     mode: "Mode"  # of the last batch
     clock: DenseClock
-    fallbacks: list[str] = field(default_factory=list)  # engines that auto does without; the log says why
+    fallbacks: list[str] = field(default_factory=list)  # engines that auto could not use; the log says why
     leases: int = field(default=0, init=False)  # requests that still need it
     retired: bool = field(default=False, init=False)  # no new request gets it
     closed: bool = field(default=False, init=False)  # its engine is closed, or about to be
@@ -37,9 +52,87 @@ class LoadedModel:
         return self.checkpoint.version
 
     @property
+    def labels(self) -> list[str]:
+        return self.checkpoint.config.labels
+
+    @property
+    def input(self) -> "InputSpec":
+        return self.checkpoint.config.input
+
+    @property
     def shape(self) -> tuple[int, int, int]:
-        spec = self.checkpoint.config.input
-        return 3, spec.height, spec.width
+        """Channels, height and width of an input."""
+        return 3, self.input.height, self.input.width
+
+    @property
+    def architecture(self) -> str:
+        return self.checkpoint.config.architecture
+
+    @property
+    def threshold(self) -> Threshold:
+        """What decides the route of an image whose request says nothing of it."""
+        return self.checkpoint.config.execute_threshold
+
+    @property
+    def accuracy(self) -> float | None:
+        """Top-1, 0..1, as it was evaluated."""
+        evaluation = self.checkpoint.config.evaluation
+        return None if evaluation is None else evaluation.accuracy
+
+    @property
+    def expected_mac_share(self) -> float | None:
+        """Executed over dense MACs, as it was evaluated."""
+        evaluation = self.checkpoint.config.evaluation
+        return None if evaluation is None else evaluation.macs / evaluation.dense_macs
+
+    @property
+    def execution_rates(self) -> list[float]:
+        """The share of the evaluated images that each block but the first ran for; empty if it is not known."""
+        evaluation = self.checkpoint.config.evaluation
+        return [] if evaluation is None else evaluation.execution_rate
+
+    @property
+    def gated(self) -> bool:
+        """Whether gates decide which blocks run."""
+        return bool(self.checkpoint.macs.gates)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the network."""
+        return len(self.checkpoint.macs.blocks)
+
+    @property
+    def dense_macs(self) -> int:
+        """MACs of the network without gates: what "saved" is measured against."""
+        return self.checkpoint.macs.dense
+
+    @property
+    def sample_macs(self) -> int:
+        """MACs of an image in `run_dense`."""
+        return self.checkpoint.macs.full
+
+    def executed_macs(self, routed: "Routed") -> NDArray[np.int64]:
+        """Return what each image of a batch cost [N], in MACs."""
+        return self.checkpoint.macs.executed(routed.executed, routed.mode)
+
+    def results(self, routed: "Routed", macs: NDArray[np.int64]) -> list[ImageResult]:
+        """Return a batch's results image by image; ``macs`` [N] is what each cost."""
+        return split(routed, macs, self.checkpoint.network.layers_per_block)
+
+    def images_per_block(self, routed: "Routed") -> NDArray[np.int64]:
+        """Return how many images of a batch reached each block [B], to run or to skip it."""
+        return np.full(self.blocks, len(routed.logits), np.int64)
+
+    def choose_route(
+        self, execute_threshold: float | None, compute_budget: float | None, min_margin: float | None
+    ) -> RouteChoice:
+        """Return the route that a request asks for; raises ServiceError invalid_parameter."""
+        if min_margin is not None:
+            raise ServiceError(Code.INVALID_PARAMETER, f"{self.name} is no cascade: min_margin can't be chosen")
+        config = self.checkpoint.config
+        threshold = choose_threshold(config, execute_threshold, compute_budget)
+        expected = None if compute_budget is None else expected_accuracy(config.calibration, threshold)
+        return RouteChoice(threshold, expected)
 
     def engine_in(self, mode: "Mode") -> str:
         """Return the name of the engine that runs a batch in ``mode``: a switch has two."""
@@ -52,17 +145,17 @@ class LoadedModel:
         self.run_dense(np.zeros((1, *self.shape), np.float32))
 
     def run_dense(self, images: NDArray[np.float32]) -> float:
-        """Run every block for ``images`` [N, 3, H, W] and return the seconds it took; nobody gets the answers."""
+        """Run every block for ``images`` [N, 3, H, W] and return the seconds it took; the answers are dropped."""
         return timed(self.engine, images, 0.0)[1]
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
 
-def timed(engine: "Engine", images: NDArray[np.float32], threshold: float) -> "tuple[Routed, float]":
+def timed(engine: "Engine", images: NDArray[np.float32], threshold: Threshold) -> "tuple[Routed, float]":
     """Run images that are no traffic: a switch between branching and masking does not learn from them."""
     from models.engines.routing_switch import rehearse
 
     start = perf_counter()
-    routed = rehearse(engine, images, np.full(len(images), threshold, np.float32))
+    routed = rehearse(engine, images, np.asarray([threshold] * len(images), np.float32))
     return routed, perf_counter() - start

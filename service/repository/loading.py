@@ -1,6 +1,5 @@
 """One version of a model, made ready to serve: read, verified, warmed up and timed."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.inference.dense_clock import DenseClock
+from service.repository.loaded_cascade import LoadedCascade
 from service.repository.loaded_model import LoadedModel, timed
 from service.settings import EngineOptions
 
 if TYPE_CHECKING:
-    from models.checkpoint import Checkpoint
-    from models.engines.protocol import Engine
+    from models.engines.selection import OnFallback
 
 
 class LoadError(Exception):
@@ -21,62 +20,93 @@ class LoadError(Exception):
 
 
 def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> LoadedModel:
-    """Load the checkpoint in ``folder``, verify what it answers and warm it up.
+    """Load the checkpoint or cascade in ``folder``, verify what it answers and warm it up.
 
     Takes seconds, and imports torch; call it in a thread. Raises LoadError.
     """
-    from models.checkpoint import CheckpointError, read_checkpoint
-    from models.engines import load_engine
+    from models.checkpoint import CheckpointError
+
+    fallbacks: list[str] = []
+
+    def note(engine: str, _: str) -> None:
+        # Branching and masking may fall back from the same engine for reasons that differ in their figures.
+        if engine not in fallbacks:
+            fallbacks.append(engine)
 
     try:
-        checkpoint = read_checkpoint(folder)
+        model = open_version(folder, options, note)
     except CheckpointError as error:
         raise LoadError(str(error)) from error
-    fallbacks: list[str] = []
-    try:
-        engine = load_engine(
-            checkpoint,
-            options.engine,
-            options.device,
-            options.threads,
-            options.routing,
-            # Branching and masking may do without the same one, for reasons that differ in their figures.
-            on_fallback=lambda name, _: fallbacks.append(name) if name not in fallbacks else None,
-        )
     except Exception as error:
         raise LoadError(f"{folder} can't run on {options.engine}, {options.device}: {error}") from error
     try:
-        return replace(warm_up(checkpoint, engine, max_batch_size), fallbacks=fallbacks)
+        warm_up(model, max_batch_size)
     except Exception:
-        engine.close()
+        model.engine.close()
         raise
+    model.fallbacks = fallbacks
+    return model
 
 
-def warm_up(checkpoint: "Checkpoint", engine: "Engine", max_batch_size: int) -> LoadedModel:
-    """Run batches of 1, 2, 4, … ``max_batch_size`` images, dense and skipping all; check and time them."""
-    config, decisions = checkpoint.config, len(checkpoint.macs.blocks) - 1
+def open_version(folder: Path, options: EngineOptions, on_fallback: "OnFallback | None" = None) -> LoadedModel:
+    """Return the checkpoint or cascade in ``folder``, not warm yet; raises CheckpointError or EngineError."""
+    from models.cascade.config import is_cascade
+
+    return (load_cascade if is_cascade(folder) else load_checkpoint)(folder, options, on_fallback)
+
+
+def load_checkpoint(folder: Path, options: EngineOptions, on_fallback: "OnFallback | None") -> LoadedModel:
+    """Return the checkpoint in ``folder`` on its engine, not warm yet."""
+    from models.checkpoint import read_checkpoint
+    from models.engines import load_engine
+
+    checkpoint = read_checkpoint(folder)
+    engine = load_engine(
+        checkpoint, options.engine, options.device, options.threads, options.routing, on_fallback=on_fallback
+    )
+    return LoadedModel(checkpoint, engine, "branch", DenseClock([1], [0.0]))
+
+
+def load_cascade(folder: Path, options: EngineOptions, on_fallback: "OnFallback | None") -> LoadedCascade:
+    """Return the cascade in ``folder`` on its engines, not warm yet."""
+    from models.cascade.config import read_cascade
+    from models.cascade.engine import load_cascade_engine
+
+    cascade = read_cascade(folder)
+    engine = load_cascade_engine(
+        cascade, options.engine, options.device, options.threads, options.routing, on_fallback=on_fallback
+    )
+    return LoadedCascade(cascade, engine, "branch", DenseClock([1], [0.0]))
+
+
+def warm_up(model: LoadedModel, max_batch_size: int) -> None:
+    """Run batches of 1, 2, 4, … ``max_batch_size`` images, dense and skipping all; check and time them.
+
+    Sets the model's mode and dense clock. Raises LoadError where the answers have another shape or are not finite.
+    """
     sizes = [1]
     while sizes[-1] < max_batch_size:
         sizes.append(min(2 * sizes[-1], max_batch_size))
-    noise = np.random.default_rng(0).standard_normal((max_batch_size, 3, config.input.height, config.input.width))
-    images = noise.astype(np.float32)
+    images = np.random.default_rng(0).standard_normal((max_batch_size, *model.shape)).astype(np.float32)
     times = []
     for size in sizes:
-        for threshold in (1.0, config.execute_threshold, 0.0):
-            routed, seconds = timed(engine, images[:size], threshold)
-            verify(checkpoint, routed.logits, (size, len(config.labels)))
-            verify(checkpoint, routed.probability, (size, decisions))
-            obeys = {0.0: routed.executed.all(), 1.0: not routed.executed.any()}
-            if checkpoint.macs.gates and not obeys.get(threshold, True):
-                raise LoadError(f"{checkpoint.folder}: the engine {engine.name} does not obey the execute threshold")
+        for threshold in (1.0, model.threshold, 0.0):
+            routed, _ = timed(model.engine, images[:size], threshold)
+            verify(model, routed.logits, (size, len(model.labels)))
+            verify(model, routed.probability, (size, model.blocks - 1))
+            disobeys = (threshold == 0 and not routed.executed.all()) or (threshold == 1 and routed.executed.any())
+            if model.gated and disobeys:
+                raise LoadError(f"{model}: the engine {model.engine.name} does not obey the execute threshold")
         # The first run of a size also pays for buffers and kernels, which matters where a run is short.
-        times.append(seconds if seconds > 0.25 else timed(engine, images[:size], 0.0)[1])
-    return LoadedModel(checkpoint, engine, routed.mode, DenseClock(sizes, times))
+        seconds = model.run_dense(images[:size])
+        times.append(seconds if seconds > 0.25 else model.run_dense(images[:size]))
+    model.mode, model.clock = routed.mode, DenseClock(sizes, times)
 
 
-def verify(checkpoint: "Checkpoint", values: NDArray[np.float32], shape: tuple[int, ...]) -> None:
+def verify(model: LoadedModel, values: NDArray[np.float32], shape: tuple[int, ...]) -> None:
+    """Raise LoadError where an engine's values have another shape or are not finite."""
     if values.shape != shape or not np.isfinite(values).all():
         raise LoadError(
-            f"{checkpoint.folder} answers numbers of shape {values.shape} where {shape} is right, or not "
+            f"{model.checkpoint.folder} answers numbers of shape {values.shape} where {shape} is right, or not "
             "finite ones; it was damaged or its training failed"
         )

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -22,6 +20,7 @@ from service.errors import OUTCOMES
 from service.inference.admission import REJECT_REASONS
 from service.inference.batcher import BatchRun
 from service.inference.image_task import DROP_REASONS
+from service.inference.result import ImageResult
 from service.repository.loaded_model import LoadedModel
 from service.telemetry.gpu import GpuCollector
 from service.telemetry.timing import STAGES, Timing
@@ -157,7 +156,7 @@ class Metrics:
         self._retired.pop(labels, None)
         self.model.labels(*labels).info(
             {
-                "architecture": model.checkpoint.config.architecture,
+                "architecture": model.architecture,
                 "engine": model.engine.name,
                 "device": model.engine.device,
             }
@@ -171,11 +170,10 @@ class Metrics:
         self._begin_requests(*labels)
         for reason in DROP_REASONS:
             self.dropped.labels(*labels, reason)
-        evaluation = model.checkpoint.config.evaluation
-        if evaluation is not None:
-            self.expected_mac_share.labels(*labels).set(evaluation.macs / evaluation.dense_macs)
-            for block, rate in enumerate(evaluation.execution_rate, start=1):
-                self.expected_execution_rate.labels(*labels, str(block)).set(rate)
+        if model.expected_mac_share is not None:
+            self.expected_mac_share.labels(*labels).set(model.expected_mac_share)
+        for block, rate in enumerate(model.execution_rates, start=1):
+            self.expected_execution_rate.labels(*labels, str(block)).set(rate)
 
     def remove_model(self, model: LoadedModel) -> None:
         """End the series that say what is served now, and all of a version that was retired KEPT versions before."""
@@ -188,29 +186,30 @@ class Metrics:
             del self._retired[ended]
             remove(self._of_versions, ended)
 
-    def count_batch(self, run: BatchRun, macs: NDArray[np.int64]) -> None:
-        """Count a batch."""
+    def count_batch(self, run: BatchRun, results: list[ImageResult]) -> None:
+        """Count a batch and what became of each of its images."""
         model, routed, size = run.batch.model, run.routed, len(run.batch.tasks)
         series = self._series_of(model)
         series.batch_size.observe(size)
         series.batches[routed.mode].inc()
         series.engine_seconds.inc(run.seconds + run.dense_seconds)
         series.dense_seconds.inc(model.clock.instead(size, run.seconds))
-        series.macs["executed"].inc(int(macs.sum()))
+        series.macs["executed"].inc(sum(result.macs for result in results))
         if run.dense_seconds:
             series.dense_samples.inc(size)
-            series.macs["executed"].inc(model.checkpoint.macs.full * size)
-        series.macs["dense"].inc(model.checkpoint.macs.dense * size)
-        executions = [size, *routed.executed.sum(0).tolist()]
-        for executed, ran_for, skipped_for in zip(executions, series.executions, series.skips, strict=True):
+            series.macs["executed"].inc(model.sample_macs * size)
+        series.macs["dense"].inc(model.dense_macs * size)
+        executions, reached = [size, *routed.executed.sum(0).tolist()], model.images_per_block(routed).tolist()
+        blocks = zip(executions, reached, series.executions, series.skips, strict=True)
+        for executed, images, ran_for, skipped_for in blocks:
             # Counting nothing costs as much as counting.
             if executed:
                 ran_for.inc(executed)
-            if executed < size:
-                skipped_for.inc(size - executed)
-        for skipped in (~routed.executed).sum(1).tolist():
-            series.blocks_skipped.observe(skipped)
-            series.layers_skipped.observe(skipped * model.checkpoint.network.layers_per_block)
+            if executed < images:
+                skipped_for.inc(images - executed)
+        for result in results:
+            series.blocks_skipped.observe(result.skipped)
+            series.layers_skipped.observe(result.layers_skipped)
         if routed.mode != model.mode:  # That of the batch before.
             for mode, gauge in series.modes.items():
                 gauge.set(mode == routed.mode)
@@ -252,7 +251,7 @@ class Series:
 
     def __init__(self, metrics: Metrics, model: LoadedModel) -> None:
         name, version = model.name, str(model.version)
-        blocks = [str(block) for block in range(len(model.checkpoint.macs.blocks))]
+        blocks = [str(block) for block in range(model.blocks)]
         self.batch_size = metrics.batch_size.labels(name, version)
         self.batches = {mode: metrics.batches.labels(name, version, mode) for mode in MODES}
         self.modes = {mode: metrics.engine_mode.labels(name, version, mode) for mode in MODES}

@@ -12,7 +12,6 @@ from service.errors import Code, ServiceError, documented
 from service.http.body import deadline_of, read_body
 from service.http.request_context import context_of
 from service.http.routes.dependencies import KEYED, container_of, described, read_parameters, read_query
-from service.inference.budget import choose_threshold, expected_accuracy
 from service.inference.result import Classification, ModelIdentity, predictions, routing, timing_answer
 
 router = APIRouter(tags=["inference"])
@@ -50,6 +49,13 @@ class ClassifyQuery(BaseModel):
         le=1,
         description="instead of a threshold: the share of dense multiply-adds to spend, on average over images "
         "like those the checkpoint was calibrated on",
+    )
+    min_margin: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="of a cascade: an image goes on to the next stage where the difference of the two likeliest "
+        "classes' probabilities is below this; default: the cascade's",
     )
     explain: bool = Field(False, description="list every gate's decision in routing.decisions")
 
@@ -102,20 +108,19 @@ async def classify(request: Request) -> Response:
     with container.repository.lease(query.model, query.version) as loaded:
         context.model, context.version = loaded.name, str(loaded.version)
         container.admission.refuse_if_saturated(loaded)
-        threshold = choose_threshold(loaded.checkpoint.config, query.execute_threshold, query.compute_budget)
+        route = loaded.choose_route(query.execute_threshold, query.compute_budget, query.min_margin)
         image = await read_body(read_image(request, container.settings.max_body_size), deadline)
         timing.receive = perf_counter() - timing.started
         with container.admission.admit(1, loaded, deadline, timing.started):
             [result] = await container.pipeline.run(
                 loaded,
                 [image],
-                threshold=threshold,
+                threshold=route.threshold,
                 deadline=deadline,
                 timing=timing,
                 disconnected=request.receive(),
             )
         timing.finish()
-        checkpoint = loaded.checkpoint
         answer = Classification(
             request_id=context.request_id,
             model=ModelIdentity(
@@ -124,17 +129,15 @@ async def classify(request: Request) -> Response:
                 engine=loaded.engine_in(result.mode),
                 device=loaded.engine.device,
             ),
-            predictions=predictions(result.probabilities, checkpoint.config.labels, query.top_k),
-            routing=routing(result, checkpoint, query.explain),
+            predictions=predictions(result.probabilities, loaded.labels, query.top_k),
+            routing=routing(result, loaded.dense_macs, query.explain),
             timing_ms=timing_answer(timing),
-            expected_accuracy=None
-            if query.compute_budget is None
-            else round(expected_accuracy(checkpoint.config.calibration, threshold), 4),
+            expected_accuracy=None if route.expected_accuracy is None else round(route.expected_accuracy, 4),
         )
         container.metrics.observe_request(loaded, timing, context.request_id)
     context.fields |= {
         "label": answer.predictions[0].label,
-        "threshold": threshold,
+        "threshold": route.threshold,
         "skipped": answer.routing.skipped,
         "saved": answer.routing.saved,
         "batch": timing.batch_size,

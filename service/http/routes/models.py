@@ -18,7 +18,9 @@ class ServedVersion(ModelIdentity):
     classes: int
     labels: list[str]
     input: tuple[int, int, int] = Field(description="channels, height, width")
-    execute_threshold: float
+    execute_threshold: float | tuple[float, ...] = Field(
+        description="of a cascade: the execute thresholds of its stages, then its margins"
+    )
     mode: str = Field(description="of the last batch; branch: skipped blocks were not run, mask: they were masked away")
     blocks: int
     dense_macs: int
@@ -55,20 +57,19 @@ def describe(container: Container, entry: Entry) -> RepositoryEntry:
         default=loaded is not None and entry.name == container.repository.default and entry.version == max(versions),
     )
     if loaded is not None:
-        checkpoint, config = loaded.checkpoint, loaded.checkpoint.config
         answer.served = ServedVersion(
             name=loaded.name,
             version=loaded.version,
             engine=loaded.engine.name,
             device=loaded.engine.device,
-            architecture=config.architecture,
-            classes=len(config.labels),
-            labels=config.labels,
+            architecture=loaded.architecture,
+            classes=len(loaded.labels),
+            labels=loaded.labels,
             input=loaded.shape,
-            execute_threshold=config.execute_threshold,
+            execute_threshold=loaded.threshold,
             mode=loaded.mode,
-            blocks=len(checkpoint.macs.blocks),
-            dense_macs=checkpoint.macs.dense,
-            accuracy=config.evaluation.accuracy if config.evaluation is not None else None,
+            blocks=loaded.blocks,
+            dense_macs=loaded.dense_macs,
+            accuracy=loaded.accuracy,
         )
     return answer

@@ -16,7 +16,6 @@ from service.http.oip import DATATYPES, InferRequest, read_call, respond
 from service.http.request_context import context_of
 from service.http.routes import management
 from service.http.routes.dependencies import KEYED, ContainerHere, container_of, failing, taking
-from service.inference.budget import choose_threshold
 from service.repository.loaded_model import LoadedModel
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
@@ -112,7 +111,6 @@ async def model_config(container: ContainerHere, model: str, version: str | None
     """What a client needs to prepare its input, in the form of Triton's model configuration."""
     loaded = find(container, model, version)
     inputs, outputs = tensors(loaded, model.endswith(PLAIN))
-    config = loaded.checkpoint.config
     return {
         "name": model,
         "platform": f"skipnet_{loaded.engine.name}",
@@ -132,9 +130,9 @@ async def model_config(container: ContainerHere, model: str, version: str | None
             for each in outputs
         ],
         "parameters": {
-            "labels": config.labels,
-            "execute_threshold": config.execute_threshold,
-            "preprocessing": config.input.model_dump(),
+            "labels": loaded.labels,
+            "execute_threshold": loaded.threshold,
+            "preprocessing": loaded.input.model_dump(),
         },
     }
 
@@ -178,21 +176,21 @@ async def infer(
         async with container.json_turn.take(inference_header_content_length or len(body), deadline):
             call = await asyncio.to_thread(read)
         timing.receive = perf_counter() - timing.started
-        config, parameters = loaded.checkpoint.config, call.parameters
-        threshold = choose_threshold(config, parameters.execute_threshold, parameters.compute_budget)
+        parameters = call.parameters
+        route = loaded.choose_route(parameters.execute_threshold, parameters.compute_budget, parameters.min_margin)
         if parameters.timeout is not None:
             deadline = min(deadline, timing.started + parameters.timeout / 1e6)
         with container.admission.admit(len(call.payloads), loaded, deadline, timing.started):
             results = await container.pipeline.run(
                 loaded,
                 call.payloads,
-                threshold=threshold,
+                threshold=route.threshold,
                 deadline=deadline,
                 timing=timing,
                 disconnected=request.receive(),
             )
-            write = partial(respond, call, results, config.labels, model, loaded.version)
-            small = len(results) * len(config.labels) <= SMALL_ANSWER
+            write = partial(respond, call, results, loaded.labels, model, loaded.version)
+            small = len(results) * len(loaded.labels) <= SMALL_ANSWER
             answer, head = write() if small else await asyncio.to_thread(write)
         timing.finish()
         container.metrics.observe_request(loaded, timing, context.request_id)
@@ -223,7 +221,7 @@ def find(container: Container, model: str, version: str | None) -> LoadedModel:
 
 def tensors(loaded: LoadedModel, plain: bool) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
     """Return what the model takes and what it answers."""
-    classes, decisions = len(loaded.checkpoint.config.labels), len(loaded.checkpoint.macs.blocks) - 1
+    classes, decisions = len(loaded.labels), loaded.blocks - 1
     shapes = {"logits": [-1, classes], "probabilities": [-1, classes], "executed": [-1, decisions], "macs": [-1]}
     inputs = [TensorMetadata(name="image", datatype="FP32", shape=[-1, *loaded.shape])]
     if not plain:

@@ -41,7 +41,8 @@ class Bent:
 
 def test_warm_up_runs_and_times_every_batch_size(loaded: LoadedModel) -> None:
     engine = ControlledEngine(loaded.engine)
-    model = warm_up(loaded.checkpoint, engine, max_batch_size=6)
+    model = replace(loaded, engine=engine)
+    warm_up(model, max_batch_size=6)
     assert model.clock.sizes == [1, 2, 4, 6]
     assert {len(batch) for batch in engine.batches} == {1, 2, 4, 6}
     for size in model.clock.sizes:
@@ -62,7 +63,7 @@ def test_warm_up_runs_and_times_every_batch_size(loaded: LoadedModel) -> None:
 )
 def test_engine_that_answers_wrongly_is_not_served(loaded: LoadedModel, bend: Callable[[Routed], Routed]) -> None:
     with pytest.raises(LoadError):
-        warm_up(loaded.checkpoint, Bent(loaded.engine, bend), 2)
+        warm_up(replace(loaded, engine=Bent(loaded.engine, bend)), 2)
 
 
 def test_probe_raises_what_the_engine_raises(loaded: LoadedModel) -> None:
