@@ -1,7 +1,8 @@
-"""The catalogue: every architecture of the paper and its public code, by name."""
+"""The catalogue: all architectures of the paper and its public code, by name."""
 
 from dataclasses import dataclass
 
+from models.errors import UserError
 from models.network import BLOCKS, GateKind, SkipNet, Stem
 
 CIFAR_BLOCKS = {38: 6, 74: 12, 110: 18, 152: 25}
@@ -13,20 +14,20 @@ IMAGENET_BLOCKS = {
     152: ("bottleneck", (3, 8, 36, 3)),
 }
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10, "imagenet": 1000}
-MISSPELT = {
+PUBLIC_MISSPELLINGS = {
     "cifar100_feeforward_38": "cifar100_feedforward_38",
     "cifar10_feedfoward_rl_38": "cifar10_feedforward_rl_38",
     "cifar100_feedford_rl_38": "cifar100_feedforward_rl_38",
 }
 
 
-class UnknownArchitecture(ValueError):
-    """The catalogue has no architecture of that name."""
+class UnknownArchitecture(UserError):
+    """The catalogue has no architecture of this name."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A row of the catalogue. ``sampled`` marks the public code's ``_rl_`` names: the same network, trained by HRL."""
+    """One entry of the catalogue. Names with ``_rl_`` are the public code's for the same network trained by HRL."""
 
     name: str
     stem: Stem
@@ -34,10 +35,9 @@ class Architecture:
     blocks: tuple[int, ...]
     classes: int
     gates: GateKind | None
-    sampled: bool
 
     def build(self, classes: int | None = None) -> SkipNet:
-        """Return the network, freshly initialised; ``classes`` replaces the data set's own number of classes."""
+        """Return a newly initialised network. ``classes`` replaces the data set's own number of classes."""
         return SkipNet(
             stem=self.stem,
             block=BLOCKS[self.block],
@@ -48,21 +48,24 @@ class Architecture:
 
     @property
     def backbone(self) -> tuple[Stem, str, tuple[int, ...]]:
-        """What makes two architectures' weights interchangeable, but for the gates and the number of classes."""
+        """Architectures with equal backbones have interchangeable weights, except for gates and classes."""
         return self.stem, self.block, self.blocks
 
     def grows_into(self, other: "Architecture") -> bool:
-        """Whether the other is this one with blocks more, gates aside: no group has fewer, and one has more."""
-        kin = (self.stem, self.block, len(self.blocks)) == (other.stem, other.block, len(other.blocks))
+        """Return whether depth growth can turn this architecture into the other, apart from the gates.
+
+        No group may have fewer blocks, and at least one must have more.
+        """
+        same_family = (self.stem, self.block, len(self.blocks)) == (other.stem, other.block, len(other.blocks))
         return (
-            kin
+            same_family
             and self.blocks != other.blocks
-            and all(few <= many for few, many in zip(self.blocks, other.blocks, strict=True))
+            and all(own <= others for own, others in zip(self.blocks, other.blocks, strict=True))
         )
 
     @property
     def image_size(self) -> int:
-        """Height and width in pixels of the images that the architecture was made for."""
+        """The height and width in pixels of the architecture's usual images."""
         return 32 if self.stem == "cifar" else 224
 
 
@@ -71,50 +74,45 @@ def first_blocks(groups: tuple[int, ...]) -> list[int]:
     return [sum(groups[:group]) for group in range(len(groups))]
 
 
-def cifar_architecture(data: str, routing: str, sampled: bool, depth: int) -> Architecture:
+def cifar_architecture(data: str, routing: str, depth: int) -> Architecture:
     gates: dict[str, GateKind | None] = {
         "resnet": None,
         "rnn_gate": "rnn",
         # Paper, section 3.1: FFGate-II for networks of more than 100 layers, FFGate-I for shallower ones.
         "feedforward": "feedforward_2" if depth > 100 else "feedforward_1",
     }
-    name = f"{data}_{routing}_{'rl_' if sampled else ''}{depth}"
-    return Architecture(name, "cifar", "basic", (CIFAR_BLOCKS[depth],) * 3, CLASSES[data], gates[routing], sampled)
+    name = f"{data}_{routing}_{depth}"
+    kind = gates[routing.removesuffix("_rl")]
+    return Architecture(name, "cifar", "basic", (CIFAR_BLOCKS[depth],) * 3, CLASSES[data], kind)
 
 
-def imagenet_architecture(routing: str, sampled: bool, depth: int) -> Architecture:
+def imagenet_architecture(routing: str, depth: int) -> Architecture:
     block, blocks = IMAGENET_BLOCKS[depth]
-    name = f"imagenet_{routing}_{'rl_' if sampled else ''}{depth}"
-    gates: GateKind | None = "rnn" if routing == "rnn_gate" else None
-    return Architecture(name, "imagenet", block, blocks, CLASSES["imagenet"], gates, sampled)
+    name = f"imagenet_{routing}_{depth}"
+    gates: GateKind | None = "rnn" if routing.startswith("rnn_gate") else None
+    return Architecture(name, "imagenet", block, blocks, CLASSES["imagenet"], gates)
 
 
 def catalogue() -> dict[str, Architecture]:
     """Return every architecture by name."""
-    rows = []
-    for routing, sampled in (
-        ("resnet", False),
-        ("rnn_gate", False),
-        ("rnn_gate", True),
-        ("feedforward", False),
-        ("feedforward", True),
-    ):
+    found = []
+    for routing in ("resnet", "rnn_gate", "rnn_gate_rl", "feedforward", "feedforward_rl"):
         for data in ("cifar10", "cifar100", "svhn"):
-            rows += [cifar_architecture(data, routing, sampled, depth) for depth in CIFAR_BLOCKS]
-        if routing != "feedforward":
-            rows += [imagenet_architecture(routing, sampled, depth) for depth in IMAGENET_BLOCKS]
-    return {row.name: row for row in rows}
+            found += [cifar_architecture(data, routing, depth) for depth in CIFAR_BLOCKS]
+        if not routing.startswith("feedforward"):
+            found += [imagenet_architecture(routing, depth) for depth in IMAGENET_BLOCKS]
+    return {architecture.name: architecture for architecture in found}
 
 
 def find_architecture(name: str) -> Architecture:
-    """Return the architecture called ``name``; the public code's three misspelt names are understood.
+    """Return the architecture ``name``, also by one of the public code's three misspelt names.
 
-    Raises UnknownArchitecture, naming the grammar of names, where there is none.
+    Raises UnknownArchitecture, which lists the known names.
     """
-    found = catalogue().get(MISSPELT.get(name, name))
+    found = catalogue().get(PUBLIC_MISSPELLINGS.get(name, name))
     if found is None:
         raise UnknownArchitecture(
-            f"no architecture is called {name!r}; there are "
+            f"unknown architecture {name!r}; choose one of "
             "{cifar10,cifar100,svhn}_{resnet,rnn_gate,rnn_gate_rl,feedforward,feedforward_rl}_{38,74,110,152} "
             "and imagenet_{resnet,rnn_gate,rnn_gate_rl}_{18,34,50,101,152}"
         )

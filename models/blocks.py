@@ -1,11 +1,11 @@
-"""Residual blocks (He et al. 2016): what a gate executes or skips."""
+"""Define residual blocks (He et al. 2016), which the gates execute or skip."""
 
 import torch
 from torch import Tensor, nn
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """Return a convolution without bias that keeps the map's size at stride 1, and its batch norm."""
+    """Return a convolution and its batch norm. At stride 1 the output has the input's height and width."""
     convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return convolution, nn.BatchNorm2d(outputs)
 
@@ -13,8 +13,8 @@ def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[
 class Block(nn.Module):
     """One residual block: ``relu(residual(x) + shortcut(x))``.
 
-    ``residual`` is what a skipped block does not compute. ``shortcut`` is the identity or, where stride or
-    width change, the projection conv1x1 + batch norm; it is needed whether the block is executed or not.
+    A skipped block does not compute ``residual``. ``shortcut`` is the identity, or a projection (1x1 convolution and
+    batch norm) if the stride or the width changes. It is computed for skipped blocks too.
     """
 
     layers: int
@@ -29,7 +29,7 @@ class Block(nn.Module):
 
     @property
     def projects(self) -> bool:
-        """Whether the shortcut is a projection."""
+        """Return whether the shortcut is a projection."""
         return not isinstance(self.shortcut, nn.Identity)
 
     def execute(self, x: Tensor, shortcut: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class BasicBlock(Block):
 
 
 class BottleneckBlock(Block):
-    """A 1x1, a 3x3 (which carries the stride) and a 1x1 convolution that widens fourfold."""
+    """A 1x1 convolution, a 3x3 one with the stride, and a 1x1 one that multiplies the width by four."""
 
     layers = 3
     expansion = 4

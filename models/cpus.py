@@ -1,4 +1,9 @@
-"""How many CPUs this process may use: what a container limits, not what the machine has."""
+"""Count the CPUs that this process may use, as its container limits them.
+
+``loky.cpu_count`` (also in joblib) does most of this, but it reads the quota of the mounted root group only. It misses
+the quota of a nested group, such as a systemd unit with ``CPUQuota=`` or a group above the own one, and a version 1
+controller that is mounted as ``cpu,cpuacct``.
+"""
 
 import math
 import os
@@ -6,16 +11,16 @@ from pathlib import Path
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """Return the CPUs this process may use, at least 1: the affinity mask, cut to the cgroup's CPU quota.
+    """Return the number of CPUs in the affinity mask, limited by the cgroup's CPU quota.
 
-    A quota of 1.5 CPUs counts as 2. ``root`` is the file system's root, for tests.
+    The result is at least 1, and a quota of 1.5 CPUs counts as 2. Tests set ``root``, the root of the file system.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *(math.ceil(quota) for quota in cpu_quotas(root))]))
 
 
 def cpu_quotas(root: Path) -> list[float]:
-    """Return the quotas, in CPUs, of this process's cgroup and of those above it (cgroups version 1 and 2)."""
+    """Return the CPU quotas of this process's cgroup and its ancestors (cgroup versions 1 and 2)."""
     quotas = []
     for group in control_groups(root):
         quota, period = read_numbers(group / "cpu.max") or (
@@ -30,8 +35,8 @@ def cpu_quotas(root: Path) -> list[float]:
 def control_groups(root: Path) -> list[Path]:
     """Return the folders that can hold a quota for this process, the nearest first.
 
-    In a container the mount usually begins at the container's own group, although /proc names the path that
-    the host sees: so the mount itself is always among them.
+    In a container the mount usually begins at the container's own group, but /proc names the path as the host sees it.
+    Therefore the mount itself is always in the list.
     """
     folders = []
     try:
@@ -49,7 +54,7 @@ def control_groups(root: Path) -> list[Path]:
 
 
 def read_numbers(file: Path) -> list[int] | None:
-    """Return the numbers in a file of one line, ``max`` being -1, or None where there is no such file."""
+    """Return the numbers of a one-line file, with -1 for ``max``, or None if the file cannot be read."""
     try:
         return [-1 if word == "max" else int(word) for word in file.read_text().split()]
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Gates (SkipNet, section 3.1): small networks that read a map and answer with a block's probability of executing."""
+"""Define gates (SkipNet, section 3.1): small networks that read a feature map and decide on the next block."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,11 @@ RNN_WIDTH = 10
 
 
 def average(x: Tensor) -> Tensor:
-    """Return the mean [N, C] of maps [N, C, H, W] over their positions.
+    """Return the mean [N, C] of feature maps [N, C, H, W] over height and width.
 
-    In channels_last, over their rows first: its gradient is then spread in runs of W * C numbers, not of C. Sums, since
-    ``mean`` copies maps of bfloat16 to float32 first; each divided at once, since those of float16 would overflow.
+    In channels_last, height is averaged first, so that the gradient is written in runs of W * C numbers instead of C.
+    It uses sums, because ``mean`` copies bfloat16 maps to float32 first. Each sum is divided immediately, because
+    float16 sums would overflow.
     """
     _, channels, height, width = x.shape
     if not x.is_contiguous(memory_format=torch.channels_last):
@@ -24,7 +25,7 @@ def average(x: Tensor) -> Tensor:
 class RecurrentController(nn.Module):
     """The part of the RNN gate that all blocks share: one LSTM(10, 10) and its projection to a logit.
 
-    The state is zero at the first gate and is carried from gate to gate, past skipped blocks too.
+    The state is zero at the first gate. It passes from gate to gate, whether blocks are executed or skipped.
     """
 
     def __init__(self) -> None:
@@ -39,23 +40,23 @@ class RecurrentController(nn.Module):
 
 
 class RNNGate(nn.Module):
-    """The RNN gate's own part for one block: average over the whole map, then an embedding in 10 dimensions."""
+    """The RNN gate's part for one block: an average over the feature map and an embedding in 10 dimensions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.embedding = nn.Linear(channels, RNN_WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the embedding [N, 10] of a map [N, C, H, W]."""
+        """Return the embedding [N, 10] of a feature map [N, C, H, W]."""
         embedding: Tensor = self.embedding(average(x))
         return embedding
 
 
 class FeedForwardGate(nn.Module):
-    """FFGate-I (two 3x3 convolutions on a halved map) or FFGate-II (one, strided), for one block.
+    """FFGate-I (max pooling and two 3x3 convolutions) or FFGate-II (one strided convolution), for one block.
 
-    The head has two outputs, skip and execute; their difference is the logit, so that sigmoid(logit) equals
-    the softmax of the execute output.
+    The head has two outputs, skip and execute. Their difference is the logit, so that sigmoid(logit) equals the softmax
+    of the execute output.
     """
 
     def __init__(self, channels: int, variant: int) -> None:
@@ -74,6 +75,6 @@ class FeedForwardGate(nn.Module):
         self.head = nn.Linear(channels, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logit [N] of a map [N, C, H, W]."""
+        """Return the logit [N] of a feature map [N, C, H, W]."""
         skip, execute = self.head(average(self.features(x))).unbind(1)
         return torch.sub(execute, skip)

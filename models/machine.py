@@ -1,4 +1,4 @@
-"""What a measurement was taken on."""
+"""Describe the machine on which a measurement was taken."""
 
 import platform
 from importlib import metadata
@@ -10,7 +10,7 @@ from models.cpus import available_cpus
 
 
 def describe_machine() -> dict[str, str]:
-    """Return the processor, its usable cores and vector instructions, and the versions that matter to speed."""
+    """Return the processor, its usable cores and vector instructions, and the versions that affect speed."""
     return {
         "processor": processor_name(),
         "cores": str(available_cpus()),
@@ -24,7 +24,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def describe_gpu(device: str) -> dict[str, str]:
-    """Return name, architecture, memory and driver of a CUDA device; nothing for the CPU."""
+    """Return a CUDA device's name, architecture, memory and driver, or an empty dict for the CPU."""
     if device == "cpu":
         return {}
     properties = torch.cuda.get_device_properties(device)

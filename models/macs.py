@@ -1,4 +1,4 @@
-"""Multiply-adds (MACs), counted from the network itself."""
+"""Count the multiply-adds (MACs) of a network."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,10 +15,10 @@ Mode = Literal["branch", "mask"]
 
 @dataclass(frozen=True)
 class MacCounts:
-    """Multiply-adds of one image, part by part; convolutions, linear layers and LSTM cells count.
+    """The MACs of one image by part, counting convolutions, linear layers and LSTM cells.
 
-    ``blocks`` [B] are the residual branches, which skipping saves; ``projections`` [B] the shortcuts (0 where
-    identity), which always run; ``gates`` [B-1] include the recurrent controller, empty in a plain ResNet.
+    ``blocks`` [B] are the residual branches, which skipping saves. ``projections`` [B] are the shortcuts, which always
+    run (0 for the identity). ``gates`` [B-1] include the recurrent controller; it is empty in a plain ResNet.
     """
 
     stem: int
@@ -29,21 +29,21 @@ class MacCounts:
 
     @property
     def dense(self) -> int:
-        """MACs of the plain network: every block, no gate. What skipping is measured against."""
+        """The MACs of the plain ResNet, with every block and no gate. Savings are relative to it."""
         return self.stem + sum(self.blocks) + sum(self.projections) + self.head
 
     @property
     def full(self) -> int:
-        """MACs of running every block, gates counted."""
+        """The MACs of executing every block, with the gates."""
         return self.dense + sum(self.gates)
 
     @property
     def unconditional(self) -> int:
-        """MACs that every image costs: stem, first block, projections, gates and head."""
+        """The MACs that every image costs: stem, first block, projections, gates and head."""
         return self.full - sum(self.blocks[1:])
 
     def executed(self, executed: NDArray[np.bool_], mode: Mode = "branch") -> NDArray[np.int64]:
-        """Return the MACs [N] that decisions [N, B-1] cost; in mode "mask" skipped blocks were computed too."""
+        """Return the executed MACs [N] for decisions [N, B-1]. In mode "mask", skipped blocks are computed too."""
         ran = np.ones_like(executed) if mode == "mask" else executed
         return self.unconditional + ran.astype(np.int64) @ np.asarray(self.blocks[1:], np.int64)
 
@@ -54,7 +54,7 @@ def count_macs(network: SkipNet, height: int, width: int) -> MacCounts:
 
     def observe(module: nn.Module, _: tuple[Tensor, ...], output: Tensor | tuple[Tensor, object]) -> None:
         result = output if isinstance(output, Tensor) else output[0]
-        # The controller is one module that runs once a gate: what one call costs is kept, not the sum.
+        # The controller is one module that runs at every gate. The cost of one call is kept, not the sum.
         counts[module] = module_macs(module, result)
 
     handles = [
@@ -84,7 +84,7 @@ def count_macs(network: SkipNet, height: int, width: int) -> MacCounts:
 
 
 def module_macs(module: nn.Module, output: Tensor) -> int:
-    """Return the multiply-adds of one call of a convolution, linear or LSTM cell module on one image."""
+    """Return the MACs of one call of a convolution, linear layer or LSTM cell on one image."""
     if isinstance(module, nn.Conv2d):
         return output[0].numel() * module.weight[0].numel()
     if isinstance(module, nn.Linear):

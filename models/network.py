@@ -1,4 +1,4 @@
-"""The network (SkipNet, section 3): a ResNet with a gate before every block but the first."""
+"""Define SkipNet (Wang et al. 2018, section 3): a ResNet with a gate before every block except the first."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,38 +10,40 @@ from torch import Tensor, nn
 
 from models.blocks import BasicBlock, Block, BottleneckBlock, conv_norm
 from models.gates import FeedForwardGate, RecurrentController, RNNGate, average
+from models.thresholds import Limits
 
 GateKind = Literal["rnn", "feedforward_1", "feedforward_2"]
 Stem = Literal["cifar", "imagenet"]
 Decide = Callable[[int, Tensor], Tensor]
-"""Gate index and logits [N] in, decisions [N] out (1 executes, 0 skips; may carry a gradient)."""
+"""Map a gate's index and logits [N] to decisions [N]: 1 executes, 0 skips. Decisions may carry a gradient."""
 RunBlock = Callable[[Block, Tensor, Tensor], Tensor]
-"""A block, its input [N, C, H, W] and the decisions [N] in, its output out, like `run_masked`."""
+"""Map a block, its input [N, C, H, W] and decisions [N] to the block's output, as `run_masked` does."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What the gates said of a batch: ``logits`` and ``decisions``, both [N, B-1]."""
+    """The gates' ``logits`` and ``decisions`` for a batch, both [N, B-1]."""
 
     logits: Tensor
     decisions: Tensor
 
     @property
     def probability(self) -> Tensor:
-        """Probability [N, B-1] that each gate gives to executing its block."""
+        """The probability [N, B-1] of executing each gated block."""
         return torch.sigmoid(self.logits)
 
     @property
     def computation(self) -> Tensor:
-        """The paper's computation percentage / 100 of each image [N]: the executed share of all B blocks."""
+        """The share [N] of all B blocks that each image executes: the paper's computation percentage / 100."""
         return (1 + self.decisions.sum(1)) / (1 + self.decisions.shape[1])
 
 
 class SkipNet(nn.Module):
-    """A ResNet of ``B`` blocks; with a gate kind, gate ``i`` reads block ``i``'s output and decides block ``i + 1``.
+    """A ResNet of ``B`` blocks, with gates or without.
 
-    ``gates`` is None for a plain ResNet. ``forward`` is the masked form: every block is computed and the
-    decisions choose between its output and its shortcut. It is what every engine must agree with.
+    Gate ``i`` reads the output of block ``i`` and decides on block ``i + 1``. ``gates`` is None for a plain ResNet.
+    ``forward`` is the masked form: it computes every block and selects the block's output or its shortcut by the
+    decision. Every engine must agree with it.
     """
 
     def __init__(
@@ -51,28 +53,28 @@ class SkipNet(nn.Module):
         width = 16 if stem == "cifar" else 64
         self.stem = cifar_stem(width) if stem == "cifar" else imagenet_stem(width)
         self.layers_per_block = block.layers
-        members: list[Block] = []
+        layers: list[Block] = []
         channels = width
         for group, count in enumerate(blocks):
             for index in range(count):
                 stride = 2 if group > 0 and index == 0 else 1
-                members.append(block(channels, width << group, stride))  # type: ignore[call-arg]
+                layers.append(block(channels, width << group, stride))  # type: ignore[call-arg]
                 channels = (width << group) * block.expansion
-        self.blocks = nn.ModuleList(members)
+        self.blocks = nn.ModuleList(layers)
         self.head = nn.Linear(channels, classes)
         self.gate_kind = gates
         self.gates = nn.ModuleList()
         self.controller: RecurrentController | None = None
         if gates is not None:
-            for read in members[:-1]:
-                self.gates.append(make_gate(gates, output_channels(read)))
+            for gated in layers[:-1]:
+                self.gates.append(make_gate(gates, output_channels(gated)))
             if gates == "rnn":
                 self.controller = RecurrentController()
         initialise(self)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Be in evaluation mode for as long; each module's own mode is restored, of statistics that are frozen too."""
+        """Switch to evaluation mode, then restore the mode of each module (batch norm may be frozen by itself)."""
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
@@ -83,21 +85,21 @@ class SkipNet(nn.Module):
 
     @property
     def decision_count(self) -> int:
-        """Decisions an image takes: B - 1, or 0 in a plain ResNet."""
+        """The number of decisions for an image: B - 1, or 0 in a plain ResNet."""
         return len(self.gates)
 
     def gate_logit(
         self, index: int, x: Tensor, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Return the logit [N] of gate ``index`` for block ``index``'s output ``x``, and the recurrent state."""
-        answer: Tensor = self.gates[index](x)
+        """Return the logit [N] of gate ``index`` and the recurrent state, from the output ``x`` of block ``index``."""
+        output: Tensor = self.gates[index](x)
         if self.controller is None:
-            return answer, None
-        logit, state = self.controller(answer, state)
+            return output, None
+        logit, state = self.controller(output, state)
         return logit, state
 
     def classify(self, x: Tensor) -> Tensor:
-        """Return the class logits [N, classes] of the last block's output."""
+        """Return class logits [N, classes] from the output of the last block."""
         logits: Tensor = self.head(average(x))
         return logits
 
@@ -106,12 +108,13 @@ class SkipNet(nn.Module):
         images: Tensor,
         decide: Decide | None = None,
         run: RunBlock | None = None,
-        gates_apart: bool = False,
+        detach_gates: bool = False,
     ) -> tuple[Tensor, Routing]:
         """Return class logits [N, classes] and the routing of normalised images [N, 3, H, W].
 
-        ``decide`` turns gate logits into decisions, by default: probability above 0.5 executes. ``run`` gives a block's
-        output for them, by default masked. With ``gates_apart`` no gradient flows from the gates into what they read.
+        ``decide`` turns gate logits into decisions. By default a probability above 0.5 executes the block. ``run``
+        computes a block's output for these decisions, by default masked. With ``detach_gates`` the gates send no
+        gradient into the backbone.
         """
         decide, run = decide or above_half, run or run_masked
         x = self.blocks[0](self.stem(images))
@@ -121,7 +124,7 @@ class SkipNet(nn.Module):
             if self.gate_kind is None:
                 x = block(x)
                 continue
-            logit, state = self.gate_logit(index, x.detach() if gates_apart else x, state)
+            logit, state = self.gate_logit(index, x.detach() if detach_gates else x, state)
             decision = decide(index, logit)
             x = run(block, x, decision)  # type: ignore[arg-type]
             logits.append(logit)
@@ -130,24 +133,15 @@ class SkipNet(nn.Module):
 
 
 def run_masked(block: Block, x: Tensor, decision: Tensor) -> Tensor:
-    """Compute the block for every image; the decisions choose between its output and its shortcut."""
+    """Compute the block for every image and select its output or its shortcut by the decisions."""
     shortcut = block.shortcut(x)
     executed = block.execute(x, shortcut)
     return torch.lerp(shortcut, executed, decision[:, None, None, None].to(executed.dtype))
 
 
-def limits_of(thresholds: Tensor) -> Tensor:
-    """Return the gate logits [N], float32, whose probabilities are ``thresholds`` [N].
-
-    Comparing logits spares a sigmoid at every gate, and is exact at thresholds 0 and 1, and what lies beyond them.
-    """
-    limits: Tensor = torch.special.logit(thresholds.double().clamp(0, 1))
-    return limits.float()
-
-
 def decide_at(threshold: float) -> Decide:
-    """Return a way to decide: a block is executed where its gate's probability is above ``threshold``, strictly."""
-    limit = limits_of(torch.tensor(threshold)).item()
+    """Return the decision function that executes a block if its gate's probability exceeds ``threshold``."""
+    limit = Limits.of(threshold).logits.item()
     return lambda _, logits: (logits > limit).to(logits.dtype)
 
 
@@ -155,7 +149,7 @@ above_half = decide_at(0.5)
 
 
 def stack_routing(logits: list[Tensor], decisions: list[Tensor], images: Tensor) -> Routing:
-    """Return the routing of per-gate columns; for a plain ResNet, one of no columns."""
+    """Return the routing from one column per gate, or from no columns for a plain ResNet."""
     if not logits:
         empty = images.new_zeros(len(images), 0)
         return Routing(empty, empty)
@@ -183,7 +177,10 @@ def output_channels(block: Block) -> int:
 
 
 def initialise(network: SkipNet) -> None:
-    """Initialise as the public code does: He et al.'s normal for convolutions, ones and zeros for batch norm."""
+    """Initialise convolutions from He et al.'s normal distribution, as the public code does.
+
+    Batch norm keeps torch's ones and zeros.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

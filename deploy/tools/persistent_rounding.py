@@ -21,11 +21,12 @@ from models.checkpoint import read_checkpoint
 from models.data.datasets import find_dataset
 from models.data.source import read_source
 from models.engines.folding import Convolution, ConvolutionalGate, FoldedNetwork, Gate, RecurrentGate, fold
-from models.engines.protocol import Routed, plain_answer, strict_thresholds
+from models.engines.protocol import Routed, plain_answer
 from models.engines.torch.reference import ReferenceEngine
 from models.evaluation.agreement import compare_engines
 from models.evaluation.metrics import prepared_batches
 from models.gates import RNN_WIDTH
+from models.thresholds import Limits
 
 State = tuple[Tensor, Tensor]
 
@@ -42,7 +43,7 @@ class RoundedEngine:
     @torch.inference_mode()
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See Engine.run."""
-        limits = torch.from_numpy(strict_thresholds(thresholds))
+        limits = Limits.of(thresholds).probabilities
         x = rounded(convolve(rounded(torch.from_numpy(images)), self.folded.stem).relu())
         probabilities, decisions = [], []
         state = torch.zeros(len(x), RNN_WIDTH), torch.zeros(len(x), RNN_WIDTH)

@@ -15,8 +15,9 @@ from models.analysis.routes import Outputs, Runner
 from models.analysis.sample import Pixels, Sample
 from models.data.augmentation import normalise
 from models.macs import MacCounts
-from models.network import SkipNet, decide_at, limits_of
+from models.network import SkipNet, decide_at
 from models.preprocessing import InputSpec
+from models.thresholds import Limits
 
 STEPS, MARGIN = 20, 1.0
 """Steps of the attack, and how far beyond the threshold's logit it pushes a gate."""
@@ -46,7 +47,7 @@ def attack(network: SkipNet, spec: InputSpec, pixels: Pixels, threshold: float, 
     No value moves by more than ``bound`` of 255. The gradient is taken along the route of each image at ``threshold``.
     Of all steps the one that executes most blocks is returned, in whole pixel values, as an image file holds them.
     """
-    logit_limit, route = limits_of(torch.tensor(threshold)), decide_at(threshold)
+    logit_limit, route = Limits.of(threshold).logits, decide_at(threshold)
     random = torch.Generator().manual_seed(0)
     attacked = []
     for start in range(0, len(pixels), BATCH):

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import Checkpoint
+from models.engines.factory import build
 from models.engines.protocol import Engine, Routed, plain_answer
-from models.engines.selection import build
 from models.macs import Mode
 from models.network import SkipNet
 

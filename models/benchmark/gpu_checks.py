@@ -16,9 +16,10 @@ from models.benchmark.captured_steps import STAGES, compare_recorded
 from models.benchmark.captured_steps import TOLERANCE as RECORDED
 from models.checkpoint import Checkpoint
 from models.engines.cuda_graph.engine import CudaGraphEngine
+from models.engines.factory import MODES, describe
 from models.engines.folding import fold
 from models.engines.protocol import Engine
-from models.engines.selection import CANDIDATES, MODES, Selection, describe
+from models.engines.selection import CANDIDATES, Selection
 from models.engines.torch.reference import ReferenceEngine
 from models.engines.verification import TOLERANCE, Verification
 from models.evaluation.agreement import compare_engines

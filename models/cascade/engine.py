@@ -13,7 +13,7 @@ from models.cascade.confidence import confidence, probabilities
 from models.cascade.config import Cascade
 from models.engines import load_engine
 from models.engines.protocol import Engine, Routed, check_batch
-from models.engines.routing_switch import rehearse
+from models.engines.routing_switch import run_untracked
 
 if TYPE_CHECKING:
     from models.engines.selection import OnFallback
@@ -61,13 +61,13 @@ class CascadeEngine:
         """
         return self._run(images, thresholds, traffic=True)
 
-    def rehearse(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> CascadeRouted:
+    def run_untracked(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> CascadeRouted:
         """Run images that are no traffic, so that no stage's routing switch learns from them."""
         return self._run(images, thresholds, traffic=False)
 
     def run_dense(self, images: NDArray[np.float32]) -> Routed:
         """Run every block of the last stage alone: what a user would run for that stage's accuracy."""
-        return rehearse(self.engines[-1], images, np.zeros(len(images), np.float32))
+        return run_untracked(self.engines[-1], images, np.zeros(len(images), np.float32))
 
     def close(self) -> None:
         """See ``Engine.close``."""
@@ -81,7 +81,7 @@ class CascadeEngine:
         shares: list[NDArray[np.float32]] = []
         for number, (engine, stage) in enumerate(zip(self.engines, self.cascade.config.stages, strict=True)):
             batch = images if len(alive) == len(images) else images[alive]
-            run = engine.run if traffic else lambda *batch, engine=engine: rehearse(engine, *batch)
+            run = engine.run if traffic else lambda *batch, engine=engine: run_untracked(engine, *batch)
             routed = run(batch, execute[alive, number])
             shares.append(probabilities(routed.logits, stage.temperature))
             sure = confidence(shares[-1], self.cascade.config.measure)

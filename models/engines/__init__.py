@@ -1,4 +1,4 @@
-"""Engines: what runs a checkpoint. ``load_engine`` is the one way in; importing it is cheap."""
+"""Run checkpoints. ``load_engine`` is the one way in, and importing this package is cheap."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def load_engine(
 ) -> Engine:
     """Return an engine that runs ``checkpoint``.
 
-    ``engine``: reference, torch, onnxruntime, native, persistent, cuda_graph, or auto for the one that is fastest
-    here at batch 1. ``device``: cpu, cuda, cuda:N, or auto for CUDA where there is one. ``threads``: CPU threads;
-    by default what the container may use. ``routing``: branch, mask, or auto for the faster at the traffic's
-    routing. ``on_fallback`` is told which engine auto does without, and why. On CUDA, an engine is only returned
-    after it answered a few images as the reference does.
-    Raises EngineError, which says what to do, where that cannot be had.
+    ``engine``: reference, torch, onnxruntime, native, persistent, cuda_graph, or auto for the fastest one on this
+    machine at batch 1. ``device``: cpu, cuda, cuda:N, or auto for CUDA if there is a GPU. ``threads``: CPU threads, by
+    default all that the container may use. ``routing``: branch, mask, or auto for the faster one under the current
+    traffic. ``on_fallback`` is called with the name and the reason whenever auto falls back from an engine. On CUDA,
+    an engine is returned only after its output matched the reference engine on a few images.
+    Raises EngineError, which says what to do, if there is no such engine.
     """
     from models.engines.selection import select
 

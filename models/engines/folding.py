@@ -1,19 +1,19 @@
-"""A trained network with batch norm folded into its convolutions: the plain numbers that the fast engines run."""
+"""Fold batch norm into the convolutions of a trained network, as the fast engines need it."""
 
-import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from models.blocks import Block
+from models.blocks import BasicBlock, Block, BottleneckBlock
+from models.engines.protocol import EngineError
 from models.gates import FeedForwardGate, RNNGate
 from models.network import SkipNet
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """``weight`` [O, I, K, K] and ``bias`` [O], float32; zero padding of K // 2 on each side."""
+    """A square convolution with zero padding of K // 2: ``weight`` [O, I, K, K] and ``bias`` [O], float32."""
 
     weight: Tensor
     bias: Tensor
@@ -26,7 +26,10 @@ class Convolution:
 
 @dataclass(frozen=True)
 class FoldedBlock:
-    """A block's convolutions, with a ReLU between each two and after the sum with the shortcut."""
+    """A residual block: a ReLU follows every convolution but the last, and the sum with the shortcut.
+
+    ``projection`` is None if the shortcut is the identity.
+    """
 
     residual: tuple[Convolution, ...]
     projection: Convolution | None
@@ -36,10 +39,10 @@ class FoldedBlock:
 class RecurrentGate:
     """An RNN gate with its embedding folded into the LSTM's input weights.
 
-    ``weight`` [40, C] and ``bias`` [40] map the averaged map to the pre-activations of the LSTM's input, forget,
-    cell and output parts (torch's order), to which ``recurrent`` [40, 10] times the last hidden state is added;
-    ``readout`` [10] and ``readout_bias`` map the new hidden state to the logit. The last three are the same in
-    every gate.
+    ``weight`` [40, C] and ``bias`` [40] map the averaged feature map to the pre-activations of the LSTM's input,
+    forget, cell and output parts (torch's order). ``recurrent`` [40, 10] times the last hidden state is added to them.
+    ``readout`` [10] and ``readout_bias`` map the new hidden state to the logit. The last three are the same in every
+    gate.
     """
 
     weight: Tensor
@@ -51,8 +54,9 @@ class RecurrentGate:
 
 @dataclass(frozen=True)
 class ConvolutionalGate:
-    """A feed-forward gate: a 2x2 max pooling first where ``pools``, convolutions each followed by a ReLU, an
-    average over the map, and the logit ``weight`` [C] . average + ``bias``.
+    """A feed-forward gate: convolutions, each followed by a ReLU, an average over the map, and a linear layer.
+
+    If ``pools``, a 2x2 max pooling comes first. The logit is ``weight`` [C] . average + ``bias``.
     """
 
     pools: bool
@@ -66,7 +70,7 @@ Gate = RecurrentGate | ConvolutionalGate
 
 @dataclass(frozen=True)
 class FoldedNetwork:
-    """The whole network. ``stem_pools``: max pooling 3x3, stride 2, padding 1 after the stem's ReLU (ImageNet)."""
+    """A whole network. ``stem_pools``: a 3x3 max pooling of stride 2 follows the stem's ReLU (ImageNet)."""
 
     stem: Convolution
     stem_pools: bool
@@ -78,33 +82,62 @@ class FoldedNetwork:
 
 @torch.no_grad()
 def fold(network: SkipNet) -> FoldedNetwork:
-    """Return ``network`` as it answers in evaluation mode, with batch norm folded in double precision."""
+    """Return ``network`` in evaluation mode, with batch norm folded in double precision.
+
+    Raises EngineError for a block, gate or layer that the fast engines have no code for.
+    """
     return FoldedNetwork(
-        stem=fold_sequence(network.stem)[0],
+        stem=fold_stem(network.stem),
         stem_pools=any(isinstance(module, nn.MaxPool2d) for module in network.stem),
-        blocks=tuple(fold_block(block) for block in network.blocks),  # type: ignore[arg-type]
+        blocks=tuple(fold_block(block) for block in network.blocks),
         gates=tuple(fold_gate(network, gate) for gate in network.gates),
         head_weight=network.head.weight.detach().clone(),
         head_bias=network.head.bias.detach().clone(),
     )
 
 
-def fold_block(block: Block) -> FoldedBlock:
+def fold_stem(stem: nn.Sequential) -> Convolution:
+    layers = list(stem)
+    if isinstance(layers[-1], nn.MaxPool2d):
+        layers.pop()
+    return fold_sequence(nn.Sequential(*layers))[0]
+
+
+def fold_block(block: nn.Module) -> FoldedBlock:
+    if type(block) not in (BasicBlock, BottleneckBlock):
+        raise unknown(block, "block")
+    assert isinstance(block, Block)
     projection = fold_sequence(block.shortcut)[0] if isinstance(block.shortcut, nn.Sequential) else None
     return FoldedBlock(fold_sequence(block.residual), projection)
 
 
 def fold_sequence(sequence: nn.Sequential) -> tuple[Convolution, ...]:
-    """Fold each batch norm of a sequence into the convolution just before it."""
-    modules = list(sequence)
-    return tuple(
-        fold_pair(convolution, norm)
-        for convolution, norm in itertools.pairwise(modules)
-        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-    )
+    """Fold each batch norm into the convolution before it.
+
+    ReLUs are dropped: the engines know where they are. Raises EngineError for any other layer.
+    """
+    folded: list[Convolution] = []
+    convolution: nn.Conv2d | None = None
+    for module in sequence:
+        if isinstance(module, nn.Conv2d) and convolution is None:
+            convolution = module
+        elif isinstance(module, nn.BatchNorm2d) and convolution is not None:
+            folded.append(fold_pair(convolution, module))
+            convolution = None
+        elif not isinstance(module, nn.ReLU) or convolution is not None:
+            raise unknown(module, "layer")
+    if convolution is not None:
+        raise unknown(convolution, "layer")
+    return tuple(folded)
 
 
 def fold_pair(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
+    """Return one convolution that computes both. Raises EngineError for a convolution of another kind."""
+    size, stride = convolution.kernel_size[0], convolution.stride[0]
+    plain = nn.Conv2d(1, 1, size, stride, padding=size // 2, bias=False)
+    for setting in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "bias"):
+        if getattr(convolution, setting) != getattr(plain, setting):
+            raise unknown(convolution, "layer")
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     weight = convolution.weight.double() * scale[:, None, None, None]
@@ -113,15 +146,18 @@ def fold_pair(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
 
 
 def fold_gate(network: SkipNet, gate: nn.Module) -> Gate:
-    if isinstance(gate, FeedForwardGate):
+    if type(gate) is FeedForwardGate:
+        layers = list(gate.features)
+        pools = isinstance(layers[0], nn.MaxPool2d)
         weight, bias = gate.head.weight.double(), gate.head.bias.double()
         return ConvolutionalGate(
-            pools=isinstance(gate.features[0], nn.MaxPool2d),
-            convolutions=fold_sequence(gate.features),
+            pools=pools,
+            convolutions=fold_sequence(nn.Sequential(*layers[pools:])),
             weight=(weight[1] - weight[0]).float(),
             bias=float(bias[1] - bias[0]),
         )
-    assert isinstance(gate, RNNGate) and network.controller is not None
+    if type(gate) is not RNNGate or network.controller is None:
+        raise unknown(gate, "gate")
     rnn, readout = network.controller.rnn, network.controller.projection
     inputs = rnn.weight_ih.double()
     bias = inputs @ gate.embedding.bias.double() + rnn.bias_ih.double() + rnn.bias_hh.double()
@@ -132,3 +168,7 @@ def fold_gate(network: SkipNet, gate: nn.Module) -> Gate:
         readout=readout.weight[0].detach().clone(),
         readout_bias=float(readout.bias[0]),
     )
+
+
+def unknown(module: nn.Module, part: str) -> EngineError:
+    return EngineError(f"the fast engines have no code for the {part} {module}; choose the engine reference")

@@ -1,4 +1,4 @@
-"""What an engine must answer before it serves: the reference's answers on a few images, within half precision."""
+"""Compare an engine with the reference engine on a few images before it serves."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,105 +12,109 @@ from models.engines.protocol import Engine, EngineError, Routed
 from models.engines.torch.reference import ReferenceEngine
 
 IMAGES = 5
-"""Not a power of two, so that engines which pad a batch have to."""
+"""Not a power of two, so that engines which pad batches have to pad this one."""
 TOLERANCE = 0.02
-"""Of a probability, and of logits as a share of the image's largest; half precision stays below a tenth of it."""
+"""The allowed error of a probability, and of logits relative to the image's largest. Half precision causes less than
+a tenth of it."""
 
 
 class Disagreement(EngineError):
-    """An engine answers otherwise than the reference."""
+    """An engine's output differs from the reference engine's."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"it answers otherwise than the reference: {what}")
+        super().__init__(f"its output differs from the reference engine: {what}")
 
 
 @dataclass(frozen=True)
-class Question:
-    """Images [N, 3, H, W], their thresholds [N], and what the reference answers."""
+class Case:
+    """Images [N, 3, H, W], their thresholds [N], and the reference engine's output for them."""
 
     images: NDArray[np.float32]
     thresholds: NDArray[np.float32]
     expected: Routed
 
-    def row(self, index: int) -> "Question":
-        """Return the question about one image alone."""
+    def single(self, index: int) -> "Case":
+        """Return the case of one image alone."""
         one = slice(index, index + 1)
         expected = self.expected
         alone = Routed(expected.logits[one], expected.executed[one], expected.probability[one], expected.mode)
-        return Question(self.images[one], self.thresholds[one], alone)
+        return Case(self.images[one], self.thresholds[one], alone)
 
 
 class Verification:
-    """The questions of one checkpoint, asked on the CPU of the reference when the first engine is checked."""
+    """The test cases of one checkpoint. The reference engine computes them on the CPU when they are first needed."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
     @cached_property
-    def questions(self) -> list[Question]:
-        """At the checkpoint's own threshold, and with every block and none executed."""
+    def cases(self) -> list[Case]:
+        """The cases at the checkpoint's own threshold, with every block executed, and with none."""
         spec = self.checkpoint.config.input
         images = varied_images(IMAGES, spec.height, spec.width)
         reference = ReferenceEngine(self.checkpoint.network)
-        answers = []
+        cases = []
         for threshold in (self.checkpoint.config.execute_threshold, 0.0, 1.0):
             thresholds = np.full(IMAGES, threshold, np.float32)
-            answers.append(Question(images, thresholds, reference.run(images, thresholds)))
-        return answers
+            cases.append(Case(images, thresholds, reference.run(images, thresholds)))
+        return cases
 
     def check(self, engine: Engine) -> None:
-        """Ask ``engine`` every question in a batch, and an image of each alone. Raises Disagreement."""
-        for question in self.questions:
-            compare(engine.run(question.images, question.thresholds), question)
+        """Run every case as a batch, and two images of it alone. Raises Disagreement."""
+        for case in self.cases:
+            compare(engine.run(case.images, case.thresholds), case)
             for index in range(2):
-                alone = question.row(index)
+                alone = case.single(index)
                 compare(engine.run(alone.images, alone.thresholds), alone)
 
 
-def compare(answer: Routed, question: Question) -> None:
-    """Raise Disagreement where ``answer`` is not the expected one.
+def compare(output: Routed, case: Case) -> None:
+    """Raise Disagreement if ``output`` differs from the expected one.
 
-    Where a probability lies within ``TOLERANCE`` of its threshold, rounding may decide; from there on an image may
-    go another way, and is not compared.
+    If a probability is within ``TOLERANCE`` of its threshold, rounding may change the decision and with it the rest of
+    the image's route. That rest is not compared.
     """
-    expected, thresholds = question.expected, question.thresholds[:, None]
+    expected, thresholds = case.expected, case.thresholds[:, None]
     for name in ("logits", "executed", "probability"):
-        got, wanted = getattr(answer, name), getattr(expected, name)
-        if got.shape != wanted.shape or not np.isfinite(got).all():
-            raise Disagreement(f"{name} of shape {got.shape} or not finite, where {wanted.shape} are due")
-    open_to_rounding = (np.abs(expected.probability - thresholds) <= TOLERANCE) & (thresholds > 0) & (thresholds < 1)
-    undecided = np.logical_or.accumulate(open_to_rounding, 1)
-    for image, gate in disputes((answer.executed != expected.executed) & ~undecided):
+        actual, wanted = getattr(output, name), getattr(expected, name)
+        if actual.shape != wanted.shape or not np.isfinite(actual).all():
+            raise Disagreement(f"{name} of shape {actual.shape} or not finite, expected shape {wanted.shape}")
+    near_threshold = np.abs(expected.probability - thresholds) <= TOLERANCE
+    near_threshold &= (thresholds > 0) & (thresholds < 1)
+    undecided = np.logical_or.accumulate(near_threshold, 1)
+    for image, gate in positions((output.executed != expected.executed) & ~undecided):
         raise Disagreement(
-            f"image {image} of {len(thresholds)}, gate {gate}: {verb(answer, image, gate)}, where the reference "
-            f"{verb(expected, image, gate)} (threshold {float(thresholds[image, 0]):g})"
+            f"image {image} of {len(thresholds)}, gate {gate}: {describe_decision(output, image, gate)}, but the "
+            f"reference {describe_decision(expected, image, gate)} (threshold {float(thresholds[image, 0]):g})"
         )
-    # The first undecided gate itself has still seen the same blocks.
-    seen = ~np.pad(undecided, ((0, 0), (1, 0)))[:, : undecided.shape[1]]
-    for image, gate in disputes((np.abs(answer.probability - expected.probability) > TOLERANCE) & seen):
+    # The first undecided gate still reads the same blocks' output, so its probability is compared.
+    comparable = ~np.pad(undecided, ((0, 0), (1, 0)))[:, : undecided.shape[1]]
+    for image, gate in positions((np.abs(output.probability - expected.probability) > TOLERANCE) & comparable):
         raise Disagreement(
-            f"image {image} of {len(thresholds)}, gate {gate}: probability {answer.probability[image, gate]:.4f}, "
-            f"where the reference has {expected.probability[image, gate]:.4f}"
+            f"image {image} of {len(thresholds)}, gate {gate}: probability {output.probability[image, gate]:.4f}, "
+            f"but the reference has {expected.probability[image, gate]:.4f}"
         )
-    error = np.abs(answer.logits - expected.logits).max(1) / np.abs(expected.logits).max(1)
-    for image, _ in disputes(((error > TOLERANCE) & ~undecided.any(1))[:, None]):
-        raise Disagreement(f"image {image} of {len(thresholds)}: logits {error[image]:.1%} off the reference's")
+    error = np.abs(output.logits - expected.logits).max(1) / np.abs(expected.logits).max(1)
+    for image, _ in positions(((error > TOLERANCE) & ~undecided.any(1))[:, None]):
+        raise Disagreement(f"image {image} of {len(thresholds)}: logits differ by {error[image]:.1%}")
 
 
-def disputes(wrong: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Yield row and column of what is wrong."""
+def positions(wrong: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Yield row and column of every True."""
     for row, column in np.argwhere(wrong):
         yield int(row), int(column)
 
 
-def verb(routed: Routed, image: int, gate: int) -> str:
+def describe_decision(routed: Routed, image: int, gate: int) -> str:
+    """Return for instance "skips at probability 0.4123"."""
     action = "executes" if routed.executed[image, gate] else "skips"
     return f"{action} at probability {routed.probability[image, gate]:.4f}"
 
 
 def varied_images(count: int, height: int, width: int) -> NDArray[np.float32]:
-    """Return normalised images [count, 3, H, W] that differ in contrast, brightness and detail: on plain noise,
-    gates decide alike.
+    """Return normalised images [count, 3, H, W] that differ in contrast, brightness and detail.
+
+    On plain noise the gates decide alike for every image.
     """
     random = np.random.default_rng(0)
     coarse = random.normal(size=(count, 3, 4, 4)).repeat(-(-height // 4), 2).repeat(-(-width // 4), 3)

@@ -154,8 +154,8 @@ class LoadedModel:
 
 def timed(engine: "Engine", images: NDArray[np.float32], threshold: Threshold) -> "tuple[Routed, float]":
     """Run images that are no traffic: a switch between branching and masking does not learn from them."""
-    from models.engines.routing_switch import rehearse
+    from models.engines.routing_switch import run_untracked
 
     start = perf_counter()
-    routed = rehearse(engine, images, np.asarray([threshold] * len(images), np.float32))
+    routed = run_untracked(engine, images, np.asarray([threshold] * len(images), np.float32))
     return routed, perf_counter() - start

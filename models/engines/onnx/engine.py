@@ -1,4 +1,4 @@
-"""The onnxruntime engine: one image a session run, and the images of a batch spread over the CPU's cores."""
+"""The onnxruntime engine: it runs one image per session run and distributes a batch over the CPU's cores."""
 
 import logging
 import tempfile
@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 
 
 class OnnxRuntimeEngine:
-    """A folded network in ONNX Runtime.
+    """Run a folded network in ONNX Runtime.
 
-    In mode "branch" every image takes its own way through a graph of ``If`` nodes, one thread an image, so
-    that no image waits for the blocks of another. In mode "mask" a batch goes through as one.
+    In mode "branch" every image runs alone through a graph of ``If`` nodes, with one thread per image, so that no image
+    waits for the blocks of another. In mode "mask" a batch runs as a whole.
     """
 
     name = "onnxruntime"
 
     def __init__(self, folded: FoldedNetwork, device: str = "cpu", mode: Mode = "branch", threads: int = 1) -> None:
-        """Build the graph for this machine. Raises EngineError where ONNX Runtime cannot use ``device``."""
+        """Build the graph for this machine. Raises EngineError if ONNX Runtime cannot use ``device``."""
         self.device = device
         self.mode: Mode = mode
         self.blocks = len(folded.blocks)
@@ -39,26 +39,25 @@ class OnnxRuntimeEngine:
         self.gated = bool(folded.gates)
         branching = mode == "branch"
         self.session = open_session(folded, device, mode, threads=1 if branching else threads)
-        # CUDA runs one stream: more threads than one would only wait for each other.
-        lanes = threads if branching and device == "cpu" else 1
-        self.lanes = [Lane(self.session) for _ in range(lanes)]
-        self.pool = ThreadPoolExecutor(lanes, "onnxruntime") if lanes > 1 else None
+        # CUDA runs one stream: several threads would only wait for each other.
+        workers = threads if branching and device == "cpu" else 1
+        self.workers = [Worker(self.session) for _ in range(workers)]
+        self.pool = ThreadPoolExecutor(workers, "onnxruntime") if workers > 1 else None
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """See ``Engine.run``."""
+        """Run a batch, as ``Engine.run`` does."""
         check_batch(images, thresholds)
         count, decisions = len(images), self.blocks - 1
         outputs: dict[str, NDArray[np.generic]] = {"logits": np.empty((count, self.classes), np.float32)}
         inputs = {"images": images}
         if self.gated:
-            # Beyond 0 and 1 the graph, which makes logits of them, would make NaN.
-            inputs["thresholds"] = thresholds.clip(0, 1)
+            inputs["thresholds"] = thresholds
             outputs["probabilities"] = np.empty((count, decisions), np.float32)
             outputs["executed"] = np.empty((count, decisions), np.bool_)
         if self.mode == "mask":
-            self.lanes[0].run(inputs, outputs, slice(None))
+            self.workers[0].run(inputs, outputs, slice(None))
         else:
-            self.spread(inputs, outputs, count)
+            self.run_images(inputs, outputs, count)
         logits = outputs["logits"].astype(np.float32, copy=False)
         if not self.gated:
             return plain_answer(logits, self.blocks, self.mode)
@@ -69,48 +68,48 @@ class OnnxRuntimeEngine:
             self.mode,
         )
 
-    def spread(
+    def run_images(
         self, inputs: dict[str, NDArray[np.float32]], outputs: dict[str, NDArray[np.generic]], count: int
     ) -> None:
-        """Run image by image; each lane takes the next image when it is done with its last."""
-        waiting = iter(range(count))
+        """Run image by image. Each worker takes the next image when it has finished one."""
+        queue = iter(range(count))
 
-        def drain(lane: Lane) -> None:
-            for row in waiting:
-                lane.run(inputs, outputs, slice(row, row + 1))
+        def work(worker: Worker) -> None:
+            for index in queue:
+                worker.run(inputs, outputs, slice(index, index + 1))
 
         if self.pool is None or count == 1:
-            drain(self.lanes[0])
+            work(self.workers[0])
         else:
-            tasks = [self.pool.submit(drain, lane) for lane in self.lanes[:count]]
-            # Where one fails, the others are still at work on buffers that the next run would take.
+            tasks = [self.pool.submit(work, worker) for worker in self.workers[:count]]
+            # If one fails, the others still use buffers that the next run would overwrite.
             wait(tasks)
             for task in tasks:
                 task.result()
 
     def close(self) -> None:
-        """See ``Engine.close``."""
+        """Stop the threads."""
         if self.pool is not None:
             self.pool.shutdown()
 
 
-class Lane:
-    """One thread's way through a session: input and output buffers, bound anew for images of another shape."""
+class Worker:
+    """One thread's input and output buffers, bound to the session. Images of another shape get new buffers."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self.session = session
         self.shape: tuple[int, ...] = ()
 
-    def run(self, inputs: dict[str, NDArray[np.float32]], outputs: dict[str, NDArray[np.generic]], rows: slice) -> None:
-        """Run ``rows`` of ``inputs`` and write what the session answers to the same rows of ``outputs``."""
-        taken = {name: value[rows] for name, value in inputs.items()}
+    def run(self, inputs: dict[str, NDArray[np.float32]], outputs: dict[str, NDArray[np.generic]], part: slice) -> None:
+        """Run a part of ``inputs`` and write the results to the same part of ``outputs``."""
+        taken = {name: value[part] for name, value in inputs.items()}
         if taken["images"].shape != self.shape:
-            self.bind(taken, {name: value[rows] for name, value in outputs.items()})
+            self.bind(taken, {name: value[part] for name, value in outputs.items()})
         for name, value in taken.items():
             self.buffers[name][...] = value
         self.session.run_with_iobinding(self.binding)
-        for name, answer in outputs.items():
-            answer[rows] = self.buffers[name]
+        for name, output in outputs.items():
+            output[part] = self.buffers[name]
 
     def bind(self, inputs: dict[str, NDArray[np.float32]], outputs: dict[str, NDArray[np.generic]]) -> None:
         self.shape = inputs["images"].shape
@@ -124,19 +123,19 @@ class Lane:
 
 
 def open_session(folded: FoldedNetwork, device: str, mode: Mode, threads: int) -> onnxruntime.InferenceSession:
-    """Return a session for the network, in the CPU's blocked layout where it has one."""
+    """Return a session for the network, in ONNX Runtime's blocked CPU layout if there is one."""
     if device != "cpu":
-        return start(build_graph(folded, mode=mode), device, threads)
+        return create_session(build_graph(folded, mode=mode), device, threads)
     size = blocked_layout()
     if size > 1:
         try:
-            return start(build_graph(folded, mode=mode, block_size=size), device, threads)
-        except Exception:  # ONNX Runtime's exceptions have no base of their own
-            log.warning("ONNX Runtime refuses its blocked operators; standard ONNX serves", exc_info=True)
-    return start(build_graph(folded, mode=mode), device, threads)
+            return create_session(build_graph(folded, mode=mode, block_size=size), device, threads)
+        except Exception:  # ONNX Runtime's exceptions have no common base class.
+            log.warning("ONNX Runtime refuses its blocked operators, falling back to standard ONNX", exc_info=True)
+    return create_session(build_graph(folded, mode=mode), device, threads)
 
 
-def start(model: onnx.ModelProto, device: str, threads: int) -> onnxruntime.InferenceSession:
+def create_session(model: onnx.ModelProto, device: str, threads: int) -> onnxruntime.InferenceSession:
     options = session_options(threads)
     if device == "cpu":
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -156,16 +155,15 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = ERRORS_ONLY
-    # Spinning threads take the cores from decoding and from the other sessions of the process.
+    # Spinning threads take CPU time from decoding and from the other sessions of the process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
 def blocked_layout() -> int:
-    """Return the channel block of ONNX Runtime's CPU layout here (16 with AVX-512), or 1 if it has none.
+    """Return the channel block of ONNX Runtime's CPU layout on this machine (16 with AVX-512), or 1 if it has none.
 
-    There is no call that tells: a convolution to one channel is optimised, and how far its weight was padded
-    is looked at.
+    No call returns it. Therefore this optimises a convolution to one channel and reads how far its weight was padded.
     """
     weight = numpy_helper.from_array(np.ones((1, 64, 1, 1), np.float32), "weight")
     graph = helper.make_graph(

@@ -1,4 +1,4 @@
-"""Writing a checkpoint as ONNX, for runtimes other than this one."""
+"""Export a checkpoint as an ONNX file for other runtimes."""
 
 import json
 from pathlib import Path
@@ -8,30 +8,29 @@ import onnx
 from models.atomic_file import whole_file
 from models.checkpoint import Checkpoint
 from models.engines.folding import fold
-from models.engines.onnx.graph import build_graph
+from models.engines.onnx.graph import build_graph, set_default_threshold
+from models.errors import UserError
 from models.macs import Mode
 
 
-class ExportError(OSError):
-    """There is no file to be written at that path."""
-
-
 def export(checkpoint: Checkpoint, path: Path, mode: Mode = "branch") -> None:
-    """Write ``checkpoint`` to ``path`` as one file of standard ONNX, whole or not at all.
+    """Write ``checkpoint`` to ``path`` as one file of standard ONNX. A failed export leaves no partial file.
 
-    Inputs and outputs are `build_graph`'s. The model's metadata say what else a caller must know: labels, how
-    images are prepared, and the execute threshold that the checkpoint was made for. Raises ExportError where ``path``
-    is a folder or in none, and other OSErrors where it can't be written.
+    Inputs and outputs are those of `build_graph`. The input ``thresholds`` is optional and defaults to the checkpoint's
+    execute threshold. The model's metadata hold the labels, the preprocessing and that threshold.
+    Raises UserError if ``path`` is a folder or its parent is missing, and OSError if it cannot be written.
     """
     if path.is_dir():
-        raise ExportError(f"{path} is a folder: name the file to write, for instance {path / 'network.onnx'}")
+        raise UserError(f"{path} is a folder: name the file to write, for instance {path / 'network.onnx'}")
     if not path.parent.is_dir():
-        raise ExportError(f"there is no folder {path.parent} to write {path.name} into")
+        raise UserError(f"there is no folder {path.parent} to write {path.name} into")
     config = checkpoint.config
     model = build_graph(fold(checkpoint.network), config.input.height, config.input.width, mode)
+    if checkpoint.network.gate_kind is not None:
+        set_default_threshold(model, config.execute_threshold)
     model.doc_string = (
-        "A residual network that skips blocks image by image (SkipNet). `thresholds`: a block runs where its "
-        "gate's probability is greater; 0 runs every block, 1 none but the first."
+        "A residual network that skips blocks image by image (SkipNet). `thresholds`: a block is executed if its "
+        "gate's probability is greater. 0 executes every block, 1 only the first."
     )
     metadata = {
         "architecture": config.architecture,

@@ -1,11 +1,12 @@
-"""A folded network as one self-contained ONNX graph, written node by node.
+"""Write a folded network as one self-contained ONNX graph, node by node.
 
-In mode "branch" every gated block is the ``then`` branch of an ``If`` node, and its weights are initialisers
-*inside* that branch: only there does ONNX Runtime arrange them for the CPU. Such a graph takes one image. In
-mode "mask" every block is computed for a batch of any size and ``Where`` chooses.
+In mode "branch" every gated block is the ``then`` branch of an ``If`` node. Its weights are initialisers *inside* that
+branch, because only there does ONNX Runtime arrange them for the CPU. Such a graph takes one image. In mode "mask"
+every block is computed for a batch of any size, and ``Where`` selects the output.
 
-Inputs: ``images`` [N, 3, H, W] normalised float32 and ``thresholds`` [N] float32 in 0..1. Outputs: ``logits``
-[N, classes] and, for a network with gates, ``probabilities`` [N, B-1] float32 and ``executed`` [N, B-1] bool.
+Inputs: ``images`` [N, 3, H, W], normalised float32, and for a network with gates ``thresholds`` [N], float32.
+Outputs: ``logits`` [N, classes] and, for a network with gates, ``probabilities`` [N, B-1] float32 and ``executed``
+[N, B-1] bool.
 """
 
 from dataclasses import dataclass, field
@@ -26,11 +27,11 @@ BLOCKED_VERSION = 1
 
 
 @dataclass
-class Body:
-    """The nodes and weights of one graph: the whole, or one branch of an ``If``.
+class GraphBuilder:
+    """Collects the nodes and weights of one graph: the main graph, or one branch of an ``If``.
 
-    ``block_size`` is the channel block of ONNX Runtime's CPU layout NCHWc, whose own operators are then
-    written out so that maps stay blocked from one branch to the next; 1 writes standard ONNX.
+    With ``block_size`` 1 it writes standard ONNX. A larger ``block_size`` is the channel block of ONNX Runtime's CPU
+    layout NCHWc: it then writes the operators of that layout, so that maps stay blocked from one branch to the next.
     """
 
     prefix: str
@@ -39,19 +40,19 @@ class Body:
     weights: list[onnx.TensorProto] = field(default_factory=list)
 
     def node(self, kind: str, *inputs: str, name: str = "", domain: str = "", **attributes: Any) -> str:
-        """Add a node of one output; return the output's name."""
+        """Add a node with one output and return the output's name."""
         output = f"{self.prefix}{name or f'{kind.lower()}_{len(self.nodes)}'}"
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, domain=domain, **attributes))
         return output
 
     def weight(self, value: object, name: str = "") -> str:
-        """Add an initialiser; return its name."""
+        """Add an initialiser and return its name."""
         title = f"{self.prefix}{name or f'weight_{len(self.weights)}'}"
         self.weights.append(numpy_helper.from_array(np.asarray(value), title))
         return title
 
     def convolve(self, x: str, convolution: Convolution, relu: bool, add: str = "") -> str:
-        """Convolve ``x``, add the map ``add`` if named, and apply a ReLU if asked."""
+        """Convolve ``x``. Then add the map ``add`` if it is named, and apply a ReLU if ``relu``."""
         shape: dict[str, Any] = {
             "kernel_shape": list(convolution.weight.shape[2:]),
             "strides": [convolution.stride] * 2,
@@ -74,7 +75,7 @@ class Body:
         return self.node("MaxPool", x, domain=domain, **shape)
 
     def average(self, x: str) -> str:
-        """Return the average over the map, [N, C, 1, 1]: the same numbers in either layout."""
+        """Return the average over the map, [N, C, 1, 1]. It is the same in both layouts."""
         return self.node("GlobalAveragePool", x, domain=BLOCKED if self.block_size > 1 else "")
 
     def execute(self, block: FoldedBlock, x: str, skip: str) -> str:
@@ -90,9 +91,9 @@ class Body:
 
 
 def block_weight(weight: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Return [O, I, K, K] as the blocked layout has it: o-blocks, i-blocks, K, K, i in block, o in block.
+    """Return weights [O, I, K, K] in the blocked order: o-blocks, i-blocks, K, K, i in block, o in block.
 
-    Fewer input channels than a block (the stem's three) are read unblocked: o-blocks, I, K, K, o in block.
+    If there are fewer input channels than a block has (the stem's three), the order is o-blocks, I, K, K, o in block.
     """
     outputs, inputs, height, width = weight.shape
     if outputs % size:
@@ -106,8 +107,8 @@ def block_weight(weight: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 
 @dataclass
-class Routes:
-    """What goes from gate to gate: logits (without the readout's bias), the recurrent state, the limit."""
+class GateState:
+    """The names of what goes from gate to gate: the limit, the logits without the readout's bias, the LSTM's state."""
 
     limit: str
     logits: list[str] = field(default_factory=list)
@@ -122,141 +123,151 @@ def build_graph(
     mode: Mode = "branch",
     block_size: int = 1,
 ) -> onnx.ModelProto:
-    """Return the network as an ONNX model for images of ``height`` x ``width`` pixels; names leave them open.
+    """Return the network as an ONNX model for images of ``height`` x ``width`` pixels, or of any size by default.
 
-    With ``block_size`` 1 it is standard ONNX; with more it runs only in an ONNX Runtime whose CPU layout has
-    that block size, and is not for keeping.
+    With ``block_size`` 1 it is standard ONNX. With a larger one it runs only in an ONNX Runtime whose CPU layout has
+    that block size, so it must not be saved.
     """
-    body = Body("", block_size)
-    x = body.convolve("images", folded.stem, relu=True)
+    builder = GraphBuilder("", block_size)
+    x = builder.convolve("images", folded.stem, relu=True)
     if folded.stem_pools:
-        x = body.max_pool(x, 3, 1)
-    x = body.execute(folded.blocks[0], x, body.shortcut(folded.blocks[0], x))
-    routes = Routes(limit_of(body, folded)) if folded.gates else None
+        x = builder.max_pool(x, 3, 1)
+    x = builder.execute(folded.blocks[0], x, builder.shortcut(folded.blocks[0], x))
+    state = GateState(add_limit(builder, folded)) if folded.gates else None
     for index, block in enumerate(folded.blocks[1:]):
-        if routes is None:
-            x = body.execute(block, x, body.shortcut(block, x))
+        if state is None:
+            x = builder.execute(block, x, builder.shortcut(block, x))
             continue
-        decision = decide(body, folded.gates[index], x, routes, index)
-        x = mask(body, block, x, decision) if mode == "mask" else branch(body, block, x, decision, index + 1)
-    average = body.node("Flatten", body.average(x))
-    head = body.weight(folded.head_weight.numpy()), body.weight(folded.head_bias.numpy())
-    body.node("Gemm", average, *head, name="logits", transB=1)
+        decision = decide(builder, folded.gates[index], x, state, index)
+        x = mask(builder, block, x, decision) if mode == "mask" else branch(builder, block, x, decision, index + 1)
+    average = builder.node("Flatten", builder.average(x))
+    head = builder.weight(folded.head_weight.numpy()), builder.weight(folded.head_bias.numpy())
+    builder.node("Gemm", average, *head, name="logits", transB=1)
     batch: str | int = 1 if mode == "branch" and folded.gates else "N"
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, len(folded.head_bias)])]
-    if routes is not None:
-        report(body, folded, routes)
+    if state is not None:
+        add_routing_outputs(builder, folded, state)
         decisions = [batch, len(folded.gates)]
         outputs.append(helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, decisions))
         outputs.append(helper.make_tensor_value_info("executed", TensorProto.BOOL, decisions))
     inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, height, width])]
-    if routes is not None:
+    if state is not None:
         inputs.append(helper.make_tensor_value_info("thresholds", TensorProto.FLOAT, [batch]))
-    graph = helper.make_graph(body.nodes, "skipnet", inputs, outputs, body.weights)
+    graph = helper.make_graph(builder.nodes, "skipnet", inputs, outputs, builder.weights)
     opsets = [helper.make_opsetid("", OPSET)]
     if block_size > 1:
         opsets.append(helper.make_opsetid(BLOCKED, BLOCKED_VERSION))
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="skipnet")
 
 
-def limit_of(body: Body, folded: FoldedNetwork) -> str:
-    """Return the thresholds as logits [N, 1]: 0 becomes -inf, which every logit exceeds, and 1 becomes +inf.
+def set_default_threshold(model: onnx.ModelProto, threshold: float) -> None:
+    """Make the input ``thresholds`` of a model with gates optional, with this default.
 
-    The RNN gate's readout bias is the same at every gate and goes to this side of the comparison.
+    In ONNX, an initialiser with the name of an input is the input's default. The default has one number: in mode
+    "mask" it is broadcast to all images.
     """
-    one = body.weight(np.float32(1))
-    odds = body.node("Div", "thresholds", body.node("Sub", one, "thresholds"))
-    limit = body.node("Unsqueeze", body.node("Log", odds), body.weight(np.array([1], np.int64)))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([threshold], np.float32), "thresholds"))
+
+
+def add_limit(builder: GraphBuilder, folded: FoldedNetwork) -> str:
+    """Return the logits [N, 1] that the gates must exceed: `models.thresholds.Limits.logits` as ONNX nodes.
+
+    The RNN gate's readout bias is the same at every gate, so it is moved to this side of the comparison.
+    """
+    zero, one = builder.weight(np.float32(0)), builder.weight(np.float32(1))
+    thresholds = builder.node("Clip", "thresholds", zero, one)
+    odds = builder.node("Div", thresholds, builder.node("Sub", one, thresholds))
+    limit = builder.node("Unsqueeze", builder.node("Log", odds), builder.weight(np.array([1], np.int64)))
     first = folded.gates[0]
     if isinstance(first, RecurrentGate):
-        limit = body.node("Sub", limit, body.weight(np.float32(first.readout_bias)))
+        limit = builder.node("Sub", limit, builder.weight(np.float32(first.readout_bias)))
     return limit
 
 
-def decide(body: Body, gate: Gate, x: str, routes: Routes, index: int) -> str:
-    """Return the decision [N, 1] on block ``index`` + 1 from block ``index``'s output."""
+def decide(builder: GraphBuilder, gate: Gate, x: str, state: GateState, index: int) -> str:
+    """Return the decision [N, 1] on block ``index`` + 1 from the output of block ``index``."""
     if isinstance(gate, RecurrentGate):
-        logit = recur(body, gate, x, routes, index)
+        logit = recurrent_logit(builder, gate, x, state, index)
     else:
         if gate.pools:
-            x = body.max_pool(x, 2, 0)
+            x = builder.max_pool(x, 2, 0)
         for convolution in gate.convolutions:
-            x = body.convolve(x, convolution, relu=True)
-        average = body.node("Flatten", body.average(x))
-        weight = body.weight(gate.weight.numpy()[:, None])
-        logit = body.node("Gemm", average, weight, body.weight(np.array([gate.bias], np.float32)))
-    routes.logits.append(logit)
-    return body.node("Greater", logit, routes.limit, name=f"decision_{index}")
+            x = builder.convolve(x, convolution, relu=True)
+        average = builder.node("Flatten", builder.average(x))
+        weight = builder.weight(gate.weight.numpy()[:, None])
+        logit = builder.node("Gemm", average, weight, builder.weight(np.array([gate.bias], np.float32)))
+    state.logits.append(logit)
+    return builder.node("Greater", logit, state.limit, name=f"decision_{index}")
 
 
-def recur(body: Body, gate: RecurrentGate, x: str, routes: Routes, index: int) -> str:
-    """Return an RNN gate's logit [1, N, 1], its readout's bias left out, and carry the state on."""
-    shape = body.weight(np.array([1, -1, gate.weight.shape[1]], np.int64))
-    average = body.node("Reshape", body.average(x), shape)
+def recurrent_logit(builder: GraphBuilder, gate: RecurrentGate, x: str, state: GateState, index: int) -> str:
+    """Return an RNN gate's logit [1, N, 1] without its readout's bias, and update the LSTM's state."""
+    shape = builder.weight(np.array([1, -1, gate.weight.shape[1]], np.int64))
+    average = builder.node("Reshape", builder.average(x), shape)
     width = len(gate.readout)
     bias = np.concatenate([onnx_order(gate.bias.numpy()), np.zeros(4 * width, np.float32)])
     inputs = [
         average,
-        body.weight(onnx_order(gate.weight.numpy())[None]),
-        shared_weight(body, "recurrent", onnx_order(gate.recurrent.numpy())[None]),
-        body.weight(bias[None]),
+        builder.weight(onnx_order(gate.weight.numpy())[None]),
+        shared_weight(builder, "recurrent", onnx_order(gate.recurrent.numpy())[None]),
+        builder.weight(bias[None]),
     ]
-    if routes.hidden:
-        inputs += ["", routes.hidden, routes.cell]
-    routes.hidden, routes.cell = f"hidden_{index}", f"cell_{index}"
-    body.nodes.append(
-        helper.make_node("LSTM", inputs, ["", routes.hidden, routes.cell], name=f"lstm_{index}", hidden_size=width)
+    if state.hidden:
+        inputs += ["", state.hidden, state.cell]
+    state.hidden, state.cell = f"hidden_{index}", f"cell_{index}"
+    builder.nodes.append(
+        helper.make_node("LSTM", inputs, ["", state.hidden, state.cell], name=f"lstm_{index}", hidden_size=width)
     )
-    return body.node("MatMul", routes.hidden, shared_weight(body, "readout", gate.readout.numpy()[:, None]))
+    return builder.node("MatMul", state.hidden, shared_weight(builder, "readout", gate.readout.numpy()[:, None]))
 
 
-def shared_weight(body: Body, name: str, value: NDArray[np.float32]) -> str:
-    """Add an initialiser that several nodes read, once."""
-    if all(weight.name != name for weight in body.weights):
-        body.weight(value, name)
+def shared_weight(builder: GraphBuilder, name: str, value: NDArray[np.float32]) -> str:
+    """Add an initialiser that several nodes read, unless it is there already."""
+    if all(weight.name != name for weight in builder.weights):
+        builder.weight(value, name)
     return name
 
 
 def onnx_order(parts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Reorder an LSTM's parts along axis 0 from torch's input, forget, cell, output to ONNX's i, o, f, c."""
+    """Reorder an LSTM's parts along axis 0 from torch's order (i, f, c, o) to ONNX's (i, o, f, c)."""
     i, f, c, o = np.split(parts, 4)
     return np.concatenate([i, o, f, c])
 
 
-def mask(body: Body, block: FoldedBlock, x: str, decision: str) -> str:
-    """Return a block's output, computed for every image and chosen by its decision."""
-    skip = body.shortcut(block, x)
-    shape = body.weight(np.array([-1, 1, 1, 1], np.int64))
-    return body.node("Where", body.node("Reshape", decision, shape), body.execute(block, x, skip), skip)
+def mask(builder: GraphBuilder, block: FoldedBlock, x: str, decision: str) -> str:
+    """Return a block's output, computed for every image and selected by its decision."""
+    skip = builder.shortcut(block, x)
+    shape = builder.weight(np.array([-1, 1, 1, 1], np.int64))
+    return builder.node("Where", builder.node("Reshape", decision, shape), builder.execute(block, x, skip), skip)
 
 
-def branch(body: Body, block: FoldedBlock, x: str, decision: str, number: int) -> str:
-    """Return block ``number``'s output, from an ``If`` that runs it or passes its shortcut on."""
-    skip = body.shortcut(block, x)
-    then = Body(f"block_{number}/", body.block_size)
+def branch(builder: GraphBuilder, block: FoldedBlock, x: str, decision: str, number: int) -> str:
+    """Return the output of block ``number`` from an ``If`` that runs the block or passes its shortcut on."""
+    skip = builder.shortcut(block, x)
+    then = GraphBuilder(f"block_{number}/", builder.block_size)
     executed = then.execute(block, x, skip)
-    otherwise = Body(f"skip_{number}/", body.block_size)
-    skipped = otherwise.node("Identity", skip)
-    return body.node(
+    skip_branch = GraphBuilder(f"skip_{number}/", builder.block_size)
+    skipped = skip_branch.node("Identity", skip)
+    return builder.node(
         "If",
         decision,
         name=f"block_{number}",
         then_branch=finish(then, executed),
-        else_branch=finish(otherwise, skipped),
+        else_branch=finish(skip_branch, skipped),
     )
 
 
-def finish(body: Body, output: str) -> onnx.GraphProto:
+def finish(builder: GraphBuilder, output: str) -> onnx.GraphProto:
     outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
-    return helper.make_graph(body.nodes, body.prefix.rstrip("/"), [], outputs, body.weights)
+    return helper.make_graph(builder.nodes, builder.prefix.rstrip("/"), [], outputs, builder.weights)
 
 
-def report(body: Body, folded: FoldedNetwork, routes: Routes) -> None:
-    """Write the outputs ``probabilities`` and ``executed``: the gates' comparison, once more for all."""
-    logits = body.node("Concat", *routes.logits, axis=-1)
+def add_routing_outputs(builder: GraphBuilder, folded: FoldedNetwork, state: GateState) -> None:
+    """Add the outputs ``probabilities`` and ``executed``, by comparing all gates' logits once more."""
+    logits = builder.node("Concat", *state.logits, axis=-1)
     first = folded.gates[0]
-    logits = body.node("Reshape", logits, body.weight(np.array([-1, len(folded.gates)], np.int64)))
-    body.node("Greater", logits, routes.limit, name="executed")
+    logits = builder.node("Reshape", logits, builder.weight(np.array([-1, len(folded.gates)], np.int64)))
+    builder.node("Greater", logits, state.limit, name="executed")
     if isinstance(first, RecurrentGate):
-        logits = body.node("Add", logits, body.weight(np.float32(first.readout_bias)))
-    body.node("Sigmoid", logits, name="probabilities")
+        logits = builder.node("Add", logits, builder.weight(np.float32(first.readout_bias)))
+    builder.node("Sigmoid", logits, name="probabilities")

@@ -1,7 +1,7 @@
-"""Compiles the persistent kernel (persistent.cu) with NVRTC, for a GPU that need not be here.
+"""Compile the persistent kernel (persistent.cu) with NVRTC. This needs no GPU.
 
-``python -m models.engines.persistent.build`` compiles it for every kind of gate and GPU and writes what it takes
-of them as a table (docs/gpu-kernel.md).
+``python -m models.engines.persistent.build`` compiles it for every kind of gate and GPU and prints the resources that
+it uses as a table (docs/gpu-kernel.md).
 """
 
 import re
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("persistent.cu")
 THREADS, SHARED_BYTES = 256, 79616
-"""Of a launch; convolution.cuh works out the same."""
+"""The size of a launch. convolution.cuh computes the same numbers."""
 GATES = {None: "NoGate", "rnn": "RecurrentGate", "feedforward_1": "PooledGate", "feedforward_2": "StridedGate"}
-"""The kernel's template argument for each kind of gate that a network can have."""
+"""The kernel's template argument for each kind of gate."""
 
 PTXAS = ("-v", "--register-usage-level=0")
-"""What it takes is logged. Two thread blocks of 256 threads leave 128 registers a thread; by default ptxas fills them,
-and more, with what it fetches early, and spills (measured: 4 to 60 bytes, on sm_90 and sm_100)."""
+"""ptxas logs the resources. Two thread blocks of 256 threads leave 128 registers per thread. By default ptxas loads so
+much in advance that it exceeds them and spills (measured: 4 to 60 bytes, on sm_90 and sm_100)."""
 
 ARCHITECTURES = {
     "sm_80": ("A100", 164, 65536),
@@ -32,19 +32,16 @@ ARCHITECTURES = {
     "sm_100": ("B200", 228, 65536),
     "sm_120": ("RTX 50", 100, 65536),
 }
-"""GPUs, KB of shared memory and registers of one multiprocessor (CUDA C++ Programming Guide, "Technical
-Specifications per Compute Capability"). A thread block may have all of the memory but 1 KB, which the driver keeps
-for each."""
-
-
-class PersistentUnavailable(EngineError):
-    """The persistent engine cannot run this network on this machine; the message says why and what to do."""
+"""GPUs, and one multiprocessor's KB of shared memory and registers (CUDA C++ Programming Guide, "Technical
+Specifications per Compute Capability"). The driver reserves 1 KB of the memory for each thread block."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes: registers a thread, bytes of shared memory a thread block, bytes of stack and
-    of registers spilled to it a thread.
+    """A compiled kernel's use of resources.
+
+    ``registers`` per thread, bytes of ``shared`` memory per thread block, bytes of ``stack`` per thread, and bytes of
+    ``spilled`` registers per thread.
     """
 
     registers: int
@@ -53,7 +50,7 @@ class Resources:
     spilled: int
 
     def blocks(self, architecture: str) -> int:
-        """Return how many thread blocks fit on a multiprocessor at once."""
+        """Return how many thread blocks fit on a multiprocessor."""
         _, kilobytes, registers = ARCHITECTURES[architecture]
         return min(kilobytes * 1024 // (self.shared + 1024), registers // (self.registers * THREADS))
 
@@ -63,34 +60,30 @@ def kernel_name(gates: str | None) -> str:
 
 
 def compile_kernel(gates: str | None, architecture: str) -> "tuple[ObjectCode, str]":
-    """Return the kernel for a kind of gate as a cubin for ``architecture`` (sm_90), and what the compiler said of it.
+    """Return the kernel for a kind of gate as a cubin for ``architecture`` (such as sm_90), and the compiler's log.
 
-    Raises PersistentUnavailable where the compiler is missing or fails.
+    Raises EngineError if the compiler is missing or fails.
     """
     try:
         from cuda.core import Program, ProgramOptions
     except ImportError as error:
-        raise PersistentUnavailable(
-            f"the persistent engine needs cuda-core: pip install '.[cuda]' ({error})"
-        ) from error
-    log = Log()
+        raise EngineError(f"the persistent engine needs cuda-core: pip install '.[cuda]' ({error})") from error
+    log = CompilerLog()
     options = ProgramOptions(
         name=SOURCE.name, arch=architecture, std="c++17", include_path=str(SOURCE.parent), ptxas_options=list(PTXAS)
     )
     try:
         program = Program(SOURCE.read_text(), "c++", options)
         code = program.compile("cubin", name_expressions=(kernel_name(gates),), logs=log)
-    # The library tells a missing NVRTC, an unknown architecture and an error in the source by other types each.
+    # The library has separate exceptions for a missing NVRTC, an unknown architecture and an error in the source.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise PersistentUnavailable(
-            f"NVRTC cannot compile the persistent engine for {architecture}: {reason}"
-        ) from error
+        raise EngineError(f"NVRTC cannot compile the persistent engine for {architecture}: {reason}") from error
     return code, log.text
 
 
-class Log:
-    """Somewhere for the compiler to write to."""
+class CompilerLog:
+    """A text file in memory, to which the compiler writes."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -100,12 +93,12 @@ class Log:
 
 
 def resources(gates: str | None, architecture: str) -> Resources:
-    """Return what ptxas says that the kernel takes. Raises PersistentUnavailable as ``compile_kernel`` does."""
+    """Return the kernel's resources from the log of ptxas. Raises EngineError as ``compile_kernel`` does."""
     _, log = compile_kernel(gates, architecture)
     registers = re.search(r"Used (\d+) registers", log)
     stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)
     if registers is None or stack is None:
-        raise PersistentUnavailable(f"the compiler does not say what the persistent engine takes: {log!r}")
+        raise EngineError(f"the compiler's log lacks the persistent kernel's resources: {log!r}")
     static = re.search(r"(\d+) bytes smem", log)
     shared = SHARED_BYTES + (int(static[1]) if static else 0)
     return Resources(int(registers[1]), shared, int(stack[1]), int(stack[2]))
@@ -113,16 +106,16 @@ def resources(gates: str | None, architecture: str) -> Resources:
 
 def main() -> None:
     lines = [
-        "| compiled for | GPUs | gate | registers a thread | spilled, bytes | shared memory a thread block, KB | "
-        "thread blocks a multiprocessor |",
+        "| compiled for | GPUs | gate | registers per thread | spilled bytes | shared memory per thread block, KB | "
+        "thread blocks per multiprocessor |",
         "|---|---|---|---|---|---|---|",
     ]
     for architecture, (gpus, _, _) in ARCHITECTURES.items():
         for gates in GATES:
-            took = resources(gates, architecture)
+            used = resources(gates, architecture)
             lines.append(
-                f"| {architecture} | {gpus} | {gates or 'none'} | {took.registers} | {took.spilled} | "
-                f"{took.shared / 1024:.1f} | {took.blocks(architecture)} |"
+                f"| {architecture} | {gpus} | {gates or 'none'} | {used.registers} | {used.spilled} | "
+                f"{used.shared / 1024:.1f} | {used.blocks(architecture)} |"
             )
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -1,4 +1,4 @@
-"""The persistent engine: a CIFAR-shaped network, stem to logits, in one launch of one CUDA kernel (persistent.cu)."""
+"""The persistent engine: it runs a CIFAR network in one launch of one CUDA kernel (persistent.cu)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.engines.folding import ConvolutionalGate, FoldedNetwork
-from models.engines.persistent.build import SHARED_BYTES, THREADS, PersistentUnavailable, compile_kernel, kernel_name
+from models.engines.persistent.build import SHARED_BYTES, THREADS, compile_kernel, kernel_name
 from models.engines.persistent.layout import filter_streams, gate_stream
-from models.engines.protocol import Routed, check_batch, plain_answer, strict_thresholds
+from models.engines.protocol import EngineError, Routed, check_batch, plain_answer
+from models.thresholds import Limits
 
 if TYPE_CHECKING:
     from cuda.core import Device, Kernel
 
-__all__ = ["PersistentEngine", "PersistentUnavailable", "suits"]
-
 SIDE = 32
-"""Pixels of an image's side; the kernel keeps whole maps in shared memory, which it has for this size."""
+"""The side of an image in pixels. The kernel keeps whole feature maps in shared memory, which holds this size."""
 WIDTHS = (16, 32, 64)
 
 
 def suits(folded: FoldedNetwork, height: int = SIDE, width: int = SIDE) -> bool:
-    """Whether the kernel can run a network on images of this size: CIFAR's stem and widths, basic blocks, 32 x 32."""
+    """Return whether the kernel can run a network: CIFAR's stem and widths, basic blocks, images of 32 x 32 pixels."""
     widths = [len(block.residual[-1].bias) for block in folded.blocks]
     shaped = not folded.stem_pools and sorted(set(widths)) == list(WIDTHS) and widths == sorted(widths)
     basic = all(len(block.residual) == 2 and block.residual[0].weight.shape[-1] == 3 for block in folded.blocks)
@@ -34,7 +33,7 @@ def suits(folded: FoldedNetwork, height: int = SIDE, width: int = SIDE) -> bool:
 
 
 def gate_kind(folded: FoldedNetwork) -> str | None:
-    """Return the kind of gate of a folded network, as ``SkipNet.gate_kind`` names it."""
+    """Return a folded network's kind of gate, by its name in ``SkipNet.gate_kind``."""
     if not folded.gates:
         return None
     gate = folded.gates[0]
@@ -45,12 +44,13 @@ def gate_kind(folded: FoldedNetwork) -> str | None:
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch's inputs and outputs in pinned host memory, which the kernel reads and writes itself: an image is
-    read once, as it is needed, and no copy has to be started or awaited.
+    """One batch's inputs and outputs in pinned host memory, which the kernel accesses directly.
+
+    An image is read once, when it is needed, so that no separate copy is started or awaited.
     """
 
     images: Tensor
-    thresholds: Tensor
+    limits: Tensor
     logits: Tensor
     probability: Tensor
     executed: Tensor
@@ -62,7 +62,7 @@ class Batch:
 
         return cls(
             images=pinned(size, 3, SIDE, SIDE),
-            thresholds=pinned(size),
+            limits=pinned(size),
             logits=pinned(size, classes),
             probability=pinned(size, decisions),
             executed=pinned(size, decisions, dtype=torch.bool),
@@ -70,21 +70,19 @@ class Batch:
 
 
 class PersistentEngine:
-    """Runs a folded network that ``suits`` on one GPU, in half precision with sums in fp32; an image's answer does
-    not depend on its batch.
+    """Run a folded network that ``suits`` the kernel on one GPU, in half precision with fp32 sums.
 
-    Raises PersistentUnavailable where network, library, GPU or compiler fails.
+    An image's output does not depend on its batch. Raises EngineError if the network, the library, the GPU or the
+    compiler does not allow it.
     """
 
     name = "persistent"
 
     def __init__(self, folded: FoldedNetwork, device: str) -> None:
         if not suits(folded):
-            raise PersistentUnavailable(
-                "the persistent engine runs CIFAR-shaped networks only; choose the engine torch"
-            )
+            raise EngineError("the persistent engine runs CIFAR-shaped networks only; choose the engine torch")
         if not torch.cuda.is_available():
-            raise PersistentUnavailable("the persistent engine needs a GPU and a CUDA build of torch; here is neither")
+            raise EngineError("the persistent engine needs a GPU and a CUDA build of torch")
         self.device = device
         self.gated = bool(folded.gates)
         self.classes, self.decisions = len(folded.head_bias), len(folded.blocks) - 1
@@ -103,16 +101,16 @@ class PersistentEngine:
         self.batch = Batch.of(1, self.classes, self.decisions)
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """See Engine.run. Raises ValueError for images of another shape."""
+        """Run a batch, as ``Engine.run`` does. Raises ValueError for images of another shape."""
         check_batch(images, thresholds)
         count = len(images)
         if images.shape[1:] != (3, SIDE, SIDE):
             raise ValueError(f"images have the shape {images.shape}, not (N, 3, {SIDE}, {SIDE})")
-        if count > len(self.batch.thresholds):
+        if count > len(self.batch.limits):
             self.batch = Batch.of(1 << (count - 1).bit_length(), self.classes, self.decisions)
         batch = self.batch
         batch.images[:count] = torch.from_numpy(images)
-        batch.thresholds[:count] = torch.from_numpy(strict_thresholds(thresholds))
+        batch.limits[:count] = Limits.of(thresholds).probabilities
         self.launch(batch, count)
         logits = batch.logits[:count].numpy().copy()
         if not self.gated:
@@ -121,29 +119,29 @@ class PersistentEngine:
         return Routed(logits, executed.copy(), probability.copy(), "branch")
 
     def launch(self, batch: Batch, count: int) -> None:
-        """Run the kernel on the first ``count`` images and wait for it."""
+        """Run the kernel on the first ``count`` images and wait for the result."""
         from cuda.core import LaunchConfig, launch
 
         self.gpu.set_current()
         grid = min(count, self.thread_blocks)
         config = LaunchConfig(grid=grid, block=THREADS, shmem_size=SHARED_BYTES)
-        inputs = batch.images, batch.thresholds, *self.weights
+        inputs = batch.images, batch.limits, *self.weights
         outputs = batch.logits, batch.probability, batch.executed, self.queue
         pointers = (tensor.data_ptr() for tensor in inputs + outputs)
         launch(self.stream, config, self.kernel, *pointers, np.int32(count), *self.shape, np.int32(self.classes))
         self.stream.sync()
 
     def close(self) -> None:
-        """Give back the GPU's and the pinned memory."""
+        """Release the GPU's and the pinned memory."""
         self.weights, self.queue = [], torch.empty(0)
         self.batch = Batch(*[torch.empty(0)] * 5)
 
 
 def load(gates: str | None, device: torch.device) -> tuple[Device, Kernel]:
-    """Compile the kernel for a GPU and load it there. Raises PersistentUnavailable."""
+    """Compile the kernel for a GPU and load it. Raises EngineError."""
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
-        raise PersistentUnavailable(
+        raise EngineError(
             f"the persistent engine needs a GPU of compute capability 8.0 or more, not {major}.{minor}; "
             "choose the engine torch"
         )
@@ -155,19 +153,19 @@ def load(gates: str | None, device: torch.device) -> tuple[Device, Kernel]:
         gpu.set_current()
         kernel = code.get_kernel(kernel_name(gates))
         allow_shared_memory(kernel, gpu)
-    # The library has no common type for what the driver refuses.
+    # The library has no common exception type for the driver's errors.
     except Exception as error:
-        raise PersistentUnavailable(f"the driver cannot load the persistent engine: {error}") from error
+        raise EngineError(f"the driver cannot load the persistent engine: {error}") from error
     return gpu, kernel
 
 
 def allow_shared_memory(kernel: Kernel, gpu: Device) -> None:
-    """Tell the driver that the kernel takes more than 48 KB a thread block. Raises PersistentUnavailable."""
-    # Not every version of cuda-core lets its kernels' attributes be set.
+    """Allow the kernel more than 48 KB of shared memory per thread block. Raises EngineError."""
+    # Not every version of cuda-core can set a kernel's attributes.
     from cuda.bindings import driver
 
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     handle = driver.CUkernel(int(kernel.handle))
     (status,) = driver.cuKernelSetAttribute(attribute, SHARED_BYTES, handle, gpu.device_id)
     if status != driver.CUresult.CUDA_SUCCESS:
-        raise PersistentUnavailable(f"the driver refuses {SHARED_BYTES} bytes of shared memory: {status.name}")
+        raise EngineError(f"the driver refuses {SHARED_BYTES} bytes of shared memory: {status.name}")

@@ -1,8 +1,8 @@
-"""A folded network as the streams of 16-byte words that persistent.cu reads front to back.
+"""Lay a folded network out as the streams of 16-byte words that persistent.cu reads.
 
-Filters are laid out in the order in which a warp's 32 lanes hold them, as B fragments of mma.m16n8k16 (PTX ISA,
-"Matrix Fragments for mma.m16n8k16 with floating point type"), so that a thread fetches its part of two fragments
-with one load of 16 bytes and a warp's load is 512 bytes in a row.
+Filters are in the order in which a warp's 32 lanes hold them as B fragments of mma.m16n8k16 (PTX ISA, "Matrix
+Fragments for mma.m16n8k16 with floating point type"). So a thread loads its part of two fragments as 16 bytes, and a
+warp loads 512 consecutive bytes.
 """
 
 import numpy as np
@@ -15,14 +15,15 @@ Words = NDArray[np.uint8]
 ROWS = 4 * RNN_WIDTH
 LANE = np.arange(32)
 ROW = (LANE % 4 * 2)[:, None] + np.array([0, 1, 8, 9])
-"""[32 lanes, 4]: rows of B (input channels) whose weights a lane holds in its two registers of two fp16 numbers."""
+"""[32 lanes, 4]: the rows of B (input channels) that a lane holds in its two registers of two fp16 numbers."""
 COLUMN = LANE // 4
-"""[32 lanes]: the column of B (output channel) whose weights a lane holds."""
+"""[32 lanes]: the column of B (output channel) that a lane holds."""
 
 
 def filter_streams(folded: FoldedNetwork) -> list[Words]:
-    """Return stem and first group, second and third group, and head; a block is its projection, if it has one, and
-    its two convolutions.
+    """Return four streams: the stem with the first group, the second group, the third group, and the head.
+
+    A block is its projection, if it has one, and its two convolutions.
     """
     groups: dict[int, list[Words]] = {16: [pack_convolution(folded.stem)], 32: [], 64: []}
     for block in folded.blocks:
@@ -36,7 +37,11 @@ def filter_streams(folded: FoldedNetwork) -> list[Words]:
 
 
 def gate_stream(folded: FoldedNetwork) -> Words:
-    """Return all gates; RNN gates after what they share, and before room for one more, which is copied but not used."""
+    """Return the stream of all gates.
+
+    RNN gates begin with their shared weights and end with room for one more gate, which the kernel copies but does not
+    use.
+    """
     parts: list[Words] = []
     for index, gate in enumerate(folded.gates):
         if isinstance(gate, RecurrentGate):
@@ -52,7 +57,7 @@ def gate_stream(folded: FoldedNetwork) -> Words:
 
 
 def pixels(folded: FoldedNetwork, index: int) -> int:
-    """Return how many pixels block ``index``'s output has; its channels say so."""
+    """Return the number of pixels of a block's output, which follows from its channels."""
     return (32 * 16 // len(folded.blocks[index].residual[-1].bias)) ** 2
 
 
@@ -69,14 +74,14 @@ def pack_convolution(convolution: Convolution) -> Words:
 
 
 def pack_shared(gate: RecurrentGate) -> Words:
-    """Return recurrent weights [12 units, two of them none, 40], readout [10], its bias and nine zeros."""
+    """Return recurrent weights [12 units, the last two zero, 40], the readout [10], its bias and nine zeros."""
     recurrent = np.pad(gate.recurrent.numpy().T, ((0, 2), (0, 0)))
     readout = np.append(gate.readout.numpy(), [gate.readout_bias, *[0] * 9])
     return np.concatenate([as_bytes(recurrent), as_bytes(readout)])
 
 
 def pack_recurrent(gate: RecurrentGate, averaged: int) -> Words:
-    """Return weights [16 channels, 40 rows by four threads, 4], thread i having channels i, i + 4, ..., then biases."""
+    """Return weights [C / 16, 40 rows x 4 threads, 4] and biases [40]. Thread i has channels i, i + 4, i + 8, ..."""
     weight = gate.weight.numpy().reshape(ROWS, -1, 4, 4) / averaged
     return np.concatenate([as_bytes(weight.transpose(1, 0, 3, 2)), as_bytes(gate.bias.numpy())])
 

@@ -1,13 +1,16 @@
-"""Maps in the channels-last layout, where an image is one run of memory: rows of images can be taken and put back."""
+"""Index the images of feature maps in the channels-last layout, where each image is one run of memory."""
 
 from torch import Tensor
 
 
 def last_channels(x: Tensor) -> Tensor:
-    """Return a map [N, C, H, W] as [N, H, W, C]."""
+    """Return a feature map [N, C, H, W] as [N, H, W, C]."""
     return x.permute(0, 2, 3, 1)
 
 
-def take(x: Tensor, images: Tensor) -> Tensor:
-    """Return the ``images``, indices [M], of a map [N, C, H, W] in the layout, which ``index_select`` alone loses."""
-    return last_channels(x).index_select(0, images).permute(0, 3, 1, 2)
+def take(x: Tensor, indices: Tensor) -> Tensor:
+    """Return the images with ``indices`` [M] of a feature map [N, C, H, W].
+
+    The result keeps the layout, which ``index_select`` alone loses.
+    """
+    return last_channels(x).index_select(0, indices).permute(0, 3, 1, 2)

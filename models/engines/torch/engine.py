@@ -1,4 +1,4 @@
-"""The torch engine: operator by operator; inside a batch, each block runs on just the images that execute it."""
+"""The torch engine: it runs operator by operator, and in a batch each block runs only on the images that execute it."""
 
 import numpy as np
 import torch
@@ -9,15 +9,14 @@ from models.engines.protocol import Routed, check_batch, plain_answer
 from models.engines.torch.forward import arrange, forward
 from models.engines.torch.skipping import compact, mask
 from models.macs import Mode
-from models.network import limits_of
+from models.thresholds import Limits
 
 
 class TorchEngine:
-    """A folded network in torch, on the CPU or on CUDA, in float32.
+    """Run a folded network in torch, on the CPU or on CUDA, in float32.
 
-    In mode "branch" a block that no image executes is not run, and one that some execute runs on those only.
-    In mode "mask" every block is run on the whole batch and the decision chooses: on CUDA that spares a wait
-    for the device at every gate.
+    In mode "branch" a block runs only on the images that execute it. In mode "mask" every block runs on the whole
+    batch and the decisions select the output. On CUDA this avoids a wait for the device at every gate.
     """
 
     name = "torch"
@@ -25,22 +24,22 @@ class TorchEngine:
     def __init__(
         self, folded: FoldedNetwork, device: str = "cpu", mode: Mode = "branch", threads: int | None = None
     ) -> None:
-        """``threads`` share one operator's work on the CPU; torch has one such number a process."""
+        """``threads`` is the number of CPU threads per operator. torch has one such number per process."""
         if device == "cpu" and threads is not None:
             torch.set_num_threads(threads)
         if device != "cpu":
-            # TF32 rounds to 10 bits: near its threshold, a gate would decide otherwise than on the CPU.
+            # TF32 rounds to 10 bits. Near its threshold, a gate could then decide differently from the CPU.
             torch.backends.cudnn.allow_tf32 = False
         self.device = device
         self.mode: Mode = mode
         self.network = arrange(folded, device)
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """See ``Engine.run``."""
+        """Run a batch, as ``Engine.run`` does."""
         check_batch(images, thresholds)
         with torch.inference_mode():
             x = torch.from_numpy(images).to(self.device, memory_format=torch.channels_last)
-            limits = limits_of(torch.from_numpy(thresholds)).to(self.device)
+            limits = Limits.of(thresholds).logits.to(self.device)
             scores, logits = forward(self.network, x, limits, compact if self.mode == "branch" else mask)
             if not self.network.gates:
                 return plain_answer(scores.cpu().numpy(), len(self.network.blocks), self.mode)
@@ -48,4 +47,4 @@ class TorchEngine:
             return Routed(scores.cpu().numpy(), executed.cpu().numpy(), torch.sigmoid(logits).cpu().numpy(), self.mode)
 
     def close(self) -> None:
-        """See ``Engine.close``."""
+        """Do nothing: torch frees the memory with this object."""

@@ -1,5 +1,6 @@
-"""A folded network's forward pass in torch, for every engine that runs in torch. How a decision is applied to a
-block is the caller's: see ``skipping``.
+"""Run the forward pass of a folded network in torch, for every engine that uses torch.
+
+The caller chooses how decisions are applied to a block: see ``skipping``.
 """
 
 import dataclasses
@@ -13,17 +14,17 @@ from torch.nn import functional
 from models.engines.folding import Convolution, FoldedBlock, FoldedNetwork, Gate, RecurrentGate
 
 Apply = Callable[[FoldedBlock, Tensor, Tensor], Tensor]
-"""Block, its input [N, C, H, W] and decisions [N] in, what follows it [N, C', H', W'] out; may write to the input."""
+"""Map a block, its input [N, C, H, W] and decisions [N] to its output [N, C', H', W']. May overwrite the input."""
 State = tuple[Tensor, Tensor] | None
 Part = TypeVar("Part")
 
 
 def forward(network: FoldedNetwork, images: Tensor, limits: Tensor, apply: Apply) -> tuple[Tensor, Tensor]:
-    """Return class logits [N, classes] and gate logits [N, B-1] (no columns in a plain ResNet), both float32.
+    """Return class logits [N, classes] and gate logits [N, B-1], both float32. A plain ResNet has no gate logits.
 
-    ``images`` [N, 3, H, W] have the precision of the network's convolutions. A block is executed where its gate's
-    logit is greater than the image's ``limits`` [N], float32. Averages over maps, recurrent gates and the head
-    are float32 whatever the precision of the maps, since a decision is made of them.
+    ``images`` [N, 3, H, W] have the precision of the network's convolutions. A block is executed if its gate's logit
+    is greater than the image's limit in ``limits`` [N], float32. Averages, recurrent gates and the head are float32
+    in any precision, because decisions depend on them.
     """
     x = torch.relu_(convolve(images, network.stem))
     if network.stem_pools:
@@ -66,7 +67,7 @@ def average(x: Tensor) -> Tensor:
 
 
 def gate_logit(gate: Gate, x: Tensor, state: State) -> tuple[Tensor, State]:
-    """Return ``gate``'s logit [N] for a map ``x`` [N, C, H, W], and the recurrent state for the next gate."""
+    """Return the logit [N] of ``gate`` for a feature map [N, C, H, W], and the recurrent state for the next gate."""
     if isinstance(gate, RecurrentGate):
         pooled = average(x)
         if state is None:
@@ -82,13 +83,13 @@ def gate_logit(gate: Gate, x: Tensor, state: State) -> tuple[Tensor, State]:
 
 
 def arrange(part: Part, device: str, dtype: torch.dtype = torch.float32) -> Part:
-    """Return a folded network, or a part of one, as ``forward`` wants it on ``device``.
+    """Return a folded network, or a part of it, as ``forward`` needs it on ``device``.
 
-    Convolutions get the precision ``dtype`` and the channels-last layout; all else stays float32.
+    Convolutions get the precision ``dtype`` and the channels-last layout. Everything else stays float32.
     """
     precision = dtype if isinstance(part, Convolution) else torch.float32
     if isinstance(part, RecurrentGate):
-        # torch's cell on CUDA takes two biases or none: each gets half, which is exact.
+        # On CUDA, torch's LSTM cell takes two biases or none. Each gets half, which is exact.
         part = dataclasses.replace(part, bias=part.bias / 2)
 
     def arranged(value: object) -> object:

@@ -1,4 +1,4 @@
-"""The masked form of the unfolded network: the yardstick that every other engine must agree with."""
+"""The reference engine: the network in its masked form, which every other engine must agree with."""
 
 import copy
 
@@ -7,13 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.engines.protocol import Routed, check_batch, plain_answer, strict_thresholds
+from models.engines.protocol import Routed, check_batch, plain_answer
 from models.macs import Mode
 from models.network import SkipNet
+from models.thresholds import Limits
 
 
 class ReferenceEngine:
-    """``SkipNet.forward`` under inference mode: every block is computed, then the decision chooses."""
+    """Run ``SkipNet.forward`` in inference mode: every block is computed, then the decisions select the output."""
 
     name = "reference"
     mode: Mode = "mask"
@@ -25,9 +26,9 @@ class ReferenceEngine:
         self.network = copy.deepcopy(network).to(device).eval()
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """See ``Engine.run``."""
+        """Run a batch, as ``Engine.run`` does."""
         check_batch(images, thresholds)
-        limits = torch.from_numpy(strict_thresholds(thresholds)).to(self.device)
+        limits = Limits.of(thresholds).probabilities.to(self.device)
 
         def decide(_: int, logits: Tensor) -> Tensor:
             return (torch.sigmoid(logits) > limits).to(logits.dtype)
@@ -44,4 +45,4 @@ class ReferenceEngine:
         )
 
     def close(self) -> None:
-        """See ``Engine.close``."""
+        """Do nothing: torch frees the memory with this object."""

@@ -44,7 +44,7 @@ def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor, run: RunB
         return uniform[:, index] < torch.sigmoid(logits.detach())
 
     # The policy gradient alone trains the gates: what they read is given to them, not taught by them.
-    logits, routing = network(images, decide, run, gates_apart=True)
+    logits, routing = network(images, decide, run, detach_gates=True)
     return logits, routing.logits, routing.decisions
 
 

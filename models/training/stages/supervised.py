@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from models.network import Decide, SkipNet, limits_of, run_masked
+from models.network import Decide, SkipNet, run_masked
+from models.thresholds import Limits
 from models.training.objective import Step, answer_loss
 from models.training.recipes import Recipe, Rung
 from models.training.stages.skipping import run_explored
@@ -51,7 +52,7 @@ def supervised_step(
     thresholds = images.new_full((len(images),), 0.5)
     for rung, part in zip(recipe.rungs, parts, strict=True):
         thresholds[part] = rung.threshold
-    decide: Decide = soft if recipe.gates == "soft" else straight_through(limits_of(thresholds))
+    decide: Decide = soft if recipe.gates == "soft" else straight_through(Limits.of(thresholds).logits)
     run = partial(run_explored, random=random) if random and recipe.gates == "hard" else run_masked
     logits, routing = network(images, decide, run)
     loss = answer_loss(logits, labels, answers, recipe)

@@ -19,7 +19,7 @@ from models.engines.torch.reference import ReferenceEngine
 from models.evaluation.agreement import Agreement, compare_engines
 from models.importing.parity import read_case
 from tests.models.data.test_data import packs
-from tests.models.engines.test_verification import Bent, flip_last_decision
+from tests.models.engines.test_verification import Faulty, flip_last_decision
 from tests.research import shared
 
 CASES = ["cifar10_resnet_38", "cifar10_rnn_gate_38", "cifar10_feedforward_38"]
@@ -51,7 +51,7 @@ def test_blocks_left_out_on_the_device_answer_as_the_public_code_for_imagenet() 
 
 def test_a_parity_case_can_fail() -> None:
     case = read_case(shared("reference/parity/cifar10_rnn_gate_38.npz"))
-    assert case.check(Bent(TorchEngine(fold(case.checkpoint.network)), flip_last_decision))[0] == 1
+    assert case.check(Faulty(TorchEngine(fold(case.checkpoint.network)), flip_last_decision))[0] == 1
 
 
 @pytest.fixture(scope="module")

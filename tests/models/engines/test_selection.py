@@ -1,4 +1,4 @@
-"""Which engine `load_engine` gives."""
+"""Which engine `load_engine` returns."""
 
 import logging
 from collections.abc import Callable
@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from models.checkpoint import Checkpoint
-from models.engines import load_engine, selection
-from models.engines.native.engine import NativeUnavailable
+from models.engines import factory, load_engine, selection
 from models.engines.onnx.engine import OnnxRuntimeEngine
 from models.engines.protocol import Engine, EngineError
 from models.engines.routing_switch import RoutingSwitch
@@ -25,26 +24,26 @@ def checkpoint(lively_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
 @pytest.fixture
 def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable(*_: object) -> None:
-        raise NativeUnavailable("no C++ compiler here")
+        raise EngineError("no C++ compiler here. Or choose the engine onnxruntime")
 
-    monkeypatch.setattr(selection, "NativeEngine", unavailable)
+    monkeypatch.setattr(factory, "NativeEngine", unavailable)
 
 
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """What the measurement says, by engine."""
-    said = {"native": 1.0, "onnxruntime": 2.0}
-    monkeypatch.setattr(selection, "seconds", lambda engine, *_: said[engine.name])
-    return said
+    """The measured times by engine."""
+    measured = {"native": 1.0, "onnxruntime": 2.0}
+    monkeypatch.setattr(selection, "median_seconds", lambda engine, *_: measured[engine.name])
+    return measured
 
 
-def test_auto_takes_the_fastest(checkpoint: Checkpoint, times: dict[str, float]) -> None:
+def test_auto_selects_the_fastest(checkpoint: Checkpoint, times: dict[str, float]) -> None:
     assert load_engine(checkpoint, device="cpu", threads=1, routing="branch").name == "native"
     times["native"] = 3.0
     assert load_engine(checkpoint, device="cpu", threads=1, routing="branch").name == "onnxruntime"
 
 
-def test_auto_weighs_the_native_engine_against_masking_too(checkpoint: Checkpoint, times: dict[str, float]) -> None:
+def test_auto_compares_the_native_engine_with_masking(checkpoint: Checkpoint, times: dict[str, float]) -> None:
     assert times["native"] < times["onnxruntime"]
     engine = load_engine(checkpoint, device="cpu", threads=1)
     try:
@@ -55,7 +54,7 @@ def test_auto_weighs_the_native_engine_against_masking_too(checkpoint: Checkpoin
 
 
 @pytest.mark.usefixtures("no_native")
-def test_auto_does_without_what_is_missing(
+def test_auto_falls_back_from_a_missing_engine(
     checkpoint: Checkpoint, times: dict[str, float], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -65,60 +64,60 @@ def test_auto_does_without_what_is_missing(
     assert "no C++ compiler here" in caplog.text
 
 
-@pytest.mark.parametrize("fails", ["build", "seconds"])
-def test_auto_does_without_what_fails_on_the_way(
+@pytest.mark.parametrize("fails", ["build", "median_seconds"])
+def test_auto_falls_back_from_a_failing_engine(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str
 ) -> None:
     plain, closed = getattr(selection, fails), []
 
-    def failing(*asked: object) -> object:
-        if isinstance(asked[0], OnnxRuntimeEngine) or (fails == "build" and asked[1] == "onnxruntime"):
-            raise MemoryError("no room")
-        return plain(*asked)
+    def failing(*arguments: object) -> object:
+        if isinstance(arguments[0], OnnxRuntimeEngine) or (fails == "build" and arguments[1] == "onnxruntime"):
+            raise MemoryError("no memory")
+        return plain(*arguments)
 
     monkeypatch.setattr(selection, fails, failing)
     monkeypatch.setattr(OnnxRuntimeEngine, "close", lambda engine: closed.append(engine.name))
     assert load_engine(checkpoint, device="cpu", threads=1, routing="branch").name == "native"
-    assert "the engine onnxruntime: MemoryError: no room" in caplog.text
-    assert len(closed) == (fails == "seconds")
+    assert "engine onnxruntime is unavailable, auto falls back: MemoryError: no memory" in caplog.text
+    assert len(closed) == (fails == "median_seconds")
 
 
-def test_where_masking_fails_the_engine_that_branches_is_closed(
+def test_the_branching_engine_is_closed_if_masking_fails(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, closed = selection.build, []
+    plain, closed = factory.build, []
 
-    def failing(*asked: object) -> Engine:
-        if asked[-1] == "mask":
-            raise MemoryError("no room")
-        return plain(*asked)  # type: ignore[arg-type]
+    def failing(*arguments: object) -> Engine:
+        if arguments[-1] == "mask":
+            raise MemoryError("no memory")
+        return plain(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(selection, "build", failing)
     monkeypatch.setattr(OnnxRuntimeEngine, "close", lambda engine: closed.append(engine.mode))
-    with pytest.raises(EngineError, match="MemoryError: no room"):
+    with pytest.raises(EngineError, match="MemoryError: no memory"):
         load_engine(checkpoint, "onnxruntime", "cpu", threads=1)
     assert closed == ["branch"]
 
 
 @pytest.mark.usefixtures("no_native")
-def test_an_engine_asked_for_by_name_must_be_there(checkpoint: Checkpoint) -> None:
+def test_an_engine_chosen_by_name_does_not_fall_back(checkpoint: Checkpoint) -> None:
     with pytest.raises(EngineError, match=r"no C\+\+ compiler here.*choose the engine onnxruntime"):
         load_engine(checkpoint, "native", "cpu", threads=1)
 
 
-def test_both_ways_where_routing_is_open(checkpoint: Checkpoint) -> None:
+def test_routing_auto_gives_both_modes(checkpoint: Checkpoint) -> None:
     engine = load_engine(checkpoint, "onnxruntime", "cpu", threads=1)
     assert isinstance(engine, RoutingSwitch)
     images = np.zeros((2, 3, 32, 32), np.float32)
     thresholds = np.full(2, 0.5, np.float32)
-    answers = [each.run(images, thresholds) for each in engine.engines.values()]
-    np.testing.assert_allclose(answers[0].logits, answers[1].logits, atol=1e-5)
-    assert [answer.mode for answer in answers] == ["branch", "mask"]
+    outputs = [each.run(images, thresholds) for each in engine.engines.values()]
+    np.testing.assert_allclose(outputs[0].logits, outputs[1].logits, atol=1e-5)
+    assert [output.mode for output in outputs] == ["branch", "mask"]
     assert engine.run(images, thresholds).mode == engine.mode(2)
     engine.close()
 
 
-def test_a_plain_network_has_nothing_to_switch(lively_checkpoint: Callable[[str], Checkpoint]) -> None:
+def test_a_plain_network_needs_no_switch(lively_checkpoint: Callable[[str], Checkpoint]) -> None:
     engine = load_engine(lively_checkpoint("cifar10_resnet_38"), "torch", "cpu", threads=1)
     assert not isinstance(engine, RoutingSwitch)
     assert engine.run(np.zeros((1, 3, 32, 32), np.float32), np.ones(1, np.float32)).executed.all()
@@ -127,10 +126,10 @@ def test_a_plain_network_has_nothing_to_switch(lively_checkpoint: Callable[[str]
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"engine": "tensorflow"}, "no engine is called 'tensorflow'; choose auto, native"),
-        ({"routing": "guess"}, "no routing is called 'guess'; choose auto, branch, mask"),
-        ({"device": "tpu"}, "no device is called 'tpu'; choose auto, cpu"),
-        ({"device": "cuda:x"}, "no device is called 'cuda:x'"),
+        ({"engine": "tensorflow"}, "unknown engine 'tensorflow'; choose auto, native"),
+        ({"routing": "guess"}, "unknown routing 'guess'; choose auto, branch, mask"),
+        ({"device": "tpu"}, "unknown device 'tpu'; choose auto, cpu"),
+        ({"device": "cuda:x"}, "unknown device 'cuda:x'"),
         ({"engine": "native", "routing": "mask"}, "native has no routing 'mask'; choose onnxruntime or torch"),
         ({"engine": "reference", "routing": "branch"}, "reference has no routing 'branch'; choose native"),
         pytest.param(
@@ -140,6 +139,6 @@ def test_a_plain_network_has_nothing_to_switch(lively_checkpoint: Callable[[str]
         ),
     ],
 )
-def test_what_cannot_be_had_says_what_can(checkpoint: Checkpoint, choice: dict[str, str], message: str) -> None:
+def test_an_impossible_choice_names_the_others(checkpoint: Checkpoint, choice: dict[str, str], message: str) -> None:
     with pytest.raises(EngineError, match=message):
         load_engine(checkpoint, **{"device": "cpu", "threads": 1} | choice)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How an engine is checked before it serves on a GPU, and that selection does without those that fail."""
+"""The check of an engine on a GPU before it serves, and the fallback from engines that fail it."""
 
 import logging
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models import SHIPPED
 from models.checkpoint import Checkpoint, find_version, read_checkpoint
-from models.engines import load_engine, routing_switch, selection
+from models.engines import factory, load_engine, routing_switch, selection
 from models.engines.cuda_graph import engine as cuda_graph
 from models.engines.cuda_graph.engine import CudaGraphEngine
 from models.engines.folding import FoldedNetwork, fold
@@ -23,7 +23,7 @@ from models.engines.torch.engine import TorchEngine
 from models.engines.verification import IMAGES, Disagreement, Verification
 from models.macs import Mode
 
-Bend = Callable[[Routed], Routed]
+Change = Callable[[Routed], Routed]
 
 
 @pytest.fixture(scope="module", params=["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_resnet_38"])
@@ -39,17 +39,17 @@ def verification(checkpoint: Checkpoint) -> Verification:
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Bent:
-    """An engine whose answers, in batches of some size only where one is given, are bent."""
+class Faulty:
+    """An engine whose outputs are changed. With ``size``, only those of batches of that size."""
 
     name, device = "persistent", "cpu"
 
-    def __init__(self, engine: Engine, bend: Bend, size: int | None = None) -> None:
-        self.engine, self.bend, self.size, self.closed = engine, bend, size, False
+    def __init__(self, engine: Engine, change: Change, size: int | None = None) -> None:
+        self.engine, self.change, self.size, self.closed = engine, change, size, False
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         routed = self.engine.run(images, thresholds)
-        return self.bend(routed) if self.size in (None, len(images)) else routed
+        return self.change(routed) if self.size in (None, len(images)) else routed
 
     def close(self) -> None:
         self.closed = True
@@ -57,7 +57,9 @@ class Bent:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("mode", ["mask", "branch"])
-def test_right_engines_pass(verification: Verification, checkpoint: Checkpoint, mode: Mode, dtype: torch.dtype) -> None:
+def test_correct_engines_pass(
+    verification: Verification, checkpoint: Checkpoint, mode: Mode, dtype: torch.dtype
+) -> None:
     verification.check(CudaGraphEngine(fold(checkpoint.network), "cpu", mode, dtype))
 
 
@@ -83,31 +85,31 @@ def shift_logit(routed: Routed) -> Routed:
     return replace(routed, logits=logits)
 
 
-def spoil(routed: Routed) -> Routed:
+def make_nan(routed: Routed) -> Routed:
     return replace(routed, logits=routed.logits * np.nan)
 
 
-WRONG: dict[str, tuple[Bend, int | None, str]] = {
-    "decision": (flip_last_decision, None, r"gate \d+: .* where the reference"),
+WRONG: dict[str, tuple[Change, int | None, str]] = {
+    "decision": (flip_last_decision, None, r"gate \d+: .* but the reference"),
     "decision of an image alone": (flip_last_decision, 1, r"image 0 of 1, gate \d+"),
-    "probability": (shift_probability, None, r"gate 0: probability .* where the reference has"),
-    "logit": (shift_logit, None, r"logits [\d.]+% off the reference's"),
-    "order of images": (swap_images, IMAGES, r"logits [\d.]+% off"),
-    "not a number": (spoil, None, "not finite"),
+    "probability": (shift_probability, None, r"gate 0: probability .* but the reference has"),
+    "logit": (shift_logit, None, r"logits differ by [\d.]+%"),
+    "order of images": (swap_images, IMAGES, r"logits differ by [\d.]+%"),
+    "not a number": (make_nan, None, "not finite"),
     "shape": (lambda routed: replace(routed, logits=routed.logits[:, 1:]), None, r"shape \(5, 9\)"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("checkpoint", ["cifar10_rnn_gate_38"], indirect=True)
-def test_wrong_answers_are_found(verification: Verification, checkpoint: Checkpoint, wrong: str) -> None:
-    bend, size, message = WRONG[wrong]
+def test_wrong_outputs_are_found(verification: Verification, checkpoint: Checkpoint, wrong: str) -> None:
+    change, size, message = WRONG[wrong]
     with pytest.raises(Disagreement, match=message):
-        verification.check(Bent(TorchEngine(fold(checkpoint.network)), bend, size))
+        verification.check(Faulty(TorchEngine(fold(checkpoint.network)), change, size))
 
 
-def test_questions_route_in_more_than_one_way(verification: Verification, checkpoint: Checkpoint) -> None:
-    own, everything, nothing = (question.expected.executed for question in verification.questions)
+def test_cases_have_different_routes(verification: Verification, checkpoint: Checkpoint) -> None:
+    own, everything, nothing = (case.expected.executed for case in verification.cases)
     assert everything.all()
     if checkpoint.network.gate_kind is not None:
         assert not nothing.any()
@@ -116,7 +118,7 @@ def test_questions_route_in_more_than_one_way(verification: Verification, checkp
 
 @pytest.fixture
 def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Selection as on a machine with a GPU; what it builds for cuda:0 runs on the CPU."""
+    """Make selection believe in a GPU. The engines that it builds for cuda:0 run on the CPU."""
     graph = CudaGraphEngine
 
     def build_eager(folded: FoldedNetwork, _: str, mode: Mode, threads: int) -> TorchEngine:
@@ -125,7 +127,7 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "find_device", lambda *_: "cuda:0")
     monkeypatch.setattr(selection, "available_cpus", lambda: 1)
     monkeypatch.setattr(routing_switch, "SIZES", (1, 2))
-    monkeypatch.setattr(selection, "TorchEngine", build_eager)
+    monkeypatch.setattr(factory, "TorchEngine", build_eager)
     monkeypatch.setattr(
         cuda_graph, "CudaGraphEngine", lambda folded, _, mode: graph(folded, "cpu", mode, torch.float32)
     )
@@ -141,16 +143,16 @@ def raising(*_: object) -> Engine:
 
 
 def unavailable(*_: object) -> Engine:
-    raise persistent.PersistentUnavailable("cuda-core is not installed")
+    raise EngineError("cuda-core is not installed")
 
 
-def bent(bend: Bend) -> Callable[[FoldedNetwork, str], Engine]:
-    return lambda folded, _: Bent(TorchEngine(folded), bend)
+def faulty(change: Change) -> Callable[[FoldedNetwork, str], Engine]:
+    return lambda folded, _: Faulty(TorchEngine(folded), change)
 
 
 BROKEN: dict[str, tuple[Callable[[FoldedNetwork, str], Engine], str]] = {
-    "a wrong decision": (bent(flip_last_decision), "where the reference"),
-    "wrong logits": (bent(shift_logit), "off the reference's"),
+    "a wrong decision": (faulty(flip_last_decision), "but the reference"),
+    "wrong logits": (faulty(shift_logit), "logits differ by"),
     "a compile error": (raising, "RuntimeError: nvrtc: error: invalid value for --gpu-architecture$"),
     "a missing library": (unavailable, "^cuda-core is not installed$"),
 }
@@ -158,38 +160,38 @@ BROKEN: dict[str, tuple[Callable[[FoldedNetwork, str], Engine], str]] = {
 
 @pytest.mark.usefixtures("cuda_here")
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_broken_engine_is_told_once_and_done_without(
+def test_a_broken_engine_is_reported_once_and_replaced(
     rnn_checkpoint: Checkpoint, fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken, reason = BROKEN[fault]
     monkeypatch.setattr(persistent, "PersistentEngine", broken)
-    told: list[tuple[str, str]] = []
+    reported: list[tuple[str, str]] = []
     with caplog.at_level(logging.INFO):
-        engine = load_engine(rnn_checkpoint, routing="branch", on_fallback=lambda *fallback: told.append(fallback))
+        engine = load_engine(rnn_checkpoint, routing="branch", on_fallback=lambda *fallback: reported.append(fallback))
     assert (engine.name, getattr(engine, "mode", None)) == ("cuda_graph", "branch")
-    [(name, why)] = told
+    [(name, reason_given)] = reported
     assert name == "persistent"
-    assert "\n" not in why
+    assert "\n" not in reason_given
     with pytest.raises(EngineError, match=reason):
         load_engine(rnn_checkpoint, "persistent")
     [warning] = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning == f"auto does without the engine persistent: {why}"
-    assert "auto takes cuda_graph on cuda:0 to branch: cuda_graph" in caplog.text
+    assert warning == f"engine persistent is unavailable, auto falls back: {reason_given}"
+    assert "auto selects cuda_graph on cuda:0 for mode branch: cuda_graph" in caplog.text
 
 
 @pytest.mark.usefixtures("cuda_here")
-def test_the_fastest_right_engine_is_taken(
+def test_the_fastest_correct_engine_is_selected(
     rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(persistent, "PersistentEngine", bent(lambda routed: routed))
+    monkeypatch.setattr(persistent, "PersistentEngine", faulty(lambda routed: routed))
     times = {"persistent": 0.1, "cuda_graph": 0.2}
-    monkeypatch.setattr(selection, "seconds", lambda engine, *_: times[engine.name])
+    monkeypatch.setattr(selection, "median_seconds", lambda engine, *_: times[engine.name])
     with caplog.at_level(logging.INFO):
         engine = load_engine(rnn_checkpoint)
     assert isinstance(engine, RoutingSwitch)
     assert [each.name for each in engine.engines.values()] == ["persistent", "cuda_graph"]
     assert (
-        "auto takes persistent on cuda:0 to branch: persistent 100.000 ms, cuda_graph 200.000 ms an image"
+        "auto selects persistent on cuda:0 for mode branch: persistent 100.000 ms, cuda_graph 200.000 ms per image"
         in caplog.text
     )
     times["persistent"] = 0.3
@@ -197,44 +199,44 @@ def test_the_fastest_right_engine_is_taken(
 
 
 @pytest.mark.usefixtures("cuda_here")
-def test_without_graphs_torch_serves_and_each_reason_is_told_once(
+def test_without_graphs_torch_serves_and_each_reason_is_reported_once(
     rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(persistent, "PersistentEngine", unavailable)
     monkeypatch.setattr(cuda_graph, "CudaGraphEngine", raising)
-    told: list[str] = []
-    engine = load_engine(rnn_checkpoint, on_fallback=lambda name, _: told.append(name))
+    reported: list[str] = []
+    engine = load_engine(rnn_checkpoint, on_fallback=lambda name, _: reported.append(name))
     assert engine.name == "torch"
-    assert told == ["persistent", "cuda_graph"]
+    assert reported == ["persistent", "cuda_graph"]
 
 
 @pytest.mark.usefixtures("cuda_here")
-def test_what_could_do_harm_is_tried_in_a_process_of_its_own_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[tuple[str, str, str]] = []
+def test_engines_that_can_hang_are_checked_in_a_subprocess_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[tuple[str, str, str]] = []
 
     def hang(folder: Path, name: str, device: str, mode: str) -> None:
         assert folder == shipped.folder
-        tried.append((name, device, mode))
-        raise EngineError("its trial hung, and was ended after 180 s")
+        checked.append((name, device, mode))
+        raise EngineError("its check hung and was killed after 180 s")
 
     shipped = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None))
     built: list[str] = []
-    monkeypatch.setattr(selection, "try_apart", hang)
+    monkeypatch.setattr(selection, "check_in_subprocess", hang)
     monkeypatch.setattr(persistent, "PersistentEngine", lambda *_: built.append("persistent"))
-    told: list[tuple[str, str]] = []
-    engine = load_engine(shipped, on_fallback=lambda *fallback: told.append(fallback))
+    reported: list[tuple[str, str]] = []
+    engine = load_engine(shipped, on_fallback=lambda *fallback: reported.append(fallback))
     assert isinstance(engine, RoutingSwitch)
     assert [each.name for each in engine.engines.values()] == ["torch", "cuda_graph"]
-    assert tried == [("persistent", "cuda:0", "branch"), ("cuda_graph", "cuda:0", "branch")]
-    assert told == [(name, "its trial hung, and was ended after 180 s") for name in ("persistent", "cuda_graph")]
+    assert checked == [("persistent", "cuda:0", "branch"), ("cuda_graph", "cuda:0", "branch")]
+    assert reported == [(name, "its check hung and was killed after 180 s") for name in ("persistent", "cuda_graph")]
     assert built == []
 
 
 @pytest.mark.usefixtures("cuda_here")
-def test_nothing_wrong_is_served(rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the last resort disagrees too, the GPU itself is at fault."""
-    for module, name in ((persistent, "PersistentEngine"), (cuda_graph, "CudaGraphEngine"), (selection, "TorchEngine")):
-        monkeypatch.setattr(module, name, lambda folded, *_: Bent(TorchEngine(folded), shift_logit))
+def test_wrong_output_is_never_served(rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the last resort differs too, the GPU itself is at fault."""
+    for module, name in ((persistent, "PersistentEngine"), (cuda_graph, "CudaGraphEngine"), (factory, "TorchEngine")):
+        monkeypatch.setattr(module, name, lambda folded, *_: Faulty(TorchEngine(folded), shift_logit))
     with pytest.raises(Disagreement, match="logits"):
         load_engine(rnn_checkpoint)
 
@@ -244,13 +246,13 @@ def test_imagenet_networks_are_not_offered_to_the_persistent_kernel(
     lively_checkpoint: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(persistent, "PersistentEngine", raising)
-    told: list[str] = []
+    reported: list[str] = []
     engine = load_engine(
-        lively_checkpoint("imagenet_rnn_gate_18"), routing="branch", on_fallback=lambda name, _: told.append(name)
+        lively_checkpoint("imagenet_rnn_gate_18"), routing="branch", on_fallback=lambda name, _: reported.append(name)
     )
-    assert (engine.name, told) == ("cuda_graph", [])
+    assert (engine.name, reported) == ("cuda_graph", [])
 
 
-def test_on_the_cpu_nothing_is_asked(rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_checked_on_the_cpu(rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Verification, "check", raising)
     load_engine(rnn_checkpoint, "torch", "cpu", threads=1, routing="branch").close()

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from models.architectures import find_architecture
 from models.blocks import Block
-from models.network import RunBlock, SkipNet, limits_of, run_masked
+from models.network import RunBlock, SkipNet, run_masked
+from models.thresholds import Limits
 from models.training.recipes import Rung, find_recipe
 from models.training.stages.gate_readout import readouts
 from models.training.stages.skipping import run_explored
@@ -41,7 +42,7 @@ def test_each_rung_of_the_dial_is_routed_at_its_own_threshold() -> None:
 def test_a_rung_at_threshold_1_skips_all_and_at_0_none() -> None:
     logits = torch.tensor([-3.0, 0.0, 3.0], requires_grad=True)
     for threshold, decided in ((0.0, [1, 1, 1]), (0.5, [0, 0, 1]), (1.0, [0, 0, 0])):
-        decisions = straight_through(limits_of(torch.full((3,), threshold)))(0, logits)
+        decisions = straight_through(Limits.of(torch.full((3,), threshold)).logits)(0, logits)
         decisions.sum().backward()  # type: ignore[no-untyped-call]
         assert decisions.tolist() == decided
         assert logits.grad is not None and logits.grad.isfinite().all()

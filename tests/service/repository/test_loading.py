@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from models import engines
 from models.checkpoint import Checkpoint
-from models.engines import selection
-from models.engines.native.engine import NativeUnavailable
-from models.engines.protocol import Engine, Routed
+from models.engines import factory
+from models.engines.protocol import Engine, EngineError, Routed
 from models.engines.selection import OnFallback
 from service.repository.loaded_model import LoadedModel
 from service.repository.loading import LoadError, load_version, warm_up
@@ -136,12 +135,12 @@ def test_an_engine_done_without_is_told_with_its_reason(
     copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> Engine:
-        raise NativeUnavailable("no C++ compiler here")
+        raise EngineError("no C++ compiler here")
 
-    monkeypatch.setattr(selection, "NativeEngine", broken)
+    monkeypatch.setattr(factory, "NativeEngine", broken)
     model = load_version(copy, EngineOptions(device="cpu", threads=1, routing="branch"), 1)
     assert (model.engine.name, model.fallbacks) == ("onnxruntime", ["native"])
-    assert "auto does without the engine native: no C++ compiler here" in caplog.text
+    assert "engine native is unavailable, auto falls back: no C++ compiler here" in caplog.text
     metrics = Metrics()
     metrics.add_model(model, lambda: 0)
     told = metrics.registry.get_sample_value

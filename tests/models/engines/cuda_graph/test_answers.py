@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.engines.cuda_graph import engine as cuda_graph
-from models.engines.cuda_graph.engine import CudaGraphEngine, Recording, largest_batch
+from models.engines.cuda_graph.engine import CapturedForward, CudaGraphEngine, largest_batch
 from models.engines.folding import FoldedNetwork
 from models.engines.protocol import Engine, Routed
 from models.engines.torch.forward import average
@@ -86,9 +86,9 @@ def test_what_fills_a_batch_up_changes_nothing(
     answers = [engine.run(pictures[:5], thresholds[:5]) for engine in (used, fresh)]
     np.testing.assert_array_equal(answers[0].logits, answers[1].logits)
     np.testing.assert_array_equal(answers[0].executed, answers[1].executed)
-    assert set(used.recordings) == {pictures.shape}
+    assert set(used.captured) == {pictures.shape}
     used.run(pictures[:5], np.ones(5, np.float32))
-    skipping = used.recordings[pictures.shape].skipping
+    skipping = used.captured[pictures.shape].skipping
     assert skipping is None or not skipping.ran.any(), "what fills up was computed"
 
 
@@ -101,7 +101,7 @@ def test_a_large_batch_is_split(
     split = engine.run(pictures[:7], np.full(7, 0.5, np.float32))
     np.testing.assert_array_equal(split.executed, together.executed[:7])
     np.testing.assert_allclose(split.logits, together.logits[:7], atol=1e-4, rtol=1e-4)
-    assert sorted(shape[0] for shape in engine.recordings) == [1, 2]
+    assert sorted(shape[0] for shape in engine.captured) == [1, 2]
 
 
 @pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38"], indirect=True)
@@ -111,9 +111,9 @@ def test_a_batch_without_memory_is_split(
     thresholds = np.full(8, 0.5, np.float32)
     together = CudaGraphEngine(folded, "cpu", "branch", torch.float32).run(pictures, thresholds)
     tried: list[int] = []
-    failed: list[weakref.ref[Recording]] = []
+    failed: list[weakref.ref[CapturedForward]] = []
 
-    class Recorded(Recording):
+    class Recorded(CapturedForward):
         def __init__(self, engine: CudaGraphEngine, shape: tuple[int, ...]) -> None:
             assert not any(recording() for recording in failed), "what has failed still holds its memory"
             failed.append(weakref.ref(self))
@@ -127,7 +127,7 @@ def test_a_batch_without_memory_is_split(
             failed.clear()
             super().__init__(engine, shape)
 
-    monkeypatch.setattr(cuda_graph, "Recording", Recorded)
+    monkeypatch.setattr(cuda_graph, "CapturedForward", Recorded)
     engine, most = CudaGraphEngine(folded, "cpu", "branch", torch.float32), 2
     for _ in range(2):
         split = engine.run(pictures, thresholds)
@@ -138,14 +138,14 @@ def test_a_batch_without_memory_is_split(
     engine, most = CudaGraphEngine(folded, "cpu", "branch", torch.float32), 0
     with pytest.raises(torch.OutOfMemoryError):
         engine.run(pictures, thresholds)
-    monkeypatch.setattr(cuda_graph, "Recording", Broken)
+    monkeypatch.setattr(cuda_graph, "CapturedForward", Broken)
     engine = CudaGraphEngine(folded, "cpu", "branch", torch.float32)
     with pytest.raises(RuntimeError, match="misaligned"):
         engine.run(pictures, thresholds)
-    assert set(engine.recordings) == set()
+    assert set(engine.captured) == set()
 
 
-class Broken(Recording):
+class Broken(CapturedForward):
     def __init__(self, *_: object) -> None:
         raise RuntimeError("misaligned address")
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from models.engines.folding import fold
 from models.engines.native import build as native_build
-from models.engines.native.engine import NativeEngine, NativeUnavailable, load_library
-from models.engines.protocol import Routed
+from models.engines.native.engine import NativeEngine, load_library
+from models.engines.protocol import EngineError, Routed
 from models.engines.torch.reference import ReferenceEngine
 from models.network import SkipNet
 
@@ -119,9 +119,9 @@ def test_image_size_may_change_between_calls(engine: NativeEngine, make_images: 
     assert_identical(engine.run(images, thresholds), before)
 
 
-@pytest.mark.parametrize("kind", native_build.cpu_kinds())
-def test_every_kind_of_cpu_answers_the_same(
-    kind: str,
+@pytest.mark.parametrize("level", native_build.cpu_levels())
+def test_every_cpu_level_gives_the_same_output(
+    level: str,
     routed_network: SkipNet,
     make_images: Images,
     engine: NativeEngine,
@@ -129,7 +129,7 @@ def test_every_kind_of_cpu_answers_the_same(
 ) -> None:
     images = make_images("cifar10_rnn_gate_38")
     thresholds = mixed_thresholds(len(images))
-    monkeypatch.setattr(native_build, "cpu_kinds", lambda: [kind])
+    monkeypatch.setattr(native_build, "cpu_levels", lambda: [level])
     load_library.cache_clear()
     answer = NativeEngine(fold(routed_network), threads=1).run(images, thresholds)
     load_library.cache_clear()
@@ -244,12 +244,12 @@ class TestBuild:
 
     def test_no_compiler(self, routed_network: SkipNet, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CXX", "no-such-compiler")
-        with pytest.raises(NativeUnavailable, match="no C\\+\\+ compiler 'no-such-compiler': install g\\+\\+"):
+        with pytest.raises(EngineError, match="no C\\+\\+ compiler 'no-such-compiler': install g\\+\\+"):
             NativeEngine(fold(routed_network), threads=1)
 
     def test_compiler_error_is_told(self, routed_network: SkipNet) -> None:
         native_build.SOURCE.write_text("#error this is not for you\n")
-        with pytest.raises(NativeUnavailable, match=r"failed to compile.*this is not for you"):
+        with pytest.raises(EngineError, match=r"failed to compile.*this is not for you"):
             NativeEngine(fold(routed_network), threads=1)
         assert not list(native_build.cache_folder().iterdir())
 
@@ -258,7 +258,7 @@ class TestBuild:
     ) -> None:
         (tmp_path / "file").touch()
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-        with pytest.raises(NativeUnavailable, match="cannot be compiled into"):
+        with pytest.raises(EngineError, match="cannot be compiled into"):
             NativeEngine(fold(routed_network), threads=1)
 
     def test_no_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,42 +267,42 @@ class TestBuild:
 
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setattr(Path, "home", no_home)
-        with pytest.raises(NativeUnavailable, match="set XDG_CACHE_HOME"):
+        with pytest.raises(EngineError, match="set XDG_CACHE_HOME"):
             load_library()
 
     def test_library_that_does_not_load(self, routed_network: SkipNet) -> None:
-        kind = native_build.cpu_kinds()[0]
-        native_build.SOURCE.with_name(native_build.library_name(kind)).write_text("not a library")
-        with pytest.raises(NativeUnavailable, match="cannot be loaded"):
+        level = native_build.cpu_levels()[0]
+        native_build.SOURCE.with_name(native_build.library_name(level)).write_text("not a library")
+        with pytest.raises(EngineError, match="cannot be loaded"):
             NativeEngine(fold(routed_network), threads=1)
 
     def test_shipped_library_needs_no_compiler(self, routed_network: SkipNet, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(native_build, "X86_FEATURES", {"x86-64": set()})  # compiling one kind is enough
+        monkeypatch.setattr(native_build, "X86_FEATURES", {"x86-64": set()})  # One level is enough to compile.
         native_build.main()
         monkeypatch.setenv("CXX", "no-such-compiler")
         engine = NativeEngine(fold(routed_network), threads=1)
         answer = engine.run(np.zeros((1, 3, 32, 32), np.float32), np.zeros(1, np.float32))
         assert answer.executed.all()
 
-    def test_library_name_follows_sources_and_kind(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        kinds = native_build.X86_FEATURES
+    def test_library_name_depends_on_sources_and_level(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        levels = native_build.X86_FEATURES
         texts = [file.read_text() for file in (native_build.SOURCE, *native_build.HEADERS)]
         included = set(re.findall(r'#include "(.+)"', "".join(texts)))
-        names = {native_build.library_name(kind) for kind in kinds}
+        names = {native_build.library_name(level) for level in levels}
         native_build.SOURCE.write_text("// changed\n")
-        names |= {native_build.library_name(kind) for kind in kinds}
+        names |= {native_build.library_name(level) for level in levels}
         for index, header in enumerate(native_build.HEADERS):
             changed = tmp_path / header.name
             changed.write_text("// changed\n")
             headers = [*native_build.HEADERS[:index], changed, *native_build.HEADERS[index + 1 :]]
             monkeypatch.setattr(native_build, "HEADERS", headers)
-            names |= {native_build.library_name(kind) for kind in kinds}
+            names |= {native_build.library_name(level) for level in levels}
         assert {header.name for header in native_build.HEADERS} == included
-        assert len(names) == (2 + len(included)) * len(kinds)
+        assert len(names) == (2 + len(included)) * len(levels)
 
 
 @pytest.mark.parametrize(
-    ("features", "kind"),
+    ("features", "level"),
     [
         ("sse2", "x86-64"),
         ("avx2 fma bmi1 bmi2 f16c movbe", "x86-64-v3"),
@@ -310,13 +310,13 @@ class TestBuild:
         ("avx512f avx2 fma bmi1 bmi2 f16c movbe", "x86-64-v3"),
     ],
 )
-def test_kind_of_cpu(features: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_level_of_cpu(features: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(native_build, "cpu_features", lambda: set(features.split()))
-    assert native_build.cpu_kinds()[0] == kind
+    assert native_build.cpu_levels()[0] == level
 
 
-def test_other_architectures_have_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_architectures_have_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert native_build.cpu_kinds() == ["aarch64"]
+    assert native_build.cpu_levels() == ["aarch64"]
     assert not any(flag.startswith("-march") for flag in native_build.flags("aarch64"))

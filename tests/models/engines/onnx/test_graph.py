@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,38 @@ def test_file_tells_how_to_use_it(checkpoint: Checkpoint, tmp_path: Path) -> Non
     assert outputs.pop("logits") == "tensor(float)"
     if checkpoint.network.gate_kind is not None:
         assert outputs == {"probabilities": "tensor(float)", "executed": "tensor(bool)"}
+
+
+@pytest.mark.parametrize("mode", ["branch", "mask"])
+def test_thresholds_default_to_the_checkpoints_own(
+    checkpoint: Checkpoint, images: NDArray[np.float32], mode: Mode, tmp_path: Path
+) -> None:
+    own = checkpoint.config.model_copy(update={"execute_threshold": 0.45})
+    checkpoint = replace(checkpoint, config=own)
+    export(checkpoint, tmp_path / "network.onnx", mode)
+    session = bare_session(tmp_path / "network.onnx")
+    batch = images[:1] if mode == "branch" else images
+    names = [each.name for each in session.get_inputs()]
+    assert names == ["images"]
+    outputs = session.run(None, {"images": batch})
+    if checkpoint.network.gate_kind is not None:
+        thresholds = np.full(len(batch), 0.45, np.float32)
+        expected = session.run(None, {"images": batch, "thresholds": thresholds})
+        for output, wanted in zip(outputs, expected, strict=True):
+            np.testing.assert_array_equal(output, wanted)
+        assert (outputs[2] == (outputs[1] > 0.45)).all()
+
+
+@pytest.mark.parametrize("threshold", [-0.5, 1.5])
+def test_thresholds_beyond_0_and_1_are_clipped(
+    checkpoint: Checkpoint, images: NDArray[np.float32], threshold: float, tmp_path: Path
+) -> None:
+    if checkpoint.network.gate_kind is None:
+        pytest.skip("a plain ResNet has no thresholds")
+    export(checkpoint, tmp_path / "network.onnx")
+    inputs = {"images": images[:1], "thresholds": np.full(1, threshold, np.float32)}
+    _, _, executed = bare_session(tmp_path / "network.onnx").run(None, inputs)
+    assert (executed == (threshold < 0)).all()
 
 
 def test_blocked_weight_keeps_every_number_in_its_place() -> None:

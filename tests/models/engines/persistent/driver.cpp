@@ -7,7 +7,7 @@
 namespace {
 
 struct Launch {
-    const float *images, *thresholds;
+    const float *images, *limits;
     const uint4 *group1, *group2, *group3, *head, *gates;
     float *logits, *probability;
     unsigned char* executed;
@@ -17,7 +17,7 @@ struct Launch {
 
 void classify_images() {
     const Launch& l = launch;
-    route<KIND_OF_GATE>(l.images, l.thresholds, l.group1, l.group2, l.group3, l.head, l.gates, l.logits, l.probability,
+    route<KIND_OF_GATE>(l.images, l.limits, l.group1, l.group2, l.group3, l.head, l.gates, l.logits, l.probability,
                 l.executed, l.queue, l.count, l.blocks1, l.blocks2, l.blocks3, l.classes);
 }
 

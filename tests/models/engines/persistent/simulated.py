@@ -18,7 +18,8 @@ from models.engines.folding import FoldedNetwork
 from models.engines.persistent.build import GATES, SOURCE
 from models.engines.persistent.engine import gate_kind
 from models.engines.persistent.layout import filter_streams, gate_stream
-from models.engines.protocol import Routed, strict_thresholds
+from models.engines.protocol import Routed
+from models.thresholds import Limits
 
 HERE = Path(__file__).parent
 KERNEL = SOURCE.parent
@@ -27,7 +28,7 @@ OPTIONS = ("-std=c++17", "-O2", "-march=native", "-fno-math-errno", "-Wno-unknow
 
 class Launch(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("images", "thresholds", "group1", "group2", "group3", "head", "gates")),
+        *((name, ctypes.c_void_p) for name in ("images", "limits", "group1", "group2", "group3", "head", "gates")),
         *((name, ctypes.c_void_p) for name in ("logits", "probability", "executed", "queue")),
         *((name, ctypes.c_int) for name in ("count", "blocks1", "blocks2", "blocks3", "classes")),
     ]
@@ -97,12 +98,12 @@ class SimulatedEngine:
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See Engine.run; ``counts`` then says what the run did."""
         count, blocks = len(images), len(self.folded.blocks)
-        images, thresholds = np.ascontiguousarray(images), strict_thresholds(thresholds)
+        images, limits = np.ascontiguousarray(images), Limits.of(thresholds).probabilities.numpy()
         logits = np.full((count, len(self.folded.head_bias)), np.nan, np.float32)
         probability = np.full((count, blocks - 1), np.nan, np.float32)
         executed = np.full((count, blocks - 1), 255, np.uint8)
         widths = [len(block.residual[-1].bias) for block in self.folded.blocks]
-        arrays: tuple[NDArray[Any], ...] = images, thresholds, *self.weights, logits, probability, executed, self.queue
+        arrays: tuple[NDArray[Any], ...] = images, limits, *self.weights, logits, probability, executed, self.queue
         launch = Launch(
             *(array.ctypes.data for array in arrays),
             count,

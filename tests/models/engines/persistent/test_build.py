@@ -9,7 +9,8 @@ from models.benchmark.forced_routes import random_network
 from models.engines.folding import fold
 from models.engines.persistent import build as persistent_build
 from models.engines.persistent.build import ARCHITECTURES, GATES, SHARED_BYTES, THREADS, resources
-from models.engines.persistent.engine import PersistentEngine, PersistentUnavailable, suits
+from models.engines.persistent.engine import PersistentEngine, suits
+from models.engines.protocol import EngineError
 from tests.models.engines.persistent.simulated import build
 
 pytest.importorskip("cuda.core", reason="the package cuda-core is not here: pip install -e '.[test]'")
@@ -20,12 +21,12 @@ COMPILED += [("sm_90", gates) for gates in GATES if gates != "rnn"]
 
 @pytest.mark.parametrize(("architecture", "gates"), COMPILED)
 def test_it_fits(architecture: str, gates: str | None) -> None:
-    took = resources(gates, architecture)
-    assert (took.spilled, took.stack) == (0, 0)
+    used = resources(gates, architecture)
+    assert (used.spilled, used.stack) == (0, 0)
     kilobytes = ARCHITECTURES[architecture][1]
-    assert took.shared <= (kilobytes - 1) * 1024
+    assert used.shared <= (kilobytes - 1) * 1024
     # Two thread blocks hide each other's waiting, where there is the memory for two.
-    assert took.blocks(architecture) == (2 if kilobytes > 160 else 1)
+    assert used.blocks(architecture) == (2 if kilobytes > 160 else 1)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++")
@@ -36,15 +37,13 @@ def test_python_knows_what_a_launch_takes() -> None:
 
 def test_what_the_compiler_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(persistent_build.GATES, "rnn", "NoSuchGate")
-    with pytest.raises(
-        PersistentUnavailable, match=r"NVRTC cannot compile the persistent engine for sm_90: .*NoSuchGate"
-    ):
+    with pytest.raises(EngineError, match=r"NVRTC cannot compile the persistent engine for sm_90: .*NoSuchGate"):
         persistent_build.compile_kernel("rnn", "sm_90")
 
 
 def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(PersistentUnavailable, match="needs a GPU"):
+    with pytest.raises(EngineError, match="needs a GPU"):
         PersistentEngine(fold(random_network("cifar10_rnn_gate_38")), "cuda:0")
 
 

@@ -19,12 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.engines.cuda_graph import engine as cuda_graph
-from models.engines.cuda_graph.engine import CudaGraphEngine, Recording
+from models.engines.cuda_graph.engine import CapturedForward, CudaGraphEngine
 from models.engines.folding import ConvolutionalGate, FoldedBlock, FoldedNetwork
 from models.engines.protocol import EngineError
 from models.engines.torch import skipping
 from models.engines.torch.forward import arrange, forward, residual
-from models.engines.torch.skipping import OnDevice, buckets, compact, mask
+from models.engines.torch.skipping import BucketSkipping, bucket_sizes, compact, mask
 from models.macs import Mode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,9 +73,9 @@ def pretend(part: Any, mode: FakeTensorMode) -> Any:
     return replace(part, **{field.name: pretend(getattr(part, field.name), mode) for field in fields(part)})  # type: ignore[type-var]
 
 
-def pretended_recording(network: FoldedNetwork, mode: Mode, images: int, side: int) -> Recording:
+def pretended_recording(network: FoldedNetwork, mode: Mode, images: int, side: int) -> CapturedForward:
     engine = SimpleNamespace(network=network, dtype=torch.float16, device="cuda:0", mode=mode, stream=None)
-    return Recording(engine, (images, 3, side, side))  # type: ignore[arg-type]
+    return CapturedForward(engine, (images, 3, side, side))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("images", [1, 8])
@@ -89,10 +89,10 @@ def test_nothing_waits_for_the_device(
     assert (answer.device.type, answer.dtype) == ("cuda", torch.float32)
     assert answer.shape == (images, len(folded.head_bias) + len(folded.gates))
     assert trace.on_host == []
-    assert trace.operators.count("cond") == (len(folded.gates) * len(buckets(images)) if mode == "branch" else 0)
+    assert trace.operators.count("cond") == (len(folded.gates) * len(bucket_sizes(images)) if mode == "branch" else 0)
     # Both branches of every condition were traced.
     assert sum("conv" in name for name in trace.operators) == convolutions(
-        folded, len(buckets(images)) if mode == "branch" else 1
+        folded, len(bucket_sizes(images)) if mode == "branch" else 1
     )
 
 
@@ -141,7 +141,7 @@ def test_torch_records_a_condition_for_each_bucket_of_each_block(
             answer = recording.forward()
     assert answer.shape == (8, len(folded.head_bias) + len(folded.gates))
     # Each condition is two nodes: one for where it holds, one for where it does not.
-    assert predicates == [()] * 2 * len(folded.gates) * len(buckets(8))
+    assert predicates == [()] * 2 * len(folded.gates) * len(bucket_sizes(8))
 
 
 @pytest.mark.parametrize("architecture", ["imagenet_rnn_gate_18"], indirect=True)
@@ -154,9 +154,9 @@ def test_every_branch_has_run_before_it_is_recorded(
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
     monkeypatch.setattr(cuda_graph, "conditional_nodes", lambda: (nullcontext(), nullcontext()))
     engine = CudaGraphEngine(folded, "cpu", "branch", torch.float32)
-    ran = torch.zeros(len(folded.gates), len(buckets(8)), dtype=torch.bool)
+    ran = torch.zeros(len(folded.gates), len(bucket_sizes(8)), dtype=torch.bool)
 
-    class ControlledEngine(Recording):
+    class TrackedForward(CapturedForward):
         def forward(self) -> Tensor:
             answer = super().forward()
             assert self.skipping is not None
@@ -164,10 +164,10 @@ def test_every_branch_has_run_before_it_is_recorded(
             return answer
 
     with torch.inference_mode():
-        recording = ControlledEngine(engine, pictures.shape)
-        recording.replay = recording.record(None)  # type: ignore[arg-type]
+        captured = TrackedForward(engine, pictures.shape)
+        captured.replay = captured.capture(None)  # type: ignore[arg-type]
         assert ran.all()
-        recording.run(torch.from_numpy(pictures), torch.zeros(8))
+        captured.run(torch.from_numpy(pictures), torch.zeros(8))
     assert replays == [True]
 
 
@@ -190,17 +190,17 @@ def test_a_block_runs_on_the_smallest_bucket_that_holds_its_images(
             decision = (torch.arange(images) < executing)[torch.randperm(images, generator=generator)]
             x = torch.randn(images, block.residual[0].weight.shape[1], 8, 8, generator=generator)
             x = x.to(memory_format=torch.channels_last)
-            skip = OnDevice(1, images, "cpu")
+            skip = BucketSkipping(1, images, "cpu")
             expected = mask(block, x.clone(), decision)
             torch.testing.assert_close(skip(block, x, decision), expected, atol=1e-5, rtol=1e-5)
-            due = [bucket for bucket in buckets(images) if bucket >= executing][:1] if executing else []
+            due = [bucket for bucket in bucket_sizes(images) if bucket >= executing][:1] if executing else []
             assert rows == due
-            assert [bucket for bucket, ran in zip(buckets(images), skip.ran[0], strict=True) if ran] == due
+            assert [bucket for bucket, ran in zip(bucket_sizes(images), skip.ran[0], strict=True) if ran] == due
             rows.clear()
 
 
-def test_buckets() -> None:
-    assert [buckets(images) for images in (1, 2, 4, 6, 32)] == [
+def test_bucket_sizes() -> None:
+    assert [bucket_sizes(images) for images in (1, 2, 4, 6, 32)] == [
         (1,),
         (1, 2),
         (1, 2, 3, 4),
@@ -216,5 +216,5 @@ def test_a_torch_without_conditional_nodes_says_what_is_missing(monkeypatch: pyt
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setitem(sys.modules, "torch._higher_order_ops.cudagraph_conditional_nodes", None)
     monkeypatch.delattr(torch._higher_order_ops, "cudagraph_conditional_nodes")
-    with pytest.raises(EngineError, match=r"cannot record torch\.cond"):
+    with pytest.raises(EngineError, match=r"cannot capture torch\.cond"):
         cuda_graph.require_conditional_nodes()

@@ -1,0 +1,81 @@
+"""Build an engine by its name."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from models.checkpoint import Checkpoint
+from models.engines.folding import FoldedNetwork, fold
+from models.engines.native.engine import NativeEngine
+from models.engines.onnx.engine import OnnxRuntimeEngine
+from models.engines.protocol import Engine, EngineError
+from models.engines.torch.engine import TorchEngine
+from models.engines.torch.reference import ReferenceEngine
+from models.macs import Mode
+
+MODES: dict[str, tuple[Mode, ...]] = {
+    "native": ("branch",),
+    "onnxruntime": ("branch", "mask"),
+    "persistent": ("branch",),
+    "cuda_graph": ("branch", "mask"),
+    "torch": ("branch", "mask"),
+    "reference": ("mask",),
+}
+"""The routing modes of every engine, by the engine's name."""
+CPU_ONLY = ("native",)
+GPU_ONLY = ("persistent", "cuda_graph")
+
+
+def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mode) -> Engine:
+    """Return the engine ``name`` in one routing mode. Raises EngineError if it cannot run here."""
+    if mode not in MODES[name]:
+        elsewhere = GPU_ONLY if device == "cpu" else CPU_ONLY
+        others = [other for other, modes in MODES.items() if mode in modes and other not in elsewhere]
+        raise EngineError(f"the engine {name} has no routing {mode!r}; choose {' or '.join(others)}")
+    if name in GPU_ONLY and device == "cpu":
+        raise EngineError(f"the engine {name} runs on a GPU only; choose the engine auto")
+    if name in CPU_ONLY and device != "cpu":
+        raise EngineError(f"the native engine runs on the CPU only, not on {device}; choose the engine torch")
+    if name == "reference":
+        return ReferenceEngine(checkpoint.network, device)
+    folded = fold(checkpoint.network)
+    if name == "torch":
+        return TorchEngine(folded, device, mode, threads)
+    if name == "onnxruntime":
+        return OnnxRuntimeEngine(folded, device, mode, threads)
+    if name == "native":
+        return NativeEngine(folded, threads)
+    return build_on_gpu(folded, name, device, mode)
+
+
+def build_on_gpu(folded: FoldedNetwork, name: str, device: str, mode: Mode) -> Engine:
+    """Return an engine that needs a GPU. Its modules are imported here, so that a CPU needs no CUDA library."""
+    from models.engines.cuda_graph import engine as cuda_graph
+    from models.engines.persistent import engine as persistent
+
+    if name == "persistent":
+        return persistent.PersistentEngine(folded, device)
+    return cuda_graph.CudaGraphEngine(folded, device, mode)
+
+
+@contextmanager
+def closing_on_error() -> Iterator[ExitStack]:
+    """Yield a stack of engines that are closed if the block fails, and kept open otherwise.
+
+    Raises EngineError in place of any other exception, with a message of one line: compilers, drivers and libraries
+    raise exceptions of their own.
+    """
+    with ExitStack() as opened:
+        try:
+            yield opened
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(describe(error)) from error
+        opened.pop_all()
+
+
+def describe(error: Exception) -> str:
+    """Return an error's message as one line. A foreign error is prefixed with its type."""
+    if isinstance(error, EngineError):
+        return str(error)
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'without a message')}"

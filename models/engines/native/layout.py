@@ -1,0 +1,108 @@
+"""Lay a folded network out as the two flat arrays that native.cpp reads."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.engines.folding import Convolution, ConvolutionalGate, FoldedBlock, FoldedNetwork, RecurrentGate
+from models.engines.protocol import EngineError
+from models.gates import RNN_WIDTH
+
+UNITS = 16
+"""The LSTM's 10 units, padded with zeros to whole vector registers. gates.hpp has the same constant."""
+MOST_GATE_CONVOLUTIONS = 8
+"""native.cpp has this many roles for the feature maps of a gate."""
+
+
+class Layout:
+    """A network's ``integers`` (its shapes) and ``numbers`` (its weights), in the order of native.cpp's read functions.
+
+    Raises EngineError for a network that native.cpp has no code for.
+    """
+
+    def __init__(self, folded: FoldedNetwork) -> None:
+        self.integers: list[int] = []
+        self.numbers: list[NDArray[np.float32]] = []
+        require(folded.stem.weight.shape[1] == 3, "a stem that does not read three channels")
+        channels = self.convolution(folded.stem, 3, widest_kernel=7)
+        self.integers += [folded.stem_pools, len(folded.blocks)]
+        widths = [channels := self.block(block, channels) for block in folded.blocks]
+        self.gates(folded, widths)
+        classes, features = folded.head_weight.shape
+        require(features == channels, "a head that does not fit the last block")
+        self.integers += [features, classes]
+        self.append(folded.head_weight.T, folded.head_bias)
+
+    def block(self, block: FoldedBlock, channels: int) -> int:
+        """Append a block that reads ``channels``; return the number of channels that it writes."""
+        projection = () if block.projection is None else (block.projection,)
+        written = self.convolutions(block.residual, channels)
+        shortcut = self.convolutions(projection, channels)
+        strides = [int(np.prod([each.stride for each in path])) for path in (block.residual, projection)]
+        require(len(block.residual) > 0, "a block without convolutions")
+        require(shortcut == written and strides[0] == strides[1], "a block whose shortcut does not fit its output")
+        return written
+
+    def gates(self, folded: FoldedNetwork, widths: list[int]) -> None:
+        """Append the gates. ``widths`` are the channels that the blocks write, which the gates read."""
+        kinds = {type(gate) for gate in folded.gates}
+        require(kinds in (set(), {RecurrentGate}, {ConvolutionalGate}), "gates of this kind")
+        require(len(folded.gates) in (0, len(widths) - 1), "another number of gates than one for each block but one")
+        counts = [len(folded.gates) if kind in kinds else 0 for kind in (RecurrentGate, ConvolutionalGate)]
+        self.integers += counts
+        for gate, channels in zip(folded.gates, widths, strict=False):
+            if isinstance(gate, RecurrentGate):
+                self.recurrent_gate(gate, channels)
+            else:
+                self.convolutional_gate(gate, channels)
+
+    def convolutions(self, convolutions: tuple[Convolution, ...], channels: int) -> int:
+        self.integers.append(len(convolutions))
+        for convolution in convolutions:
+            channels = self.convolution(convolution, channels)
+        return channels
+
+    def convolution(self, convolution: Convolution, channels: int, widest_kernel: int = 3) -> int:
+        """Append a convolution that reads ``channels``; return the number of channels that it writes."""
+        outputs, inputs, kernel, width = convolution.weight.shape
+        square = kernel == width and kernel % 2 == 1 and kernel <= widest_kernel
+        stride = convolution.stride
+        require(square and stride in (1, 2), f"a {kernel}x{width} convolution of stride {stride}")
+        require(inputs == channels, f"a convolution of {inputs} channels on a map of {channels}")
+        self.integers += [inputs, outputs, kernel, stride]
+        self.append(convolution.weight, convolution.bias)
+        return outputs
+
+    def recurrent_gate(self, gate: RecurrentGate, channels: int) -> None:
+        shapes = (tuple(gate.weight.shape), tuple(gate.recurrent.shape))
+        require(shapes == ((4 * RNN_WIDTH, channels), (4 * RNN_WIDTH, RNN_WIDTH)), "a recurrent gate of this size")
+        self.integers.append(channels)
+        unused = UNITS - RNN_WIDTH
+        recurrent = torch.nn.functional.pad(pad_parts(gate.recurrent), (0, 0, 0, unused))
+        readout = torch.nn.functional.pad(gate.readout, (0, unused))
+        self.append(pad_parts(gate.weight), pad_parts(gate.bias[:, None]), recurrent, readout)
+        self.append(torch.tensor([gate.readout_bias]))
+
+    def convolutional_gate(self, gate: ConvolutionalGate, channels: int) -> None:
+        count = len(gate.convolutions)
+        require(0 < count <= MOST_GATE_CONVOLUTIONS, f"a gate of {count} convolutions")
+        self.integers.append(gate.pools)
+        averaged = self.convolutions(gate.convolutions, channels)
+        require(tuple(gate.weight.shape) == (averaged,), "a gate whose linear layer does not fit its convolutions")
+        self.append(gate.weight, torch.tensor([gate.bias]))
+
+    def append(self, *tensors: Tensor) -> None:
+        self.numbers += [tensor.detach().to(torch.float32).reshape(-1).numpy() for tensor in tensors]
+
+
+def require(supported: bool, what: str) -> None:
+    """Raise EngineError if native.cpp does not support ``what``: it would read past its arrays."""
+    if not supported:
+        raise EngineError(f"the native engine has no code for {what}; choose the engine torch")
+
+
+def pad_parts(weight: Tensor) -> Tensor:
+    """Return LSTM weights [40, C] as [C, 64]: each of the four parts is padded from 10 units to 16."""
+    parts = weight.reshape(4, RNN_WIDTH, -1)
+    return torch.nn.functional.pad(parts, (0, 0, 0, UNITS - RNN_WIDTH)).reshape(4 * UNITS, -1).T
