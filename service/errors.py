@@ -15,6 +15,7 @@ class Code(StrEnum):
     BAD_REQUEST = "bad_request"
     DAMAGED_IMAGE = "damaged_image"
     UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     MODEL_NOT_FOUND = "model_not_found"
@@ -35,6 +36,7 @@ STATUS: Mapping[Code, int] = {
     Code.BAD_REQUEST: 400,
     Code.DAMAGED_IMAGE: 400,
     Code.UNAUTHORIZED: 401,
+    Code.FORBIDDEN: 403,
     Code.NOT_FOUND: 404,
     Code.METHOD_NOT_ALLOWED: 405,
     Code.MODEL_NOT_FOUND: 404,

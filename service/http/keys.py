@@ -1,6 +1,8 @@
-"""API keys: one set to classify with, one to manage the repository with; probes, metrics and pages stay open."""
+"""API keys: one set to classify, one to manage the repository. Probes, metrics and pages need none."""
 
 import hmac
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastapi import Request
@@ -9,49 +11,106 @@ from models.errors import UserError
 from service.errors import Code, ServiceError
 from service.settings import Settings
 
+COMMENT = re.compile(r"(^|\s)#.*")
+
 
 class Keys:
-    """Who may do something; nobody is asked where there is no key."""
+    """The keys that permit one kind of call; without any, the call is open to everybody.
 
-    def __init__(self, keys: list[str]) -> None:
-        if not all(key.strip() for key in keys):
-            raise UserError("an API key is empty, which everybody has; take it out")
+    A request with one of ``other_keys``, which permit the other kind of call, gets 403 instead of 401.
+    """
+
+    def __init__(self, keys: Iterable[str], other_keys: Iterable[str] = (), action: str = "do this") -> None:
         self.keys = [key.encode() for key in keys]
+        self.other_keys = [key.encode() for key in other_keys]
+        self.action = action
 
     def check(self, request: Request) -> None:
-        """Raise ServiceError unauthorized where a request has none of the keys, as a bearer token or `X-API-Key`."""
+        """Raise ServiceError unauthorized or forbidden unless the request has one of the keys.
+
+        The request sends it as a bearer token or as `X-API-Key`.
+        """
         if not self.keys:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        # Every key is compared, each in constant time: the time tells nothing of how near a guess came.
-        # A header's bytes come as so many characters.
-        if not sum(hmac.compare_digest(given.encode("latin-1"), key) for key in self.keys):
-            raise ServiceError(
-                Code.UNAUTHORIZED,
-                "send a key: `Authorization: Bearer KEY`, or `X-API-Key: KEY`",
-                {"WWW-Authenticate": "Bearer"},
-            )
+        text = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        # Starlette decodes the bytes of a header as latin-1.
+        given = text.encode("latin-1")
+        if is_among(given, self.keys):
+            return
+        if is_among(given, self.other_keys):
+            raise ServiceError(Code.FORBIDDEN, f"this key may not {self.action}; send a key that may")
+        problem = "the key is unknown" if given else "no key was sent"
+        raise ServiceError(
+            Code.UNAUTHORIZED,
+            f"{problem}: send one as `Authorization: Bearer KEY` or as `X-API-Key: KEY`",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+def is_among(given: bytes, keys: list[bytes]) -> bool:
+    """Return whether ``given`` is one of the keys, in a time that tells nothing about them."""
+    return bool(sum(hmac.compare_digest(given, key) for key in keys))
 
 
 def inference_keys(settings: Settings) -> Keys:
-    return Keys([*settings.api_keys, *read_keys(settings.api_keys_file)])
+    """Return the keys of the calls that classify; raises UserError for text that is no key."""
+    return Keys(keys_to_classify(settings), keys_to_manage(settings), "classify")
 
 
 def management_keys(settings: Settings) -> Keys:
-    """Return the keys of management; without any of its own, those of inference guard it too."""
-    own = [*settings.management_keys, *read_keys(settings.management_keys_file)]
-    return Keys(own) if own else inference_keys(settings)
+    """Return the keys of management calls: if there are none of its own, those that classify."""
+    own, others = keys_to_manage(settings), keys_to_classify(settings)
+    return Keys(own, others, "manage the repository") if own else Keys(others)
+
+
+def keys_to_classify(settings: Settings) -> list[str]:
+    return [*checked(settings.api_keys, "API key"), *read_keys(settings.api_keys_file)]
+
+
+def keys_to_manage(settings: Settings) -> list[str]:
+    return [*checked(settings.management_keys, "management key"), *read_keys(settings.management_keys_file)]
+
+
+def checked(keys: list[str], kind: str) -> list[str]:
+    """Return the keys of a setting; raises UserError with the number of one that no client can send."""
+    for number, key in enumerate(keys, start=1):
+        if problem := problem_of(key):
+            raise UserError(f"{kind} {number} of the setting {problem}; correct it or take it out")
+    return keys
 
 
 def read_keys(file: Path | None) -> list[str]:
-    """Return the keys in a file, one a line; raises UserError where it can't be read or holds none."""
+    """Return the keys in a file, one a line; blank lines are skipped, and `#` at the start or after a space comments.
+
+    Raises UserError if the file can't be read or holds no key, and with the line's number for a line that is no key.
+    """
     if file is None:
         return []
     try:
-        keys = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the keys in {file} can't be read: {error}") from error
+    keys: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        key = COMMENT.sub("", line).strip()
+        if not key:
+            continue
+        # The message must not quote the line, which may hold a key: it goes into the log.
+        if key[0] in "[]{}\"'":
+            raise UserError(f"{file}, line {number}: JSON or a quoted text is no key; write one key a line, unquoted")
+        if problem := "has a space in it" if len(key.split()) > 1 else problem_of(key):
+            raise UserError(f"{file}, line {number} is no key: it {problem}; write one key a line, comments after #")
+        keys.append(key)
     if not keys:
-        raise UserError(f"{file} holds no key; write one a line, or leave the setting out to let everybody in")
+        raise UserError(f"{file} holds no key; write one a line, or remove the setting to let everybody in")
     return keys
+
+
+def problem_of(key: str) -> str | None:
+    """Return why no client can send a key, or None if one can."""
+    if not key.strip():
+        return "is empty"
+    if key != key.strip() or not key.isprintable():
+        return "begins or ends with a space, or has a control character in it"
+    return None

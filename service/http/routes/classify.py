@@ -79,6 +79,7 @@ class ClassifyHeaders(BaseModel):
         Code.BAD_REQUEST,
         Code.DAMAGED_IMAGE,
         Code.UNAUTHORIZED,
+        Code.FORBIDDEN,
         Code.MODEL_NOT_FOUND,
         Code.BODY_TIMEOUT,
         Code.BODY_TOO_LARGE,

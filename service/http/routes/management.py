@@ -18,7 +18,7 @@ Content = TypeVar("Content", bound=BaseModel)
 MAX_BODY = 4 << 10
 """Bytes; what is asked for here takes a hundred."""
 
-ERRORS = failing(400, 401, 408, 413, 429)
+ERRORS = failing(400, 401, 403, 408, 413, 429)
 
 router = APIRouter(prefix="/repository", dependencies=KEYED)
 

@@ -141,14 +141,14 @@ async def model_config(container: ContainerHere, model: str, version: str | None
     "/models/{model}/infer",
     tags=["inference"],
     dependencies=KEYED,
-    responses=failing(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    responses=failing(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=taking(InferRequest),
 )
 @router.post(
     "/models/{model}/versions/{version}/infer",
     tags=["inference"],
     dependencies=KEYED,
-    responses=failing(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    responses=failing(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504),
     openapi_extra=taking(InferRequest),
 )
 async def infer(

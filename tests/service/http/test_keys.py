@@ -38,11 +38,54 @@ def test_several_keys_from_settings_and_file(start: Callable[..., Running], tmp_
         assert server.client.get(path).status_code == 200
 
 
-@pytest.mark.parametrize("empty", ["", "  "])
-def test_an_empty_key_is_refused_at_the_start(empty: str) -> None:
-    for settings in (Settings(api_keys=["good", empty]), Settings(management_keys=[empty])):
-        with pytest.raises(UserError, match="an API key is empty"):
-            inference_keys(settings), management_keys(settings)
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("", "is empty"),
+        ("  ", "is empty"),
+        (" key", "begins or ends with a space"),
+        ("key\n", "begins or ends with a space"),
+        ("k\x00y", "has a control character"),
+    ],
+)
+def test_a_setting_with_a_key_that_no_client_can_send_is_refused(key: str, problem: str) -> None:
+    with pytest.raises(UserError, match=f"API key 2 of the setting .*{problem}") as caught:
+        inference_keys(Settings(api_keys=["good", key]))
+    assert "good" not in str(caught.value)
+    with pytest.raises(UserError, match=f"management key 1 of the setting .*{problem}"):
+        management_keys(Settings(management_keys=[key]))
+
+
+def test_comments_in_a_keys_file_are_no_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes("\ufeff# my keys\nfirst\n\n  # another\nsecond  # of Alice\nth#ird\n".encode())
+    for keys in (inference_keys(Settings(api_keys_file=file)), management_keys(Settings(management_keys_file=file))):
+        assert keys.keys == [b"first", b"second", b"th#ird"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('["first", "second"]', 1),
+        ('# keys\n[\n  "first"\n]', 2),
+        ('first\n"second"', 2),
+        ('{"keys": []}', 1),
+        ("first\n'second'\n", 2),
+        ("first second\n", 1),
+        ("\n\nAlice: first", 3),
+        ("first\x00", 1),
+    ],
+)
+def test_a_line_of_a_keys_file_that_is_no_key_is_named_but_not_quoted(tmp_path: Path, content: str, line: int) -> None:
+    file = tmp_path / "keys"
+    file.write_text(content)
+    for read, settings in (
+        (inference_keys, Settings(api_keys_file=file)),
+        (management_keys, Settings(management_keys_file=file)),
+    ):
+        with pytest.raises(UserError, match=f"{file}, line {line}\\b.*write one key a line") as caught:
+            read(settings)
+        assert "first" not in str(caught.value)
 
 
 def test_a_key_may_have_any_letters(start: Callable[..., Running]) -> None:
@@ -69,10 +112,26 @@ def test_each_key_is_compared_in_constant_time(start: Callable[..., Running], mo
 
 def test_management_has_keys_of_its_own(start: Callable[..., Running]) -> None:
     server = start(api_keys=["user"], management_keys=["operator"])
-    assert load(server, **bearer("user")).status_code == 401
     assert load(server, **bearer("operator")).status_code == 200
-    assert classify(server, **bearer("operator")).status_code == 401
-    assert server.client.post("/v2/repository/index").status_code == 401
+    unknown = load(server, **bearer("nobody"))
+    assert (unknown.status_code, "the key is unknown" in unknown.text) == (401, True)
+    missing = server.client.post("/v2/repository/index")
+    assert (missing.status_code, "no key was sent" in missing.text) == (401, True)
+
+
+def test_a_key_of_the_other_kind_is_forbidden(start: Callable[..., Running]) -> None:
+    server = start(api_keys=["user"], management_keys=["operator"])
+    index = server.client.post("/v2/repository/index", headers=bearer("user"))
+    infer = server.client.post(f"/v2/models/{NAME}/infer", json={}, headers=bearer("operator"))
+    for refused, action in (
+        (load(server, **bearer("user")), "manage the repository"),
+        (load(server, **{"x-api-key": "user"}), "manage the repository"),
+        (index, "manage the repository"),
+        (classify(server, **bearer("operator")), "classify"),
+        (infer, "classify"),
+    ):
+        assert (refused.status_code, f"this key may not {action}" in refused.text) == (403, True)
+        assert "www-authenticate" not in refused.headers
 
 
 def test_management_is_not_left_open_where_only_inference_has_keys(start: Callable[..., Running]) -> None:

@@ -179,7 +179,7 @@ def test_watching_begins_when_the_start_is_over(
         assert over.wait(20)
         return replace(loaded)
 
-    monkeypatch.setattr("service.repository.repository.newest_files", look)
+    monkeypatch.setattr("service.repository.watcher.newest_files", look)
     server = Running(Settings(model_repository=repository, watch_interval=0.001), load)
     try:
         for _ in range(20):
