@@ -1,4 +1,4 @@
-"""The compute dial: from a share of the dense network's multiply-adds to an execute threshold."""
+"""Compute budgets: from a share of the dense network's MACs to an execute threshold, by the calibration curve."""
 
 from typing import TYPE_CHECKING
 
@@ -7,10 +7,10 @@ import numpy as np
 from service.errors import Code, ServiceError
 
 WIDEST_STEP = 0.1
-"""Of the curve, as a share of dense multiply-adds, that is taken to be linear."""
+"""The widest step between two points of the curve, as a share of dense MACs, that is interpolated."""
 
 NO_GATES = (
-    "this model has no gates: every image runs all of its blocks, and neither execute_threshold nor compute_budget can "
+    "this model has no gates: every image runs all of its blocks, so neither execute_threshold nor compute_budget can "
     "be chosen"
 )
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def choose_threshold(
     config: "Config", execute_threshold: float | None = None, compute_budget: float | None = None
 ) -> float:
-    """Return the threshold that a request asks for, itself or by a budget, or else the checkpoint's own.
+    """Return the threshold that a request asks for, directly or by a budget; by default the checkpoint's own.
 
-    Raises ServiceError invalid_parameter where both are given, the network has no gates that could skip, or the budget
-    can't be met or looked up.
+    Raises ServiceError invalid_parameter if both are given, the network has no gates, or the budget cannot be met or
+    looked up.
     """
     if compute_budget is None:
         if execute_threshold and not has_gates(config):
@@ -38,42 +38,51 @@ def choose_threshold(
 
 
 def has_gates(config: "Config") -> bool:
-    # Imported here since it loads torch, which must not delay the server's start.
+    """Return whether the checkpoint's network has gates."""
+    # Imports torch, which must not delay the server's start.
     from models.architectures import find_architecture
 
     return find_architecture(config.architecture).gates is not None
 
 
 def why_no_budget(config: "Config") -> str:
+    """Return why a checkpoint without a calibration curve takes no budget, and what to do."""
     if not has_gates(config):
         return NO_GATES
     return (
-        "this checkpoint has no calibration curve to look a compute_budget up in; send execute_threshold, or let "
-        "`skipnet evaluate CHECKPOINT --calibrate --write` measure the curve"
+        "this checkpoint has no calibration curve to look a compute_budget up in; send execute_threshold, or measure "
+        "the curve with `skipnet evaluate CHECKPOINT --calibrate --write`"
     )
 
 
 def threshold_for(calibration: "list[CalibrationPoint]", budget: float) -> float:
-    """Return the lowest threshold at which an image of the calibration spends at most ``budget`` on average.
+    """Return the threshold of the highest accuracy whose mean cost is at most ``budget``, a share of dense MACs.
 
-    The calibration has a point at least; ``budget`` is a share of dense multiply-adds. Between two points of the curve
-    the share is taken to be linear, but for a step so wide that gates which are nearly certain flip in it all at once:
-    there the budget is kept for sure, at the step's upper end.
+    This is the upper envelope of the accuracy-compute curve: a larger budget never has a lower expected accuracy, and
+    where more computation brings no accuracy, it is not spent. Of equal accuracies the lowest threshold is taken.
+
+    Between two neighbouring points the curve is taken to be linear. A step wider than WIDEST_STEP is not
+    interpolated: nearly certain gates flip in it all at once, so only its cheaper end is known to meet the budget.
+
+    ``calibration`` has at least one point. Raises ServiceError invalid_parameter for a budget below every point.
     """
     points = sorted(calibration, key=lambda point: point.threshold)
-    # A higher threshold can't execute more: where the measured curve rises a little, that is noise.
+    # A higher threshold cannot execute more blocks, so a rise of the measured cost is noise.
     shares = np.minimum.accumulate([point.mac_share for point in points])
     if budget < shares[-1]:
         raise ServiceError(
             Code.INVALID_PARAMETER,
-            f"compute_budget {budget:g} can't be met: with every gated block skipped an image spends {shares[-1]:.4f}",
+            f"compute_budget {budget:g} can't be met: with every gated block skipped an image costs {shares[-1]:.4f}",
         )
-    first = int(np.argmax(shares <= budget))
-    within = points[first].threshold
-    if first == 0 or shares[first - 1] - shares[first] > WIDEST_STEP:
-        return within
-    ends = points[first - 1].threshold, within
-    return float(np.interp(budget, (shares[first], shares[first - 1]), ends[::-1]))
+    first = int(np.argmax(shares <= budget))  # the most expensive point within the budget
+    best = max(range(first, len(points)), key=lambda i: points[i].accuracy)
+    if best != first or first == 0 or shares[first - 1] - shares[first] > WIDEST_STEP:
+        return points[best].threshold
+    beyond = points[first - 1]
+    if beyond.accuracy < points[first].accuracy:
+        return points[first].threshold
+    costs, thresholds = (shares[first], shares[first - 1]), (points[first].threshold, beyond.threshold)
+    return float(np.interp(budget, costs, thresholds))
 
 
 def expected_accuracy(calibration: "list[CalibrationPoint]", threshold: float) -> float:

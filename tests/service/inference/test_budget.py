@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
-from models.checkpoint import CalibrationPoint, Config
+from models import SHIPPED
+from models.checkpoint import CalibrationPoint, Config, find_version, read_config
 from service.errors import Code, ServiceError
 from service.inference.budget import choose_threshold, expected_accuracy, threshold_for
 from tests.service.parts import LABELS, NAME, SPEC
@@ -53,7 +55,7 @@ def test_what_a_request_asks_for() -> None:
         choose_threshold(config, 0.5, 0.5)
     assert caught.value.code == Code.INVALID_PARAMETER
     without = config.model_copy(update={"calibration": []})
-    with pytest.raises(ServiceError, match="`skipnet evaluate CHECKPOINT --calibrate --write` measure the curve"):
+    with pytest.raises(ServiceError, match="measure the curve with `skipnet evaluate CHECKPOINT --calibrate --write`"):
         choose_threshold(without, compute_budget=0.5)
     plain = without.model_copy(update={"architecture": "cifar10_resnet_38"})
     for asked in ({"compute_budget": 0.5}, {"execute_threshold": 0.5}):
@@ -69,3 +71,50 @@ def test_accuracy_is_looked_up_between_two_points() -> None:
     ]
     assert expected_accuracy(points, 0.4) == 0.9
     assert expected_accuracy(points, 0.6) == pytest.approx(0.7)
+
+
+def shipped_curves() -> list[tuple[str, list[CalibrationPoint]]]:
+    configs = [(folder.name, read_config(find_version(SHIPPED, folder.name, None))) for folder in SHIPPED.iterdir()]
+    return [(name, config.calibration) for name, config in configs if config.calibration]
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        *(pytest.param(points, id=name) for name, points in shipped_curves()),
+        # Accuracy by threshold, share: the dense end is worse than the middle, and there is a dip inside.
+        pytest.param(
+            [
+                CalibrationPoint(threshold=threshold, accuracy=accuracy, computation_percentage=50, mac_share=share)
+                for threshold, share, accuracy in (
+                    (0, 1, 0.939),
+                    (0.2, 0.95, 0.94),
+                    (0.4, 0.9, 0.945),
+                    (0.5, 0.85, 0.93),
+                    (0.6, 0.8, 0.935),
+                    (0.6, 0.8, 0.935),
+                    (0.8, 0.4, 0.94),
+                    (1, 0.1, 0.7),
+                )
+            ],
+            id="dips",
+        ),
+    ],
+)
+def test_a_larger_budget_never_has_a_lower_expected_accuracy(points: list[CalibrationPoint]) -> None:
+    least = min(point.mac_share for point in points)
+    budgets = np.unique([*np.linspace(least, 1, 2001), *(point.mac_share for point in points)])
+    accuracies = [expected_accuracy(points, threshold_for(points, budget)) for budget in budgets]
+    assert np.diff(accuracies).min() >= -1e-12
+    # Nothing is lost: every point of the curve is reached by a budget of its cost.
+    for point in points:
+        assert expected_accuracy(points, threshold_for(points, point.mac_share)) >= point.accuracy - 1e-12
+
+
+def test_a_budget_that_brings_no_accuracy_is_not_spent() -> None:
+    points = [
+        CalibrationPoint(threshold=threshold, accuracy=accuracy, computation_percentage=50, mac_share=share)
+        for threshold, share, accuracy in ((0, 1, 0.939), (0.5, 0.4, 0.945), (1, 0.1, 0.7))
+    ]
+    assert [threshold_for(points, budget) for budget in (1, 0.7, 0.4)] == [0.5, 0.5, 0.5]
+    assert expected_accuracy(points, threshold_for(points, 1)) == 0.945
