@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from contextlib import suppress
+from pathlib import Path
 
-from service.repository.folder import Files, models_of, newest_files, scan
+from service.repository.folder import Files, ignored, models_of, newest_files, scan
 from service.repository.loading import LoadError
 from service.repository.repository import Repository
 
@@ -19,6 +20,7 @@ class Watcher:
         self._interval = interval
         self._startup: asyncio.Task[bool] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._reported: set[Path] = set()  # ignored paths that the log has named
 
     def start(self) -> None:
         """Begin to load, without waiting."""
@@ -53,6 +55,7 @@ class Watcher:
         repository, folder = self._repository, self._repository.folder
         try:
             found = await repository.in_thread(lambda: scan(folder, models_of(folder)))
+            self._report(await repository.in_thread(lambda: ignored(folder)))
         except (OSError, LoadError) as error:
             log.error("nothing is served: %s can't be read: %s", folder, error)
             return False
@@ -84,6 +87,7 @@ class Watcher:
             await asyncio.sleep(self._interval)
             try:
                 now = await asyncio.to_thread(newest_files, repository.folder)
+                self._report(await asyncio.to_thread(ignored, repository.folder))
                 if repository.problems:
                     found = await asyncio.to_thread(scan, repository.folder)
                     repository.forget_problems(found, {name for name, _ in repository.problems})
@@ -98,6 +102,13 @@ class Watcher:
                     with suppress(LoadError):
                         await repository.load(name)
             before = now
+
+    def _report(self, ignored_paths: dict[Path, str]) -> None:
+        """Log each ignored path once, with the reason."""
+        for path, reason in ignored_paths.items():
+            if path not in self._reported:
+                log.warning("%s is ignored: %s", path, reason)
+        self._reported |= ignored_paths.keys()
 
     async def _watch_after(self, startup: asyncio.Task[bool]) -> None:
         # The first model loaded at startup is the default. What is being loaded must not be loaded twice.

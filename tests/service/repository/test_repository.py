@@ -13,6 +13,7 @@ from service.repository.folder import Files, files_of, newest_files
 from service.repository.loaded_model import LoadedModel
 from service.repository.loading import LoadError
 from service.repository.repository import State
+from service.repository.watcher import Watcher
 from tests.service.parts import NAME
 from tests.service.shelf import Shelf, add, run
 
@@ -134,16 +135,45 @@ def test_a_folder_that_can_not_be_read_is_looked_at_again(
     assert caplog.text.count(f"{folder} can't be read: [Errno {errno.ESTALE}] Stale file handle") == 1
 
 
-def test_folders_that_are_named_as_no_version_is_are_none(folder: Path, loaded: LoadedModel) -> None:
+def test_folders_with_names_that_are_not_accepted_are_ignored_and_logged_once_with_the_reason(
+    folder: Path, loaded: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
     add(folder, 1, "my model")
-    shutil.copytree(folder / NAME / "1", folder / NAME / "007")
+    for version in ("v14", "013", ".9.partial"):
+        shutil.copytree(folder / NAME / "1", folder / NAME / version)
+    shutil.copytree(folder / NAME / "1", folder / "flat")
+    (folder / "lost+found").mkdir()
+    (folder / "README.md").write_text("no model")
 
     async def story() -> None:
         shelf = Shelf(folder, loaded)
-        await shelf.load_all()
+        watcher = Watcher(shelf, 0.001)
+        await watcher.load_all()
         assert [(entry.name, entry.version) for entry in await shelf.index()] == [(NAME, 1)]
+        # It is found while the folder is watched, too.
+        add(folder, 1, "new model")
+        watching = asyncio.create_task(watcher.watch())
+        while "new model" not in caplog.text:
+            await asyncio.sleep(0.001)
+        add(folder, 2)
+        while 2 not in shelf.loaded[NAME]:
+            await asyncio.sleep(0.001)
+        watching.cancel()
 
     run(story)
+    lines = [record.getMessage() for record in caplog.records if "is ignored" in record.getMessage()]
+    expected = {
+        "my model": "a model's name has letters",
+        "new model": "a model's name has letters",
+        f"{NAME}/v14": "a version is a whole number",
+        f"{NAME}/013": "a version is a whole number without leading zeros",
+        "flat/config.json": "belong into a folder of its version",
+        "flat/model.safetensors": "belong into a folder of its version",
+    }
+    assert len(lines) == len(expected)
+    for path, reason in expected.items():
+        [line] = [line for line in lines if line.startswith(f"{folder / path} is ignored: ")]
+        assert reason in line
 
 
 def test_swap_keeps_the_old_version_until_its_last_request_is_done(folder: Path, loaded: LoadedModel) -> None:
