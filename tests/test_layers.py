@@ -1,4 +1,4 @@
-"""Imports run one way: from the service to the models, and among the models' packages from the later to the earlier."""
+"""Test that imports go from the service to the models, and in the models only to lower layers."""
 
 import ast
 from collections.abc import Iterator
@@ -20,22 +20,22 @@ LAYERS = {
     "benchmark": 5,
     "model_card": 5,
 }
-"""Of `models`: a package imports those of lower layers; "" are the modules that lie in no package."""
+"""Layers of the packages in `models`. A package imports only lower ones. "" stands for the modules in no package."""
 
 
 def imports(module: Path) -> Iterator[str]:
-    """Yield the names of the modules that a file imports, wherever in it."""
+    """Yield the names of all modules that a file imports."""
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module is not None, f"{module} imports relatively"
-            # `from models import machine` names a module, `from models.machine import describe` lies in one.
+            # `from models import machine` and `from models.machine import describe` both name models.machine.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def package_of(name: str) -> str:
-    """Return the package of a module of `models`, as LAYERS names it."""
+    """Return the package of a module of `models`, as named in LAYERS."""
     part = name.split(".")[1]
     return part if (ROOT / "models" / part).is_dir() else ""
 
@@ -44,7 +44,7 @@ MODULES = sorted((ROOT / "models").rglob("*.py"))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(ROOT)))
-def test_the_models_import_what_lies_below_them(module: Path) -> None:
+def test_models_import_only_lower_layers(module: Path) -> None:
     own = package_of(".".join(module.relative_to(ROOT).parts))
     for name in imports(module):
         assert not name.startswith(("service", "deploy", "tests", "fastapi", "starlette", "uvicorn")), name
@@ -52,6 +52,6 @@ def test_the_models_import_what_lies_below_them(module: Path) -> None:
             assert package_of(name) == own or LAYERS[package_of(name)] < LAYERS[own], name
 
 
-def test_every_package_of_the_models_has_a_layer() -> None:
+def test_every_package_of_models_has_a_layer() -> None:
     packages = {module.relative_to(ROOT / "models").parts[0] for module in MODULES if module.parent != ROOT / "models"}
     assert packages == set(LAYERS) - {""}

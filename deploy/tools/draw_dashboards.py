@@ -1,7 +1,8 @@
-"""Draws the committed dashboards from a Prometheus' data, for these pages; Grafana itself is not needed.
+"""Draw the dashboards from the data of a Prometheus, for the documentation. Grafana is not needed.
 
-pip install matplotlib
-python deploy/tools/draw_dashboards.py http://127.0.0.1:9090 --minutes 5 --note "what it is" --output docs/pictures
+python deploy/tools/draw_dashboards.py http://127.0.0.1:9090 --minutes 5 --note "what ran" --output docs/pictures
+
+Draw them on a machine that is otherwise idle: other processes distort the panels of engine time.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).parents[2] / "deploy/grafana/dashboards"
 COLUMNS = 24
-"""Of Grafana's grid."""
+"""Width of Grafana's grid."""
 UNITS = {"percentunit": (100, "%"), "s": (1000, "ms"), "bytes": (2**-20, "MiB"), "si:MAC/s": (1e-9, "GMAC/s")}
 
 
@@ -37,7 +38,7 @@ def main() -> None:
 
 
 def draw(board: dict[str, Any], chosen: argparse.Namespace) -> None:
-    """Draw every panel where Grafana would put it."""
+    """Draw every panel at its place in Grafana's grid."""
     panels = board["panels"]
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     figure = plt.figure(figsize=(14, rows * 0.36 + 0.5), layout="none")
@@ -63,7 +64,7 @@ def draw(board: dict[str, Any], chosen: argparse.Namespace) -> None:
 
 
 def curves(target: dict[str, Any], chosen: argparse.Namespace) -> list[tuple[str, dict[str, str], list[list[float]]]]:
-    """Return name, labels and points [seconds, value] of each series that a panel's target gives."""
+    """Return name, labels and points [seconds, value] of each series of a panel's target."""
     expression = target["expr"].replace("$__rate_interval", "30s").replace("$price", "0.10")
     expression = expression.replace('"$job"', f'"{chosen.job}"')
     for variable in ("instance", "model", "version", "architecture"):
@@ -93,8 +94,9 @@ def lines(axes: Any, series: list[Any], scale: float, unit: str) -> None:
         axes.plot([at for at, _ in points], [value * scale for _, value in points], linewidth=0.9, label=name)
     axes.set_ylabel(unit, fontsize=6)
     axes.grid(alpha=0.2)
-    if 0 < len(series) <= 8:
-        axes.legend(fontsize=5, loc="upper left")
+    if series:
+        axes.legend(fontsize=5, loc="upper left", ncols=math.ceil(len(series) / 6), framealpha=0.6)
+        axes.margins(y=0.3)
 
 
 def bars(axes: Any, series: list[Any], scale: float, unit: str) -> None:
@@ -103,7 +105,7 @@ def bars(axes: Any, series: list[Any], scale: float, unit: str) -> None:
 
 
 def heat(axes: Any, series: list[Any], scale: float, unit: str) -> None:
-    """Draw cumulative buckets as the images in each bucket."""
+    """Draw the images in each bucket from cumulative buckets."""
     del scale, unit
     buckets = sorted(series, key=lambda one: float(one[1]["le"]))
     times = sorted({at for _, _, points in buckets for at, _ in points})
