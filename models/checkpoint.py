@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from models.architectures import UnknownArchitecture, find_architecture
 from models.atomic_file import whole_file
+from models.legacy_names import current_names
 from models.macs import MacCounts, count_macs
 from models.network import SkipNet
 from models.preprocessing import InputSpec
@@ -70,7 +71,7 @@ class Config(Strict):
     labels: list[Label] = Field(min_length=1)
     input: InputSpec
     execute_threshold: float = Field(0.5, ge=0, le=1)
-    training: dict[str, Any] = {}
+    training: Annotated[dict[str, Any], BeforeValidator(current_names)] = {}
     evaluation: Evaluation | None = None
     calibration: list[CalibrationPoint] = []
     code: str

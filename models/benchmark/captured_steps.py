@@ -8,12 +8,12 @@ from torch import Tensor
 from models.architectures import find_architecture
 from models.benchmark.timing import interleave
 from models.network import SkipNet
-from models.training.graph_capture import RecordedStep
+from models.training.graph_capture import CapturedStep
 from models.training.hardware import multiplies_bfloat16
 from models.training.recipes import Stage, find_recipe
 from models.training.stages.batch_norm import freeze_statistics
 from models.training.stages.reinforce import draw
-from models.training.step import make_descent
+from models.training.step import make_forward_backward
 
 BATCH, SIDE, CLASSES = 128, 32, 10
 STAGES: dict[Stage, str] = {
@@ -35,9 +35,9 @@ def compare_recorded(stage: Stage, device: str) -> tuple[float, float]:
     network = find_architecture(STAGES[stage]).build(CLASSES).to(on).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if stage == "hrl":
         freeze_statistics(network)
-    recipe = find_recipe("taught", stage)
-    descend = make_descent(network, recipe, on, multiplies_bfloat16(on), masked=True)
-    recorded = RecordedStep(network, descend)
+    recipe = find_recipe("distilled", stage)
+    descend = make_forward_backward(network, recipe, on, multiplies_bfloat16(on), masked=True)
+    recorded = CapturedStep(network, descend)
 
     def batch() -> tuple[Tensor | None, ...]:
         images = torch.randn(BATCH, 3, SIDE, SIDE, device=on).contiguous(memory_format=torch.channels_last)

@@ -23,7 +23,7 @@ from models.training.hardware import gains_by_compiling, multiplies_bfloat16
 from models.training.loop import make_optimizer
 from models.training.memory import keep_freed_memory
 from models.training.objective import Step
-from models.training.recipes import Recipe, Rung, find_recipe
+from models.training.recipes import OperatingPoint, Recipe, find_recipe
 from models.training.stages.batch_norm import freeze_statistics
 from models.training.stages.gate_readout import readouts
 from models.training.stages.reinforce import draw, reinforce_step
@@ -88,8 +88,8 @@ def ours(network: SkipNet, pixels: NDArray[np.uint8], share: float, compiles: bo
     """Return an SP step as `skipnet train` takes it, where each block is executed for a ``share`` of the images: gates
     answer a half, and go on doing so, the rate being 0.
     """
-    rungs = (Rung(share, 0.2, 1.0), Rung(1 - share, 0.8, 1.0))
-    recipe = replace(find_recipe("budget", "sp"), rungs=rungs if share < 1 else rungs[:1], rate=0.0)
+    points = (OperatingPoint(share, 0.2, 1.0), OperatingPoint(1 - share, 0.8, 1.0))
+    recipe = replace(find_recipe("budget", "sp"), operating_points=points if share < 1 else points[:1], rate=0.0)
     step_of = torch.compile(supervised_step, dynamic=False) if compiles else supervised_step
     fallen, random = torch.tensor(1.0), None if compiles else torch.Generator().manual_seed(0)
 

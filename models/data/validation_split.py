@@ -34,7 +34,7 @@ def validation_source(source: Source, training: Mapping[str, Any]) -> Source:
 
     An imported checkpoint does not tell its split. Then the images are those that a run here would validate on.
     """
-    return source.select(sorted(shuffled_positions(source)[: training.get("held_out_images", VALIDATION_IMAGES)]))
+    return source.select(sorted(shuffled_positions(source)[: training.get("validation_images", VALIDATION_IMAGES)]))
 
 
 def shuffled_positions(source: Source) -> list[int]:

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from models.atomic_file import whole_file
 from models.checkpoint import Evaluation, Strict
+from models.legacy_names import current_names
 
 
 class ResultError(ValueError):
@@ -29,7 +30,7 @@ class Result(Strict):
     seed: int
     dataset: str
     architecture: str
-    recipe: dict[str, Any]
+    recipe: Annotated[dict[str, Any], BeforeValidator(current_names)]
     start: str | None
     train_images: int
     held_out_images: int

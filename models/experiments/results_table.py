@@ -9,7 +9,7 @@ from models.experiments.results import Result
 from models.experiments.row import PUBLISHED, Published, Row
 from models.experiments.rows import all_groups
 from models.plotting import Axis, Line, draw_chart
-from models.training.soup import AVERAGE
+from models.training.soup import SOUP
 
 HEADING = """\
 | network | row | what | published: top-1 @ computation percentage | top-1 @ computation percentage \
@@ -78,7 +78,7 @@ def describe_published(published: Published | None) -> str:
 
 
 def describe_schedule(result: Result) -> str:
-    if result.recipe["name"] == AVERAGE:
+    if result.recipe["name"] == SOUP:
         return f"the mean of {result.start}"
     iterations = result.recipe.get("iterations")
     epochs = result.recipe["epochs"]

@@ -10,7 +10,7 @@ Schedule = Literal["paper", "short"]
 Group = Literal["table", "ablations", "recipe", "grown", "patient"]
 
 PLAIN, RNN, FEED_FORWARD = "resnet", "rnn_gate", "feedforward"
-WIDE_NETWORKS = WIDE_ANSWERS, WIDER, WIDER_ANSWERS = "wide-answers", "wider", "wider-answers"
+TEACHER_NETWORKS = SMALL_LOGITS, LARGE, LARGE_LOGITS = "small-logits", "large", "large-logits"
 """Teachers that are no rows: a network of `models.training.distillation`, asked about each image as it is seen, or the
 answers that it has given once.
 """

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from models.experiments.distilled_rows import by_teacher, deeper, grown, patient
-from models.experiments.row import FEED_FORWARD, PLAIN, RNN, WIDE_NETWORKS, Row, Schedule
-from models.training.recipes import Rung, Stage
+from models.experiments.row import FEED_FORWARD, PLAIN, RNN, TEACHER_NETWORKS, Row, Schedule
+from models.training.recipes import OperatingPoint, Stage
 
 ALPHAS = (0.01, 0.1, 0.5, 1.0, 2.0, 4.0)
 
@@ -17,7 +17,7 @@ class UnknownRow(ValueError):
 def table(schedule: Schedule) -> list[Row]:
     """Return the rows of the paper's table, each after the one that it starts from."""
     # On the short schedule gates are given to a trained network; the paper's SP starts afresh.
-    recipe, dense = ("dial", "plain") if schedule == "short" else ("paper", None)
+    recipe, dense = ("multi_budget", "plain") if schedule == "short" else ("paper", None)
     three = (0, 1, 2)
 
     def sp(name: str, title: str, routing: str, **rest: Any) -> Row:
@@ -48,11 +48,11 @@ def ablations(schedule: Schedule) -> list[Row]:
     """Return the ablations; on the short schedule those that begin afresh take equally many epochs."""
     equal: dict[str, Any] = {"epochs": 8} if schedule == "short" else {}
     longer: dict[str, Any] = {"epochs": 10} if schedule == "short" else {}
-    half = equal | {"rungs": (Rung(1, 0.5, 0.6),)}
+    half = equal | {"operating_points": (OperatingPoint(1, 0.5, 0.6),)}
     # SP without a target leaves its gates open; sharpened, none would ever be sampled closed.
-    explore = {"sharpen": 1.0}
+    explore = {"gate_logit_scale": 1.0}
     # What HRL's recipe lacks when there is no SP before it: a rate to learn with, statistics, gates that begin open.
-    afresh = {"batch": 128, "samples": 1, "sharpen": 1.0, "open_bias": 2.0, "statistics": "executed"}
+    afresh = {"batch": 128, "samples": 1, "gate_logit_scale": 1.0, "gate_bias_init": 2.0, "statistics": "executed"}
     if schedule == "short":
         afresh |= equal | {"rate": 0.15}
     else:
@@ -81,17 +81,23 @@ def ablations(schedule: Schedule) -> list[Row]:
 
 def recipe_parts() -> list[Row]:
     """Return SP by `adaptive` at once from the dense network, and the same without each of its parts."""
-    whole: dict[str, Any] = {"open_bias": 2.0, "targets_fall": (0.05, 0.5)}
+    whole: dict[str, Any] = {"gate_bias_init": 2.0, "target_annealing": (0.05, 0.5)}
 
     def row(name: str, title: str, changes: Mapping[str, Any], start: str = "plain") -> Row:
         return Row(name, title, "recipe", RNN, "sp", "adaptive", start, teacher="plain", at_most=60, changes=changes)
 
     return [
         row("at-once", "targets by image, at once from the dense network", whole),
-        row("one-target", "the same, one target for all images", whole | {"spread": None}),
-        row("no-teacher", "the same, no distillation", whole | {"distil": 0.0}),
-        row("one-rung", "the same, all images at threshold 0.5", whole | {"rungs": (Rung(1, 0.5, 0.55),)}),
-        row("one-target-first", "one target for all images, an epoch", whole | {"epochs": 1, "spread": None}),
+        row("one-target", "the same, one target for all images", whole | {"per_sample_spread": None}),
+        row("no-teacher", "the same, no distillation", whole | {"distillation_weight": 0.0}),
+        row(
+            "one-rung",
+            "the same, all images at threshold 0.5",
+            whole | {"operating_points": (OperatingPoint(1, 0.5, 0.55),)},
+        ),
+        row(
+            "one-target-first", "one target for all images, an epoch", whole | {"epochs": 1, "per_sample_spread": None}
+        ),
         row("then-by-image", "and then targets by image, an epoch", {"epochs": 1}, start="one-target-first"),
     ]
 
@@ -124,7 +130,7 @@ def find_runs(
     runs: dict[tuple[str, int], tuple[Row, int]] = {}
 
     def want(row: Row, seed: int) -> None:
-        if row.teacher is not None and row.teacher not in WIDE_NETWORKS:
+        if row.teacher is not None and row.teacher not in TEACHER_NETWORKS:
             want(find_row(row.teacher, schedule), 0)
         if starts and row.start_depth is None:
             for name in row.parts:

@@ -19,11 +19,12 @@ from models.experiments.results import Result, ResultError, read_result, stage_h
 from models.experiments.row import Row, Schedule
 from models.experiments.rows import find_row, find_runs
 from models.machine import describe_machine
-from models.training.distillation.teacher import teach, wide_teacher
+from models.training.distillation.location import parse_teacher, teacher_file, teacher_folder
+from models.training.distillation.training import train_teacher
 from models.training.job import JobError, JobOptions, choose_device, make_job, override
 from models.training.loop import stage_summary, train
 from models.training.recipes import find_recipe
-from models.training.soup import AVERAGE, average
+from models.training.soup import SOUP, make_soup
 from models.training.state import LOG, STATE
 
 
@@ -98,9 +99,9 @@ class Reproduction:
         """Return what a row learns from, if that is not what it starts from."""
         if row.teacher is None:
             return None
-        if wide := wide_teacher(row.teacher):
+        if wide := parse_teacher(row.teacher):
             network, file = wide
-            return self.shared.output / f"{self.shared.dataset}_{network}" / file
+            return teacher_file(teacher_folder(self.shared.output, self.shared.dataset, network), file)
         return self.checkpoint(row.teacher, 0)
 
     def checkpoint(self, row: str, seed: int, depth: int | None = None) -> Path:
@@ -129,7 +130,7 @@ def reproduce(
     folder = plan.checkpoint(row.name, seed)
     if row.averaged:
         start = row.seed_of_start(seed)
-        average([plan.checkpoint(name, start) for name in row.parts], folder)
+        make_soup([plan.checkpoint(name, start) for name in row.parts], folder)
         hours, cpu_hours = 0.0, 0.0
     else:
         train_row(row, options, save_every, show)
@@ -146,7 +147,7 @@ def reproduce(
         recipe=asked_recipe(row, options),
         start=plan.start_name(row),
         train_images=about["train_images"],
-        held_out_images=about["held_out_images"],
+        held_out_images=about["validation_images"],
         precision=about["precision"],
         hours=round(hours, 6),
         cpu_hours=round(cpu_hours, 6),
@@ -165,9 +166,9 @@ def train_row(row: Row, options: JobOptions, save_every: float, show: Callable[[
 
     Raises StateError where the teacher was trained with other options.
     """
-    wide, teacher = wide_teacher(row.teacher or ""), options.teacher
+    wide, teacher = parse_teacher(row.teacher or ""), options.teacher
     if wide and teacher is not None and ((teacher.parent / STATE).exists() or not teacher.exists()):
-        train_teacher(wide[0], options, teacher.parent, save_every, show)
+        train_row_teacher(wide[0], options, teacher.parent, save_every, show)
     job = make_job(options)
     # Of one function torch compiles eight versions at most, and each row's recipe asks for one of its own.
     torch.compiler.reset()
@@ -177,15 +178,15 @@ def train_row(row: Row, options: JobOptions, save_every: float, show: Callable[[
 def asked_recipe(row: Row, options: JobOptions) -> dict[str, Any]:
     """Return what a results file says of the recipe; a mean has none."""
     if row.averaged:
-        return {"name": AVERAGE, "epochs": 0}
+        return {"name": SOUP, "epochs": 0}
     return as_json(stage_summary(override(find_recipe(options.recipe, row.stage), options)))
 
 
-def train_teacher(
+def train_row_teacher(
     network: str, options: JobOptions, folder: Path, save_every: float, show: Callable[[Iterator[int]], Iterator[int]]
 ) -> None:
     source = read_source(find_dataset(options.dataset), "train", options.data)
-    teach(
+    train_teacher(
         source,
         folder,
         network=network,

@@ -15,7 +15,7 @@ from models.atomic_file import whole_file
 from models.checkpoint import Checkpoint, CheckpointError, Evaluation, read_checkpoint
 from models.importing.public_checkpoint import IMPORTED
 from models.model_card.training_commands import draw_commands, shared
-from models.training.soup import AVERAGE
+from models.training.soup import SOUP
 
 CARD = "README.md"
 BEGIN = "<!-- Figures: written by `skipnet evaluate --write` and `skipnet analyze --write`; the rest is yours. -->"
@@ -123,7 +123,7 @@ def draw_classes(evaluation: Evaluation) -> str:
 
 
 def draw_dial(checkpoint: Checkpoint) -> str:
-    count = checkpoint.config.training.get("held_out_images")
+    count = checkpoint.config.training.get("validation_images")
     images = f"{count:,} training images" if count else "training images"
     rows = [
         f"| {point.threshold:.6g} | {point.accuracy:.1%} | {point.computation_percentage:.1f} | {point.mac_share:.2f} |"
@@ -204,7 +204,7 @@ def draw_stages(stages: Sequence[dict[str, Any]], architecture: str) -> list[str
     """Return a row a stage; of networks that went into a mean, those that they don't share."""
     rows = []
     for stage in stages:
-        if stage["stage"] != AVERAGE:
+        if stage["stage"] != SOUP:
             rows.append(draw_stage(stage, architecture))
             continue
         for number, other in enumerate(stage["of"], 2):

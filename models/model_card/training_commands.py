@@ -9,25 +9,28 @@ from typing import Any
 from models.architectures import find_architecture
 from models.checkpoint import Config
 from models.importing.public_checkpoint import IMPORTED
-from models.training.distillation.teacher import KINDS, wide_teacher
+from models.training.distillation.location import parse_teacher
+from models.training.distillation.network import TEACHERS
 from models.training.recipes import find_changes
-from models.training.soup import AVERAGE
+from models.training.soup import SOUP
 
 Stages = Sequence[dict[str, Any]]
 
 
 def draw_commands(config: Config) -> list[str]:
-    """Return the commands that train the stages, each from the one before; the first teaches, or a wide network."""
+    """Return the commands that train the stages, each from the one before, and its teachers."""
     commands, _ = draw_chain(config, config.training.get("stages", []), [], "")
     training = config.training
-    networks = [network for network in KINDS if any(f"{training['dataset']}_{network}/" in each for each in commands)]
-    taught = [draw_teaching(training["dataset"], network, training["held_out_images"]) for network in networks]
-    return [*taught, *commands]
+    networks = [
+        network for network in TEACHERS if any(f"{training['dataset']}_teacher_{network}/" in each for each in commands)
+    ]
+    teachers = [draw_teaching(training["dataset"], network, training["validation_images"]) for network in networks]
+    return [*teachers, *commands]
 
 
 def draw_teaching(dataset: str, network: str, held_out: int) -> str:
-    """Return the command that trains a wide network to teach."""
-    which = "" if network == "wide" else f" --network {network}"
+    """Return the command that trains a distillation teacher."""
+    which = "" if network == "small" else f" --network {network}"
     return f"skipnet teach {dataset}{which} --held-out {held_out}"
 
 
@@ -39,7 +42,7 @@ def draw_chain(config: Config, stages: Stages, folders: Sequence[str], mark: str
     commands: list[str] = []
     left = list(folders)
     for stage in stages[len(folders) :]:
-        if stage["stage"] == AVERAGE:
+        if stage["stage"] == SOUP:
             more, folder = draw_average(config, stages, stage["of"], left)
             commands += more
         elif stage["stage"] == IMPORTED:
@@ -62,7 +65,7 @@ def draw_average(
         more, left = draw_chain(config, other, folders[: shared(stages, other)], f"_{number}")
         commands += more
         ends.append(left[-1])
-    target = f"runs/{config.architecture}_{AVERAGE}"
+    target = f"runs/{config.architecture}_{SOUP}"
     return [*commands, f"skipnet average {target} {' '.join(ends)}"], target
 
 
@@ -78,7 +81,7 @@ def draw_train(config: Config, stage: dict[str, Any], folders: Sequence[str], ma
     trained = stage.get("architecture", plain if name == "plain" else architecture)
     parts = [f"skipnet train --arch {trained} --dataset {training['dataset']}"]
     parts.append(f"--recipe {stage['name']} --stages {name} --seed {stage.get('seed', training['seed'])}")
-    parts.append(f"--held-out {training['held_out_images']}")
+    parts.append(f"--held-out {training['validation_images']}")
     if not stage.get("iterations"):
         parts.append(f"--epochs {stage['epochs']}")
     parts.append(f"--batch {stage['batch']}")
@@ -92,9 +95,9 @@ def draw_train(config: Config, stage: dict[str, Any], folders: Sequence[str], ma
     if folders:
         parts.append(f"--init {folders[-1]}")
     teacher = teacher_of(stage) or ""
-    if wide := wide_teacher(teacher):
+    if wide := parse_teacher(teacher):
         network, file = wide
-        parts.append(f"--teacher runs/{training['dataset']}_{network}/{file}")
+        parts.append(f"--teacher runs/{training['dataset']}_teacher_{network}/{file}")
     elif teacher == "checkpoint" and len(folders) > 1:
         parts.append(f"--teacher {folders[0]}")
     run = f"runs/{trained}{mark}"
@@ -106,9 +109,9 @@ def draw_train(config: Config, stage: dict[str, Any], folders: Sequence[str], ma
 
 
 def teacher_of(stage: dict[str, Any]) -> str | None:
-    """Return what a stage learned from, if something did: a wide network (`wide_teacher`) or a checkpoint."""
-    if not stage.get("distil"):
+    """Return the teacher of a stage, if it had one: see `parse_teacher`, or "checkpoint"."""
+    if not stage.get("distillation_weight"):
         return None
-    # Older configs do not tell, or not which; theirs of this name learned from the one there was.
-    teacher: str = stage.get("teacher", "answers" if stage["name"] == "taught" else "checkpoint")
-    return "wide-answers" if teacher == "answers" else teacher
+    # Early configs don't name the teacher. Those of this recipe had the logits of the one teacher there was.
+    teacher: str = stage.get("teacher", "small-logits" if stage["name"] == "distilled" else "checkpoint")
+    return teacher

@@ -1,5 +1,6 @@
-"""A pass forward and back, recorded once as a CUDA graph and replayed: a deep, narrow network is a thousand small
-kernels, and a GPU has done each before Python has asked for the next.
+"""A forward and backward pass captured once as a CUDA graph and replayed.
+
+A deep, narrow network is a thousand small kernels, and a GPU finishes each before Python launches the next.
 """
 
 from collections.abc import Callable
@@ -9,44 +10,45 @@ from torch import Tensor, nn
 
 from models.training.objective import Step
 
-RUNS_BEFORE = 3
-"""cuDNN, the allocator and autograd settle in the first passes, which may not happen inside a recording."""
+WARM_UP_RUNS = 3
+"""cuDNN, the allocator and autograd set themselves up in the first runs, which must not happen during a capture."""
 
 
-class RecordedStep:
-    """``descend``, recorded for inputs of the first ones' shapes. What it returns holds until the next step is taken.
+class CapturedStep:
+    """``forward_backward``, captured for inputs of the first ones' shapes.
 
-    The gradients are the same tensors in every step: nobody may take them from the parameters.
+    What it returns is valid until the next step. The gradients are the same tensors in every step, so the optimiser
+    must leave them on the parameters.
     """
 
-    def __init__(self, network: nn.Module, descend: Callable[..., Step]) -> None:
-        self.network, self.descend = network, descend
+    def __init__(self, network: nn.Module, forward_backward: Callable[..., Step]) -> None:
+        self.network, self.forward_backward = network, forward_backward
         self.inputs: list[Tensor | None] = []
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *inputs: Tensor | None) -> Step:
         if self.graph is None:
-            self.graph = self.record(inputs)
+            self.graph = self.capture(inputs)
         for buffer, given in zip(self.inputs, inputs, strict=True):
             if buffer is not None and given is not None:
                 buffer.copy_(given, non_blocking=True)
         self.graph.replay()
         return self.step
 
-    def record(self, inputs: tuple[Tensor | None, ...]) -> torch.cuda.CUDAGraph:
+    def capture(self, inputs: tuple[Tensor | None, ...]) -> torch.cuda.CUDAGraph:
         device = next(self.network.parameters()).device
         self.inputs = [None if given is None else given.to(device).clone() for given in inputs]
-        # What the passes before the recording leave in batch norm's statistics is no step's.
+        # The warm-up runs change batch norm's statistics, which belong to no step.
         kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
-        apart = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        apart.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(apart), torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            for _ in range(RUNS_BEFORE):
-                self.descend(*self.inputs)
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream), torch.backends.cudnn.flags(enabled=True, benchmark=True):
+            for _ in range(WARM_UP_RUNS):
+                self.forward_backward(*self.inputs)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=apart):
-                self.step = self.descend(*self.inputs)
-        torch.cuda.current_stream(device).wait_stream(apart)
+            with torch.cuda.graph(graph, stream=stream):
+                self.step = self.forward_backward(*self.inputs)
+        torch.cuda.current_stream(device).wait_stream(stream)
         with torch.no_grad():
             for buffer, before in kept:
                 buffer.copy_(before)

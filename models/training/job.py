@@ -22,8 +22,9 @@ from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared
 from models.importing.public_checkpoint import IMPORTED
 from models.network import GateKind, SkipNet
 from models.preprocessing import InputSpec
-from models.training.distillation.logits import read_answers
-from models.training.distillation.teacher import NETWORK, name_teacher, read_network
+from models.training.distillation.location import is_network, teacher_name
+from models.training.distillation.logits import read_teacher_logits
+from models.training.distillation.network import read_teacher
 from models.training.growth import grow
 from models.training.hardware import gains_by_compiling, multiplies_bfloat16, prepare_process
 from models.training.loop import Job
@@ -65,15 +66,15 @@ class JobOptions:
 def make_job(options: JobOptions) -> Job:
     """Return the job that the options describe.
 
-    Raises UserError or a subclass of it.
+    Raises JobError, UserError, UnknownArchitecture, UnknownDataset, UnknownRecipe or CheckpointError.
     """
     prepare_process(options.seed)
     device = torch.device(choose_device(options.device))
     architecture, row = find_architecture(options.arch), normalised_as_start(find_dataset(options.dataset), options)
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
-    if architecture.gates is None and any(recipe.gates_alone for recipe in recipes):
-        raise JobError(f"{architecture.name} has no gates that could learn alone: leave out gates_alone")
+    if architecture.gates is None and any(recipe.freeze_backbone for recipe in recipes):
+        raise JobError(f"{architecture.name} has no gates that could learn alone: leave out freeze_backbone")
     size = options.size or (row.size if row.uniform else architecture.image_size)
     check_size(architecture, size)
     source = read_source(row, "train", options.data)
@@ -98,12 +99,14 @@ def make_job(options: JobOptions) -> Job:
         or (options.compile == "auto" and gains_by_compiling(architecture, device, mixed)),
         mixed=mixed,
         teacher=teacher,
-        taught_by=name_teacher(options.teacher) if teacher is not None and is_wide(options.teacher) else "checkpoint",
+        teacher_name=teacher_name(options.teacher)
+        if teacher is not None and is_teacher_file(options.teacher)
+        else "checkpoint",
         origins={name: str(path) for name, path in (("init", options.init), ("teacher", options.teacher)) if path},
         about={
             "dataset": row.name,
             "train_images": len(train),
-            "held_out_images": options.held_out,
+            "validation_images": options.held_out,
             "precision": "bfloat16" if mixed else "float32",
         },
         earlier=earlier,
@@ -195,14 +198,14 @@ def find_teacher(
     That is a network, dense or wide, or where --teacher is a file of answers, those for the images at ``positions`` of
     the source.
     """
-    if not any(recipe.distil for recipe in recipes):
+    if not any(recipe.distillation_weight for recipe in recipes):
         return None
-    if is_wide(options.teacher):
-        if options.teacher.name == NETWORK:
+    if is_teacher_file(options.teacher):
+        if is_network(options.teacher):
             known = find_dataset(source.row.name)
             check_normalised(options.teacher, known.mean, known.std, source.row)
-            return read_network(options.teacher, source.row.name, len(source.classes))
-        return read_answers(options.teacher, source.row.name, len(source), len(source.classes))[positions]
+            return read_teacher(options.teacher, source.row.name, len(source.classes))
+        return read_teacher_logits(options.teacher, source.row.name, len(source), len(source.classes))[positions]
     folder = options.teacher or options.init
     if folder is None:
         raise JobError(f"recipe {options.recipe} learns from a dense network: name its checkpoint with --teacher")
@@ -215,7 +218,7 @@ def find_teacher(
     return checkpoint.network.requires_grad_(False)
 
 
-def is_wide(teacher: Path | None) -> TypeGuard[Path]:
+def is_teacher_file(teacher: Path | None) -> TypeGuard[Path]:
     """Whether a teacher is a file: a wide network or its answers. A checkpoint is a folder."""
     return teacher is not None and teacher.suffix == ".safetensors"
 
@@ -228,7 +231,7 @@ def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], optio
 def check_held_out(checkpoint: Checkpoint, folder: Path, options: JobOptions) -> None:
     """Raise JobError where the checkpoint held out fewer images: it was trained on some that are held out now."""
     training = checkpoint.config.training
-    before = training.get("held_out_images", options.held_out)
+    before = training.get("validation_images", options.held_out)
     if training.get("dataset") == options.dataset and before < options.held_out:
         raise JobError(
             f"{folder} held out {before} images, and was trained on others of the {options.held_out} to be held out "
@@ -241,7 +244,7 @@ def check_normalised(teacher: Path, mean: Statistics, std: Statistics, row: Data
     if not np.allclose((mean, std), (row.mean, row.std), rtol=0, atol=1e-4):
         raise JobError(
             f"{teacher} knows images less {mean}, over {std}; those to be learned from are less {row.mean}, over "
-            f"{row.std}, as --init has them: take a teacher's answers.safetensors, or another --init"
+            f"{row.std}, as --init has them: take a teacher's teacher_logits.safetensors, or another --init"
         )
 
 

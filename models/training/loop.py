@@ -22,9 +22,9 @@ from models.evaluation.metrics import Metrics
 from models.network import SkipNet
 from models.preprocessing import InputSpec
 from models.training.recipes import Recipe
-from models.training.schedule import learning_rate, targets_fallen
+from models.training.schedule import annealing_progress, learning_rate
 from models.training.stages.batch_norm import freeze_statistics
-from models.training.stages.gate_readout import open_gates, sharpen_gates
+from models.training.stages.gate_readout import scale_gate_logits, set_gate_bias
 from models.training.stages.reinforce import re_estimate_statistics
 from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
 from models.training.step import make_step
@@ -40,10 +40,12 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides a run. ``batches`` gives a recipe's batches, ``validate`` measures held-out images;
-    ``mixed`` runs convolutions in bfloat16; ``teacher`` is a dense or wide network for the recipes that distil, or its
-    answers for all images [N, classes], and ``taught_by`` what the stages' summaries call it; ``origins`` says which
-    files the run starts and learns from; ``earlier`` tells of the stages behind the checkpoint that it starts from.
+    """Everything that decides a run.
+
+    ``batches`` gives a recipe's batches, ``validate`` measures a network on the validation images. ``mixed`` runs
+    convolutions in bfloat16. ``teacher`` is a network, or the logits [N, classes] of one for all images;
+    ``teacher_name`` is its name in the stages' records. ``origins`` are the files that the run starts and learns from,
+    ``earlier`` the records of the stages before it.
     """
 
     architecture: Architecture
@@ -59,7 +61,7 @@ class Job:
     compile: bool
     mixed: bool
     teacher: nn.Module | Tensor | None
-    taught_by: str
+    teacher_name: str
     origins: dict[str, str]
     about: dict[str, Any]
     earlier: list[dict[str, Any]]
@@ -143,13 +145,13 @@ def run_stage(
     if optimizer_state is not None:
         optimizer.load_state_dict(optimizer_state)
     else:
-        set_readouts(job.network, recipe)
+        initialise_gates(job.network, recipe)
     take_step = make_step(job, recipe, batches)
     while progress.step < total:
         epoch, start = divmod(progress.step, batches.steps_per_epoch)
         stop = min(batches.steps_per_epoch, total - epoch * batches.steps_per_epoch)
         job.network.train()
-        if recipe.gates_alone or (recipe.stage == "hrl" and recipe.statistics != "executed"):
+        if recipe.freeze_backbone or (recipe.stage == "hrl" and recipe.statistics != "executed"):
             freeze_statistics(job.network)
         steps = zip(show(iter(range(start, stop))), batches.epoch(epoch, start), strict=False)
         watch = Stopwatch()
@@ -157,8 +159,8 @@ def run_stage(
             rate = learning_rate(recipe, progress.step, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            fallen = targets_fallen(recipe, progress.step, total)
-            step = take_step(images, labels, fallen, epoch, within)
+            annealing = annealing_progress(recipe, progress.step, total)
+            step = take_step(images, labels, annealing, epoch, within)
             optimizer.step()
             progress.add(step, len(labels) * recipe.routes, *watch.lap())
             if watcher:
@@ -166,7 +168,7 @@ def run_stage(
             # The epoch's last step is saved below, when its row is in the log.
             if state.due() and within + 1 < stop:
                 state.save(progress, job.network, optimizer)
-        re_estimates = recipe.stage == "hrl" and recipe.statistics == "re-estimated" and not recipe.gates_alone
+        re_estimates = recipe.stage == "hrl" and recipe.statistics == "re-estimated" and not recipe.freeze_backbone
         if progress.step == total and re_estimates:
             re_estimate_statistics(job.network, (images for images, _ in islice(batches.epoch(0), RE_ESTIMATED)))
         row = log_epoch(job, recipe, progress, epoch)
@@ -175,16 +177,16 @@ def run_stage(
         state.save(progress, job.network, optimizer)
 
 
-def set_readouts(network: SkipNet, recipe: Recipe) -> None:
-    if recipe.open_bias:
-        open_gates(network, recipe.open_bias)
-    if recipe.sharpen != 1:
-        sharpen_gates(network, recipe.sharpen)
+def initialise_gates(network: SkipNet, recipe: Recipe) -> None:
+    if recipe.gate_bias_init:
+        set_gate_bias(network, recipe.gate_bias_init)
+    if recipe.gate_logit_scale != 1:
+        scale_gate_logits(network, recipe.gate_logit_scale)
 
 
 def choose_learners(network: SkipNet, recipe: Recipe) -> None:
     """Let a stage change all weights, or those of the gates alone."""
-    network.requires_grad_(not recipe.gates_alone)
+    network.requires_grad_(not recipe.freeze_backbone)
     for gates in (network.gates, network.controller):
         if gates is not None:
             gates.requires_grad_(True)
@@ -236,10 +238,10 @@ def require_finite(loss: float, of: str, remedy: str) -> None:
 
 def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:
     done = job.recipes[: job.recipes.index(recipe) + 1]
-    kind = {"teacher": job.taught_by}
+    kind = {"teacher": job.teacher_name}
     stages = [*job.earlier]
     for each in done:
-        stages.append(stage_summary(each) | {"seed": job.seed} | (kind if each.distil else {}))
+        stages.append(stage_summary(each) | {"seed": job.seed} | (kind if each.distillation_weight else {}))
     config = Config(
         architecture=job.architecture.name,
         labels=job.labels,

@@ -1,4 +1,4 @@
-"""What a training step is to learn and what it answers, whatever its stage."""
+"""The classification loss of a training step, and what a step returns."""
 
 from typing import NamedTuple
 
@@ -10,26 +10,27 @@ from models.training.recipes import Recipe
 
 
 class Step(NamedTuple):
-    """``loss`` to differentiate; sums over the batch of correct answers and of executed share."""
+    """The ``loss`` to differentiate, and sums over the batch: ``correct`` predictions and executed shares."""
 
     loss: Tensor
     correct: Tensor
     computation: Tensor
 
-    def sums(self, images: int) -> Tensor:
-        """Return loss, correct answers and executed share, summed over the images, as one [3]."""
-        return torch.stack((self.loss.detach() * images, self.correct, self.computation)).double()
+    def sums(self, count: int) -> Tensor:
+        """Return loss, correct predictions and executed shares, summed over ``count`` images, as float64 [3]."""
+        return torch.stack((self.loss.detach() * count, self.correct, self.computation)).double()
 
 
-def answer_loss(logits: Tensor, labels: Tensor, answers: Tensor | None, recipe: Recipe) -> Tensor:
-    """Return the loss of class logits [N, classes] against labels [N] and, where there are any, a teacher's answers."""
+def classification_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, recipe: Recipe) -> Tensor:
+    """Return the loss of logits [N, classes] against labels [N] and, where given, a teacher's logits."""
     loss = cross_entropy(logits, labels)
-    if answers is None:
+    if teacher_logits is None:
         return loss
-    return (1 - recipe.distil) * loss + recipe.distil * distillation(logits, answers, recipe.temperature)
+    distilled = distillation_loss(logits, teacher_logits, recipe.temperature)
+    return (1 - recipe.distillation_weight) * loss + recipe.distillation_weight * distilled
 
 
-def distillation(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """Return the divergence of logits from a teacher's, ``answers``, both softened (Hinton et al. 2015, section 2)."""
-    soft_answers = softmax(answers / temperature, 1)
-    return temperature**2 * kl_div(log_softmax(logits.float() / temperature, 1), soft_answers, reduction="batchmean")
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Return the divergence of the softened distributions of student and teacher (Hinton et al. 2015, section 2)."""
+    softened = softmax(teacher_logits / temperature, 1)
+    return temperature**2 * kl_div(log_softmax(logits.float() / temperature, 1), softened, reduction="batchmean")

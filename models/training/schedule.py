@@ -1,10 +1,11 @@
-"""The learning rate and the fall of the computation targets, as functions of the step."""
+"""The learning rate and the progress of target-rate annealing, as functions of the step."""
 
 import math
 
 from models.training.recipes import Recipe
 
 RISE = 0.15
+"""The share of a one-cycle schedule in which the rate rises."""
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -21,9 +22,9 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.rate
 
 
-def targets_fallen(recipe: Recipe, step: int, steps: int) -> float:
-    """Return how far, from 0 to 1, the computation targets have fallen from 1 to what the recipe's rungs say."""
-    begin, end = recipe.targets_fall
+def annealing_progress(recipe: Recipe, step: int, steps: int) -> float:
+    """Return how far the target rates have fallen, from 0 (all are 1) to 1 (those of the operating points)."""
+    begin, end = recipe.target_annealing
     if end <= begin:
         return float(step / steps >= begin)
     return min(max((step / steps - begin) / (end - begin), 0.0), 1.0)

@@ -12,7 +12,7 @@ import torch
 
 from models.checkpoint import Checkpoint, code_version, read_checkpoint, write_checkpoint
 
-AVERAGE = "average"
+SOUP = "soup"
 
 
 class CannotAverage(ValueError):
@@ -20,7 +20,7 @@ class CannotAverage(ValueError):
 
 
 @torch.no_grad()
-def average(folders: Sequence[Path], target: Path) -> None:
+def make_soup(folders: Sequence[Path], target: Path) -> None:
     """Write the checkpoint whose weights, batch norm's statistics too, are the means of those in ``folders``.
 
     Its execute threshold is 0.5. Raises CannotAverage where they are of different networks, labels or data, or fewer
@@ -46,7 +46,7 @@ def require_alike(first: Checkpoint, other: Checkpoint, both: str) -> None:
     for name in ("architecture", "labels", "input"):
         if getattr(first.config, name) != getattr(other.config, name):
             raise CannotAverage(f"{both} have no mean: their {name} is not the same")
-    for name in ("dataset", "held_out_images"):
+    for name in ("dataset", "validation_images"):
         one, another = first.config.training.get(name), other.config.training.get(name)
         if one != another:
             raise CannotAverage(
@@ -57,4 +57,4 @@ def require_alike(first: Checkpoint, other: Checkpoint, both: str) -> None:
 def stages_of(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
     """Return the first checkpoint's stages, and the mean as one more, which tells of the others' stages."""
     chains = [checkpoint.config.training.get("stages", []) for checkpoint in checkpoints]
-    return [*chains[0], {"stage": AVERAGE, "of": chains[1:]}]
+    return [*chains[0], {"stage": SOUP, "of": chains[1:]}]

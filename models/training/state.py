@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.atomic_file import whole_file
+from models.legacy_names import current_names
 from models.training.objective import Step
 
 LOG, STATE = "log.jsonl", "state.pt"
@@ -109,7 +110,7 @@ class StateFile:
         """
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            self.compare(state["identity"])
+            self.compare(current_names(state["identity"]))
             network.load_state_dict(state["network"])
             return Progress(**state["progress"]), state["optimizer"]
         except StateError:

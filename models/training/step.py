@@ -9,58 +9,62 @@ from torch import Tensor, nn
 from models.data.augmentation import mixup
 from models.data.batches import Batches, generator
 from models.network import SkipNet, run_masked
-from models.training.graph_capture import RecordedStep
+from models.training.graph_capture import CapturedStep
 from models.training.objective import Step
 from models.training.recipes import Recipe
 from models.training.stages.reinforce import draw, reinforce_step
 from models.training.stages.skipping import run_executed
-from models.training.stages.supervised import supervised_step, taught
+from models.training.stages.supervised import run_teacher, supervised_step
 
 if TYPE_CHECKING:
     from models.training.loop import Job
 
-SAMPLING = 1 << 20
-OVERLAYING = 1 << 21
-"""They keep the generators of sampled gates and of overlaid images apart from that of augmentation, which knows no such
-epoch.
-"""
+SAMPLING, MIXUP = 1 << 20, 1 << 21
+"""Added to the epoch that seeds a generator: sampling, mixup and augmentation each have random numbers of their own."""
 
 TakeStep = Callable[[Tensor, Tensor, float, int, int], Step]
-"""A batch's images and labels, how far the targets have fallen, the epoch and the step in it."""
+"""Takes a batch's images and labels, the progress of annealing, the epoch, and the step within it."""
 
 
 def make_step(job: "Job", recipe: Recipe, batches: Batches) -> TakeStep:
-    """Return the stage's step, which leaves its gradients in the network's parameters.
+    """Build the stage's step, which leaves its gradients in the network's parameters.
 
-    On the CPU blocks really skip. On CUDA, and compiled, they are masked: skipping, a block computes another number of
-    images each time, and the host would wait for it at every gate.
+    On the CPU blocks really skip. On CUDA and compiled they are masked: a skipping block computes a different number
+    of images each time, and the host would wait for the device at every gate.
     """
-    network, hybrid, recorded = job.network, recipe.stage == "hrl", is_recorded(recipe, job.device)
-    explores = not (hybrid or recorded or job.compile)
-    teacher = job.teacher if recipe.distil else None
-    asked = teacher if isinstance(teacher, nn.Module) else None
-    descend = make_descent(network, recipe, job.device, job.mixed, masked=recorded, compiles=job.compile, asked=asked)
-    recording = RecordedStep(network, descend)
+    network, hybrid, captured = job.network, recipe.stage == "hrl", is_captured(recipe, job.device)
+    explores = not (hybrid or captured or job.compile)
+    teacher = job.teacher if recipe.distillation_weight else None
+    forward_backward = make_forward_backward(
+        network,
+        recipe,
+        job.device,
+        job.mixed,
+        masked=captured,
+        compiles=job.compile,
+        online_teacher=teacher if isinstance(teacher, nn.Module) else None,
+    )
+    captured_step = CapturedStep(network, forward_backward)
 
-    def take(images: Tensor, labels: Tensor, fallen: float, epoch: int, within: int) -> Step:
+    def take(images: Tensor, labels: Tensor, annealing: float, epoch: int, within: int) -> Step:
         random = generator(job.seed, epoch + SAMPLING, within)
         uniform = draw(len(images), network.decision_count, recipe, random) if hybrid else None
-        answers = teacher[batches.chosen(epoch, within)] if isinstance(teacher, Tensor) else None
-        if recipe.overlaid:
-            images = mixup(images, recipe.overlaid, generator(job.seed, epoch + OVERLAYING, within))
-        drawn = (None if each is None else each.to(job.device, non_blocking=True) for each in (uniform, answers))
-        inputs = images, labels, torch.tensor(fallen).to(job.device, non_blocking=True), *drawn
-        return recording(*inputs) if recorded else descend(*inputs, random if explores else None)
+        logits = teacher[batches.chosen(epoch, within)] if isinstance(teacher, Tensor) else None
+        if recipe.mixup:
+            images = mixup(images, recipe.mixup, generator(job.seed, epoch + MIXUP, within))
+        rest = (None if each is None else each.to(job.device, non_blocking=True) for each in (uniform, logits))
+        inputs = images, labels, torch.tensor(annealing).to(job.device, non_blocking=True), *rest
+        return captured_step(*inputs) if captured else forward_backward(*inputs, random if explores else None)
 
     return take
 
 
-def is_recorded(recipe: Recipe, device: torch.device) -> bool:
-    """Whether a stage's steps are recorded: on CUDA, but where batch norm is to see the executed images alone."""
+def is_captured(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a stage's steps are captured: on CUDA, unless batch norm takes the executed images' statistics."""
     return device.type == "cuda" and not (recipe.stage == "hrl" and recipe.statistics == "executed")
 
 
-def make_descent(
+def make_forward_backward(
     network: SkipNet,
     recipe: Recipe,
     device: torch.device,
@@ -68,13 +72,13 @@ def make_descent(
     *,
     masked: bool,
     compiles: bool = False,
-    asked: nn.Module | None = None,
+    online_teacher: nn.Module | None = None,
 ) -> Callable[..., Step]:
-    """Return what leaves a batch's gradients in the network's parameters.
+    """Build the forward and backward function, which leaves a batch's gradients in the network's parameters.
 
-    It is given images and labels, how far the targets have fallen, HRL's draw or None, and a teacher's answers or None;
-    ``asked`` is a teacher that answers then. Where SP is given a generator too, blocks really skip and some are
-    explored; HRL's skip unless they are ``masked``.
+    Its inputs are images, labels, the progress of annealing, HRL's random numbers or None, a teacher's logits or None,
+    and in SP a generator or None. With a generator, blocks skip and some are explored. HRL's blocks skip unless
+    ``masked``. ``online_teacher`` computes the teacher's logits in each step; ``mixed`` uses bfloat16.
     """
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed)
     run = run_masked if masked else run_executed
@@ -83,22 +87,22 @@ def make_descent(
     def forward(
         images: Tensor,
         labels: Tensor,
-        fallen: Tensor,
+        annealing: Tensor,
         uniform: Tensor | None,
-        answers: Tensor | None,
+        teacher_logits: Tensor | None,
         random: torch.Generator | None = None,
     ) -> Step:
-        if asked is not None:
-            answers = taught(asked, images)
+        if online_teacher is not None:
+            teacher_logits = run_teacher(online_teacher, images)
         if uniform is not None:
-            return reinforce_step(network, images, labels, recipe, uniform, run, answers)
-        return supervised(network, images, labels, fallen, recipe, answers, random)
+            return reinforce_step(network, images, labels, recipe, uniform, run, teacher_logits)
+        return supervised(network, images, labels, annealing, recipe, teacher_logits, random)
 
-    def descend(*inputs: Any) -> Step:
+    def forward_backward(*inputs: Any) -> Step:
         network.zero_grad(set_to_none=True)
         with autocast:
             step = forward(*inputs)
         step.loss.backward()  # type: ignore[no-untyped-call]
         return step
 
-    return descend
+    return forward_backward

@@ -1,4 +1,4 @@
-"""A teacher's answers: its logits for every training image, given once and kept in a file for whoever learns."""
+"""A teacher's logits for every training image, computed once and kept in a file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,47 +11,49 @@ from torch import Tensor
 from models.atomic_file import whole_file
 from models.data.augmentation import normalise
 from models.data.datasets import DatasetRow
+from models.errors import UserError
 
-ANSWERS = "answers.safetensors"
 CHUNK = 250
-
-
-class AnswersError(ValueError):
-    """A file of answers can't be used; the message says what to do."""
+"""Images of one forward pass."""
+KEY, LEGACY_KEY = "logits", "answers"
+"""The tensor's name in the file, and the one in files of earlier versions."""
 
 
 @torch.no_grad()
-def give_answers(network: Callable[[Tensor], Tensor], pixels: Tensor, row: DatasetRow) -> Tensor:
-    """Return a teacher's logits [N, classes] for images uint8 [N, 3, H, W]: the means over an image and its mirror."""
-    answers = []
+def compute_teacher_logits(network: Callable[[Tensor], Tensor], pixels: Tensor, row: DatasetRow) -> Tensor:
+    """Return the logits [N, classes] for images uint8 [N, 3, H, W]: the means of an image and its mirror image."""
+    logits = []
     for start in range(0, len(pixels), CHUNK):
         images = normalise(pixels[start : start + CHUNK], row.mean, row.std)
         mirrored = images.flip(3).contiguous(memory_format=torch.channels_last)
-        answers.append((network(images).float() + network(mirrored).float()) / 2)
-    return torch.cat(answers)
+        logits.append((network(images).float() + network(mirrored).float()) / 2)
+    return torch.cat(logits)
 
 
-def write_answers(file: Path, answers: Tensor, dataset: str, network: str) -> None:
-    """Write the answers of a wide network for all training images of a data set, in its order."""
-    with whole_file(file) as kept:
-        kept.write(save({"answers": answers.half().contiguous()}, {"dataset": dataset, "network": network}))
+def write_teacher_logits(file: Path, logits: Tensor, dataset: str, network: str) -> None:
+    """Write a teacher's logits for all training images of a data set, in its order, as float16."""
+    with whole_file(file) as opened:
+        opened.write(save({KEY: logits.half().contiguous()}, {"dataset": dataset, "network": network}))
 
 
-def read_answers(file: Path, dataset: str, images: int, classes: int) -> Tensor:
-    """Return the answers float32 [images, classes]; raises AnswersError where they are of other images or NaN."""
+def read_teacher_logits(file: Path, dataset: str, count: int, classes: int) -> Tensor:
+    """Return the logits float32 [count, classes].
+
+    Raises UserError for a file that holds none, those of other images, or NaN.
+    """
     try:
-        with safe_open(file, "pt") as found:
-            of = (found.metadata() or {}).get("dataset")
-            answers: Tensor = found.get_tensor("answers").float()
+        with safe_open(file, "pt") as opened:
+            found_dataset = (opened.metadata() or {}).get("dataset")
+            logits: Tensor = opened.get_tensor(KEY if KEY in opened.keys() else LEGACY_KEY).float()  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise AnswersError(
-            f"{file} can't be read as a teacher's answers ({error}); delete it and train the teacher again"
+        raise UserError(
+            f"{file} can't be read as a teacher's logits ({error}); delete it and train the teacher again"
         ) from error
-    if of != dataset or answers.shape != (images, classes):
-        raise AnswersError(
-            f"{file} holds answers for {len(answers)} images of {of} in {answers.shape[-1]} classes, not for {images} "
-            f"of {dataset} in {classes}; delete it, or name others"
+    if found_dataset != dataset or logits.shape != (count, classes):
+        raise UserError(
+            f"{file} holds logits for {len(logits)} images of {found_dataset} in {logits.shape[-1]} classes, not for "
+            f"{count} of {dataset} in {classes}; delete it, or name another file"
         )
-    if not answers.isfinite().all():
-        raise AnswersError(f"{file} holds NaN or infinity: its teacher failed; delete it and train the teacher again")
-    return answers
+    if not logits.isfinite().all():
+        raise UserError(f"{file} holds NaN or infinity: its teacher diverged; delete it and train the teacher again")
+    return logits

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
 from models.network import RunBlock, SkipNet
-from models.training.objective import Step, answer_loss
+from models.training.objective import Step, classification_loss
 from models.training.recipes import Recipe
 from models.training.stages.skipping import run_executed
 
@@ -82,12 +82,12 @@ def hybrid_loss(
     log_probability: Tensor,
     decisions: Tensor,
     recipe: Recipe,
-    answers: Tensor | None,
+    teacher_logits: Tensor | None,
 ) -> Tensor:
     """Return the loss of the answers along the sampled routes plus the weighted policy loss (paper, equation 6)."""
     losses = cross_entropy(logits, labels, reduction="none")
     policy = policy_loss(log_probability, returns(losses, decisions, recipe.alpha), recipe.samples)
-    return answer_loss(logits, labels, answers, recipe) + recipe.policy_weight * policy
+    return classification_loss(logits, labels, teacher_logits, recipe) + recipe.policy_weight * policy
 
 
 def pure_loss(
@@ -119,21 +119,21 @@ def reinforce_step(
     recipe: Recipe,
     uniform: Tensor,
     run: RunBlock = run_executed,
-    answers: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
 ) -> Step:
     """Return what a batch gives along routes sampled from the gates, ``recipe.samples`` of them an image.
 
-    ``uniform`` is of `draw`; ``answers`` are a teacher's logits [N, classes].
+    ``uniform`` is of `draw`; ``teacher_logits`` are [N, classes].
     """
     images, labels = images.repeat(recipe.samples, 1, 1, 1), labels.repeat(recipe.samples)
-    answers = None if answers is None else answers.repeat(recipe.samples, 1)
+    teacher_logits = None if teacher_logits is None else teacher_logits.repeat(recipe.samples, 1)
     images = images.contiguous(memory_format=torch.channels_last)
     logits, gate_logits, decisions = sampled_forward(network, images, uniform, run)
     log_probability = torch.where(decisions, logsigmoid(gate_logits), logsigmoid(-gate_logits))
     if recipe.pure:
         loss = pure_loss(logits, labels, log_probability, decisions, recipe, uniform[:, -1:])
     else:
-        loss = hybrid_loss(logits, labels, log_probability, decisions, recipe, answers)
+        loss = hybrid_loss(logits, labels, log_probability, decisions, recipe, teacher_logits)
     return Step(
         loss,
         (logits.argmax(1) == labels).sum(),

@@ -1,4 +1,4 @@
-"""Supervised pre-training (SkipNet, section 3.3): hard gates forward, soft gates backward; plain ResNets too."""
+"""Supervised pre-training (SkipNet, section 3.3): hard gates forward, soft gates backward. Trains plain ResNets too."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,14 +10,15 @@ from torch.nn.functional import cross_entropy
 
 from models.network import Decide, SkipNet, run_masked
 from models.thresholds import Limits
-from models.training.objective import Step, answer_loss
-from models.training.recipes import Recipe, Rung
+from models.training.objective import Step, classification_loss
+from models.training.recipes import OperatingPoint, Recipe
 from models.training.stages.skipping import run_explored
 
 
 def straight_through(limits: Tensor) -> Decide:
-    """Return a way to decide: 1 where a gate's logit is above its image's limit [N], else 0, with the gradient of the
-    probability (paper, equation 3).
+    """Return the hard decision with the gradient of the soft one (paper, equation 3).
+
+    It is 1 where a gate's logit is above its image's limit [N], else 0; its gradient is that of the probability.
     """
 
     def decide(_: int, logits: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def straight_through(limits: Tensor) -> Decide:
 
 
 def soft(_: int, logits: Tensor) -> Tensor:
-    """Return decisions [N] between 0 and 1, the probabilities themselves (paper, Table 3: soft gating)."""
+    """Return the probabilities [N] as decisions (paper, Table 3: soft gating)."""
     return torch.sigmoid(logits)
 
 
@@ -37,54 +38,56 @@ def supervised_step(
     network: SkipNet,
     images: Tensor,
     labels: Tensor,
-    fallen: Tensor,
+    annealing: Tensor,
     recipe: Recipe,
-    answers: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
     random: torch.Generator | None = None,
 ) -> Step:
-    """Return the loss of a batch: that of its answers, plus what computing more than the rungs' targets costs; with a
-    spread, what missing each image's own target costs.
+    """Return the loss of a batch: the classification loss plus the cost of missing the target rates.
 
-    ``fallen`` (0..1) is how far the targets have come from 1; ``answers`` are a teacher's logits [N, classes]. With
-    ``random`` to draw from, blocks that are skipped are explored (`run_explored`), without it they are masked.
+    Without a per-sample spread, an operating point's images together cost the squared excess over its target rate. With
+    one, each image costs the squared distance from a target rate of its own.
+
+    ``annealing`` (0..1) is the progress of target-rate annealing; ``teacher_logits`` are [N, classes]. With ``random``
+    to draw from, skipped blocks are explored (`run_explored`); without it they are masked.
     """
-    parts = rung_slices(recipe.rungs, len(images))
+    parts = point_slices(recipe.operating_points, len(images))
     thresholds = images.new_full((len(images),), 0.5)
-    for rung, part in zip(recipe.rungs, parts, strict=True):
-        thresholds[part] = rung.threshold
+    for point, part in zip(recipe.operating_points, parts, strict=True):
+        thresholds[part] = point.threshold
     decide: Decide = soft if recipe.gates == "soft" else straight_through(Limits.of(thresholds).logits)
     run = partial(run_explored, random=random) if random and recipe.gates == "hard" else run_masked
     logits, routing = network(images, decide, run)
-    loss = answer_loss(logits, labels, answers, recipe)
-    judge = logits.detach().float() if answers is None else answers
-    for rung, part in zip(recipe.rungs, parts, strict=True):
+    loss = classification_loss(logits, labels, teacher_logits, recipe)
+    judge = logits.detach().float() if teacher_logits is None else teacher_logits
+    for point, part in zip(recipe.operating_points, parts, strict=True):
         if part.start == part.stop:
             continue
-        target = 1 - (1 - rung.target) * fallen
-        if recipe.spread is None:
+        target = 1 - (1 - point.target_rate) * annealing
+        if recipe.per_sample_spread is None:
             cost = (routing.computation[part].mean() - target).clamp(min=0) ** 2
         else:
-            own = target + recipe.spread * fallen * (hardness(judge[part], labels[part]) - 0.5)
-            cost = ((routing.computation[part] - own) ** 2).mean()
-        loss = loss + recipe.target_weight * rung.share * cost
+            offset = recipe.per_sample_spread * annealing * (difficulty_rank(judge[part], labels[part]) - 0.5)
+            cost = ((routing.computation[part] - (target + offset)) ** 2).mean()
+        loss = loss + recipe.target_rate_weight * point.share * cost
     correct = (logits.argmax(1) == labels).sum()
     return Step(loss, correct, routing.computation.sum().detach())
 
 
-def rung_slices(rungs: Sequence[Rung], images: int) -> list[slice]:
-    """Return each rung's part of a batch, which a small one may leave empty."""
-    ends = [round(images * share) for share in itertools.accumulate((rung.share for rung in rungs), initial=0)]
+def point_slices(points: Sequence[OperatingPoint], count: int) -> list[slice]:
+    """Return each operating point's part of a batch of ``count`` images; a part may be empty."""
+    ends = [round(count * share) for share in itertools.accumulate((point.share for point in points), initial=0)]
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
-def taught(teacher: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits [N, classes] of a teacher, a SkipNet without gates or a wide network, in float32."""
+def run_teacher(teacher: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits [N, classes] of a SkipNet without gates or a `TeacherNetwork`, in float32."""
     with torch.no_grad():
         logits: Tensor = teacher(images)[0] if isinstance(teacher, SkipNet) else teacher(images)
     return logits.float()
 
 
-def hardness(answers: Tensor, labels: Tensor) -> Tensor:
-    """Return how hard each of some images is among them [N], from 0 to 1: its rank by the cross-entropy of answers."""
-    ranks = cross_entropy(answers, labels, reduction="none").argsort().argsort()
+def difficulty_rank(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the rank [N], from 0 to 1, of each image among the others by the cross-entropy of logits [N, classes]."""
+    ranks = cross_entropy(logits, labels, reduction="none").argsort().argsort()
     return ranks / max(1, len(ranks) - 1)

@@ -76,7 +76,7 @@ class BuildCascade(Options):
         from models.evaluation.metrics import prepared_batches
 
         # Each stage has seen all training images but its own validation images.
-        fewest = min(checkpoints, key=lambda each: each.config.training.get("held_out_images", len(train)))
+        fewest = min(checkpoints, key=lambda each: each.config.training.get("validation_images", len(train)))
         batches = list(prepared_batches(validation_source(train, fewest.config.training), fewest.config.input))
         truth = [int(label) for _, batch in batches for label in batch]
         answers: list[list[StageAnswers]] = []

@@ -17,7 +17,7 @@ class Average(Options):
     checkpoints: CliPositionalArg[list[Path]] = Field(description="checkpoints' folders, two or more")
 
     def cli_cmd(self) -> None:
-        from models.training.soup import average
+        from models.training.soup import make_soup
 
-        average(self.checkpoints, self.output)
+        make_soup(self.checkpoints, self.output)
         print(f"{self.output}: the mean of {len(self.checkpoints)} checkpoints; measure it with skipnet evaluate")

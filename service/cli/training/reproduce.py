@@ -100,7 +100,7 @@ def show_groups(schedule: "Schedule") -> None:
 
 def describe(row: "Row") -> str:
     seeds = ", ".join(map(str, row.seeds))
-    changes = ", ".join(f"{name} {value}" for name, value in row.changes.items() if name != "rungs")
+    changes = ", ".join(f"{name} {value}" for name, value in row.changes.items() if name != "operating_points")
     start = f"from {row.start}" if row.start else "from scratch"
     return f"{row.name:<24} {row.title}; {row.routing}, {row.stage} {start}, seeds {seeds}; {changes or row.recipe}"
 

@@ -1,43 +1,50 @@
 """skipnet teach"""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import CliPositionalArg
 
+from models.legacy_names import TEACHERS
 from service.cli.training.options import HELD_OUT_TO_REPORT, TrainingOptions, progress_bar
 
 
+def current_network(name: str) -> str:
+    """Return the name of a teacher network; earlier versions had others."""
+    return TEACHERS.get(name, name)
+
+
 class Teach(TrainingOptions):
-    """Train a wide network, which serves nobody, and write its answers to the training images, and itself: --teacher of
-    recipe taught learns from either. Killed, it goes on where it was.
+    """Train a distillation teacher; write its logits for the training images, and the network itself.
+
+    --teacher of `skipnet train --recipe distilled` takes either file. Killed, the same command resumes.
 
     A try on a CPU: skipnet teach cifar10 --epochs 1 --limit 2560 --output try
     """
 
     dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")
-    network: Literal["wide", "wider"] = Field(
-        "wide", description="wider is twice as wide: a GPU asks it about each image as it is augmented"
+    network: Annotated[Literal["small", "large"], BeforeValidator(current_network)] = Field(
+        "small", description="large has twice the channels: an online teacher for training on a GPU"
     )
-    output: Path | None = Field(None, description="folder of the run; default: runs/<dataset>_<network>")
-    epochs: int | None = Field(None, ge=1, description="epochs; default: 12, of the wider one 30")
+    output: Path | None = Field(None, description="folder of the run; default: runs/<dataset>_teacher_<network>")
+    epochs: int | None = Field(None, ge=1, description="epochs; default: 12, of the large one 30")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
-    held_out: int = Field(HELD_OUT_TO_REPORT, ge=1, description="training images kept apart to measure on")
+    held_out: int = Field(HELD_OUT_TO_REPORT, ge=1, description="validation images, taken from the training images")
 
     def cli_cmd(self) -> None:
         import torch
 
         from models.data.datasets import find_dataset
         from models.data.source import read_source
-        from models.training.distillation.logits import ANSWERS
-        from models.training.distillation.teacher import NETWORK, teach
+        from models.training.distillation.location import LOGITS_FILE, TEACHER_FILE, teacher_file, teacher_folder
+        from models.training.distillation.training import train_teacher
         from models.training.job import choose_device
 
         self.yield_processor()
-        output = self.output or Path("runs") / f"{self.dataset}_{self.network}"
-        teach(
+        output = self.output or teacher_folder(Path("runs"), self.dataset, self.network)
+        train_teacher(
             read_source(find_dataset(self.dataset), "train", self.data),
             output,
             network=self.network,
@@ -49,4 +56,4 @@ class Teach(TrainingOptions):
             save_every=self.save_every,
             show=progress_bar,
         )
-        print(f"answers: {output / ANSWERS}\nnetwork: {output / NETWORK}")
+        print(f"teacher logits: {teacher_file(output, LOGITS_FILE)}\nteacher: {teacher_file(output, TEACHER_FILE)}")

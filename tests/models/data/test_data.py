@@ -94,14 +94,14 @@ def test_training_goes_on_with_the_mean_and_deviation_that_a_start_was_imported_
     torch.testing.assert_close(images.std((0, 2, 3)) / plain.std((0, 2, 3)), ratio)
     config = Config(
         architecture="cifar10_rnn_gate_38", labels=labels, input=public, code="test",
-        training={"dataset": "cifar10", "seed": 0, "held_out_images": 4, "train_images": 16}
+        training={"dataset": "cifar10", "seed": 0, "validation_images": 4, "train_images": 16}
         | {"stages": [*job.earlier, stage_summary(job.recipes[0])]},
     )  # fmt: skip
     first, second = draw_commands(config)
     imported = "runs/cifar10_rnn_gate_38_imported"
     assert first == f"skipnet import rnn_gate.pth.tar --arch cifar10_rnn_gate_38 --output {imported}"
     assert "--stages hrl " in second and f"--init {imported}" in second
-    taught = replace(options, init=None, teacher=tmp_path / "resnet", recipe="dial", stages=("sp",))
+    taught = replace(options, init=None, teacher=tmp_path / "resnet", recipe="multi_budget", stages=("sp",))
     with pytest.raises(JobError, match="take a teacher's answers"):
         make_job(taught)
 
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_another_network_is_no_start(tmp_path: Path, pixels: np.
     job = make_job(replace(options, arch="cifar10_rnn_gate_rl_38"))
     assert [recipe.stage for recipe in job.recipes] == ["hrl"]
     with pytest.raises(ValueError, match="learns from a dense network: name one, --teacher"):
-        make_job(replace(options, arch="cifar10_rnn_gate_38", recipe="dial", stages=("sp",)))
+        make_job(replace(options, arch="cifar10_rnn_gate_38", recipe="multi_budget", stages=("sp",)))
 
 
 def test_what_is_held_out_was_not_seen_by_the_network_to_start_from(tmp_path: Path, pixels: np.ndarray) -> None:
@@ -214,7 +214,7 @@ def test_what_is_held_out_was_not_seen_by_the_network_to_start_from(tmp_path: Pa
     dense = find_architecture("cifar10_resnet_38")
     config = Config(
         architecture=dense.name, labels=read_source(CIFAR10, "train", tmp_path).classes,
-        input=input_spec(CIFAR10, 32), code="test", training={"dataset": "cifar10", "held_out_images": 5},
+        input=input_spec(CIFAR10, 32), code="test", training={"dataset": "cifar10", "validation_images": 5},
     )  # fmt: skip
     write_checkpoint(tmp_path / "dense", dense.build(), config)
     options = JobOptions(
@@ -223,7 +223,7 @@ def test_what_is_held_out_was_not_seen_by_the_network_to_start_from(tmp_path: Pa
     with pytest.raises(JobError, match=r"held out 5 images, and was trained on others of the 6 .* take --held-out 5"):
         make_job(options)
     for fewer in (5, 4):
-        assert make_job(replace(options, held_out=fewer)).about["held_out_images"] == fewer
+        assert make_job(replace(options, held_out=fewer)).about["validation_images"] == fewer
 
 
 def test_a_network_with_gates_starts_from_the_dense_one_and_learns_from_it(tmp_path: Path, pixels: np.ndarray) -> None:
@@ -233,7 +233,7 @@ def test_a_network_with_gates_starts_from_the_dense_one_and_learns_from_it(tmp_p
     trained = dense.build()
     config = Config(architecture=dense.name, labels=labels, input=input_spec(CIFAR10, 32), code="test")
     write_checkpoint(tmp_path / "dense", trained, config)
-    options = JobOptions("cifar10_rnn_gate_38", "cifar10", tmp_path, data=tmp_path, recipe="dial", held_out=5)
+    options = JobOptions("cifar10_rnn_gate_38", "cifar10", tmp_path, data=tmp_path, recipe="multi_budget", held_out=5)
     with pytest.raises(ValueError, match="learns from a dense network: name its checkpoint with --teacher"):
         make_job(options)
     job = make_job(replace(options, init=tmp_path / "dense", batch=8))

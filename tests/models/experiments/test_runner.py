@@ -22,7 +22,7 @@ from models.experiments.rows import UnknownRow, ablations, all_groups, find_row,
 from models.experiments.runner import Reproduction, choose_threshold, reproduce
 from models.training.job import JobOptions
 from models.training.loop import stage_summary
-from models.training.recipes import Rung, find_recipe
+from models.training.recipes import OperatingPoint, find_recipe
 from tests.models.data.test_data import write_cifar10
 from tests.models.training.interruption import Killed, KilledAfter, quiet
 
@@ -111,7 +111,7 @@ def test_a_row_may_be_the_mean_of_others(tmp_path: Path, data: Path) -> None:
     expected = sum(part.network.state_dict()[name] for part in parts) / 2
     assert found[name].tolist() == expected.tolist()
     config = read_config(folder / "alpha-1-0" / "hrl")
-    assert [stage["stage"] for stage in config.training["stages"]] == ["sp", "hrl", "average"]
+    assert [stage["stage"] for stage in config.training["stages"]] == ["sp", "hrl", "soup"]
 
 
 def test_rows_that_are_averaged_are_trained_first() -> None:
@@ -223,7 +223,7 @@ def test_ablations_that_begin_afresh_are_equally_long() -> None:
     assert len({row.changes["epochs"] for row in rows}) == 1
     hard, soft = find_row("gates-hard", "short"), find_row("gates-soft", "short")
     assert soft.changes == {**hard.changes, "gates": "soft"}
-    assert hard.changes["rungs"] == (Rung(1, 0.5, 0.6),)
+    assert hard.changes["operating_points"] == (OperatingPoint(1, 0.5, 0.6),)
 
 
 def result_of(row: str, seed: int, accuracy: float, computation: float) -> Result:

@@ -50,13 +50,25 @@ def test_its_commands_start_where_an_earlier_one_ended_and_overwrite_none(shippe
 @pytest.mark.parametrize(
     ("stage", "teacher"),
     [
-        ({"name": "dial", "distil": 0.7, "teacher": "answers"}, " --teacher runs/cifar10_wide/answers.safetensors"),
-        ({"name": "taught", "distil": 0.9, "teacher": "checkpoint"}, " --teacher runs/cifar10_resnet_38/plain"),
-        ({"name": "taught", "distil": 0.9}, " --teacher runs/cifar10_wide/answers.safetensors"),
-        ({"name": "taught", "distil": 0.9, "teacher": "wider"}, " --teacher runs/cifar10_wider/network.safetensors"),
         (
-            {"name": "taught", "distil": 0.9, "teacher": "wider-answers"},
-            " --teacher runs/cifar10_wider/answers.safetensors",
+            {"name": "multi_budget", "distillation_weight": 0.7, "teacher": "small-logits"},
+            " --teacher runs/cifar10_teacher_small/teacher_logits.safetensors",
+        ),
+        (
+            {"name": "distilled", "distillation_weight": 0.9, "teacher": "checkpoint"},
+            " --teacher runs/cifar10_resnet_38/plain",
+        ),
+        (
+            {"name": "distilled", "distillation_weight": 0.9},
+            " --teacher runs/cifar10_teacher_small/teacher_logits.safetensors",
+        ),
+        (
+            {"name": "distilled", "distillation_weight": 0.9, "teacher": "large"},
+            " --teacher runs/cifar10_teacher_large/teacher.safetensors",
+        ),
+        (
+            {"name": "distilled", "distillation_weight": 0.9, "teacher": "large-logits"},
+            " --teacher runs/cifar10_teacher_large/teacher_logits.safetensors",
         ),
         ({"name": "budget"}, ""),
     ],
@@ -65,17 +77,19 @@ def test_its_commands_name_what_a_stage_learned_from(stage: dict[str, Any], teac
     plain = {"name": "short", "stage": "plain", "epochs": 2, "batch": 128}
     stages = [plain, plain | stage | {"stage": "sp"}, plain | stage | {"stage": "hrl"}]
     config = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).config
-    training = {"dataset": "cifar10", "held_out_images": 1000, "seed": 0, "stages": stages}
+    training = {"dataset": "cifar10", "validation_images": 1000, "seed": 0, "stages": stages}
     commands = draw_commands(config.model_copy(update={"training": training}))
-    assert ("skipnet teach cifar10 --held-out 1000" in commands) == ("cifar10_wide/" in teacher)
-    assert ("skipnet teach cifar10 --network wider --held-out 1000" in commands) == ("cifar10_wider/" in teacher)
+    assert ("skipnet teach cifar10 --held-out 1000" in commands) == ("cifar10_teacher_small/" in teacher)
+    assert ("skipnet teach cifar10 --network large --held-out 1000" in commands) == (
+        "cifar10_teacher_large/" in teacher
+    )
     assert f" --init runs/cifar10_rnn_gate_38/sp{teacher}" in commands[-1] or teacher == ""
     assert ("--teacher" in commands[-1]) == bool(teacher)
 
 
 def test_its_commands_train_the_network_that_each_stage_trained() -> None:
     sp = {"name": "short", "stage": "sp", "epochs": 2, "batch": 128}
-    training = {"dataset": "cifar10", "held_out_images": 1000, "seed": 0}
+    training = {"dataset": "cifar10", "validation_images": 1000, "seed": 0}
     routed = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).config
     stages = [{"architecture": "cifar10_rnn_gate_38"} | sp, sp | {"stage": "plain"}]
     dense = routed.model_copy(update={"architecture": "cifar10_resnet_38", "training": training | {"stages": stages}})

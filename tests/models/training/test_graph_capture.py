@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from models.architectures import find_architecture
 from models.benchmark import captured_steps as recorded
 from models.benchmark.gpu_checks import check_training
-from models.training.graph_capture import RUNS_BEFORE, RecordedStep
+from models.training.graph_capture import WARM_UP_RUNS, CapturedStep
 from models.training.objective import Step
 from models.training.recipes import Stage, find_recipe
 from models.training.stages.batch_norm import freeze_statistics
 from models.training.stages.reinforce import draw
-from models.training.step import is_recorded, make_descent
+from models.training.step import is_captured, make_forward_backward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES: list[Stage] = ["plain", "sp", "hrl"]
@@ -67,13 +67,13 @@ def test_a_step_is_recorded_once_and_fed_through_buffers(graphs: list[Replayed])
         loss = network(inputs[0]).sum()
         return Step(loss, loss, loss)
 
-    recorded_step = RecordedStep(network, descend)
+    recorded_step = CapturedStep(network, descend)
     first, second = torch.randn(4, 2), torch.randn(4, 2)
     step = recorded_step(first, None)
     assert recorded_step(second, None) is step
     assert len(graphs) == 1 and graphs[0].replays == 2
     # Called to settle and to be recorded, never with what it was given itself, and not again.
-    assert len(given) == RUNS_BEFORE + 1
+    assert len(given) == WARM_UP_RUNS + 1
     buffers = {id(inputs[0]) for inputs in given}
     assert len(buffers) == 1 and id(first) not in buffers
     assert torch.equal(given[-1][0], second) and given[-1][1] is None  # type: ignore[arg-type]
@@ -81,9 +81,11 @@ def test_a_step_is_recorded_once_and_fed_through_buffers(graphs: list[Replayed])
 
 def test_settling_leaves_batch_norms_statistics_as_they_were(graphs: list[Replayed]) -> None:
     network = find_architecture("cifar10_rnn_gate_38").build().train()
-    recipe = find_recipe("taught", "sp")
+    recipe = find_recipe("distilled", "sp")
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    recorded_step = RecordedStep(network, make_descent(network, recipe, torch.device("cpu"), False, masked=True))
+    recorded_step = CapturedStep(
+        network, make_forward_backward(network, recipe, torch.device("cpu"), False, masked=True)
+    )
     recorded_step(torch.randn(4, 3, 32, 32), torch.arange(4), torch.tensor(0.5), None, torch.randn(4, 10))
     assert graphs[0].replays == 1
     for name, buffer in network.named_buffers():
@@ -93,22 +95,22 @@ def test_settling_leaves_batch_norms_statistics_as_they_were(graphs: list[Replay
 def test_what_is_to_skip_is_not_recorded() -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     for stage in STAGES:
-        recipe = find_recipe("taught", stage)
-        assert is_recorded(recipe, cuda) and not is_recorded(recipe, cpu)
+        recipe = find_recipe("distilled", stage)
+        assert is_captured(recipe, cuda) and not is_captured(recipe, cpu)
         # SP and the dense network take their batch's statistics, masked or not.
-        assert is_recorded(replace(recipe, statistics="executed"), cuda) == (stage != "hrl")
+        assert is_captured(replace(recipe, statistics="executed"), cuda) == (stage != "hrl")
 
 
 def test_hybrid_learning_masked_learns_as_it_does_skipping() -> None:
     torch.manual_seed(0)
     network = find_architecture("cifar10_rnn_gate_38").build().train()
     freeze_statistics(network)
-    recipe = find_recipe("taught", "hrl")
+    recipe = find_recipe("distilled", "hrl")
     uniform = draw(4, network.decision_count, recipe, torch.Generator().manual_seed(0))
     batch = torch.randn(4, 3, 32, 32), torch.arange(4), torch.tensor(1.0), uniform, torch.randn(4, 10)
     found = []
     for masked in (True, False):
-        step = make_descent(network, recipe, torch.device("cpu"), False, masked=masked)(*batch)
+        step = make_forward_backward(network, recipe, torch.device("cpu"), False, masked=masked)(*batch)
         found.append((step.loss.item(), recorded.gradients(network)))
     (loss, gradients), (expected_loss, expected) = found
     assert loss == pytest.approx(expected_loss, rel=1e-5)
@@ -130,7 +132,7 @@ def test_a_recorded_step_that_learns_otherwise_is_found(off: float, monkeypatch:
                     parameter.grad *= 1 + off
             return step
 
-    for name, value in (("RecordedStep", Called), ("BATCH", 4), ("SECONDS", 0.0)):
+    for name, value in (("CapturedStep", Called), ("BATCH", 4), ("SECONDS", 0.0)):
         monkeypatch.setattr(recorded, name, value)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     checks = list(check_training("cpu"))

@@ -17,7 +17,8 @@ from models.experiments.runner import Reproduction, reproduce
 from models.model_card.card import draw_training
 from models.model_card.training_commands import draw_commands
 from models.network import SkipNet
-from models.training.distillation.logits import ANSWERS, write_answers
+from models.training.distillation.location import LOGITS_FILE
+from models.training.distillation.logits import write_teacher_logits
 from models.training.growth import CannotGrow, grow
 from models.training.job import JobError, make_job
 from models.training.loop import stage_summary
@@ -38,8 +39,8 @@ def trained() -> SkipNet:
 @pytest.fixture
 def plan(tmp_path: Path) -> Reproduction:
     write_cifar10(tmp_path, TRAIN, 16)
-    (tmp_path / "cifar10_wide").mkdir()
-    write_answers(tmp_path / "cifar10_wide" / ANSWERS, torch.zeros(TRAIN, 10), "cifar10", "wide")
+    (tmp_path / "cifar10_teacher_small").mkdir()
+    write_teacher_logits(tmp_path / "cifar10_teacher_small" / LOGITS_FILE, torch.zeros(TRAIN, 10), "cifar10", "small")
     return replace(plan_in(tmp_path, tmp_path), depth=74)
 
 

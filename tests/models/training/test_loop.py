@@ -20,8 +20,8 @@ from models.training.job import JobError, JobOptions, input_spec, make_job
 from models.training.loop import Job, TrainingDiverged, log_epoch, train
 from models.training.objective import Step
 from models.training.recipes import Recipe, find_recipe
-from models.training.schedule import learning_rate, targets_fallen
-from models.training.stages.gate_readout import open_gates
+from models.training.schedule import annealing_progress, learning_rate
+from models.training.stages.gate_readout import set_gate_bias
 from models.training.stages.supervised import straight_through, supervised_step
 from models.training.state import Progress, StateError, StateFile
 from tests.models.training.interruption import Killed, KilledAfter, quiet
@@ -63,7 +63,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
         compile=False,
         mixed=False,
         teacher=None,
-        taught_by="checkpoint",
+        teacher_name="checkpoint",
         origins={"init": "runs/plain"},
         about={"dataset": "synthetic"},
         earlier=[],
@@ -114,7 +114,7 @@ def with_first(job: Job, **changes: Any) -> Job:
         (lambda job: replace(job, recipes=job.recipes[1:]), r"stages=\['hrl'\]"),
         (lambda job: with_first(job, batch=4), "sp batch=4"),
         (lambda job: with_first(job, spread=0.5), "sp spread=0.5"),
-        (lambda job: with_first(job, rungs=()), r"sp rungs=\(\)"),
+        (lambda job: with_first(job, operating_points=()), r"sp operating_points=\(\)"),
         (lambda job: replace(job, spec=input_spec(ROW, 64)), "size=64"),
         (lambda job: replace(job, compile=True), "compile=True"),
         (lambda job: replace(job, origins={}), "init=None"),
@@ -172,7 +172,7 @@ def test_a_run_that_begins_anew_does_not_go_on_as_the_finished_one_before(job: J
 
 
 def test_shares_are_of_the_routes_that_a_stage_computes(job: Job) -> None:
-    recipes = [replace(recipe, samples=4, epochs=1, open_bias=20.0) for recipe in job.recipes]
+    recipes = [replace(recipe, samples=4, epochs=1, gate_bias_init=20.0) for recipe in job.recipes]
     train(replace(job, recipes=recipes), resume=False, save_every=300, show=quiet)
     rows = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
     assert [row["train_computation"] for row in rows] == [1.0, 1.0]
@@ -207,18 +207,22 @@ def test_a_stage_takes_batch_norms_statistics_as_its_recipe_says(
 @pytest.mark.parametrize("stage", [0, 1], ids=["sp", "hrl"])
 def test_gates_alone_learn_where_a_recipe_says_so(job: Job, stage: int) -> None:
     before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
-    alone = replace(job.recipes[stage], gates_alone=True, statistics="re-estimated", iterations=3, rate=0.1)
+    alone = replace(job.recipes[stage], freeze_backbone=True, statistics="re-estimated", iterations=3, rate=0.1)
     train(replace(job, recipes=[alone]), resume=False, save_every=300, show=quiet)
     learned = {name for name, tensor in job.network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name.split(".")[0] for name in learned} == {"gates", "controller"}
     # What comes after it learns all of it again.
-    train(replace(job, recipes=[replace(alone, gates_alone=False)]), resume=False, save_every=300, show=quiet)
+    train(replace(job, recipes=[replace(alone, freeze_backbone=False)]), resume=False, save_every=300, show=quiet)
     assert not torch.equal(job.network.head.weight, before["head.weight"])
 
 
 def test_gates_that_are_not_there_cannot_learn_alone() -> None:
-    options = JobOptions("cifar10_resnet_38", "cifar10", Path("run"), Path("nowhere"), changes={"gates_alone": True})
-    with pytest.raises(JobError, match="cifar10_resnet_38 has no gates that could learn alone: leave out gates_alone"):
+    options = JobOptions(
+        "cifar10_resnet_38", "cifar10", Path("run"), Path("nowhere"), changes={"freeze_backbone": True}
+    )
+    with pytest.raises(
+        JobError, match="cifar10_resnet_38 has no gates that could learn alone: leave out freeze_backbone"
+    ):
         make_job(options)
 
 
@@ -250,9 +254,9 @@ def test_the_bias_opens_and_shuts_every_gate(name: str) -> None:
     network = find_architecture(name).build().eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        open_gates(network, -1e3)
+        set_gate_bias(network, -1e3)
         assert not network(images)[1].decisions.any()
-        open_gates(network, 1e3)
+        set_gate_bias(network, 1e3)
         assert network(images)[1].decisions.all()
 
 
@@ -264,10 +268,10 @@ def test_the_papers_schedule() -> None:
 
 def test_the_computation_targets_fall_between_a_fifth_and_three_fifths() -> None:
     recipe = find_recipe("budget", "sp")
-    fallen = [targets_fallen(recipe, step, 100) for step in (0, 20, 40, 60, 99)]
+    fallen = [annealing_progress(recipe, step, 100) for step in (0, 20, 40, 60, 99)]
     assert fallen == pytest.approx([0, 0, 0.5, 1, 1])
-    at_once = replace(recipe, targets_fall=(0.1, 0.1))
-    assert [targets_fallen(at_once, step, 100) for step in (0, 9, 10, 99)] == [0, 0, 1, 1]
+    at_once = replace(recipe, target_annealing=(0.1, 0.1))
+    assert [annealing_progress(at_once, step, 100) for step in (0, 9, 10, 99)] == [0, 0, 1, 1]
 
 
 def test_order_and_augmentation_depend_on_seed_epoch_and_step_only(images: tuple[Tensor, Tensor]) -> None:
@@ -291,7 +295,7 @@ def test_an_image_counts_once_however_many_routes_are_sampled(job: Job) -> None:
 def test_a_batch_too_small_for_every_rung_has_a_loss() -> None:
     network = find_architecture("cifar10_rnn_gate_38").build()
     images, labels = torch.randn(2, 3, 32, 32), torch.arange(2)
-    for recipe in ("dial", "adaptive"):
+    for recipe in ("multi_budget", "adaptive"):
         assert supervised_step(network, images, labels, torch.tensor(1.0), find_recipe(recipe, "sp")).loss.isfinite()
 
 

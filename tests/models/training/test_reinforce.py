@@ -10,7 +10,7 @@ from models.architectures import find_architecture
 from models.network import SkipNet, run_masked
 from models.training.recipes import find_recipe
 from models.training.stages.batch_norm import freeze_statistics
-from models.training.stages.gate_readout import open_gates, readouts, sharpen_gates
+from models.training.stages.gate_readout import readouts, scale_gate_logits, set_gate_bias
 from models.training.stages.reinforce import (
     advantages,
     pure_loss,
@@ -98,7 +98,7 @@ def test_hybrid_learning_leaves_batch_norms_statistics_alone() -> None:
 def test_statistics_taken_anew_are_those_of_the_routes_and_only_of_blocks_that_run() -> None:
     images = torch.randn(32, 3, 32, 32)
     network = find_architecture("cifar10_rnn_gate_38").build()
-    open_gates(network, 5.0)
+    set_gate_bias(network, 5.0)
     stem, first = network.stem[1], network.blocks[1].residual[1]  # type: ignore[index]
     assert isinstance(first, nn.BatchNorm2d) and first.running_mean is not None
     kept = {key: value.clone() for key, value in network.state_dict().items()}
@@ -108,7 +108,7 @@ def test_statistics_taken_anew_are_those_of_the_routes_and_only_of_blocks_that_r
     for key, parameter in network.named_parameters():
         assert torch.equal(parameter, kept[key]), key
     network.load_state_dict(kept)
-    open_gates(network, -5.0)
+    set_gate_bias(network, -5.0)
     re_estimate_statistics(network, [images])
     assert torch.equal(first.running_mean, kept["blocks.1.residual.1.running_mean"])
     assert stem.momentum == 0.1
@@ -148,7 +148,7 @@ def test_sharper_gates_decide_the_same_with_more_certainty(name: str) -> None:
         for readout in readouts(network):
             readout.weight.mul_(0.1)
         before = network(images)[1]
-        sharpen_gates(network, 10)
+        scale_gate_logits(network, 10)
         after = network(images)[1]
     assert torch.equal(before.decisions, after.decisions)
     torch.testing.assert_close(after.logits, before.logits * 10, atol=1e-4, rtol=1e-4)

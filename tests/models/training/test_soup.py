@@ -11,12 +11,12 @@ from models.checkpoint import CalibrationPoint, Config, read_checkpoint, write_c
 from models.model_card.card import draw_stages
 from models.model_card.training_commands import draw_commands
 from models.preprocessing import InputSpec
-from models.training.soup import CannotAverage, average
+from models.training.soup import CannotAverage, make_soup
 from service.cli.main import main
 
 NAME = "cifar10_rnn_gate_38"
-SP = {"stage": "sp", "name": "taught", "epochs": 4, "batch": 128, "rate": 0.1, "schedule": "one_cycle"}
-SP |= {"weight_decay": 0.0005, "distil": 0.9}
+SP = {"stage": "sp", "name": "distilled", "epochs": 4, "batch": 128, "rate": 0.1, "schedule": "one_cycle"}
+SP |= {"weight_decay": 0.0005, "distillation_weight": 0.9}
 HRL = SP | {"stage": "hrl", "rate": 0.003}
 
 
@@ -26,7 +26,7 @@ def write(folder: Path, seed: int, architecture: str = NAME, labels: int = 10, *
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean)  # type: ignore[arg-type]
-    about = {"dataset": "cifar10", "held_out_images": 1000, "seed": 0, "stages": [SP, HRL]} | training
+    about = {"dataset": "cifar10", "validation_images": 1000, "seed": 0, "stages": [SP, HRL]} | training
     config = Config(
         architecture=architecture,
         labels=[str(label) for label in range(labels)],
@@ -59,13 +59,13 @@ def test_every_weight_and_statistic_is_the_mean(tmp_path: Path, capsys: pytest.C
         ({"architecture": "cifar10_feedforward_38"}, "their architecture is not the same"),
         ({"labels": 9}, "their labels is not the same"),
         ({"dataset": "svhn"}, "dataset is cifar10 of one, svhn of the other"),
-        ({"held_out_images": 5000}, "held out images is 1000 of one, 5000 of the other"),
+        ({"validation_images": 5000}, "validation images is 1000 of one, 5000 of the other"),
     ],
 )
 def test_what_has_no_mean_is_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:
     first, second = write(tmp_path / "first", 0), write(tmp_path / "second", 1, **other)
     with pytest.raises(CannotAverage, match=message):
-        average([first, second], tmp_path / "mean")
+        make_soup([first, second], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
 
 
@@ -81,7 +81,7 @@ def test_its_commands_train_each_network_from_what_they_share(tmp_path: Path) ->
     more, other = HRL | {"epochs": 8}, HRL | {"rate": 0.01}
     first, second = write(tmp_path / "first", 0), write(tmp_path / "second", 1, stages=[SP, HRL, more])
     third = write(tmp_path / "third", 2, stages=[SP, other])
-    average([first, second, third], tmp_path / "mean")
+    make_soup([first, second, third], tmp_path / "mean")
     config = read_checkpoint(tmp_path / "mean").config
     stages = [*config.training["stages"], HRL | {"epochs": 2}]
     config = config.model_copy(update={"training": config.training | {"stages": stages}})
@@ -90,11 +90,11 @@ def test_its_commands_train_each_network_from_what_they_share(tmp_path: Path) ->
     assert f"--init runs/{NAME}/sp" in hrl and "--output" not in hrl
     assert f"--init runs/{NAME}/hrl" in more_hrl and more_hrl.endswith(f"--output runs/{NAME}_2")
     assert f"--init runs/{NAME}/sp" in other_hrl and other_hrl.endswith(f"--output runs/{NAME}_3")
-    assert mean == f"skipnet average runs/{NAME}_average runs/{NAME}/hrl runs/{NAME}_2/hrl runs/{NAME}_3/hrl"
-    assert "--epochs 2" in last and f"--init runs/{NAME}_average " in last
+    assert mean == f"skipnet average runs/{NAME}_soup runs/{NAME}/hrl runs/{NAME}_2/hrl runs/{NAME}_3/hrl"
+    assert "--epochs 2" in last and f"--init runs/{NAME}_soup " in last
     rows = draw_stages(stages, NAME)
     assert [row.split("|")[2].strip() for row in rows] == [
-        "taught", "taught", "taught, network 2", "taught, network 3", "", "taught",
+        "distilled", "distilled", "distilled, network 2", "distilled, network 3", "", "distilled",
     ]  # fmt: skip
     assert rows[4].startswith("| mean of the 3 networks |")
     assert sp.count("--init") == 0

@@ -21,17 +21,17 @@ from models.experiments.runner import reproduce
 from models.network import SkipNet
 from models.training import objective
 from models.training import step as training_step
-from models.training.distillation import teacher as wide
-from models.training.distillation.logits import ANSWERS, AnswersError, give_answers, read_answers, write_answers
-from models.training.distillation.teacher import (
-    KINDS,
-    NETWORK,
-    WideNetwork,
-    read_network,
-    teach,
+from models.training.distillation import training as teacher_training
+from models.training.distillation.location import LOGITS_FILE, TEACHER_FILE
+from models.training.distillation.logits import compute_teacher_logits, read_teacher_logits, write_teacher_logits
+from models.training.distillation.network import (
+    TEACHERS,
+    TeacherNetwork,
+    read_teacher,
     whitening_filters,
-    write_network,
+    write_teacher,
 )
+from models.training.distillation.training import train_teacher
 from models.training.job import JobOptions, make_job
 from models.training.loop import TrainingDiverged, train
 from models.training.recipes import Stage
@@ -54,16 +54,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide, "BATCH", 8)
-    monkeypatch.setattr(wide, "RATE", 0.01)
+    monkeypatch.setattr(teacher_training, "BATCH", 8)
+    monkeypatch.setattr(teacher_training, "RATE", 0.01)
 
 
 Show = Callable[[Iterator[int]], Iterator[int]]
 
 
-def teach_in(folder: Path, data: Path, epochs: int = 2, show: Show = quiet, network: str = "wide") -> Tensor:
+def teach_in(folder: Path, data: Path, epochs: int = 2, show: Show = quiet, network: str = "small") -> Tensor:
     source = read_source(ROW, "train", data)
-    teach(
+    train_teacher(
         source,
         folder,
         network=network,
@@ -75,7 +75,7 @@ def teach_in(folder: Path, data: Path, epochs: int = 2, show: Show = quiet, netw
         save_every=0,
         show=show,
     )
-    return read_answers(folder / ANSWERS, "cifar10", TRAIN, 10)
+    return read_teacher_logits(folder / LOGITS_FILE, "cifar10", TRAIN, 10)
 
 
 def test_the_first_layer_makes_patches_white(data: Path) -> None:
@@ -93,11 +93,11 @@ def test_a_killed_teacher_goes_on_to_the_same_answers(data: Path, tmp_path: Path
     whole = teach_in(tmp_path / "whole", data)
     with pytest.raises(Killed):
         teach_in(tmp_path / "killed", data, show=KilledAfter(6))
-    assert not (tmp_path / "killed" / ANSWERS).exists()
+    assert not (tmp_path / "killed" / LOGITS_FILE).exists()
     assert torch.equal(teach_in(tmp_path / "killed", data), whole)
-    given = (tmp_path / "killed" / ANSWERS).stat()
+    given = (tmp_path / "killed" / LOGITS_FILE).stat()
     assert torch.equal(teach_in(tmp_path / "killed", data), whole)
-    assert (tmp_path / "killed" / ANSWERS).stat() == given  # A finished run answers no second time.
+    assert (tmp_path / "killed" / LOGITS_FILE).stat() == given  # A finished run answers no second time.
     with pytest.raises(StateError, match="epochs=2"):
         teach_in(tmp_path / "killed", data, epochs=3)
     assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 2
@@ -106,7 +106,7 @@ def test_a_killed_teacher_goes_on_to_the_same_answers(data: Path, tmp_path: Path
 def test_a_teacher_learns_the_images_that_it_trains_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wide, "RATE", 0.05)
+    monkeypatch.setattr(teacher_training, "RATE", 0.05)
     answers = teach_in(tmp_path, data, epochs=20)
     source = read_source(ROW, "train", data)
     _, labels = source.in_memory(32)
@@ -115,43 +115,43 @@ def test_a_teacher_learns_the_images_that_it_trains_on(
 
 
 def test_a_teacher_that_diverges_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide, "RATE", 1e30)
-    with pytest.raises(TrainingDiverged, match=r"the loss of the wide network, epoch \d, is (nan|inf)"):
+    monkeypatch.setattr(teacher_training, "RATE", 1e30)
+    with pytest.raises(TrainingDiverged, match=r"the loss of the teacher, epoch \d, is (nan|inf)"):
         teach_in(tmp_path, data)
-    assert not (tmp_path / ANSWERS).exists()
+    assert not (tmp_path / LOGITS_FILE).exists()
 
 
 def test_too_few_images_for_a_teacher_are_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide, "BATCH", 33)
-    with pytest.raises(UserError, match="32 training images don't fill a batch of 33"):
+    monkeypatch.setattr(teacher_training, "BATCH", 33)
+    with pytest.raises(UserError, match="32 training images don't fill a teacher's batch of 33"):
         teach_in(tmp_path, data)
 
 
 def test_a_teacher_answers_alike_for_an_image_and_its_mirror(data: Path) -> None:
     pixels, _ = read_source(ROW, "train", data).in_memory(32)
-    network = WideNetwork(10).eval()
+    network = TeacherNetwork(10).eval()
     network.whiten(normalise(pixels, ROW.mean, ROW.std))
-    answers = give_answers(network, pixels, ROW)
-    torch.testing.assert_close(answers, give_answers(network, pixels.flip(3), ROW))
+    answers = compute_teacher_logits(network, pixels, ROW)
+    torch.testing.assert_close(answers, compute_teacher_logits(network, pixels.flip(3), ROW))
     with torch.no_grad():
         alone = network(normalise(pixels, ROW.mean, ROW.std))
     assert not torch.allclose(answers, alone)
 
 
 def test_answers_of_other_images_are_refused(tmp_path: Path) -> None:
-    file = tmp_path / ANSWERS
+    file = tmp_path / LOGITS_FILE
     answers = torch.randn(7, 10)
-    write_answers(file, answers, "cifar10", "wide")
-    torch.testing.assert_close(read_answers(file, "cifar10", 7, 10), answers, atol=1e-2, rtol=1e-3)
+    write_teacher_logits(file, answers, "cifar10", "small")
+    torch.testing.assert_close(read_teacher_logits(file, "cifar10", 7, 10), answers, atol=1e-2, rtol=1e-3)
     for dataset, images, classes in (("svhn", 7, 10), ("cifar10", 8, 10), ("cifar10", 7, 100)):
-        with pytest.raises(AnswersError, match="holds answers for 7 images of cifar10 in 10 classes"):
-            read_answers(file, dataset, images, classes)
-    write_answers(file, answers.log(), "cifar10", "wide")
-    with pytest.raises(AnswersError, match="holds NaN or infinity"):
-        read_answers(file, "cifar10", 7, 10)
+        with pytest.raises(UserError, match="holds logits for 7 images of cifar10 in 10 classes"):
+            read_teacher_logits(file, dataset, images, classes)
+    write_teacher_logits(file, answers.log(), "cifar10", "small")
+    with pytest.raises(UserError, match="holds NaN or infinity"):
+        read_teacher_logits(file, "cifar10", 7, 10)
     file.write_bytes(b"half a file")
-    with pytest.raises(AnswersError, match="can't be read as a teacher's answers"):
-        read_answers(file, "cifar10", 7, 10)
+    with pytest.raises(UserError, match="can't be read as a teacher's logits"):
+        read_teacher_logits(file, "cifar10", 7, 10)
 
 
 def test_each_image_is_judged_by_the_answer_to_itself(
@@ -160,10 +160,10 @@ def test_each_image_is_judged_by_the_answer_to_itself(
     source = read_source(ROW, "train", data)
     _, labels = source.in_memory(32)
     # A teacher that is always right: what a step is told must be its own labels.
-    write_answers(tmp_path / ANSWERS, torch.nn.functional.one_hot(labels, 10).float(), "cifar10", "wide")
+    write_teacher_logits(tmp_path / LOGITS_FILE, torch.nn.functional.one_hot(labels, 10).float(), "cifar10", "small")
     options = JobOptions(
-        "cifar10_rnn_gate_38", "cifar10", tmp_path / "run", data, stages=("sp",), recipe="dial",
-        teacher=tmp_path / ANSWERS, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
+        "cifar10_rnn_gate_38", "cifar10", tmp_path / "run", data, stages=("sp",), recipe="multi_budget",
+        teacher=tmp_path / LOGITS_FILE, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
     )  # fmt: skip
     seen = []
 
@@ -180,41 +180,41 @@ def test_each_image_is_judged_by_the_answer_to_itself(
 
 
 def test_a_wide_network_is_kept_and_read_again(data: Path, tmp_path: Path) -> None:
-    answers = teach_in(tmp_path, data, network="wider")
-    network = read_network(tmp_path / NETWORK, "cifar10", 10)
-    assert network.head.in_features == 2 * WideNetwork(10).head.in_features and not network.training
+    answers = teach_in(tmp_path, data, network="large")
+    network = read_teacher(tmp_path / TEACHER_FILE, "cifar10", 10)
+    assert network.head.in_features == 2 * TeacherNetwork(10).head.in_features and not network.training
     pixels, _ = read_source(ROW, "train", data).in_memory(32)
-    torch.testing.assert_close(give_answers(network, pixels, ROW), answers, atol=1e-2, rtol=1e-2)
-    with pytest.raises(StateError, match="network='wider'"):
-        teach_in(tmp_path, data, network="wide")
+    torch.testing.assert_close(compute_teacher_logits(network, pixels, ROW), answers, atol=1e-2, rtol=1e-2)
+    with pytest.raises(StateError, match="network='large'"):
+        teach_in(tmp_path, data, network="small")
 
 
 def test_a_wide_network_of_other_images_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / NETWORK
-    write_network(file, WideNetwork(10), "cifar10", "wide")
+    file = tmp_path / TEACHER_FILE
+    write_teacher(file, TeacherNetwork(10), "cifar10", "small")
     for dataset, classes in (("svhn", 10), ("cifar10", 100)):
-        with pytest.raises(AnswersError, match=f"for cifar10 in 10 classes, not for {dataset} in {classes}"):
-            read_network(file, dataset, classes)
-    write_answers(file, torch.zeros(7, 10), "cifar10", "wide")
-    with pytest.raises(AnswersError, match="can't be read as a wide network"):
-        read_network(file, "cifar10", 10)
+        with pytest.raises(UserError, match=f"for cifar10 in 10 classes, not for {dataset} in {classes}"):
+            read_teacher(file, dataset, classes)
+    write_teacher_logits(file, torch.zeros(7, 10), "cifar10", "small")
+    with pytest.raises(UserError, match="can't be read as a teacher"):
+        read_teacher(file, "cifar10", 10)
 
 
 @pytest.mark.parametrize("stage", ["plain", "sp", "hrl"])
 def test_a_wide_network_is_asked_about_each_image_as_it_is_seen(
     stage: Stage, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teach_in(tmp_path, data, network="wider")
+    teach_in(tmp_path, data, network="large")
     arch = "cifar10_resnet_38" if stage == "plain" else "cifar10_rnn_gate_38"
     options = JobOptions(
-        arch, "cifar10", tmp_path / "run", data, stages=(stage,), recipe="taught", teacher=tmp_path / NETWORK,
-        epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off", changes={"overlaid": 1.0},
+        arch, "cifar10", tmp_path / "run", data, stages=(stage,), recipe="distilled", teacher=tmp_path / TEACHER_FILE,
+        epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off", changes={"mixup": 1.0},
     )  # fmt: skip
     job = make_job(options)
-    assert isinstance(job.teacher, WideNetwork)
+    assert isinstance(job.teacher, TeacherNetwork)
     asked, seen = [], []
     job.teacher.register_forward_hook(lambda _, given, answers: asked.append((given[0], answers)))
-    judge, take = objective.distillation, type(job.network).forward
+    judge, take = objective.distillation_loss, type(job.network).forward
 
     def judged(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
         seen.append(answers)
@@ -226,7 +226,7 @@ def test_a_wide_network_is_asked_about_each_image_as_it_is_seen(
         return take(network, images, *rest, **more)  # type: ignore[arg-type]
 
     trained: list[Tensor] = []
-    monkeypatch.setattr(objective, "distillation", judged)
+    monkeypatch.setattr(objective, "distillation_loss", judged)
     monkeypatch.setattr(SkipNet, "forward", forward)
     folder = train(job, resume=False, save_every=300, show=quiet)
     assert len(asked) == len(seen) == len(trained) == 3
@@ -235,29 +235,32 @@ def test_a_wide_network_is_asked_about_each_image_as_it_is_seen(
         torch.testing.assert_close(learned_from[: len(images)], images)
         assert images.std() < 0.95 * job.batches(job.recipes[0]).epoch(0).__next__()[0].std()
     (told,) = read_config(folder).training["stages"]
-    assert told["teacher"] == "wider" and told["overlaid"] == 1.0
+    assert told["teacher"] == "large" and told["mixup"] == 1.0
 
 
 def test_a_wide_teacher_of_other_options_is_refused(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
-    teach_in(tmp_path / "cifar10_wide", data, epochs=2)
+    teach_in(tmp_path / "cifar10_teacher_small", data, epochs=2)
     with pytest.raises(StateError, match=r"state.pt belongs to a run with .*epochs=2"):
         reproduce(plan, tiny("plain-taught"), 0, save_every=300, show=quiet)
     # Of a teacher that came without its state nothing is known.
-    (tmp_path / "cifar10_wide" / "state.pt").unlink()
+    (tmp_path / "cifar10_teacher_small" / "state.pt").unlink()
     assert make_job(replace(plan.options(tiny("plain-taught"), 0), init=None, limit=24)).teacher is not None
 
 
 def test_a_row_of_a_wider_teacher_trains_that_first(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
-    assert plan.options(find_row("patient-hrl-half", "short"), 0).teacher == tmp_path / "cifar10_wider" / ANSWERS
+    assert (
+        plan.options(find_row("patient-hrl-half", "short"), 0).teacher
+        == tmp_path / "cifar10_teacher_large" / LOGITS_FILE
+    )
     asked = plan.options(find_row("patient", "short"), 0).teacher
-    assert asked == tmp_path / "cifar10_wider" / NETWORK
+    assert asked == tmp_path / "cifar10_teacher_large" / TEACHER_FILE
     reproduce(plan, tiny("patient"), 0, save_every=300, show=quiet)
-    assert read_network(asked, "cifar10", 10).head.in_features == KINDS["wider"].width * 256
-    assert not (tmp_path / "cifar10_wide").exists()
+    assert read_teacher(asked, "cifar10", 10).head.in_features == TEACHERS["large"].width * 256
+    assert not (tmp_path / "cifar10_teacher_small").exists()
 
 
 def test_a_row_that_is_taught_trains_its_teacher_first(data: Path, tmp_path: Path) -> None:
@@ -265,7 +268,7 @@ def test_a_row_that_is_taught_trains_its_teacher_first(data: Path, tmp_path: Pat
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
     row = replace(tiny("taught"), start=None)
     reproduce(plan, row, 0, save_every=300, show=quiet)
-    answers = tmp_path / "cifar10_wide" / ANSWERS
+    answers = tmp_path / "cifar10_teacher_small" / LOGITS_FILE
     written = answers.stat().st_mtime_ns
     assert plan.options(find_row("taught-hrl", "short"), 0).teacher == answers
     (tmp_path / "results" / "cifar10_38" / "short" / "taught-0.json").unlink()

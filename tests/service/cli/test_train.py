@@ -13,8 +13,8 @@ from models.checkpoint import read_config
 from models.model_card.training_commands import draw_commands, shared
 from models.training.job import JobOptions, override
 from models.training.loop import stage_summary
-from models.training.recipes import Recipe, Rung, find_changes, find_recipe, read_changes
-from models.training.soup import AVERAGE
+from models.training.recipes import OperatingPoint, Recipe, find_changes, find_recipe, read_changes
+from models.training.soup import SOUP
 from service.cli.main import main
 from service.cli.training.train import STAGES, Train
 from tests.service.parts import picture
@@ -29,7 +29,7 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
 
 def trained(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the stages that are trained; of networks that went into a mean, those that they don't share."""
-    found = [stage for stage in stages if stage["stage"] != AVERAGE]
+    found = [stage for stage in stages if stage["stage"] != SOUP]
     for stage in stages:
         found += [each for other in stage.get("of", []) for each in other[shared(stages, other) :]]
     return found
@@ -55,17 +55,22 @@ def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Pat
 
 
 def test_what_a_stage_changed_of_its_recipe_makes_it_again() -> None:
-    changes = {"open_bias": 0.0, "targets_fall": (0.0, 0.05), "rungs": (Rung(1, 0.5, 0.6),), "spread": None}
-    changed = override(find_recipe("taught", "sp"), JobOptions("", "", Path(), changes=changes))
+    changes = {
+        "gate_bias_init": 0.0,
+        "target_annealing": (0.0, 0.05),
+        "operating_points": (OperatingPoint(1, 0.5, 0.6),),
+        "per_sample_spread": None,
+    }
+    changed = override(find_recipe("distilled", "sp"), JobOptions("", "", Path(), changes=changes))
     found = find_changes(as_json(changed) | {"seed": 1})
     assert found.keys() == changes.keys()
     assert read_changes(json.dumps(found)) == changes
 
 
 def test_what_is_not_changed_or_not_known_is_no_change() -> None:
-    summary = as_json(find_recipe("dial", "sp"))
+    summary = as_json(find_recipe("multi_budget", "sp"))
     assert find_changes(summary) == find_changes(summary | {"epochs": 3, "batch": 64, "target": 0.6}) == {}
-    del summary["statistics"], summary["rungs"]
+    del summary["statistics"], summary["operating_points"]
     assert find_changes(summary) == {}
     assert find_changes({"name": "mine", "stage": "sp", "rate": 3.0}) == {}
 
@@ -73,15 +78,15 @@ def test_what_is_not_changed_or_not_known_is_no_change() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("open_bias=0", "a recipe's changes are a JSON object such as"),
+        ("gate_bias_init=0", "a recipe's changes are a JSON object such as"),
         ("[1]", "a recipe's changes are a JSON object such as"),
-        ('{"bias": 0}', "no value 'bias' of a recipe can be changed; there are rate, "),
-        ('{"epochs": 3}', "no value 'epochs' of a recipe can be changed"),
-        ('{"open_bias": "wide"}', "open_bias of a recipe: Input should be a valid number"),
-        ('{"rungs": [{"share": 1}]}', "rungs of a recipe: "),
-        ('{"rungs": [{"share": 2, "threshold": 0.5, "target": 0.5}]}', "should be less than or equal to 1"),
-        ('{"samples": 0}', "samples of a recipe: Input should be greater than or equal to 1"),
-        ('{"temperature": 0}', "temperature of a recipe: Input should be greater than 0"),
+        ('{"bias": 0}', "unknown recipe value 'bias'; expected one of rate, "),
+        ('{"epochs": 3}', "unknown recipe value 'epochs'"),
+        ('{"gate_bias_init": "wide"}', "recipe value gate_bias_init: Input should be a valid number"),
+        ('{"operating_points": [{"share": 1}]}', "recipe value operating_points: "),
+        ('{"operating_points": [{"share": 2, "threshold": 0.5, "target": 0.5}]}', "should be less than or equal to 1"),
+        ('{"samples": 0}', "recipe value samples: Input should be greater than or equal to 1"),
+        ('{"temperature": 0}', "recipe value temperature: Input should be greater than 0"),
     ],
 )
 def test_a_wrong_change_is_told_before_anything_is_read(

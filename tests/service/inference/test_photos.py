@@ -42,7 +42,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = make_job(options)
     # Batch norm knows little after three steps, and the recipes' own rates would be too much for it; gates that
     # begin neither open nor sharp are still undecided.
-    gentle = replace(job, recipes=[replace(recipe, rate=1e-4, open_bias=0, sharpen=1) for recipe in job.recipes])
+    gentle = replace(
+        job, recipes=[replace(recipe, rate=1e-4, gate_bias_init=0, gate_logit_scale=1) for recipe in job.recipes]
+    )
     trained = train(gentle, resume=False, save_every=300, show=quiet)
     checkpoint = read_checkpoint(trained)
     engine = load_engine(checkpoint, "reference", threads=1)
@@ -67,7 +69,7 @@ def test_its_checkpoint_tells_how_it_was_made(checkpoint: Checkpoint) -> None:
     assert config.labels == ["golf ball", "parachute"]
     assert (config.input.resize, config.input.height) == (73, SIZE)
     assert [stage["stage"] for stage in config.training["stages"]] == ["sp", "hrl"]
-    assert (config.training["train_images"], config.training["held_out_images"]) == (12, 6)
+    assert (config.training["train_images"], config.training["validation_images"]) == (12, 6)
 
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "native"])

@@ -1,0 +1,65 @@
+"""Names that earlier versions wrote, and the names that they have now.
+
+Files and command lines that use an old name are read as if they used the new one; only new names are written.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+KEYS = {
+    "open_bias": "gate_bias_init",
+    "rungs": "operating_points",
+    "targets_fall": "target_annealing",
+    "target_weight": "target_rate_weight",
+    "distil": "distillation_weight",
+    "overlaid": "mixup",
+    "spread": "per_sample_spread",
+    "gates_alone": "freeze_backbone",
+    "sharpen": "gate_logit_scale",
+    "held_out_images": "validation_images",
+}
+"""Hyper-parameters of a recipe, and what a checkpoint records of its training."""
+POINT_KEYS = {"target": "target_rate"}
+"""Of an operating point. An early stage record has a ``target`` of its own, which is another value."""
+RECIPES = {"taught": "distilled", "dial": "multi_budget", "average": "soup"}
+STAGES = {"average": "soup"}
+TEACHERS = {
+    "wide": "small",
+    "wider": "large",
+    "answers": "small-logits",
+    "wide-answers": "small-logits",
+    "wider-answers": "large-logits",
+}
+VALUES = {"name": RECIPES, "stage": STAGES, "teacher": TEACHERS, "network": TEACHERS}
+"""The values that have new names, by key."""
+
+
+def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mapping under the current names, nested stages and operating points included.
+
+    A key may follow a stage's name and a space, as in a run's saved state: "sp open_bias".
+    """
+    renamed = {}
+    for key, value in values.items():
+        stage, space, name = key.rpartition(" ")
+        name = KEYS.get(name, name)
+        renamed[f"{stage}{space}{name}"] = current_value(name, value)
+    return renamed
+
+
+def current_value(name: str, value: Any) -> Any:
+    """Return a value of the current key ``name`` under the current names."""
+    if isinstance(value, str):
+        return VALUES.get(name, {}).get(value, value)
+    if isinstance(value, Mapping):
+        return current_names(value)
+    if isinstance(value, list | tuple):
+        if name == "operating_points":
+            return type(value)(rename_point(point) for point in value)
+        return type(value)(current_value(name, part) if not isinstance(part, str) else part for part in value)
+    return value
+
+
+def rename_point(point: Any) -> Any:
+    """Return an operating point under the current names."""
+    return {POINT_KEYS.get(key, key): value for key, value in point.items()} if isinstance(point, Mapping) else point

@@ -1,0 +1,50 @@
+"""Where teachers are kept, and what a checkpoint's training record calls them."""
+
+from pathlib import Path
+
+from safetensors import safe_open
+
+from models.legacy_names import TEACHERS as LEGACY_TEACHERS
+from models.training.distillation.network import TEACHERS
+
+TEACHER_FILE, LOGITS_FILE = "teacher.safetensors", "teacher_logits.safetensors"
+LEGACY_FILES = {TEACHER_FILE: "network.safetensors", LOGITS_FILE: "answers.safetensors"}
+LOGITS = "-logits"
+
+
+def parse_teacher(name: str) -> tuple[str, str] | None:
+    """Return the teacher network and the file that a stage's record means by ``name``, or None for a checkpoint.
+
+    "large" is the network used online, "large-logits" are the logits that it computed once.
+    """
+    network = name.removesuffix(LOGITS)
+    if network not in TEACHERS:
+        return None
+    return network, TEACHER_FILE if name == network else LOGITS_FILE
+
+
+def teacher_name(file: Path) -> str:
+    """Return what a stage's record calls the teacher, or the teacher's logits, in a file."""
+    with safe_open(file, "pt") as opened:
+        # The earliest files don't name their network; there was one.
+        network: str = (opened.metadata() or {}).get("network", "small")
+    network = LEGACY_TEACHERS.get(network, network)
+    return network if is_network(file) else f"{network}{LOGITS}"
+
+
+def is_network(file: Path) -> bool:
+    """Whether a file is a teacher, to be used online, by its name; else it holds a teacher's logits."""
+    return file.name in (TEACHER_FILE, LEGACY_FILES[TEACHER_FILE])
+
+
+def teacher_folder(runs: Path, dataset: str, network: str) -> Path:
+    """Return the folder in ``runs`` of a teacher's training; that of an earlier version, where there is one."""
+    folder = runs / f"{dataset}_teacher_{network}"
+    legacy = [runs / f"{dataset}_{old}" for old, new in LEGACY_TEACHERS.items() if new == network]
+    return next((each for each in legacy if each.exists() and not folder.exists()), folder)
+
+
+def teacher_file(folder: Path, name: str) -> Path:
+    """Return ``TEACHER_FILE`` or ``LOGITS_FILE`` in a folder; under its earlier name, where only that exists."""
+    file, legacy = folder / name, folder / LEGACY_FILES[name]
+    return legacy if legacy.exists() and not file.exists() else file

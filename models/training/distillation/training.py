@@ -1,0 +1,152 @@
+"""The training of a distillation teacher: SGD on smoothed labels, a run that resumes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from models.data.augmentation import normalise
+from models.data.batches import MemoryBatches
+from models.data.datasets import DatasetRow
+from models.data.source import Source
+from models.data.validation_split import split_positions
+from models.errors import UserError
+from models.training.distillation.location import LOGITS_FILE, TEACHER_FILE, teacher_file
+from models.training.distillation.logits import compute_teacher_logits, write_teacher_logits
+from models.training.distillation.network import TEACHERS, TeacherConfig, TeacherNetwork, write_teacher
+from models.training.hardware import multiplies_bfloat16, prepare_process
+from models.training.loop import require_finite
+from models.training.objective import Step
+from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
+
+WHITENED = 5000
+"""Images that the first layer's filters are computed from."""
+BATCH, RATE, BIAS_RATE, MOMENTUM, DECAY = 256, 0.25, 4, 0.9, 5e-4
+WARM_UP, FIRST = 0.2, 0.2
+"""The share of the steps in which the rate rises, and the share of the peak rate that it starts at."""
+
+
+@dataclass
+class TeacherTraining:
+    """A run of ``steps`` steps of SGD; the learning rate rises, then falls to zero, both linearly."""
+
+    network: TeacherNetwork
+    batches: MemoryBatches
+    config: TeacherConfig
+    steps: int
+    state: StateFile
+    log: Path
+
+    def train(self, show: Callable[[Iterator[int]], Iterator[int]], measure: Callable[[], float]) -> bool:
+        """Run the steps that are left, and log each epoch; return whether there were any."""
+        optimizer, progress = self.optimizer(), Progress()
+        if self.state.path.exists():
+            progress, optimizer_state = self.state.load(self.network)
+            if optimizer_state is not None:
+                optimizer.load_state_dict(optimizer_state)
+        cut_log(self.log, progress)
+        finished = progress.step == self.steps
+        while progress.step < self.steps:
+            epoch, start = divmod(progress.step, self.batches.steps_per_epoch)
+            self.network.train()
+            watch = Stopwatch()
+            steps = show(iter(range(start, self.batches.steps_per_epoch)))
+            for within, (images, labels) in zip(steps, self.batches.epoch(epoch, start), strict=False):
+                step = self.step(optimizer, images, labels, progress.step / self.steps)
+                progress.add(step, len(labels), *watch.lap())
+                if self.state.due() and within + 1 < self.batches.steps_per_epoch:
+                    self.state.save(progress, self.network, optimizer)
+            self.log_epoch(progress, epoch, measure())
+            self.state.save(progress, self.network, optimizer)
+        return not finished
+
+    def optimizer(self) -> torch.optim.SGD:
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [each for each in trained if each.ndim > 1], "weight_decay": DECAY, "times": 1},
+            {"params": [each for each in trained if each.ndim <= 1], "weight_decay": 0.0, "times": BIAS_RATE},
+        ]
+        return torch.optim.SGD(groups, lr=RATE, momentum=MOMENTUM, nesterov=True)
+
+    def step(self, optimizer: torch.optim.SGD, images: Tensor, labels: Tensor, done: float) -> Step:
+        """Take a step; ``done`` (0..1) is the share of the steps that have been taken."""
+        rate = RATE * (FIRST + (1 - FIRST) * done / WARM_UP if done < WARM_UP else (1 - done) / (1 - WARM_UP))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["times"]
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=multiplies_bfloat16(images.device)):
+            logits = self.network(images).float()
+        loss = cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        correct = (logits.argmax(1) == labels).sum()
+        return Step(loss, correct, torch.full_like(correct, len(labels)))
+
+    def log_epoch(self, progress: Progress, epoch: int, accuracy: float) -> None:
+        assert progress.sums is not None
+        loss, correct, _ = (progress.sums / progress.images).tolist()
+        require_finite(loss, f"the teacher, epoch {epoch + 1}", "another --seed, in another --output")
+        row = {
+            "epoch": epoch + 1,
+            "loss": round(loss, 4),
+            "train_accuracy": round(correct, 4),
+            "accuracy": round(accuracy, 4),
+            "seconds": round(progress.seconds, 3),
+            "cpu_seconds": round(progress.cpu_seconds, 3),
+        }
+        log_row(self.log, row, progress)
+
+
+def accuracy_on(network: TeacherNetwork, pixels: Tensor, labels: Tensor, row: DatasetRow) -> float:
+    """Return the accuracy (0..1) on images uint8 [N, 3, H, W]; puts the network into evaluation mode."""
+    logits = compute_teacher_logits(network.eval(), pixels, row)
+    return float((logits.argmax(1).cpu() == labels).float().mean())
+
+
+def train_teacher(
+    source: Source,
+    folder: Path,
+    *,
+    network: str,
+    epochs: int | None,
+    held_out: int,
+    limit: int | None,
+    seed: int,
+    device: torch.device,
+    save_every: float,
+    show: Callable[[Iterator[int]], Iterator[int]],
+) -> None:
+    """Train a teacher on a data set of small images, or resume its training, and write its logits.
+
+    ``network`` is one of `TEACHERS`; ``epochs`` defaults to its own. ``held_out`` images are the validation images.
+    ``folder`` gets `LOGITS_FILE`, `TEACHER_FILE`, ``log.jsonl`` and ``state.pt``. Raises UserError for images that
+    don't all have the data set's own size, for too few images, for a folder that holds the state of another run, and
+    for a loss that is no longer finite.
+    """
+    config = TEACHERS[network]
+    epochs = epochs or config.epochs
+    train, validation = split_positions(source, held_out, limit)
+    if len(train) < BATCH:
+        raise UserError(f"{len(train)} training images don't fill a teacher's batch of {BATCH}; take more images")
+    row, (pixels, labels) = source.row, source.in_memory(source.row.size)
+    prepare_process(seed)
+    batches = MemoryBatches(pixels[train], labels[train], row, row.size, BATCH, seed, device)
+    first = normalise(pixels[train[:WHITENED]], row.mean, row.std)
+    teacher = TeacherNetwork(len(source.classes), config.width)
+    teacher.whiten(first)
+    teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pixels = pixels.to(device)
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = {"network": network, "dataset": row.name, "epochs": epochs, "seed": seed}
+    identity |= {"train_images": len(train), "validation_images": held_out}
+    state = StateFile(folder, identity, save_every)
+    run = TeacherTraining(teacher, batches, config, epochs * batches.steps_per_epoch, state, folder / LOG)
+    trained = run.train(show, lambda: accuracy_on(teacher, pixels[validation], labels[validation], row))
+    if trained or not teacher_file(folder, LOGITS_FILE).is_file():
+        logits = compute_teacher_logits(teacher.eval(), pixels, row).cpu()
+        write_teacher_logits(folder / LOGITS_FILE, logits, row.name, network)
+    if trained or not teacher_file(folder, TEACHER_FILE).is_file():
+        write_teacher(folder / TEACHER_FILE, teacher, row.name, network)
