@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -20,7 +20,6 @@ import uvicorn
 from service.app import create_app
 from service.container import Container
 from service.http.protocol import BoundedProtocol
-from service.http.refusals import Refusals
 from service.repository.loaded_model import LoadedModel
 from service.settings import Settings, misspelt
 from service.telemetry.logs import configure
@@ -29,8 +28,10 @@ log = logging.getLogger("skipnet.server")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ACCEPTS = 32
-"""New connections in one turn of the event loop. libuv takes one a turn for each listening handle, and a turn is long
-under load: probes, and whoever should get a 429, would wait unheard for seconds."""
+"""Handles of each listening socket. libuv accepts one connection for each in a turn of the event loop; under load, new
+connections would wait for seconds before a request on them could be refused."""
+GRACE_SECONDS = 0.25
+"""How long open connections are still read at the end. A client may have sent a request already, and gets a 503."""
 
 
 def serve(settings: Settings, sockets: list[socket.socket] | None = None, workers: Sequence[Path] = ()) -> NoReturn:
@@ -74,12 +75,11 @@ def build(
 ) -> "Server":
     """Return a server that has yet to run; ``load`` and ``workers`` are `create_app`'s."""
     app = create_app(settings, load, workers)
-    refusals = Refusals(app.state.container)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(BoundedProtocol, refuse=refusals.answer),  # type: ignore[arg-type]
+        http=BoundedProtocol,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -87,19 +87,18 @@ def build(
         timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
-    return Server(config, app.state.container, refusals, settings.drain_pause)
+    return Server(config, app.state.container, settings.drain_pause)
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, with a drain in which it still answers, and an eye on the engine."""
+    """uvicorn's server, which drains before it ends and ends when the engine fails."""
 
-    def __init__(self, config: uvicorn.Config, container: Container, refusals: Refusals, drain_pause: float) -> None:
+    def __init__(self, config: uvicorn.Config, container: Container, drain_pause: float) -> None:
         super().__init__(config)
         self.container = container
-        self.refusals = refusals
         self.drain_pause = drain_pause
         self.drained_at: float | None = None
-        self.kept: list[socket.socket] = []
+        self.listeners: list[socket.socket] = []
         self.exit_code = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
@@ -125,59 +124,36 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            await self.listen_often()
+        self.listeners = sockets or [self.config.bind_socket()]
+        await super().startup([each.dup() for each in self.listeners for _ in range(ACCEPTS)])
         if self.started and sockets is None:
-            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            host, port = self.listeners[0].getsockname()[:2]
             log.info(
                 "listening",
                 extra={"fields": {"address": f"http://{f'[{host}]' if ':' in host else host}:{port}"}},
             )
 
-    def connection(self) -> asyncio.Protocol:
-        """Return the protocol of a new connection."""
-        return self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-
-    async def listen_often(self) -> None:
-        """Put ACCEPTS handles on each socket that is listened at, and keep one that the event loop knows nothing of."""
-        loop = asyncio.get_running_loop()
-        for listener in [listener for server in self.servers for listener in server.sockets]:
-            self.kept.append(another_handle(listener))
-            for _ in range(ACCEPTS - 1):
-                again = another_handle(listener)
-                self.servers.append(await loop.create_server(self.connection, sock=again, backlog=self.config.backlog))
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+        """Finish what was admitted, answer 503 to requests on their way, and end."""
         self.container.health.draining = True
-        # In the same step of the loop as uvicorn closes its sockets: what is admitted now is finished, what
-        # comes now is refused.
         self.container.close()
-        ending = asyncio.create_task(super().shutdown(sockets))
-        await asyncio.sleep(0)
-        # Until the kept handles are closed too, connections still come, and would be lost with the sockets.
-        for waiting in [waiting for listener in self.kept for waiting in take_all(listener)]:
-            _, protocol = await asyncio.get_running_loop().connect_accepted_socket(self.connection, waiting)
-            protocol.shutdown()  # type: ignore[attr-defined]
-        await ending
-        self.refusals.flush()
+        for server in self.servers:
+            server.close()
+        await self.accept_rest()
+        await asyncio.sleep(GRACE_SECONDS)
+        await super().shutdown(self.listeners)
         log.info("stopped")
 
+    async def accept_rest(self) -> None:
+        """Accept the connections that wait at the sockets, which the kernel would reset."""
+        for listener in self.listeners:
+            listener.setblocking(False)
+            with suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    await asyncio.get_running_loop().connect_accepted_socket(self.protocol, connection)
+            listener.close()
 
-def another_handle(listener: socket.socket) -> socket.socket:
-    """Return another handle of a socket."""
-    return socket.socket(fileno=os.dup(listener.fileno()))
-
-
-def take_all(listener: socket.socket) -> list[socket.socket]:
-    """Return the connections that wait at a socket, and close it: the kernel resets those that are left there."""
-    with listener:
-        listener.setblocking(False)
-        waiting: list[socket.socket] = []
-        while True:
-            try:
-                waiting.append(listener.accept()[0])
-            except OSError:  # None waits, or no file is left to open for one.
-                return waiting
+    def protocol(self) -> asyncio.Protocol:
+        """Return the protocol of a new connection, as `uvicorn.Server.startup` makes it."""
+        return BoundedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)

@@ -121,9 +121,7 @@ class Settings(EngineOptions):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least severe line to write"
     )
-    log_format: Literal["text", "json"] = Field(
-        default="text", description="one line per request either way; of 429s, one line a second"
-    )
+    log_format: Literal["text", "json"] = Field(default="text", description="one line per request either way")
     tracing: bool = Field(
         default=False,
         description="send an OpenTelemetry span of each request to classify, as the OTEL_… variables say; needs "

@@ -16,7 +16,7 @@ from service.http.request_context import RequestContext, request_id
 log = logging.getLogger("skipnet.access")
 
 INFERENCE_PATH = re.compile(r"/classify|/v2/models/[^/]+(/versions/[^/]+)?/infer")
-"""What classifies: counted in skipnet_requests_total, and refused while the house is full."""
+"""The paths that classify, which `skipnet_requests_total` counts."""
 
 
 def is_inference(scope: Scope) -> bool:

@@ -1,13 +1,12 @@
-import asyncio
 import re
 import socket
 import time
 from collections.abc import Callable
-from typing import cast
 
 import pytest
 
-from service.http.protocol import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED, BoundedProtocol, OneWrite
+from service.http.parser import MAX_HEAD, MAX_HEADERS, MAX_PIPELINED, Parser
+from service.http.protocol import BoundedProtocol
 from service.repository.loaded_model import LoadedModel
 from tests.service.parts import Running, encoded, engine_of, picture, until
 
@@ -47,35 +46,17 @@ def test_a_head_of_too_many_lines_is_refused(running: Running) -> None:
 
 def test_requests_that_come_faster_than_their_answers_are_not_kept(running: Running) -> None:
     waiting: list[int] = []
-    begin = BoundedProtocol.on_message_begin
+    begin = Parser.on_message_begin
 
-    def note(self: BoundedProtocol) -> None:
-        waiting.append(len(self.pipeline))
+    def note(self: Parser) -> None:
+        waiting.append(len(self.protocol.pipeline))
         begin(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BoundedProtocol, "on_message_begin", note)
+        patch.setattr(Parser, "on_message_begin", note)
         with connect(running) as client:
             assert is_cut_off(client, b"GET /nowhere HTTP/1.1\r\n\r\n" * 1000)
     assert max(waiting) == MAX_PIPELINED
-
-
-def test_a_connection_with_answers_to_come_is_not_read(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    paused: list[bool] = []
-    complete = BoundedProtocol.on_response_complete
-
-    def note(self: BoundedProtocol) -> None:
-        complete(self)
-        paused.append(self.flow.read_paused)
-
-    monkeypatch.setattr(BoundedProtocol, "on_response_complete", note)
-    with connect(running) as client:
-        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 4)
-        assert answers(client, 4).count(b" 200 ") == 4
-        client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b" 200 " in answers(client, 1)
-    # The last but one of the four has none behind it that waits for its turn.
-    assert paused[:4] == [True, True, False, False]
 
 
 def test_head_within_the_bound_is_answered(running: Running) -> None:
@@ -136,7 +117,7 @@ def is_cut_off(client: socket.socket, data: bytes) -> bool:
 
 
 def test_what_is_sent_after_the_answer_comes_to_an_end(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BoundedProtocol, "leftover_seconds", 0.2)
+    monkeypatch.setattr(BoundedProtocol, "rest_seconds", 0.2)
     with connect(running) as client:
         client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
         assert is_cut_off(client, b"y")
@@ -145,7 +126,7 @@ def test_what_is_sent_after_the_answer_comes_to_an_end(running: Running, monkeyp
 def test_a_body_that_ends_after_the_answer_leaves_the_connection_open(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BoundedProtocol, "leftover_seconds", 0.05)
+    monkeypatch.setattr(BoundedProtocol, "rest_seconds", 0.05)
     with connect(running) as client:
         client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
         assert b" 404 " in answers(client, 1)
@@ -183,9 +164,8 @@ def test_trailers_that_never_end_are_cut_off(running: Running, trailers: bytes) 
         assert is_cut_off(client, trailers)
 
 
-def test_line_ends_do_not_keep_a_connection_open(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.2)
-    with connect(running) as client:
+def test_line_ends_do_not_keep_a_connection_open(start: Callable[..., Running]) -> None:
+    with connect(start(keep_alive=1)) as client:
         client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b" 200 " in answers(client, 1)
         client.sendall(b"\r\n")
@@ -209,11 +189,11 @@ def test_answers_that_nobody_reads_are_given_up(running: Running, monkeypatch: p
         until(lambda: not connected())
 
 
-def test_requests_of_a_client_that_hung_up_are_not_computed(start: Callable[..., Running], model: LoadedModel) -> None:
+def test_request_of_a_client_that_hung_up_is_cancelled(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
     engine_of(model).open.clear()
     with connect(server) as client:
-        client.sendall(post(b"/classify", encoded(picture(0))) * 3)
+        client.sendall(post(b"/classify", encoded(picture(0))))
         until(lambda: server.container.admission.image_count == 1)
         engine_of(model).entered.get(timeout=20)
     until(lambda: server.container.admission.image_count == 0)
@@ -258,34 +238,3 @@ def test_what_stands_before_a_head_is_no_part_of_it(running: Running, before: st
         assert b" 431 " not in answers(client, count)
         client.sendall(b"\r\n\r\n")
         assert b" 200 " in answers(client, 1)
-
-
-class Wire:
-    """A transport that notes what it is told to do."""
-
-    def __init__(self) -> None:
-        self.told: list[bytes | str] = []
-
-    def write(self, data: bytes) -> None:
-        self.told.append(data)
-
-    def close(self) -> None:
-        self.told.append("close")
-
-    def is_closing(self) -> bool:
-        return "close" in self.told
-
-
-def test_head_and_body_of_an_answer_are_written_at_once() -> None:
-    async def answer() -> list[bytes | str]:
-        wire = Wire()
-        transport = OneWrite(cast(asyncio.Transport, wire), asyncio.get_running_loop())
-        transport.write(b"head")
-        transport.write(b"body")
-        await asyncio.sleep(0)
-        transport.write(b"next")
-        transport.close()
-        await asyncio.sleep(0)
-        return wire.told
-
-    assert asyncio.run(answer()) == [b"headbody", b"next", "close"]

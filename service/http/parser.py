@@ -1,0 +1,109 @@
+"""The HTTP parser: httptools' with limits on heads and without protocol upgrades.
+
+httptools has no limit on the size of a head, on the trailers behind a chunked body or on pipelined requests. It also
+stops at a request that asks for another protocol. Java's HTTP client sends such a request by default, and its body
+would be lost.
+"""
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD = 32 << 10
+"""Bytes of a request line with its headers, and of the trailers behind a chunked body."""
+MAX_HEADERS = 100
+"""Header lines of a request. Many short lines take fifty times their bytes in memory."""
+MAX_PIPELINED = 64
+"""Requests that may wait on a connection for the answer to the one before them."""
+
+
+class Parser:
+    """Parses for a connection's protocol and takes the place of uvicorn's own parser.
+
+    It knows how far the current message has come: ``in_head`` and ``in_body`` are both false between messages.
+    """
+
+    def __init__(self, protocol: HttpToolsProtocol) -> None:
+        self.protocol = protocol
+        self.on_url = protocol.on_url
+        self.in_head = self.in_body = False
+        self.too_large = False  # whether a limit ended the parsing
+        self.unparsed = 0  # bytes of a head or of trailers since the last progress
+        self.progress = False
+        self.restart()
+
+    def restart(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        # As uvicorn does: a request behind one that said `Connection: close` is no reason to drop the answer.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.get_method = self.parser.get_method
+        self.get_http_version = self.parser.get_http_version
+        self.should_keep_alive = self.parser.should_keep_alive
+
+    def should_upgrade(self) -> bool:
+        """Return False: no other protocol is spoken here."""
+        return False
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse bytes; raises HttpParserError, of which ``too_large`` tells whether a limit was exceeded."""
+        self.progress = False
+        self.parse(data)
+        self.unparsed = 0 if self.progress else self.unparsed + len(data)
+        self.limit(self.unparsed, MAX_HEAD)
+
+    def limit(self, amount: int, most: int) -> None:
+        if amount > most:
+            self.too_large = True
+            raise httptools.HttpParserError(f"{amount} exceeds the limit of {most}")
+
+    def parse(self, data: bytes) -> None:
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self.asks_to_upgrade:
+                    return
+                data = self.head_without_upgrade() + data[upgrade.args[0] :]
+                self.restart()
+
+    @property
+    def asks_to_upgrade(self) -> bool:
+        # httptools takes every CONNECT request for an upgrade.
+        return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+
+    def head_without_upgrade(self) -> bytes:
+        """Return the head of the current request without what asks for another protocol."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.protocol.url, version)]
+        for name, value in self.protocol.headers:
+            if name == b"connection":
+                value = b",".join(each for each in value.split(b",") if each.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join((*lines, b"", b""))
+
+    def on_message_begin(self) -> None:
+        self.limit(len(self.protocol.pipeline), MAX_PIPELINED - 1)
+        self.in_head = self.progress = True
+        self.protocol.on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers are dropped.
+        if self.in_head:
+            self.limit(len(self.protocol.headers), MAX_HEADERS - 1)
+            self.protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.progress = True
+        if not self.asks_to_upgrade:
+            self.in_head, self.in_body = False, True
+            self.protocol.on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.progress = True
+        self.protocol.on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.asks_to_upgrade:
+            self.in_body = False
+            self.protocol.on_message_complete()
