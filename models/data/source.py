@@ -200,7 +200,7 @@ def describe(*sources: Source) -> str:
     line = f"data: {images:,} images of {len(first.classes)} classes ({names})"
     if skipped := first.examples.skipped:
         suffixes = ", ".join(f"{suffix} {count:,}" for suffix, count in skipped.most_common(5))
-        line += f"; {skipped.total():,} files skipped by suffix ({suffixes})"
+        line += f"; skipped by suffix: {skipped.total():,} ({suffixes})"
     if damaged := [name for source in sources for name in source.damaged]:
-        line += f"; {len(damaged):,} damaged images skipped ({', '.join(damaged[:5])}{', …' if damaged[5:] else ''})"
+        line += f"; skipped as damaged: {len(damaged):,} ({', '.join(damaged[:5])}{', …' if damaged[5:] else ''})"
     return line

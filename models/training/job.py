@@ -1,6 +1,6 @@
 """From a user's options to a training job: network, data, recipes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from models.checkpoint import Checkpoint, read_checkpoint, read_config
 from models.data.augmentation import crop_centre, normalise
 from models.data.batches import Batches, MemoryBatches, StreamedBatches
 from models.data.datasets import DatasetRow, Statistics, find_dataset
-from models.data.source import Source, read_source
+from models.data.source import Source, describe, read_source
 from models.data.validation_split import VALIDATION_IMAGES, split_positions
 from models.errors import UserError
 from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
@@ -56,6 +56,7 @@ class JobOptions:
     seed: int = 0
     held_out: int = VALIDATION_IMAGES
     limit: int | None = None
+    skip_damaged: bool = False
     size: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -81,8 +82,10 @@ def make_job(options: JobOptions) -> Job:
     spec = input_spec(row, size)
     train_positions, held_out_positions = split_positions(source, options.held_out, options.limit)
     train, held_out = source.select(train_positions), source.select(held_out_positions)
+    if options.skip_damaged:
+        train, held_out = (part.without_damaged(spec.resize) for part in (train, held_out))
     network, earlier = start_network(architecture, source.classes, options)
-    teacher = find_teacher(recipes, source, train_positions, options)
+    teacher = find_teacher(recipes, source, train.positions, options)
     mixed = options.precision == "bfloat16" or (options.precision == "auto" and multiplies_bfloat16(device))
     return Job(
         architecture=architecture,
@@ -110,6 +113,7 @@ def make_job(options: JobOptions) -> Job:
             "precision": "bfloat16" if mixed else "float32",
         },
         earlier=earlier,
+        data=describe(train, held_out),
     )
 
 
@@ -191,7 +195,7 @@ def stages_behind(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 
 
 def find_teacher(
-    recipes: list[Recipe], source: Source, positions: list[int], options: JobOptions
+    recipes: list[Recipe], source: Source, positions: Sequence[int], options: JobOptions
 ) -> nn.Module | Tensor | None:
     """Return what the recipes learn from, if one does: --teacher, or else the dense network that --init names.
 
@@ -205,7 +209,8 @@ def find_teacher(
             known = find_dataset(source.row.name)
             check_normalised(options.teacher, known.mean, known.std, source.row)
             return read_teacher(options.teacher, source.row.name, len(source.classes))
-        return read_teacher_logits(options.teacher, source.row.name, len(source), len(source.classes))[positions]
+        logits = read_teacher_logits(options.teacher, source.row.name, len(source), len(source.classes))
+        return logits[list(positions)]
     folder = options.teacher or options.init
     if folder is None:
         raise JobError(f"recipe {options.recipe} learns from a dense network: name its checkpoint with --teacher")

@@ -65,6 +65,8 @@ class Job:
     origins: dict[str, str]
     about: dict[str, Any]
     earlier: list[dict[str, Any]]
+    data: str = ""
+    """A line that describes the data, for the user."""
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Evaluate(Options):
     engine: EngineName = Field("auto", description="what runs the network")
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N")
     execute_threshold: float | None = Field(None, ge=0, le=1, description="default: the checkpoint's own")
+    skip_damaged: bool = Field(False, description="leave out images that can't be read")
     calibrate: bool = Field(False, description="measure the threshold curve too, on held-out training images")
     half: bool = Field(
         False, description="round the weights to half precision, if on held-out images decisions and accuracy stay"
@@ -51,11 +52,11 @@ class Evaluate(Options):
         config = checkpoint.config
         row = find_dataset(self.dataset or config.training.get("dataset", "(none named)"))
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
-        test = read_source(row, "test", self.data).labelled_as(config.labels)
+        test = self.intact(read_source(row, "test", self.data).labelled_as(config.labels), config.input.resize)
         half = self.half or (self.temper and is_half(self.checkpoint))
         if self.calibrate or half or self.temper:
             train = read_source(row, "train", self.data).labelled_as(config.labels)
-            kept_apart = validation_source(train, config.training)
+            kept_apart = self.intact(validation_source(train, config.training), config.input.resize)
         if self.temper:
             checkpoint = self.tempered(checkpoint, kept_apart, threshold)
         if half:
@@ -84,6 +85,16 @@ class Evaluate(Options):
             write_config(self.checkpoint, written)
         if self.write:
             print("card:", write_card(self.checkpoint))
+
+    def intact(self, source: "Source", shorter_side: int) -> "Source":
+        """Return the source without damaged images where the user asked for it; tell what was left out."""
+        from models.data.source import describe
+
+        if self.skip_damaged:
+            source = source.without_damaged(shorter_side)
+        if source.damaged or source.examples.skipped:
+            print(describe(source))
+        return source
 
     def tempered(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
         """Return the checkpoint with its class logits divided by a temperature, which its config tells."""

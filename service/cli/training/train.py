@@ -50,6 +50,9 @@ class Train(TrainingOptions):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order, augmentation and sampled gates")
     held_out: int = Field(HELD_OUT_TO_CHOOSE, ge=1, description="training images kept apart to measure on")
+    skip_damaged: bool = Field(
+        False, description="leave out images that can't be read; decodes all of them once before training"
+    )
     size: int | None = Field(
         None, ge=32, le=2048, description="side of the input in pixels; default: the architecture's"
     )
@@ -90,6 +93,7 @@ class Train(TrainingOptions):
         if self.model_repository:
             # Hours of training are not to end with this.
             require_labels(self.model_repository, name, job.labels)
+        print(job.data)
         print(f"{job.architecture.name} on {job.device}, {', '.join(recipe.stage for recipe in job.recipes)}: {output}")
 
         metrics = TrainingMetrics(job.architecture.name)

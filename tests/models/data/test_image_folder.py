@@ -83,7 +83,7 @@ def test_files_are_chosen_by_suffix_and_the_others_counted(tmp_path: Path) -> No
     source = train_source(tmp_path)
     assert source.classes == ["cat", "dog"] and len(source) == 5
     assert source.examples.skipped == {".heic": 2, ".avif": 1, "no suffix": 1, ".csv": 1}
-    line = "data: 5 images of 2 classes (cat, dog); 5 files skipped by suffix (.heic 2, "
+    line = "data: 5 images of 2 classes (cat, dog); skipped by suffix: 5 (.heic 2, "
     assert describe(source).startswith(line)
 
 
@@ -192,7 +192,7 @@ def test_a_damaged_image_is_named_and_can_be_left_out(
     assert intact.positions == [0, 1, 2, 3, 5]
     images, labels = intact.in_memory(32)
     assert len(images) == 5 and labels.tolist() == [0, 0, 0, 1, 1]
-    assert describe(intact).endswith(f"; 1 damaged images skipped ({file})")
+    assert describe(intact).endswith(f"; skipped as damaged: 1 ({file})")
 
 
 def test_a_png_with_megabytes_of_text_is_read(tmp_path: Path) -> None:
