@@ -17,8 +17,9 @@ KEYS = {
     "gates_alone": "freeze_backbone",
     "sharpen": "gate_logit_scale",
     "held_out_images": "validation_images",
+    "held_out": "validation",
 }
-"""Hyper-parameters of a recipe, and what a checkpoint records of its training."""
+"""Hyper-parameters of a recipe, and what a checkpoint and a results file record of training and measurement."""
 POINT_KEYS = {"target": "target_rate"}
 """Of an operating point. An early stage record has a ``target`` of its own, which is another value."""
 RECIPES = {"taught": "distilled", "dial": "multi_budget", "average": "soup"}
@@ -30,7 +31,46 @@ TEACHERS = {
     "wide-answers": "small-logits",
     "wider-answers": "large-logits",
 }
-VALUES = {"name": RECIPES, "stage": STAGES, "teacher": TEACHERS, "network": TEACHERS}
+ROWS = {
+    "taught": "distilled",
+    "taught-hrl": "distilled-hrl",
+    "longer": "distilled-longer",
+    "longer-hrl": "distilled-longer-hrl",
+    "plain-taught": "plain-distilled",
+    "one-rung": "one-operating-point",
+    "deeper-gates": "grown-gates",
+    "deeper": "grown-gates-sp",
+    "deeper-mean": "grown-gates-soup",
+    "patient": "distilled-long",
+    "patient-sp": "distilled-long-sp",
+    "patient-hrl": "distilled-long-hrl",
+    "patient-hrl-half": "distilled-long-hrl-half",
+    "patient-hrl-long": "distilled-long-hrl-long",
+    "patient-hrl-slow": "distilled-long-hrl-low-rate",
+    "patient-hrl-slow-long": "distilled-long-hrl-low-rate-long",
+    "patient-hrl-slow-live": "distilled-long-hrl-low-rate-online",
+    "patient-hrl-mean": "distilled-long-hrl-soup",
+} | {
+    f"accurate-{budget}{old}": f"budget-{budget}{new}"
+    for budget in (70, 60)
+    for old, new in {
+        "": "",
+        "-hrl": "-hrl",
+        "-hrl-more": "-hrl-more",
+        "-hrl-rewarded": "-hrl-high-alpha",
+        "-hrl-rewarded-more": "-hrl-high-alpha-more",
+        "-hrl-half": "-hrl-half",
+        "-hrl-long": "-hrl-long",
+        "-hrl-long-half": "-hrl-long-half",
+        "-hrl-long-half-more": "-hrl-long-half-more",
+        "-hrl-long-half-again": "-hrl-long-half-again",
+        "-hrl-mean": "-hrl-soup",
+        "-hrl-half-long": "-hrl-half-long",
+    }.items()
+}
+"""Rows of `skipnet reproduce`, and one of their groups."""
+SPLITS = {"held_out": "validation"}
+VALUES = {"name": RECIPES, "stage": STAGES, "teacher": TEACHERS, "network": TEACHERS, "row": ROWS, "split": SPLITS}
 """The values that have new names, by key."""
 
 

@@ -1,27 +1,25 @@
-"""Results files: one a trained row and seed, with all that its figure rests on."""
+"""Results files: one per run, with everything that its figures rest on."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import ValidationError, model_validator
 
 from models.atomic_file import whole_file
 from models.checkpoint import Evaluation, Strict
-from models.legacy_names import current_names
-
-
-class ResultError(ValueError):
-    """A results file can't be read or belongs to another run; the message says what to do."""
+from models.errors import UserError
+from models.legacy_names import ROWS, current_names
 
 
 class Result(Strict):
-    """What a row gave: ``held_out`` is measured on training images kept apart, ``test`` once, where it is reported.
+    """What a run gave.
 
-    ``recipe`` are the stage's hyper-parameters and ``start`` is the row, or the checkpoint, that it started from.
-    ``hours`` are the stage's own, by the clock, pauses and other work on the machine counted; ``cpu_hours`` what it
-    had of the processor, all cores together. ``machine`` is where it was trained and measured.
+    ``recipe`` holds the stage's hyper-parameters. ``start`` is the row or the checkpoint that it started from.
+    ``hours`` is the wall-clock time of the stage, pauses included; ``cpu_hours`` is its processor time, summed over the
+    cores. ``machine`` is where it was trained and measured, ``code`` the version of the code. ``validation`` holds the
+    figures on the validation images, ``test`` those on the test images, or None where the run was to choose a recipe.
     """
 
     row: str
@@ -30,59 +28,75 @@ class Result(Strict):
     seed: int
     dataset: str
     architecture: str
-    recipe: Annotated[dict[str, Any], BeforeValidator(current_names)]
+    recipe: dict[str, Any]
     start: str | None
     train_images: int
-    held_out_images: int
+    validation_images: int
     precision: str
     hours: float | None
     cpu_hours: float | None
     machine: dict[str, str]
     command: str
     code: str
-    held_out: Evaluation
+    validation: Evaluation
     test: Evaluation | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_earlier_names(cls, values: Any) -> Any:
+        """Rename what earlier versions of the results files called otherwise."""
+        if not isinstance(values, dict):
+            return values
+        start = values.get("start")
+        renamed = {"start": None if start is None else " + ".join(current_start(part) for part in start.split(" + "))}
+        return current_names(values) | (renamed if "start" in values else {})
 
     @property
     def network(self) -> str:
-        """Data set and depth, for instance cifar10_38: networks that the same images may be classified with."""
+        """Return the data set and the depth, for instance "cifar10_38": results of equal ones can be compared."""
         return f"{self.dataset}_{self.architecture.rpartition('_')[2]}"
 
     @property
     def figures(self) -> Evaluation:
-        """The test's figures, or in a run for choosing those of held-out images."""
-        return self.test or self.held_out
+        """Return the figures on the test images, or where there are none, on the validation images."""
+        return self.test or self.validation
+
+
+def current_start(name: str) -> str:
+    """Return the current name of a row that a run started from; it may be followed by " of 38 layers"."""
+    row, separator, depth = name.partition(" of ")
+    return f"{ROWS.get(row, row)}{separator}{depth}"
 
 
 def write_result(file: Path, result: Result) -> None:
-    """Write a results file; it appears whole."""
+    """Write a results file; it appears whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as results:
         results.write(json.dumps(result.model_dump(mode="json"), indent=1).encode() + b"\n")
 
 
 def read_result(file: Path) -> Result:
-    """Read a results file; raises ResultError."""
+    """Return a results file; raises UserError for one that can't be read."""
     try:
         return Result.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        raise ResultError(f"{file} is no results file of `skipnet reproduce`: {error}") from error
+        raise UserError(f"{file} is no results file of `skipnet reproduce`: {error}") from error
 
 
 def read_results(places: Iterable[Path]) -> list[Result]:
-    """Read results files, and all those in folders; raises ResultError where there are none."""
+    """Return results files and all those in folders; raises UserError where there are none."""
     places = list(places)
     for place in places:
         if not place.exists():
-            raise ResultError(f"{place} is not here; `skipnet reproduce cifar10` makes results files")
+            raise UserError(f"{place} does not exist; `skipnet reproduce cifar10` writes results files")
     files = [file for place in places for file in (sorted(place.rglob("*.json")) if place.is_dir() else [place])]
     if not files:
-        raise ResultError(f"{', '.join(map(str, places))}: no results files; `skipnet reproduce cifar10` makes them")
+        raise UserError(f"{', '.join(map(str, places))}: no results files; `skipnet reproduce cifar10` writes them")
     return [read_result(file) for file in files]
 
 
 def stage_hours(log: Path, stage: str) -> tuple[float, float]:
-    """Return the hours that a run's ``log.jsonl`` counts for a stage: by the clock, and of the processor."""
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    spent = [row for row in rows if row["stage"] == stage]
-    return sum(row["seconds"] for row in spent) / 3600, sum(row["cpu_seconds"] for row in spent) / 3600
+    """Return the hours that a run's ``log.jsonl`` counts for a stage: wall-clock and processor time."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    spent = [line for line in lines if line["stage"] == stage]
+    return sum(line["seconds"] for line in spent) / 3600, sum(line["cpu_seconds"] for line in spent) / 3600

@@ -1,7 +1,7 @@
 """Recipes: named sets of hyper-parameters, one for each stage of training."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -195,16 +195,24 @@ def read_changes(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         example = '{"gate_bias_init": 0.0}'
         raise UserError(f"a recipe's changes are a JSON object such as {example}, not {text}")
-    types = {name: kind for name, kind in get_type_hints(Recipe, include_extras=True).items() if name not in FIXED}
-    changes = {}
-    for name, value in current_names(values).items():
+    return typed_values(current_names(values), FIXED)
+
+
+def typed_values(values: Mapping[str, Any], fixed: Collection[str] = ("name", "stage")) -> dict[str, Any]:
+    """Return values of a recipe in the recipe's types.
+
+    Raises UserError for a value that recipes don't have, that is one of ``fixed``, or not of its type or range.
+    """
+    types = {name: kind for name, kind in get_type_hints(Recipe, include_extras=True).items() if name not in fixed}
+    typed = {}
+    for name, value in values.items():
         if name not in types:
             raise UserError(f"unknown recipe value {name!r}; expected one of {', '.join(types)}")
         try:
-            changes[name] = TypeAdapter(types[name]).validate_python(value)
+            typed[name] = TypeAdapter(types[name]).validate_python(value)
         except ValidationError as error:
             raise UserError(f"recipe value {name}: {error.errors()[0]['msg']}, not {value!r}") from error
-    return changes
+    return typed
 
 
 def find_changes(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,21 +9,22 @@ from pydantic_settings import CliPositionalArg
 from service.cli.training.options import HELD_OUT_TO_CHOOSE, HELD_OUT_TO_REPORT, TrainingOptions, progress_bar
 
 if TYPE_CHECKING:
+    from models.experiments.plan import Plan
     from models.experiments.results import Result
     from models.experiments.row import Row, Schedule
-    from models.experiments.runner import Reproduction
 
 
 class Reproduce(TrainingOptions):
-    """Train rows of the paper's table and ablations of its recipe and ours; each leaves a results file. Killed, it
-    goes on where it was.
+    """Train the rows of the paper's table, of its ablations and of ours, and write a results file for each.
+
+    A run that was killed resumes.
 
     A try of a minute or two: skipnet reproduce cifar10 --rows hrl-70 --seeds 0 --epochs 1 --limit 1280 --output try
     """
 
     dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")
     depth: int = Field(38, description="layers of the networks: 38, 74, 110 or 152")
-    rows: Annotated[str, Field(description="rows or groups of them, separated by commas; --show-rows lists them")] = (
+    rows: Annotated[str, Field(description="names of rows or groups, separated by commas; --show-rows lists them")] = (
         "table"
     )
     schedule: Literal["paper", "short"] = Field("short", description="recipes: the paper's, or what two cores can run")
@@ -32,16 +33,16 @@ class Reproduce(TrainingOptions):
     )
     output: Path = Field(Path("runs/reproduce"), description="folder of the runs")
     results: Path | None = Field(None, description="folder of the results files; default: results in --output")
-    choose: bool = Field(False, description="hold 5,000 images out and leave the test images alone: for choosing")
+    choose: bool = Field(False, description="measure on 5,000 validation images, not on the test images")
     held_out: int | None = Field(
-        None, ge=1, description="training images kept apart; default: 1000, with --choose 5000"
+        None, ge=1, description="training images for validation; default: 1000, with --choose 5000"
     )
-    start: Path | None = Field(None, description="checkpoint to start from, where a row would from another row's")
+    start: Path | None = Field(None, description="checkpoint that rows start from, in place of another row's")
     epochs: int | None = Field(None, ge=1, description="epochs of each row; default: the recipe's")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of convolutions while training")
-    show_rows: bool = Field(False, description="list the rows of every group, or those of --rows, and train none")
+    show_rows: bool = Field(False, description="list the rows of every group, or those of --rows, and don't train")
 
     def cli_cmd(self) -> None:
         from models.architectures import find_architecture
@@ -63,9 +64,9 @@ class Reproduce(TrainingOptions):
             result = reproduce(plan, row, seed, save_every=self.save_every, show=progress_bar)
             print(describe_result(result), flush=True)
 
-    def plan(self) -> "Reproduction":
-        """Return where and how the rows are trained."""
-        from models.experiments.runner import Reproduction
+    def plan(self) -> "Plan":
+        """Return where and how the rows are run."""
+        from models.experiments.plan import Plan
         from models.training.job import JobOptions
 
         held_out = self.held_out or (HELD_OUT_TO_CHOOSE if self.choose else HELD_OUT_TO_REPORT)
@@ -82,17 +83,17 @@ class Reproduce(TrainingOptions):
             precision=self.precision,
         )
         depth = None if self.depth == 38 else self.depth
-        said = {"depth": depth, "epochs": self.epochs, "limit": self.limit, "start": self.start}
+        options = {"depth": depth, "epochs": self.epochs, "limit": self.limit, "start": self.start}
         command = f"skipnet reproduce {self.dataset} --schedule {self.schedule} --held-out {held_out}"
         command += " --choose" * self.choose
-        command += "".join(f" --{name} {value}" for name, value in said.items() if value is not None)
-        return Reproduction(
+        command += "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+        return Plan(
             shared, self.depth, self.schedule, self.results or self.output / "results", self.choose, command, self.start
         )
 
 
 def show_groups(schedule: "Schedule") -> None:
-    from models.experiments.rows import all_groups
+    from models.experiments.catalogue import all_groups
 
     for group, rows in all_groups(schedule).items():
         print(f"{group}:", *map(describe, rows), "", sep="\n")
@@ -102,7 +103,7 @@ def describe(row: "Row") -> str:
     seeds = ", ".join(map(str, row.seeds))
     changes = ", ".join(f"{name} {value}" for name, value in row.changes.items() if name != "operating_points")
     start = f"from {row.start}" if row.start else "from scratch"
-    return f"{row.name:<24} {row.title}; {row.routing}, {row.stage} {start}, seeds {seeds}; {changes or row.recipe}"
+    return f"{row.name:<34} {row.title}; {row.routing}, {row.stage} {start}, seeds {seeds}; {changes or row.recipe}"
 
 
 def describe_result(result: "Result") -> str:

@@ -11,16 +11,17 @@ from torch import Tensor
 from models import SHIPPED
 from models.architectures import find_architecture
 from models.checkpoint import find_version, read_checkpoint
-from models.experiments.results import ResultError
-from models.experiments.rows import find_row
-from models.experiments.runner import Reproduction, reproduce
+from models.errors import UserError
+from models.experiments.catalogue import find_row
+from models.experiments.plan import Plan
+from models.experiments.runner import reproduce
 from models.model_card.card import draw_training
 from models.model_card.training_commands import draw_commands
 from models.network import SkipNet
 from models.training.distillation.location import LOGITS_FILE
 from models.training.distillation.logits import write_teacher_logits
 from models.training.growth import CannotGrow, grow
-from models.training.job import JobError, make_job
+from models.training.job import make_job
 from models.training.loop import stage_summary
 from tests.models.data.test_data import write_cifar10
 from tests.models.experiments.test_runner import TINY, TRAIN, never, plan_in
@@ -37,7 +38,7 @@ def trained() -> SkipNet:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Reproduction:
+def plan(tmp_path: Path) -> Plan:
     write_cifar10(tmp_path, TRAIN, 16)
     (tmp_path / "cifar10_teacher_small").mkdir()
     write_teacher_logits(tmp_path / "cifar10_teacher_small" / LOGITS_FILE, torch.zeros(TRAIN, 10), "cifar10", "small")
@@ -86,27 +87,27 @@ def test_what_cannot_grow_is_said(name: str, deeper: str) -> None:
         grow(architecture.build(), architecture, find_architecture(deeper))
 
 
-def test_a_grown_row_starts_from_the_network_of_fewer_layers(plan: Reproduction) -> None:
+def test_a_grown_row_starts_from_the_network_of_fewer_layers(plan: Plan) -> None:
     row = find_row("grown-40", "short")
     [(found, seed)] = plan.runs(["grown-40"], [1])
     assert found == row
-    with pytest.raises(JobError, match="run the same command with --depth 38 --rows plain-taught first"):
+    with pytest.raises(UserError, match="run the same command with --depth 38 --rows plain-distilled first"):
         reproduce(plan, row, seed, save_every=300, show=never)
-    with pytest.raises(JobError, match="grown-40 grows from 38 layers: ask for more with --depth, say 110"):
+    with pytest.raises(UserError, match="grown-40 grows from 38 layers: ask for more with --depth, say 110"):
         reproduce(replace(plan, depth=38), row, seed, save_every=300, show=never)
-    folder = plan.shared.output / "cifar10_38" / "short" / "plain-taught-0" / "plain"
+    folder = plan.shared.output / "cifar10_38" / "short" / "plain-distilled-0" / "plain"
     folder.parent.mkdir(parents=True)
     folder.symlink_to(TRAINED)
     tried = replace(row, changes={**row.changes, **TINY})
     result = reproduce(plan, tried, seed, save_every=300, show=quiet)
-    assert (result.start, result.architecture) == ("plain-taught of 38 layers", "cifar10_rnn_gate_74")
+    assert (result.start, result.architecture) == ("plain-distilled of 38 layers", "cifar10_rnn_gate_74")
     folder.unlink()
     assert reproduce(plan, tried, seed, save_every=300, show=never) == result
-    with pytest.raises(ResultError, match="start='plain-taught of 38 layers'"):
+    with pytest.raises(UserError, match="start='plain-distilled of 38 layers'"):
         reproduce(replace(plan, start=TRAINED), tried, seed, save_every=300, show=never)
 
 
-def test_a_dense_network_grows_without_gates_too(plan: Reproduction, trained: SkipNet) -> None:
+def test_a_dense_network_grows_without_gates_too(plan: Plan, trained: SkipNet) -> None:
     options = replace(plan.shared, arch="cifar10_resnet_74", stages=("plain",), recipe="short", init=TRAINED, batch=8)
     network = make_job(options).network.eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -114,7 +115,7 @@ def test_a_dense_network_grows_without_gates_too(plan: Reproduction, trained: Sk
     assert torch.equal(answers_along(network, set(), images), answers_along(trained, set(), images))
 
 
-def test_the_stages_behind_a_grown_network_are_told_with_their_networks(plan: Reproduction, trained: SkipNet) -> None:
+def test_the_stages_behind_a_grown_network_are_told_with_their_networks(plan: Plan, trained: SkipNet) -> None:
     options = replace(replace(plan, start=TRAINED).options(find_row("grown-40", "short"), 0), batch=8)
     job = make_job(options)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from models.data.datasets import find_dataset
 from models.data.source import read_source
 from models.data.validation_split import split_positions
 from models.errors import UserError
-from models.experiments.rows import find_row
+from models.experiments.catalogue import find_row
 from models.experiments.runner import reproduce
 from models.network import SkipNet
 from models.training import objective
@@ -243,22 +243,22 @@ def test_a_wide_teacher_of_other_options_is_refused(data: Path, tmp_path: Path) 
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
     teach_in(tmp_path / "cifar10_teacher_small", data, epochs=2)
     with pytest.raises(StateError, match=r"state.pt belongs to a run with .*epochs=2"):
-        reproduce(plan, tiny("plain-taught"), 0, save_every=300, show=quiet)
+        reproduce(plan, tiny("plain-distilled"), 0, save_every=300, show=quiet)
     # Of a teacher that came without its state nothing is known.
     (tmp_path / "cifar10_teacher_small" / "state.pt").unlink()
-    assert make_job(replace(plan.options(tiny("plain-taught"), 0), init=None, limit=24)).teacher is not None
+    assert make_job(replace(plan.options(tiny("plain-distilled"), 0), init=None, limit=24)).teacher is not None
 
 
 def test_a_row_of_a_wider_teacher_trains_that_first(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
     assert (
-        plan.options(find_row("patient-hrl-half", "short"), 0).teacher
+        plan.options(find_row("distilled-long-hrl-half", "short"), 0).teacher
         == tmp_path / "cifar10_teacher_large" / LOGITS_FILE
     )
-    asked = plan.options(find_row("patient", "short"), 0).teacher
+    asked = plan.options(find_row("distilled-long", "short"), 0).teacher
     assert asked == tmp_path / "cifar10_teacher_large" / TEACHER_FILE
-    reproduce(plan, tiny("patient"), 0, save_every=300, show=quiet)
+    reproduce(plan, tiny("distilled-long"), 0, save_every=300, show=quiet)
     assert read_teacher(asked, "cifar10", 10).head.in_features == TEACHERS["large"].width * 256
     assert not (tmp_path / "cifar10_teacher_small").exists()
 
@@ -266,12 +266,12 @@ def test_a_row_of_a_wider_teacher_trains_that_first(data: Path, tmp_path: Path) 
 def test_a_row_that_is_taught_trains_its_teacher_first(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
-    row = replace(tiny("taught"), start=None)
+    row = replace(tiny("distilled"), start=None)
     reproduce(plan, row, 0, save_every=300, show=quiet)
     answers = tmp_path / "cifar10_teacher_small" / LOGITS_FILE
     written = answers.stat().st_mtime_ns
-    assert plan.options(find_row("taught-hrl", "short"), 0).teacher == answers
-    (tmp_path / "results" / "cifar10_38" / "short" / "taught-0.json").unlink()
+    assert plan.options(find_row("distilled-hrl", "short"), 0).teacher == answers
+    (tmp_path / "results" / "cifar10_38" / "short" / "distilled-0.json").unlink()
     reproduce(plan, row, 0, save_every=300, show=quiet)
     assert answers.stat().st_mtime_ns == written
     # Nobody needs the teacher of a row that is finished.

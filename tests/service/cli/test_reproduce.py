@@ -5,8 +5,8 @@ from typing import Literal
 
 import pytest
 
+from models.experiments.catalogue import all_groups
 from models.experiments.results import read_results
-from models.experiments.rows import all_groups
 from service.cli.main import main
 from tests.models.data.test_data import packs, write_parquet
 
@@ -73,13 +73,13 @@ def test_rows_of_every_group_are_shown_where_none_is_named(
         (
             "reproduce cifar10 --rows best",
             1,
-            "no row is called 'best'; there are table, ablations, recipe, grown, patient and",
+            "unknown row 'best'; expected one of table, ablations, recipe, grown, distilled-long,",
         ),
         ("reproduce cifar10 --seeds one", 2, "--seeds"),
         ("reproduce imagenet", 2, "DATASET (SKIPNET_DATASET): "),
         ("reproduce cifar10 --depth 39", 1, "no architecture is called 'cifar10_resnet_39'"),
         ("reproduce cifar10 --depth 39 --show-rows", 1, "no architecture is called 'cifar10_resnet_39'"),
-        ("report nowhere", 1, "nowhere is not here; `skipnet reproduce cifar10` makes results files"),
+        ("report nowhere", 1, "nowhere does not exist; `skipnet reproduce cifar10` writes results files"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(

@@ -1,0 +1,31 @@
+"""Published figures, which the results table shows beside this project's."""
+
+import tomllib
+from functools import cache
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from models.experiments.catalogue import FOLDER
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Published:
+    """Top-1 accuracy and computation percentage, both in 0..100, of a network and row, and where they stand.
+
+    ``network`` is the data set and the depth, for instance "cifar10_38".
+    """
+
+    network: str
+    row: str
+    source: str
+    accuracy: float | None = None
+    computation: float | None = None
+
+
+@cache
+def published_figures() -> dict[tuple[str, str], Published]:
+    """Return what is published, by network and row."""
+    content = tomllib.loads((FOLDER / "published.toml").read_text())
+    figures = TypeAdapter(list[Published]).validate_python(content["published"])
+    return {(each.network, each.row): each for each in figures}
