@@ -37,7 +37,7 @@ def test_a_row_is_trained_reported_and_not_trained_again(
         f"skipnet reproduce cifar10 --schedule short --held-out {HELD_OUT} --epochs 1 --limit 128 "
         "--rows plain --seeds 3"
     )
-    assert (result.train_images, result.held_out_images, result.seed) == (128, HELD_OUT, 3)
+    assert (result.train_images, result.validation_images, result.seed) == (128, HELD_OUT, 3)
 
     main(line.split())
     assert "1step" not in capsys.readouterr().out
