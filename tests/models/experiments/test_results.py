@@ -3,6 +3,7 @@
 import hashlib
 import json
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,8 +40,15 @@ def test_the_table_joins_seeds_and_shows_published_figures() -> None:
     results.insert(0, other)
     line = draw_table(results).splitlines()[4]
     assert line.startswith("| cifar100_38 | `plain` | plain <&> | 68.54 @ 100.0 (Table 2) |")
-    picture = ElementTree.fromstring(draw_curve(results))
-    assert len(picture.findall(".//{http://www.w3.org/2000/svg}circle")) == 3 + 2 + 3
+
+
+def test_the_curve_has_a_point_for_each_seed_and_published_figure() -> None:
+    results = [result_of("hrl-70", 0, 0.92, 68), result_of("other", 0, 0.9, 50), result_of("hrl-70", 1, 0.93, 70)]
+    ablation = result_of("alpha-1", 0, 0.9, 50)
+    used = ElementTree.fromstring(draw_curve([*results, ablation])).iter("{http://www.w3.org/2000/svg}use")
+    markers = Counter(style for each in used if (style := each.get("style", "")).startswith("fill"))
+    # One more of each is in the legend.
+    assert sorted(count - 1 for count in markers.values()) == [1, 2, 2]
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
