@@ -1,6 +1,6 @@
 """What Prometheus scrapes. Names begin with skipnet_; labels take only values that the server chose."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,7 +21,9 @@ from service.inference.admission import REJECT_REASONS
 from service.inference.batcher import BatchRun
 from service.inference.image_task import DROP_REASONS
 from service.inference.result import ImageResult
+from service.repository.loaded_cascade import LoadedCascade
 from service.repository.loaded_model import LoadedModel
+from service.telemetry.cascade_metrics import MARGINS, CascadeMetrics
 from service.telemetry.gpu import GpuCollector
 from service.telemetry.timing import STAGES, Timing
 
@@ -142,6 +144,12 @@ class Metrics:
             "Share of the evaluated images that a block ran for.",
             (*VERSION, "block"),
         )
+        self.cascades = CascadeMetrics(
+            counter,
+            gauge,
+            lambda name, text, labels: histogram(name, text, MARGINS, labels),
+            lambda name, text, labels: histogram(name, text, SECONDS, labels),
+        )
         self._series: WeakKeyDictionary[LoadedModel, Series] = WeakKeyDictionary()
         self.ready = gauge("ready", "1 when /health/ready says yes.", ())
         self.models_failed = gauge(
@@ -174,6 +182,8 @@ class Metrics:
             self.expected_mac_share.labels(*labels).set(model.expected_mac_share)
         for block, rate in enumerate(model.execution_rates, start=1):
             self.expected_execution_rate.labels(*labels, str(block)).set(rate)
+        if isinstance(model, LoadedCascade):
+            self.cascades.add_model(model)
 
     def remove_model(self, model: LoadedModel) -> None:
         """End the series that say what is served now, and all of a version that was retired KEPT versions before."""
@@ -210,6 +220,8 @@ class Metrics:
         for result in results:
             series.blocks_skipped.observe(result.skipped)
             series.layers_skipped.observe(result.layers_skipped)
+        if isinstance(model, LoadedCascade):
+            self.cascades.count_batch(model, results)
         if routed.mode != model.mode:  # That of the batch before.
             for mode, gauge in series.modes.items():
                 gauge.set(mode == routed.mode)
@@ -222,12 +234,16 @@ class Metrics:
         """Count a request that got a 429, for one of REJECT_REASONS."""
         self.rejections.labels(reason).inc()
 
-    def observe_request(self, model: LoadedModel, timing: Timing, request_id: str) -> None:
+    def observe_request(
+        self, model: LoadedModel, timing: Timing, request_id: str, results: Sequence[ImageResult]
+    ) -> None:
         """Observe an answered request's timing, with its id as the exemplar."""
         series, exemplar = self._series_of(model), {"request_id": request_id}
         series.request_duration.observe(timing.total, exemplar)
         for stage, histogram in series.stages.items():
             histogram.observe(getattr(timing, stage), exemplar)
+        if isinstance(model, LoadedCascade):
+            self.cascades.observe_request(model, timing.total, results)
 
     def _begin_requests(self, name: str, version: str) -> None:
         """Begin at zero: a series that appears with a burst of errors hides the burst from rate()."""

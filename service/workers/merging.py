@@ -21,6 +21,7 @@ MOST = (
         "skipnet_models_failed",
         "skipnet_expected_mac_share",
         "skipnet_expected_block_execution_rate",
+        "skipnet_cascade_expected_escalation_rate",
     ),
     *("skipnet_gpu_utilization_ratio", "skipnet_gpu_memory_used_bytes", "skipnet_gpu_memory_bytes"),
     *("skipnet_gpu_energy_joules_total", "python_info"),

@@ -135,7 +135,7 @@ async def classify(request: Request) -> Response:
             timing_ms=timing_answer(timing),
             expected_accuracy=None if route.expected_accuracy is None else round(route.expected_accuracy, 4),
         )
-        container.metrics.observe_request(loaded, timing, context.request_id)
+        container.metrics.observe_request(loaded, timing, context.request_id, [result])
     context.fields |= {
         "label": answer.predictions[0].label,
         "threshold": route.threshold,

@@ -193,7 +193,7 @@ async def infer(
             small = len(results) * len(loaded.labels) <= SMALL_ANSWER
             answer, head = write() if small else await asyncio.to_thread(write)
         timing.finish()
-        container.metrics.observe_request(loaded, timing, context.request_id)
+        container.metrics.observe_request(loaded, timing, context.request_id, results)
     context.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
     headers = timing.headers()
     if head is not None:
