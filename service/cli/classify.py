@@ -70,12 +70,18 @@ class Classify(EngineOptions):
                 continue
             names = ", ".join(f"{each.label} {each.probability:.1%}" for each in found)
             saved = f"{way.skipped} of {way.blocks} blocks skipped, {way.saved:.1%} saved"
-            print(f"{file}: {names}", f"  {strip(result.executed[: result.blocks - 1].tolist())}  {saved}", sep="\n")
+            blocks = draw_blocks(result.executed[: result.blocks - 1].tolist(), sys.stdout.encoding or "ascii")
+            print(f"{file}: {names}", f"  {blocks}  {saved}", sep="\n")
         model.engine.close()
         if wrong:
             raise UserError(f"{wrong} of {len(self.images)} images could not be classified")
 
 
-def strip(executed: Sequence[bool]) -> str:
-    """Return a mark a block: full where it ran, light where it was skipped."""
-    return "█" + "".join("█" if each else "░" for each in executed)
+def draw_blocks(executed: Sequence[bool], encoding: str) -> str:
+    """Return a character for each block, the first one included: █ for executed and ░ for skipped, or # and ."""
+    on, off = "█░"
+    try:
+        (on + off).encode(encoding)
+    except UnicodeEncodeError:
+        on, off = "#."
+    return on + "".join(on if each else off for each in executed)

@@ -1,73 +1,98 @@
-"""The command line: ``skipnet VERB --option …``; each option is a variable ``SKIPNET_OPTION`` too.
+"""The command line: ``skipnet VERB --option …``. Each option is also an environment variable ``SKIPNET_OPTION``.
 
-A verb is a module of `service.cli` with one class of its own that has a method ``cli_cmd``. Only the
-verb that was asked for is imported.
+A verb is a module of `service.cli` that defines one class with a method ``cli_cmd``. Only the chosen verb is imported.
 """
 
 import json
 import os
+import signal
 import sys
 from argparse import Action, RawDescriptionHelpFormatter
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any, NoReturn, get_args
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliPositionalArg, CliSettingsSource, SettingsError
 
+from service.cli.failures import explain
+
+HELP = ("--help", "-h", "help")
 VERBS = {
     "serve": ("serve", "serve the models of a repository over HTTP"),
     "classify": ("classify", "classify images from the command line, without a server"),
     "train": ("training.train", "train a network: supervised, then hybrid reinforcement learning"),
-    "teach": ("training.teach", "train a wide network whose answers teach those that are served"),
+    "teach": ("training.teach", "train a teacher for knowledge distillation"),
     "reproduce": ("training.reproduce", "train the rows of the paper's table and its ablations, one results file each"),
-    "report": ("training.report", "draw the table and the figure of reproduce's results files"),
-    "average": ("training.average", "write the mean of several checkpoints' weights"),
-    "evaluate": ("measuring.evaluate", "measure accuracy and saved computation, into the checkpoint's config.json"),
+    "report": ("training.report", "write the table and the chart of reproduce's results files"),
+    "average": ("training.average", "write a model soup: the mean of several checkpoints' weights"),
+    "evaluate": ("measuring.evaluate", "measure the accuracy and the saved computation of a checkpoint"),
     "cascade": ("measuring.cascade", "build a cascade of checkpoints: unsure images go on to the next one"),
-    "analyze": ("measuring.analyze", "show what a checkpoint does with images, as a report with pictures"),
-    "import": ("import_checkpoint", "turn a checkpoint of the public code into one of ours"),
+    "analyze": ("measuring.analyze", "report which blocks a checkpoint executes for which images"),
+    "import": ("import_checkpoint", "convert weights of the public SkipNet code"),
     "export": ("export", "write a checkpoint as ONNX"),
-    "bench": ("measuring.bench", "measure the engines' speed on this machine"),
-    "verify-gpu": ("measuring.verify_gpu", "check the GPU engines' answers, speed and energy on this machine"),
+    "bench": ("measuring.bench", "measure the speed of the engines on this machine"),
+    "verify-gpu": ("measuring.verify_gpu", "check the outputs, speed and energy of the GPU engines"),
 }
 POSITIONAL = get_args(CliPositionalArg)[1]
-"""The mark of an option that has a place on the command line in place of a flag."""
+"""The metadata of a positional argument."""
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):
-    """Leaves out what pydantic-settings says of an option whose default its description puts into words."""
+    """Leaves out "(default: None)", since the description explains such a default."""
 
     def _get_help_string(self, action: Action) -> str | None:
         return action.help and action.help.replace(" (default: None)", "")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the verb in ``arguments``; exits with 2 for a wrong option and 1 for what went wrong."""
+    """Run the verb in ``arguments``; exit with 2 for a wrong option and with 1 for an error."""
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal lacks becomes an escape instead of an error.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     verb, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if verb in ("--help", "-h", "help"):
-        print(overview())
-        return
-    if verb not in VERBS:
+    if verb not in VERBS and verb not in HELP:
         leave(f"no verb {verb!r}; one of {', '.join(VERBS)}", 2)
     try:
-        read_options(verb, options).cli_cmd()
+        run(verb, options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # The reader of a pipe has ended, such as `head`.
+        discard_output()
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        # An exception that this code defines was raised for a person to read; any other is a defect of ours.
-        ours = type(error).__module__.partition(".")[0] in ("models", "service")
-        if not ours and not isinstance(error, OSError):
+        message = explain(error)
+        if message is None:
             raise
-        leave(str(error), 1)
+        if isinstance(error, OSError) and error.filename is None:
+            discard_output()
+        leave(message, 1)
+
+
+def run(verb: str, options: list[str]) -> None:
+    """Run a verb or print the overview."""
+    if verb in HELP:
+        print(overview())
+    else:
+        read_options(verb, options).cli_cmd()
+
+
+def discard_output() -> None:
+    """Send what is left in the buffer of stdout to the null device, so that Python can exit without an error."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def overview() -> str:
+    """Return the text of `skipnet --help`."""
     lines = [f"  {verb:<10} {summary}" for verb, (_, summary) in VERBS.items()]
     return "\n".join(["usage: skipnet VERB [--option …]", "", *lines, "", "skipnet VERB --help lists its options."])
 
 
 def read_options(verb: str, arguments: list[str]) -> Any:
-    """Return the verb's options, from ``arguments``, else the environment, else their defaults."""
+    """Return the options of a verb, from ``arguments``, then the environment, then the defaults."""
     command = find_command(VERBS[verb][0])
     try:
         source: CliSettingsSource[Any] = CliSettingsSource(
@@ -79,9 +104,9 @@ def read_options(verb: str, arguments: list[str]) -> Any:
         )
         return command(_cli_settings_source=source)
     except ValidationError as error:
-        leave("; ".join(wrong_option(command, problem) for problem in error.errors()), 2)
+        leave("; ".join(describe_wrong_option(command, problem) for problem in error.errors()), 2)
     except SettingsError as error:
-        leave(no_json(command) or str(error), 2)
+        leave(describe_wrong_json(command) or str(error), 2)
 
 
 def find_command(module: str) -> type[BaseSettings]:
@@ -98,7 +123,8 @@ def find_command(module: str) -> type[BaseSettings]:
     return command
 
 
-def wrong_option(command: type[BaseSettings], problem: Any) -> str:
+def describe_wrong_option(command: type[BaseSettings], problem: Any) -> str:
+    """Return the message for one option that pydantic refused."""
     if not problem["loc"]:
         return f"options: {problem['msg']}"
     name = str(problem["loc"][0])
@@ -107,7 +133,7 @@ def wrong_option(command: type[BaseSettings], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{named} is missing"
     if problem["type"] == "string_pattern_mismatch":
-        # The description says in words what the pattern does.
+        # The description explains the pattern.
         wrong = f"{problem['input']!r} does not fit: {field.description}"
     elif field.repr:
         wrong = f"{problem['msg']}, not {problem['input']!r}"
@@ -116,8 +142,8 @@ def wrong_option(command: type[BaseSettings], problem: Any) -> str:
     return f"{named} (SKIPNET_{name.upper()}): {wrong}"
 
 
-def no_json(command: type[BaseSettings]) -> str:
-    """Return which variables of the environment have to be JSON and are not; what stands in them may be a secret."""
+def describe_wrong_json(command: type[BaseSettings]) -> str:
+    """Return the message for environment variables that are no JSON lists, without their values: they may be keys."""
     wrong = []
     for name, field in command.model_fields.items():
         text = os.environ.get(variable := f"SKIPNET_{name.upper()}")
@@ -131,6 +157,7 @@ def no_json(command: type[BaseSettings]) -> str:
 
 
 def leave(message: str, code: int) -> NoReturn:
+    """Print a message to stderr and exit."""
     print(f"skipnet: {message}", file=sys.stderr)
     sys.exit(code)
 
