@@ -77,8 +77,8 @@ def test_rows_of_every_group_are_shown_where_none_is_named(
         ),
         ("reproduce cifar10 --seeds one", 2, "--seeds"),
         ("reproduce imagenet", 2, "DATASET (SKIPNET_DATASET): "),
-        ("reproduce cifar10 --depth 39", 1, "no architecture is called 'cifar10_resnet_39'"),
-        ("reproduce cifar10 --depth 39 --show-rows", 1, "no architecture is called 'cifar10_resnet_39'"),
+        ("reproduce cifar10 --depth 39", 1, "unknown architecture 'cifar10_resnet_39'"),
+        ("reproduce cifar10 --depth 39 --show-rows", 1, "unknown architecture 'cifar10_resnet_39'"),
         ("report nowhere", 1, "nowhere does not exist; `skipnet reproduce cifar10` writes results files"),
     ],
 )
