@@ -1,17 +1,15 @@
 """A real Prometheus that scrapes the processes of a test."""
 
-import os
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import yaml
 
+from tests.programs import program
 from tests.service.parts import picture, until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -19,17 +17,6 @@ RULES = DEPLOY / "prometheus/rules"
 EVERY = "250ms"
 LOADER_BYTES = (2 * 2 + 1) * 128 * 3 * 224 * 224 * 4
 """Shared memory of the data loader: two workers with two batches each, and one in use, of 128 photos in float32."""
-
-
-def program(name: str) -> str:
-    """Return the path of a program of Debian's package prometheus. Without it, skip the test, or fail in CI."""
-    path = shutil.which(name)
-    if path is None:
-        message = f"{name} is not installed; it is in Debian's package prometheus"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
 
 
 class Prometheus:
@@ -54,7 +41,8 @@ class Prometheus:
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [program("prometheus"), *(f"--{name}={value}" for name, value in options.items())], stderr=log
+                [program("prometheus", "prometheus"), *(f"--{name}={value}" for name, value in options.items())],
+                stderr=log,
             )
         until(lambda: self.address() != "" or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()

@@ -4,7 +4,8 @@ import subprocess
 
 import pytest
 
-from tests.deploy.parts import DEPLOY, Live, program
+from tests.deploy.parts import DEPLOY, Live
+from tests.programs import program
 
 EXECUTED, DENSE = 'skipnet_macs_total{kind="executed"}', 'skipnet_macs_total{kind="dense"}'
 
@@ -25,7 +26,9 @@ def test_saved_macs_are_those_of_the_responses(live: Live) -> None:
 
 def test_names_and_types_follow_conventions(live: Live) -> None:
     text = live.client.get("/metrics", headers={"accept": "text/plain"}).text
-    check = subprocess.run([program("promtool"), "check", "metrics"], input=text, capture_output=True, text=True)
+    check = subprocess.run(
+        [program("promtool", "prometheus"), "check", "metrics"], input=text, capture_output=True, text=True
+    )
     assert check.returncode == 0, check.stderr
 
 
@@ -48,5 +51,5 @@ def test_exemplars_carry_request_ids(live: Live) -> None:
     ids=["config", "rules"],
 )
 def test_promtool_accepts(arguments: list[object]) -> None:
-    check = subprocess.run([program("promtool"), *map(str, arguments)], capture_output=True, text=True)
+    check = subprocess.run([program("promtool", "prometheus"), *map(str, arguments)], capture_output=True, text=True)
     assert check.returncode == 0, check.stdout + check.stderr

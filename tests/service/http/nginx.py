@@ -5,6 +5,7 @@ import subprocess
 from getpass import getuser
 from pathlib import Path
 
+from tests.programs import program
 from tests.service.parts import until
 
 CONFIG = """
@@ -43,7 +44,9 @@ class Nginx:
         config.write_text(
             CONFIG.format(user=getuser(), folder=folder, upstream=upstream, port=self.port, server=server)
         )
-        self.process = subprocess.Popen(["nginx", "-c", str(config), "-e", str(folder / "error.log")])
+        self.process = subprocess.Popen(
+            [program("nginx", "nginx-light"), "-c", str(config), "-e", str(folder / "error.log")]
+        )
         until(self.listening)
 
     def listening(self) -> bool:

@@ -1,7 +1,6 @@
 """The page, in a real browser: a photo goes in, its label and its route come out."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from service.settings import Settings
+from tests.programs import program
 from tests.service.parts import Running, until
 
 PHOTO = Path(__file__).parents[2] / "photos" / "cat.jpg"
@@ -24,12 +24,7 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        message = "a browser is missing; Debian's packages are chromium and chromium-driver"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    chromium, driver = program("chromium", "chromium"), program("chromedriver", "chromium-driver")
     options = ChromeOptions()
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
