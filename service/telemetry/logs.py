@@ -1,4 +1,4 @@
-"""One line per event on standard error, for people or as JSON; `extra={"fields": {…}}` adds named values."""
+"""Structured logs: one line per event on standard error, as text or JSON; `extra={"fields": {…}}` adds named values."""
 
 import json
 import logging
@@ -8,16 +8,20 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-PLAIN = re.compile(r"[^\s\"=]+")
+import pythonjsonlogger.json
+
+UNQUOTED = re.compile(r"[^\s\"=]+")
+
+FIELDS = {"asctime": "time", "levelname": "level", "name": "logger", "message": "message"}
+"""What every line holds: attributes of a log record, and their names in the line."""
 
 
 def configure(level: str, style: Literal["text", "json"]) -> None:
-    """Send every logger's lines through one handler, of the libraries' only warnings."""
-    # What no line says, and what would cost every line as much as writing it.
+    """Send the lines of every logger through one handler; of the libraries only warnings."""
+    # No line shows these, and finding them out takes as long as writing a line.
     logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     handler = logging.StreamHandler()
     process = multiprocessing.current_process().name
-    # Of one among several workers only.
     common = {"process": process} if process.startswith("worker") else {}
     handler.setFormatter(JsonFormatter(common) if style == "json" else TextFormatter(common))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -26,47 +30,46 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
     logging.captureWarnings(True)
 
 
-class Formatter(logging.Formatter):
-    """What lines of either kind hold beside their message; ``common`` is in every one."""
+class JsonFormatter(pythonjsonlogger.json.JsonFormatter):
+    """One JSON object a line, with the fields time, level, logger, message, the named values and the exception.
+
+    ``common`` are named values of every line.
+    """
 
     def __init__(self, common: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
-        self.common = dict(common or {})
+        names = FIELDS | {"exc_info": "exception"}
+        super().__init__(list(FIELDS), style=",", rename_fields=names, static_fields=common, json_default=str)
 
-    def named_values(self, record: logging.LogRecord) -> dict[str, Any]:
-        values: dict[str, Any] = getattr(record, "fields", {})
-        return values | self.common
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
+        """Return the time in UTC, ISO 8601 with milliseconds."""
+        moment = datetime.fromtimestamp(record.created, UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
-
-def moment(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-class TextFormatter(Formatter):
-    """``time level logger message name=value …``; what a client sent can't begin a line of its own."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        values = "".join(f" {name}={quoted(value)}" for name, value in self.named_values(record).items())
-        message = "".join(each if each.isprintable() else repr(each)[1:-1] for each in record.getMessage())
-        line = f"{moment(record)} {record.levelname.lower():<7} {record.name} {message}{values}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Return a line's fields with the named values among them."""
+        log_data["level"] = log_data["level"].lower()
+        return log_data | log_data.pop("fields", {})
 
 
-class JsonFormatter(Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": moment(record),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **self.named_values(record),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+class TextFormatter(JsonFormatter):
+    """``time level logger message name=value …``, then the exception.
+
+    A message cannot begin a line of its own: control characters that a client sent are escaped.
+    """
+
+    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
+        """Return a line's fields as text."""
+        values = dict(log_data)
+        time, level, logger, message = [str(values.pop(name)) for name in FIELDS.values()]
+        exception = values.pop("exception", None)
+        if not message.isprintable():
+            message = "".join(each if each.isprintable() else repr(each)[1:-1] for each in message)
+        named = "".join(f" {name}={quoted(value)}" for name, value in values.items())
+        line = f"{time} {level:<7} {logger} {message}{named}"
+        return f"{line}\n{exception}" if exception else line
 
 
 def quoted(value: object) -> str:
-    """Return a value as it stands, or in JSON's quotes where it has spaces, quotes or control characters."""
+    """Return a value as text, in JSON's quotes if it has spaces, quotes or control characters."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if PLAIN.fullmatch(text) and text.isprintable() else json.dumps(text)
+    return text if UNQUOTED.fullmatch(text) and text.isprintable() else json.dumps(text)
