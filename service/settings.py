@@ -1,4 +1,4 @@
-"""Every option of `skipnet serve`: a flag ``--name`` and an environment variable ``SKIPNET_NAME`` each."""
+"""The options of `skipnet serve`: each is a flag ``--name`` and an environment variable ``SKIPNET_NAME``."""
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Options(BaseSettings):
-    """What every verb of the command line shares: flags in kebab case, variables that begin with SKIPNET_."""
+    """How every command reads its options: flags in kebab case, and environment variables with the prefix SKIPNET_."""
 
     model_config = SettingsConfigDict(
         env_prefix="SKIPNET_",
@@ -24,113 +24,122 @@ class Options(BaseSettings):
         cli_implicit_flags=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
-        # A model's settings are named `model…`; pydantic reserves that prefix for no good of ours.
+        # Pydantic reserves the prefix `model_`, which some of the settings have.
         protected_namespaces=(),
     )
 
 
 class EngineOptions(Options):
-    """Which checkpoint runs, and in what."""
+    """Which checkpoint runs, and on which engine."""
 
-    model_repository: Path = Field(default=SHIPPED, description="folder of <model>/<version>/ checkpoints")
-    engine: EngineName = Field(default="auto", description="what runs the network; auto takes the fastest that can")
+    model_repository: Path = Field(default=SHIPPED, description="folder of checkpoints: <model>/<version>/")
+    engine: EngineName = Field(default="auto", description="what runs the network; auto: the fastest that can")
     device: DeviceName = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     routing: Literal["auto", "branch", "mask"] = Field(
         default="auto",
-        description="leave skipped blocks out, run them in vain, or what is faster at this traffic",
+        description="skip blocks (branch), compute and discard them (mask), or pick the faster (auto)",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of the engine; default: what the container may use"
+        default=None, ge=1, description="CPU threads of the engine; default: one per CPU of the container"
     )
 
 
 class Settings(EngineOptions):
     """Serve the models of a repository over HTTP."""
 
-    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 is every one")
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")
     workers: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="processes that serve together, each with an engine, a queue and limits of its own, and its part "
-        "of the CPUs; 1 for each GPU is best",
+        description="processes on one port, each with its own engine, queue, limits and share of the CPUs; on a GPU "
+        "use 1",
     )
     default_model: str | None = Field(
         default=None,
-        description="model of requests that name none; default: the first by name at start, those without gates last",
+        description="model of requests that name none; default: the first by name, models without gates last",
     )
 
     watch_interval: Seconds = Field(
-        default=0, description="seconds between looks for new versions in the repository; 0: load by request only"
+        default=0, description="seconds between checks for new versions; 0: load new versions on request only"
     )
 
-    max_batch_size: int = Field(default=32, ge=1, le=1024, description="images that run together at most")
+    max_batch_size: int = Field(default=32, ge=1, le=1024, description="most images in a batch")
     batch_delay: Seconds = Field(
         default=0,
-        description="seconds to wait for a fuller batch; 0: a batch is what queued while the engine was busy",
+        description="seconds that an image may wait for a fuller batch; 0: a batch is what queued while the engine ran",
     )
     dense_sample_interval: Seconds = Field(
         default=10,
-        description="seconds between batches that are also run dense, to know what skipping saves; 0: the warm-up's "
-        "clock. At most 2 % of the engine's time",
+        description="seconds between batches that also run dense, to measure what skipping saves, in at most 2 % of "
+        "the engine's time; 0: measure at the warm-up only",
     )
-    max_queue_size: int = Field(default=256, ge=1, description="images admitted and not yet answered; more get 429")
+    max_queue_size: int = Field(default=256, ge=1, description="most images in progress; requests beyond get 429")
     request_timeout: float = Field(
-        default=30, gt=0, le=3600, description="seconds until 504; the header X-Request-Timeout can lower it"
+        default=30,
+        gt=0,
+        le=3600,
+        description="seconds until 504; a request's X-Request-Timeout can shorten it",
     )
 
-    max_body_size: int = Field(default=16 << 20, ge=1, description="bytes of one request body; more get 413")
-    max_bodies_size: int = Field(default=256 << 20, ge=1, description="bytes of all request bodies held at once")
+    max_body_size: int = Field(default=16 << 20, ge=1, description="most bytes of a request body; larger ones get 413")
+    max_bodies_size: int = Field(
+        default=256 << 20, ge=1, description="most bytes of all bodies in memory; others get 429"
+    )
     max_image_pixels: int = Field(
         default=50_000_000,
         ge=1,
         le=80_000_000,
-        description="width x height of an image, checked before it is decoded",
+        description="most pixels of an image (width x height), checked before decoding; larger ones get 413",
     )
     max_decode_memory: int = Field(
         default=512 << 20,
         ge=1 << 20,
-        description="bytes that decoding may take, all images at once; a pixel counts as 10 to 24",
+        description="most bytes that all images being decoded may take, at 10 to 24 bytes a pixel",
     )
-    decode_threads: int | None = Field(default=None, ge=1, description="default: one per CPU the container may use")
+    decode_threads: int | None = Field(default=None, ge=1, description="default: one per CPU of the container")
 
     api_keys: list[str] = Field(
-        default=[], repr=False, description="keys that may classify, as a JSON list; without any, everybody may"
+        default=[], repr=False, description="keys that may classify, as a JSON list; if none, everybody may"
     )
-    api_keys_file: Path | None = Field(default=None, description="more of them, one a line")
+    api_keys_file: Path | None = Field(default=None, description="file of more keys, one a line; # begins a comment")
     management_keys: list[str] = Field(
-        default=[], repr=False, description="keys that may load and unload models; without any, those that classify"
+        default=[],
+        repr=False,
+        description="keys that may manage models, as a JSON list; if none, those that classify",
     )
-    management_keys_file: Path | None = Field(default=None, description="more of them, one a line")
+    management_keys_file: Path | None = Field(
+        default=None, description="file of more keys, one a line; # begins a comment"
+    )
     cors_origins: list[str] = Field(
-        default=[], description='origins whose pages may call from a browser, as a JSON list; ["*"] is every one'
+        default=[], description='origins whose pages may call the service from a browser, as a JSON list; ["*"]: all'
     )
 
     drain_pause: Seconds = Field(
         default=0,
-        description="seconds to keep serving, not ready, after SIGTERM, until load balancers have noticed",
+        description="seconds after SIGTERM to keep answering while /health/ready fails, so that balancers notice",
     )
     drain_timeout: Seconds = Field(
-        default=30, description="seconds that what was admitted may take to finish after that"
+        default=30, description="seconds after the drain pause for admitted requests to finish"
     )
     keep_alive: int = Field(
-        default=75, ge=1, description="seconds an idle connection stays open; more than the balancer's"
+        default=75, ge=1, description="seconds that an idle connection stays open; longer than the balancer's"
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="least severe line to write"
+        default="info", description="least severe lines to write"
     )
-    log_format: Literal["text", "json"] = Field(default="text", description="one line per request either way")
+    log_format: Literal["text", "json"] = Field(default="text", description="format of the log lines")
     tracing: bool = Field(
         default=False,
-        description="send an OpenTelemetry span of each request to classify, as the OTEL_… variables say; needs "
-        "the extra skipnet-serve[tracing]",
+        description="send an OpenTelemetry span of each request to the collector that the OTEL_… variables name; "
+        "needs the extra skipnet-serve[tracing]",
     )
 
 
 def misspelt(variables: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield variables that are no option, and the option of `skipnet serve` that each looks like."""
+    """Yield unknown SKIPNET_ variables, each with the option of `skipnet serve` that it is similar to."""
     options = [f"SKIPNET_{name.upper()}" for name in Settings.model_fields]
     for variable in sorted(set(variables) - set(options)):
         if variable.startswith("SKIPNET_"):

@@ -40,7 +40,7 @@ class JsonFormatter(pythonjsonlogger.json.JsonFormatter):
         names = FIELDS | {"exc_info": "exception"}
         super().__init__(list(FIELDS), style=",", rename_fields=names, static_fields=common, json_default=str)
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002
         """Return the time in UTC, ISO 8601 with milliseconds."""
         moment = datetime.fromtimestamp(record.created, UTC)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes. Names begin with skipnet_; labels take only values that the server chose."""
+"""The metrics of one server, for Prometheus; no label has a value that a client chose."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -31,16 +31,16 @@ SECONDS = (
     *(0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.006, 0.008, 0.012, 0.016, 0.025),
     *(0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 10),
 )
-# One bucket a count for the small networks, steps for the deep ones (ResNet-152: 75 blocks, 150 layers).
+# One bucket per count for small networks, wider ones for deep networks (ResNet-152: 75 blocks, 150 layers).
 BLOCKS = (*range(19), *range(20, 36, 2), 36, 40, 44, 48, 54, 60, 66, 75)
 LAYERS = (*range(37), 39, *range(42, 75, 3), 80, 90, 99, 108, 120, 132, 150)
 VERSION = ("model", "version")
 MODES = ("branch", "mask")
 
 KEPT = 2
-"""Versions of a model whose counters stay when they are served no more, for their end to be scraped."""
+"""Retired versions of a model whose counters stay, so that their last values are scraped."""
 
-# Each would double a counter's series to say when it began, which process_start_time_seconds tells.
+# They would double the series of a counter; process_start_time_seconds tells the same.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
@@ -48,7 +48,7 @@ Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 
 class Metrics:
-    """All metrics of one server, in a registry of their own."""
+    """All metrics of one server, in their own registry; names begin with skipnet_."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -76,42 +76,42 @@ class Metrics:
 
         self.requests = counter(
             "requests_total",
-            "Inference requests by outcome; model and version are empty where none was found.",
+            "Inference requests by outcome; model and version are empty if none was found.",
             (*VERSION, "outcome"),
         )
         self._begin_requests("", "")
         self.request_duration = histogram(
-            "request_duration_seconds", "From arrival to answer, of requests that were classified.", SECONDS
+            "request_duration_seconds", "Time from arrival to answer of successful inference requests.", SECONDS
         )
         self.stage_duration = histogram(
-            "stage_duration_seconds", "The stages of the same requests.", SECONDS, (*VERSION, "stage")
+            "stage_duration_seconds", "Time in each stage of the same requests.", SECONDS, (*VERSION, "stage")
         )
         self.in_flight = gauge("images_in_flight", "Images admitted and not yet answered.", ())
         self.engine_busy = gauge(
-            "engine_busy_seconds", "How long the batch that runs now has been running; 0 where none does.", ()
+            "engine_busy_seconds", "Time that the current batch has been in the engine; 0 if there is none.", ()
         )
-        self.rejections = counter("rejections_total", "Requests answered with 429, by what was full.", ("reason",))
+        self.rejections = counter("rejections_total", "Requests answered with 429, by reason.", ("reason",))
         for reason in REJECT_REASONS:
             self.rejections.labels(reason)
         self.dropped = counter(
             "dropped_total",
-            "Images that left the queue uncomputed: their client was gone, their deadline past, or another image of "
-            "their request had failed.",
+            "Images that were not computed: their client disconnected, their deadline passed, or another image of "
+            "their request failed.",
             (*VERSION, "reason"),
         )
 
-        self.layers_skipped = histogram("layers_skipped", "Convolutions that an image skipped.", LAYERS)
+        self.layers_skipped = histogram("layers_skipped", "Convolutional layers that an image skipped.", LAYERS)
         self.blocks_skipped = histogram("blocks_skipped", "Blocks that an image skipped.", BLOCKS)
         self.executions = counter("block_executions_total", "Images that a block ran for.", (*VERSION, "block"))
         self.skips = counter("block_skips_total", "Images that a block was skipped for.", (*VERSION, "block"))
         self.macs = counter(
             "macs_total",
-            "Multiply-adds spent (executed), and what the network without gates would have spent (dense).",
+            "MACs of the blocks that ran (executed), and of the network without gates (dense).",
             (*VERSION, "kind"),
         )
 
         self.batch_size = histogram("batch_size", "Images that ran together.", (1, 2, 4, 8, 16, 32, 64, 128, 256))
-        self.batches = counter("batches_total", "Batches that ran, by how skipping was done.", (*VERSION, "mode"))
+        self.batches = counter("batches_total", "Batches that ran, by routing mode.", (*VERSION, "mode"))
         self.engine_seconds = counter("engine_seconds_total", "Seconds that the engine ran.")
         self.dense_seconds = counter(
             "dense_seconds_total",
@@ -119,25 +119,24 @@ class Metrics:
         )
         self.dense_samples = counter(
             "dense_sampled_images_total",
-            "Images that were run with every block, beside their own run, to set the dense clock. Their multiply-adds "
-            "and seconds are counted as executed.",
+            "Images that also ran with every block, to set the dense clock. Their MACs and seconds count as executed.",
         )
         self.queue_depth = gauge("queue_depth", "Decoded images that wait for the engine.")
 
-        self.model = Info("skipnet_model", "What is served.", VERSION, registry=registry)
+        self.model = Info("skipnet_model", "Engine and device of a served version.", VERSION, registry=registry)
         self.fallbacks = counter(
             "engine_fallbacks_total",
-            "Engines that a load had to do without: not to be had here, or not answering as the reference does. "
-            "The engine that was taken instead is there with 0; the log has the reasons.",
+            "Engines that were unavailable at a load, or whose output differs from the reference engine. "
+            "The engine that is used has 0; the log has the reasons.",
             (*VERSION, "engine"),
         )
         self.engine_mode = gauge(
             "engine_mode",
-            "1 for how the last batch ran: branch leaves skipped blocks out, mask runs them in vain.",
+            "1 for the mode of the last batch: branch skips blocks, mask computes and discards them.",
             (*VERSION, "mode"),
         )
         self.expected_mac_share = gauge(
-            "expected_mac_share", "Executed by dense multiply-adds when the checkpoint was evaluated."
+            "expected_mac_share", "Executed MACs / dense MACs in the checkpoint's evaluation."
         )
         self.expected_execution_rate = gauge(
             "expected_block_execution_rate",
@@ -151,15 +150,15 @@ class Metrics:
             lambda name, text, labels: histogram(name, text, SECONDS, labels),
         )
         self._series: WeakKeyDictionary[LoadedModel, Series] = WeakKeyDictionary()
-        self.ready = gauge("ready", "1 when /health/ready says yes.", ())
+        self.ready = gauge("ready", "1 if /health/ready succeeds.", ())
         self.models_failed = gauge(
             "models_failed", "Models whose newest version could not be loaded; GET /models says why.", ()
         )
-        # Of several workers, each has one: what all engines together can do in a second is as many engine seconds.
+        # Each worker adds one: all engines together have as many engine seconds in a second.
         gauge("engine_threads", "Threads that run an engine.", ()).set(1)
 
     def add_model(self, model: LoadedModel, depth: Callable[[], int]) -> None:
-        """Begin a version's series, at zero where nothing was counted yet."""
+        """Begin a version's series; those that have counted nothing yet are 0."""
         labels = (model.name, str(model.version))
         self._retired.pop(labels, None)
         self.model.labels(*labels).info(
@@ -186,7 +185,7 @@ class Metrics:
             self.cascades.add_model(model)
 
     def remove_model(self, model: LoadedModel) -> None:
-        """End the series that say what is served now, and all of a version that was retired KEPT versions before."""
+        """Remove the gauges of a version that is no longer served, and all series of the oldest of KEPT + 1."""
         labels = (model.name, str(model.version))
         now = (self.model, self.queue_depth, self.expected_mac_share, self.engine_mode, self.expected_execution_rate)
         remove(now, labels)
@@ -212,7 +211,7 @@ class Metrics:
         executions, reached = [size, *routed.executed.sum(0).tolist()], model.images_per_block(routed).tolist()
         blocks = zip(executions, reached, series.executions, series.skips, strict=True)
         for executed, images, ran_for, skipped_for in blocks:
-            # Counting nothing costs as much as counting.
+            # An increment by 0 costs as much as any other.
             if executed:
                 ran_for.inc(executed)
             if executed < images:
