@@ -1,8 +1,8 @@
-"""The dense clock: what a batch would have taken with every block run, measured on the traffic itself.
+"""The dense clock: the time a batch would take with every block run, measured on the traffic itself.
 
-The warm-up's figures come from one run after another, with warm caches. Between requests that are far apart caches go
-cold, for routed and dense runs alike: set against the warm-up's clock, skipping would seem to save nothing. So now and
-then a batch is run dense before it is run as usual, as cold as any.
+The warm-up measures one run after another, with warm caches. Between rare requests the caches go cold, for routed and
+dense runs alike. Compared with the warm-up, skipping would then seem to save nothing. So now and then a batch also runs
+dense, with the same cold caches, before it runs as usual.
 """
 
 import math
@@ -13,54 +13,56 @@ from time import perf_counter
 import numpy as np
 
 LARGEST_SHARE = 0.02
-"""Of the engine's time, at most, that samples may take."""
+"""The largest share of the engine's time that samples may take."""
 SAMPLES = 5
 DISTURBED = 3.0
-"""Times the dense figure: routing alone makes no run so long, but another process on the same core does."""
+"""A run longer than this multiple of the dense time was disturbed, as by another process on the same core."""
 
 
 class DenseClock:
-    """The time of dense batches by size: the warm-up's, corrected by the median of the last samples near that size."""
+    """The time of dense batches by size: from the warm-up, corrected by the median of the last samples of that size."""
 
     def __init__(self, sizes: list[int], seconds: list[float]) -> None:
-        """``sizes``: batch sizes that the warm-up ran, ascending from 1; ``seconds``: what each took."""
+        """Start from the warm-up: ``seconds`` of a dense batch of each of ``sizes``, which ascend from 1."""
         self.sizes, self.warm = sizes, seconds
         self._samples: dict[int, deque[float]] = {size: deque(maxlen=SAMPLES) for size in sizes}
-        self._factors = dict.fromkeys(sizes, 1.0)  # what the samples come to, which every request asks for
+        self._factors = dict.fromkeys(sizes, 1.0)  # from the samples, precomputed since every request reads it
         self._last, self._ran = perf_counter(), 0.0
 
-    def seconds(self, images: int) -> float:
-        """Return the seconds that a batch of ``images`` takes when every block runs."""
-        return self._warm(images) * self._factors[self._nearest(images)]
+    def seconds(self, count: int) -> float:
+        """Return the seconds that a batch of ``count`` images takes if every block runs."""
+        return self._warm(count) * self._factors[self._nearest(count)]
 
-    def instead(self, images: int, seconds: float) -> float:
-        """Return what a batch of ``images`` that took ``seconds`` would have taken with every block run.
+    def instead(self, count: int, seconds: float) -> float:
+        """Return the seconds that a batch of ``count`` images, which took ``seconds``, would have taken dense.
 
-        What made a run far longer than a dense one is not routing, and would have come on top of the dense run too.
+        A disturbance, which makes a run far longer than a dense one, would have delayed the dense run too.
         """
-        dense = self.seconds(images)
+        dense = self.seconds(count)
         return dense + max(0.0, seconds - DISTURBED * dense)
 
-    def due(self, images: int, interval: float) -> bool:
-        """Whether a batch of ``images`` should be a sample: the last one is ``interval`` seconds ago, and the engine
-        has run for long enough since then. An interval of 0 asks for none.
+    def due(self, count: int, interval: float) -> bool:
+        """Return whether a batch of ``count`` images should be a sample.
+
+        The last sample must be ``interval`` seconds ago, and the engine must have run long enough since then. With an
+        interval of 0 there are no samples.
         """
-        affordable = self._warm(images) < LARGEST_SHARE * self._ran
+        affordable = self._warm(count) < LARGEST_SHARE * self._ran
         return interval > 0 and affordable and perf_counter() - self._last >= interval
 
     def ran(self, seconds: float) -> None:
-        """Note how long the engine ran for a batch as usual."""
+        """Add the seconds of a batch that ran as usual."""
         self._ran += seconds
 
-    def sampled(self, images: int, seconds: float) -> None:
-        """Note how long a batch of ``images`` took with every block run."""
-        size = self._nearest(images)
-        self._samples[size].append(seconds / self._warm(images))
+    def sampled(self, count: int, seconds: float) -> None:
+        """Add a sample: a batch of ``count`` images took ``seconds`` with every block run."""
+        size = self._nearest(count)
+        self._samples[size].append(seconds / self._warm(count))
         self._factors[size] = median(self._samples[size])
         self._last, self._ran = perf_counter(), 0.0
 
-    def _warm(self, images: int) -> float:
-        return float(np.interp(images, self.sizes, self.warm))
+    def _warm(self, count: int) -> float:
+        return float(np.interp(count, self.sizes, self.warm))
 
-    def _nearest(self, images: int) -> int:
-        return min(self.sizes, key=lambda size: abs(math.log(size / images)))
+    def _nearest(self, count: int) -> int:
+        return min(self.sizes, key=lambda size: abs(math.log(size / count)))

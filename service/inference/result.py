@@ -1,4 +1,4 @@
-"""What a classification answers, and how it is made from what an engine says of one image."""
+"""The result of an image, and the body of a /classify answer that is made from it."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,34 +30,36 @@ class Prediction(BaseModel):
 class Decision(BaseModel):
     block: int = Field(description="counted from 0; block 0 always runs and has no gate")
     executed: bool
-    probability: float = Field(description="the gate's, of executing the block")
+    probability: float = Field(description="the gate's probability of executing the block")
 
 
 class StageAnswer(BaseModel):
-    """What one stage of a cascade did for this image."""
+    """The work of one stage of a cascade for this image."""
 
     model: str
     version: int
     blocks: int
     executed: int
     macs: int
-    margin: float = Field(description="the stage's confidence in its answer; below its threshold the image goes on")
+    margin: float = Field(description="the stage's confidence; below its threshold the image goes to the next stage")
 
 
 class RoutingAnswer(BaseModel):
-    """Which blocks ran for this image, and what that cost."""
+    """Which blocks ran for this image, and their cost."""
 
-    blocks: int = Field(description="residual blocks of the network; executed + skipped")
+    blocks: int = Field(description="residual blocks of the network: executed + skipped")
     executed: int
     skipped: int
-    layers_skipped: int = Field(description="convolutions in the skipped blocks: 2 a basic block, 3 a bottleneck")
-    macs: int = Field(description="multiply-adds spent, with stem, projections, gates and head")
-    dense_macs: int = Field(description="multiply-adds of the same network without gates")
-    saved: float = Field(description="1 - macs / dense_macs; a little under 0 where every block and the gates ran")
-    mode: str = Field(description="branch: skipped blocks were not run; mask: they were run and masked away")
-    escalated: bool | None = Field(None, description="of a cascade: whether a later stage was asked")
+    layers_skipped: int = Field(
+        description="convolutional layers in the skipped blocks: 2 per basic block, 3 per bottleneck"
+    )
+    macs: int = Field(description="MACs executed, including stem, projections, gates and head")
+    dense_macs: int = Field(description="MACs of the same network without gates")
+    saved: float = Field(description="1 - macs / dense_macs; slightly negative if every block ran")
+    mode: str = Field(description="branch: skipped blocks were not computed; mask: they were computed and discarded")
+    escalated: bool | None = Field(None, description="of a cascade: whether a later stage ran")
     stages: list[StageAnswer] | None = Field(None, description="of a cascade: the stages that the image reached")
-    decisions: list[Decision] | None = Field(None, description="one a gate, with explain=true")
+    decisions: list[Decision] | None = Field(None, description="one per gate, with explain=true")
 
 
 class TimingAnswer(BaseModel):
@@ -65,7 +67,7 @@ class TimingAnswer(BaseModel):
 
     decode: float
     queue: float = Field(description="waiting for a decoding thread and for the engine")
-    inference: float = Field(description="the run of the batch that this image was in")
+    inference: float = Field(description="the run of this image's batch")
     total: float
 
 
@@ -77,14 +79,14 @@ class Classification(BaseModel):
     timing_ms: TimingAnswer
     expected_accuracy: float | None = Field(
         None,
-        description="with compute_budget: top-1, 0..1, of the calibration's images at the threshold looked up. They "
-        "were held out of training, and may be easier than yours",
+        description="with compute_budget: top-1 accuracy, 0..1, on the calibration's validation images; your images "
+        "may be harder",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class StageOutcome:
-    """What one stage of a cascade did for an image that reached it; ``margin`` is its confidence, 0..1."""
+    """The work of one stage of a cascade for an image that reached it; ``margin`` is its confidence, 0..1."""
 
     model: str
     version: int
@@ -96,11 +98,11 @@ class StageOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """What an engine answered for one image of a batch.
+    """The engine's result for one image of a batch.
 
-    The arrays are `Routed`'s less the first axis, with the classes' probabilities beside them. ``blocks`` and
-    ``executed_blocks`` count the first block too, and of a cascade the blocks of the stages that the image reached,
-    which ``stages`` lists.
+    ``logits``, ``executed`` and ``probability`` are one row of `Routed`'s arrays; ``probabilities`` are those of the
+    classes. ``blocks`` and ``executed_blocks`` include the first block. For a cascade they count the blocks of the
+    stages that the image reached, which ``stages`` lists.
     """
 
     logits: NDArray[np.float32]
@@ -120,7 +122,7 @@ class ImageResult:
 
 
 def split(routed: "Routed", macs: NDArray[np.int64], layers_per_block: int) -> list[ImageResult]:
-    """Return a batch's results image by image; ``macs`` [N] is what each cost."""
+    """Return the results of a batch's images; ``macs`` [N] are the MACs of each."""
     probabilities = softmax(routed.logits)
     blocks = 1 + routed.executed.shape[1]
     executed = 1 + routed.executed.sum(1)
@@ -148,14 +150,14 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def predictions(probabilities: NDArray[np.float32], labels: list[str], top_k: int) -> list[Prediction]:
-    """Return the ``top_k`` likeliest classes, likeliest first; of equals the first class comes first."""
+    """Return the ``top_k`` most probable classes, most probable first; equal ones in the order of the classes."""
     order = np.argsort(-probabilities, kind="stable")[:top_k]
-    likeliest = zip(order.tolist(), probabilities[order].tolist(), strict=True)
-    return [Prediction(label=labels[i], index=i, probability=round(value, 6)) for i, value in likeliest]
+    ranked = zip(order.tolist(), probabilities[order].tolist(), strict=True)
+    return [Prediction(label=labels[i], index=i, probability=round(value, 6)) for i, value in ranked]
 
 
 def routing(result: ImageResult, dense_macs: int, explain: bool) -> RoutingAnswer:
-    """Return which blocks ran, with ``explain`` decision by decision; block i + 1 is column i of the engine's."""
+    """Return which blocks ran and their cost, with ``explain`` also each gate's decision."""
     stages = [
         StageAnswer(
             model=stage.model,
@@ -183,7 +185,8 @@ def routing(result: ImageResult, dense_macs: int, explain: bool) -> RoutingAnswe
 
 
 def decisions(result: ImageResult) -> list[Decision]:
-    # The columns behind these are of stages of a cascade that the image did not reach.
+    """Return the gates' decisions; column i of the engine's arrays decides block i + 1."""
+    # The last columns belong to stages of a cascade that the image did not reach.
     reached = result.blocks - 1
     columns = zip(result.executed[:reached].tolist(), result.probability[:reached].tolist(), strict=True)
     return [
@@ -193,6 +196,7 @@ def decisions(result: ImageResult) -> list[Decision]:
 
 
 def timing_answer(timing: Timing) -> TimingAnswer:
+    """Return a request's timing in milliseconds."""
     return TimingAnswer(
         decode=round(timing.decode * 1e3, 3),
         queue=round(timing.queue * 1e3, 3),

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from models.preprocessing import InputSpec
 
 Threshold = float | tuple[float, ...]
-"""What an image's route is decided by: an execute threshold, or a cascade's row of thresholds and margins."""
+"""What decides an image's route: an execute threshold, or the thresholds and margins of a cascade."""
 
 
 @dataclass(frozen=True)
 class RouteChoice:
-    """What a request asks for: its ``threshold``, and the accuracy that the curve has there, if it was looked up."""
+    """The threshold that a request asks for, and its accuracy on the curve if a budget was looked up."""
 
     threshold: Threshold
     expected_accuracy: float | None = None
@@ -32,14 +32,14 @@ class RouteChoice:
 
 @dataclass(eq=False)
 class LoadedModel:
-    """One version of a model, loaded and warm. `LoadedCascade` is one of several networks."""
+    """One version of a model, loaded and warmed up. `LoadedCascade` has several networks."""
 
     checkpoint: "Checkpoint"
     engine: "Engine"
     mode: "Mode"  # of the last batch
     clock: DenseClock
     fallbacks: list[str] = field(default_factory=list)  # engines that auto could not use; the log says why
-    leases: int = field(default=0, init=False)  # requests that still need it
+    leases: int = field(default=0, init=False)  # requests that use it
     retired: bool = field(default=False, init=False)  # no new request gets it
     closed: bool = field(default=False, init=False)  # its engine is closed, or about to be
 
@@ -70,7 +70,7 @@ class LoadedModel:
 
     @property
     def threshold(self) -> Threshold:
-        """What decides the route of an image whose request says nothing of it."""
+        """The threshold of requests that set none."""
         return self.checkpoint.config.execute_threshold
 
     @property
@@ -103,7 +103,7 @@ class LoadedModel:
 
     @property
     def dense_macs(self) -> int:
-        """MACs of the network without gates: what "saved" is measured against."""
+        """MACs of the network without gates, the reference of "saved"."""
         return self.checkpoint.macs.dense
 
     @property
@@ -112,11 +112,11 @@ class LoadedModel:
         return self.checkpoint.macs.full
 
     def executed_macs(self, routed: "Routed") -> NDArray[np.int64]:
-        """Return what each image of a batch cost [N], in MACs."""
+        """Return the MACs of each image of a batch [N]."""
         return self.checkpoint.macs.executed(routed.executed, routed.mode)
 
     def results(self, routed: "Routed", macs: NDArray[np.int64]) -> list[ImageResult]:
-        """Return a batch's results image by image; ``macs`` [N] is what each cost."""
+        """Return the results of a batch's images; ``macs`` [N] are the MACs of each."""
         return split(routed, macs, self.checkpoint.network.layers_per_block)
 
     def images_per_block(self, routed: "Routed") -> NDArray[np.int64]:
@@ -145,7 +145,7 @@ class LoadedModel:
         self.run_dense(np.zeros((1, *self.shape), np.float32))
 
     def run_dense(self, images: NDArray[np.float32]) -> float:
-        """Run every block for ``images`` [N, 3, H, W] and return the seconds it took; the answers are dropped."""
+        """Run every block for ``images`` [N, 3, H, W], discard the output and return the seconds it took."""
         return timed(self.engine, images, 0.0)[1]
 
     def __str__(self) -> str:
@@ -153,7 +153,7 @@ class LoadedModel:
 
 
 def timed(engine: "Engine", images: NDArray[np.float32], threshold: Threshold) -> "tuple[Routed, float]":
-    """Run images that are no traffic: a switch between branching and masking does not learn from them."""
+    """Run images outside of the traffic, so that a switch between branching and masking does not learn from them."""
     from models.engines.routing_switch import run_untracked
 
     start = perf_counter()

@@ -1,4 +1,4 @@
-"""One version of a model, made ready to serve: read, verified, warmed up and timed."""
+"""Loading one version of a model: read, verify, warm up and time it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class LoadError(Exception):
-    """A version can't be served; the message says why and what to do."""
+    """A version can't be loaded; the message says why and what to do."""
 
 
 def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> LoadedModel:
-    """Load the checkpoint or cascade in ``folder``, verify what it answers and warm it up.
+    """Load the checkpoint or cascade in ``folder``, verify its output and warm it up.
 
-    Takes seconds, and imports torch; call it in a thread. Raises LoadError.
+    It takes seconds and imports torch, so call it in a thread. Raises LoadError.
     """
     from models.checkpoint import CheckpointError
 
@@ -80,9 +80,9 @@ def load_cascade(folder: Path, options: EngineOptions, on_fallback: "OnFallback 
 
 
 def warm_up(model: LoadedModel, max_batch_size: int) -> None:
-    """Run batches of 1, 2, 4, … ``max_batch_size`` images, dense and skipping all; check and time them.
+    """Run batches of 1, 2, 4, … ``max_batch_size`` images, dense and with every block skipped; check and time them.
 
-    Sets the model's mode and dense clock. Raises LoadError where the answers have another shape or are not finite.
+    Sets the model's mode and dense clock. Raises LoadError if the output has the wrong shape or is not finite.
     """
     sizes = [1]
     while sizes[-1] < max_batch_size:
@@ -97,16 +97,16 @@ def warm_up(model: LoadedModel, max_batch_size: int) -> None:
             disobeys = (threshold == 0 and not routed.executed.all()) or (threshold == 1 and routed.executed.any())
             if model.gated and disobeys:
                 raise LoadError(f"{model}: the engine {model.engine.name} does not obey the execute threshold")
-        # The first run of a size also pays for buffers and kernels, which matters where a run is short.
+        # The first run of a size also allocates buffers and compiles kernels, which takes longer than a short run.
         seconds = model.run_dense(images[:size])
         times.append(seconds if seconds > 0.25 else model.run_dense(images[:size]))
     model.mode, model.clock = routed.mode, DenseClock(sizes, times)
 
 
 def verify(model: LoadedModel, values: NDArray[np.float32], shape: tuple[int, ...]) -> None:
-    """Raise LoadError where an engine's values have another shape or are not finite."""
+    """Raise LoadError if an engine's output has the wrong shape or is not finite."""
     if values.shape != shape or not np.isfinite(values).all():
         raise LoadError(
-            f"{model.checkpoint.folder} answers numbers of shape {values.shape} where {shape} is right, or not "
-            "finite ones; it was damaged or its training failed"
+            f"{model.checkpoint.folder}: the output has shape {values.shape} instead of {shape}, or is not finite; the "
+            "checkpoint is damaged or its training failed"
         )

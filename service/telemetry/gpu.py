@@ -1,4 +1,4 @@
-"""The machine's NVIDIA GPUs as Prometheus sees them, by NVML; no series where there is none."""
+"""Metrics of the machine's NVIDIA GPUs, read by NVML; no series if there is no GPU."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 
 class GpuCollector(Collector):
-    """Reads the devices at every scrape; a reading that a device does not support is left out."""
+    """Reads the devices at every scrape; leaves out readings that a device does not support."""
 
     def __init__(self) -> None:
         try:
@@ -22,12 +22,12 @@ class GpuCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         utilization = GaugeMetricFamily(
-            "skipnet_gpu_utilization_ratio", "Share of time that the GPU ran anything.", labels=["gpu"]
+            "skipnet_gpu_utilization_ratio", "Share of time that the GPU was busy.", labels=["gpu"]
         )
-        used = GaugeMetricFamily("skipnet_gpu_memory_used_bytes", "GPU memory in use, by anyone.", labels=["gpu"])
-        size = GaugeMetricFamily("skipnet_gpu_memory_bytes", "GPU memory there is.", labels=["gpu"])
+        used = GaugeMetricFamily("skipnet_gpu_memory_used_bytes", "GPU memory in use by all processes.", labels=["gpu"])
+        size = GaugeMetricFamily("skipnet_gpu_memory_bytes", "Total GPU memory.", labels=["gpu"])
         energy = CounterMetricFamily(
-            "skipnet_gpu_energy_joules", "Energy that the GPU took since its driver was loaded.", labels=["gpu"]
+            "skipnet_gpu_energy_joules", "Energy that the GPU used since its driver was loaded.", labels=["gpu"]
         )
         readings: list[tuple[GaugeMetricFamily | CounterMetricFamily, Callable[[object], float]]] = [
             (utilization, lambda device: pynvml.nvmlDeviceGetUtilizationRates(device).gpu / 100),

@@ -48,7 +48,8 @@ class JsonFormatter(pythonjsonlogger.json.JsonFormatter):
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         """Return a line's fields with the named values among them."""
         log_data["level"] = log_data["level"].lower()
-        return log_data | log_data.pop("fields", {})
+        values: dict[str, Any] = log_data.pop("fields", {})
+        return log_data | values
 
 
 class TextFormatter(JsonFormatter):

@@ -106,7 +106,7 @@ class Metrics:
         self.skips = counter("block_skips_total", "Images that a block was skipped for.", (*VERSION, "block"))
         self.macs = counter(
             "macs_total",
-            "MACs of the blocks that ran (executed), and of the network without gates (dense).",
+            "MACs that the engine computed (executed), and of the network without gates (dense).",
             (*VERSION, "kind"),
         )
 
@@ -196,7 +196,7 @@ class Metrics:
             remove(self._of_versions, ended)
 
     def count_batch(self, run: BatchRun, results: list[ImageResult]) -> None:
-        """Count a batch and what became of each of its images."""
+        """Count a batch and the results of its images."""
         model, routed, size = run.batch.model, run.routed, len(run.batch.tasks)
         series = self._series_of(model)
         series.batch_size.observe(size)
@@ -208,20 +208,21 @@ class Metrics:
             series.dense_samples.inc(size)
             series.macs["executed"].inc(model.sample_macs * size)
         series.macs["dense"].inc(model.dense_macs * size)
-        executions, reached = [size, *routed.executed.sum(0).tolist()], model.images_per_block(routed).tolist()
-        blocks = zip(executions, reached, series.executions, series.skips, strict=True)
-        for executed, images, ran_for, skipped_for in blocks:
+        executed_counts = [size, *routed.executed.sum(0).tolist()]
+        reached_counts = model.images_per_block(routed).tolist()
+        blocks = zip(executed_counts, reached_counts, series.executions, series.skips, strict=True)
+        for executed, reached, executions, skips in blocks:
             # An increment by 0 costs as much as any other.
             if executed:
-                ran_for.inc(executed)
-            if executed < images:
-                skipped_for.inc(images - executed)
+                executions.inc(executed)
+            if executed < reached:
+                skips.inc(reached - executed)
         for result in results:
             series.blocks_skipped.observe(result.skipped)
             series.layers_skipped.observe(result.layers_skipped)
         if isinstance(model, LoadedCascade):
             self.cascades.count_batch(model, results)
-        if routed.mode != model.mode:  # That of the batch before.
+        if routed.mode != model.mode:  # the mode of the batch before
             for mode, gauge in series.modes.items():
                 gauge.set(mode == routed.mode)
 
@@ -236,7 +237,7 @@ class Metrics:
     def observe_request(
         self, model: LoadedModel, timing: Timing, request_id: str, results: Sequence[ImageResult]
     ) -> None:
-        """Observe an answered request's timing, with its id as the exemplar."""
+        """Observe the timing of a successful request, with its id as the exemplar."""
         series, exemplar = self._series_of(model), {"request_id": request_id}
         series.request_duration.observe(timing.total, exemplar)
         for stage, histogram in series.stages.items():
@@ -245,7 +246,7 @@ class Metrics:
             self.cascades.observe_request(model, timing.total, results)
 
     def _begin_requests(self, name: str, version: str) -> None:
-        """Begin at zero: a series that appears with a burst of errors hides the burst from rate()."""
+        """Begin at 0: if a series appeared with a burst of errors, rate() would not see the burst."""
         for outcome in OUTCOMES:
             self.requests.labels(name, version, outcome)
 
@@ -262,7 +263,7 @@ def remove(metrics: Iterable[Counter | Gauge | Histogram | Info], labels: tuple[
 
 
 class Series:
-    """The series of one version: finding them by their labels costs more than counting."""
+    """The series of one version, looked up once, since the look-up takes longer than counting."""
 
     def __init__(self, metrics: Metrics, model: LoadedModel) -> None:
         name, version = model.name, str(model.version)

@@ -1,4 +1,4 @@
-"""The one record of where a request's time went: answer, response headers and metrics all read it."""
+"""The time that a request spends in each stage; answer, response headers, metrics and spans read it."""
 
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -8,13 +8,13 @@ STAGES = ("receive", "decode", "queue", "inference")
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds of one request. With several images each stage holds the slowest image's."""
+    """Seconds of one request. If it has several images, each stage is the slowest image's."""
 
     started: float = field(default_factory=perf_counter)
-    receive: float = 0.0  # reading the body off the socket
-    decode: float = 0.0  # bytes to pixels to the network's input
-    queue: float = 0.0  # waiting, for a decoding thread and for the engine
-    inference: float = 0.0  # the batch's run in the engine
+    receive: float = 0.0  # reading the body
+    decode: float = 0.0  # decoding and preprocessing the image
+    queue: float = 0.0  # waiting for a decoding thread and for the engine
+    inference: float = 0.0  # the run of its batch
     total: float = 0.0  # from the request's arrival to its answer
     batch_size: int = 0
 

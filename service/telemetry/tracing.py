@@ -1,7 +1,7 @@
-"""OpenTelemetry spans of requests, where `--tracing` asks for them; without it nothing of this is imported.
+"""OpenTelemetry spans of requests; imported with `--tracing` only.
 
-The standard `OTEL_…` variables say where spans go (`OTEL_EXPORTER_OTLP_ENDPOINT`) and how many are kept
-(`OTEL_TRACES_SAMPLER`). A client's `traceparent` header is continued.
+The standard `OTEL_…` variables set the collector (`OTEL_EXPORTER_OTLP_ENDPOINT`) and the sampling
+(`OTEL_TRACES_SAMPLER`). A request's `traceparent` header makes its span part of the client's trace.
 """
 
 import os
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
     from service.http.request_context import RequestContext
 
-PATIENCE = 3.0
-"""Seconds that the last spans may take to be sent."""
+CLOSE_TIMEOUT = 3.0
+"""Seconds for sending the last spans."""
 
 
 class Tracing:
-    """Makes one server span of each request that classifies, from the record that feeds headers and metrics too."""
+    """Makes a server span of each inference request, from the same context as its headers, metrics and log line."""
 
     def __init__(self, exporter: "SpanExporter | None" = None) -> None:
-        """``exporter`` stands in for OTLP over HTTP. Raises UserError where the packages are missing."""
+        """Send spans to ``exporter``, by default OTLP over HTTP; raises UserError if the packages are missing."""
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -40,14 +40,14 @@ class Tracing:
             raise UserError("tracing needs OpenTelemetry: pip install 'skipnet-serve[tracing]'") from error
         name = os.environ.get("OTEL_SERVICE_NAME", "skipnet")
         self.provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
-        # Sent by a thread of its own, in batches: no request waits for it.
+        # A thread sends the spans in batches, so that no request waits for it.
         self.provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
         self.tracer = self.provider.get_tracer("skipnet")
         self.propagator = TraceContextTextMapPropagator()
         self.kind, self.error = SpanKind.SERVER, StatusCode.ERROR
 
     def finished(self, scope: Scope, context: "RequestContext", status: int) -> None:
-        """Export a request that was answered just now."""
+        """Export the span of a request that has just ended."""
         end = time.time_ns()
         route = getattr(scope.get("route"), "path", scope["path"])
         span = self.tracer.start_span(
@@ -72,8 +72,8 @@ class Tracing:
         span.end(end)
 
     def close(self) -> None:
-        """Send what was not sent yet, within PATIENCE: the process does not end later for a collector's sake."""
-        # Its own bound, of 30 seconds, can't be set.
+        """Send the last spans within CLOSE_TIMEOUT, so that a slow collector does not delay the end of the process."""
+        # The provider's own timeout is 30 seconds and can't be set.
         sending = threading.Thread(target=self.provider.shutdown, name="last spans", daemon=True)
         sending.start()
-        sending.join(PATIENCE)
+        sending.join(CLOSE_TIMEOUT)

@@ -1,4 +1,4 @@
-"""What several workers answer as one: probes, metrics, and changes of what is served."""
+"""Requests that concern all workers: probes, metrics, loads and unloads."""
 
 import asyncio
 import fcntl
@@ -16,22 +16,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Code, ServiceError, error_answer, not_ready
 from service.http.routes.management import read_instruction
-from service.workers.merging import OPENMETRICS, Merged
+from service.workers.merging import OPENMETRICS, MergedMetrics
 
 CHANGE = re.compile(r"/v2/repository/models/[^/]+/(load|unload)")
 PROBE = re.compile(r"(/v2)?/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 METRICS = "/metrics"
 
-PATIENCE = 2.0
-"""Seconds in which a worker has to answer what takes a moment only."""
+ANSWER_TIMEOUT = 2.0
+"""Seconds that a worker has to answer a probe or send its metrics."""
 
 
 class Collective:
-    """Asks every worker where one alone would not tell the whole; every other request passes.
+    """Forwards requests that concern all workers to each of them; other requests pass through.
 
-    Probes fail where any worker's does. Changes go through the workers one by one, until one refuses, and take turns,
-    lest workers end up with different versions. Metrics are added up, and refused rather than told in part: a sum
-    without one worker would look like a restart.
+    A probe fails if it fails in any worker. A load or unload goes to one worker after the other, until one refuses.
+    Only one of them is under way at a time, so that all workers serve the same versions. Metrics are merged. If a
+    worker does not answer, there are none: a sum without one worker would look like a restart.
     """
 
     def __init__(self, app: ASGIApp, workers: Sequence[Path]) -> None:
@@ -43,7 +43,7 @@ class Collective:
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # What comes by the private socket, which has no port, is another worker's question.
+        # A private socket has no port: the request was forwarded by another worker.
         if scope["type"] != "http" or scope["server"][1] is None:
             await self.app(scope, receive, send)
             return
@@ -52,40 +52,42 @@ class Collective:
             if path == METRICS and request.method == "GET":
                 response = await self.metrics(request)
             elif PROBE.fullmatch(path) and request.method == "GET":
-                response = first_failure(await asyncio.gather(*(self.ask(w, request, PATIENCE) for w in self.workers)))
+                response = first_failure(
+                    await asyncio.gather(*(self.ask(w, request, ANSWER_TIMEOUT) for w in self.workers))
+                )
             elif CHANGE.fullmatch(path) and request.method == "POST":
                 response = await self.change(request)
             else:
                 await self.app(scope, receive, send)
                 return
         except httpx.TransportError:
-            silent = "a worker does not answer: it is starting, or this server is about to end"
+            silent = "a worker does not answer: it is starting, or this server is about to stop"
             response = error_answer(scope, not_ready(silent))
         except ServiceError as error:
             response = error_answer(scope, error)
         await response(scope, receive, send)
 
     async def metrics(self, request: Request) -> Response:
-        answers = await asyncio.gather(*(self.ask(w, request, PATIENCE, OPENMETRICS) for w in self.workers))
+        answers = await asyncio.gather(*(self.ask(w, request, ANSWER_TIMEOUT, OPENMETRICS) for w in self.workers))
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        text = await asyncio.to_thread(lambda: encode(Merged([answer.text for answer in answers])))
+        text = await asyncio.to_thread(lambda: encode(MergedMetrics([answer.text for answer in answers])))
         return Response(text, headers={"Content-Type": content_type})
 
     async def change(self, request: Request) -> Response:
         body = await read_instruction(request)
-        async with turn(self.folder):
+        async with change_lock(self.folder):
             return await self.change_all(request, body)
 
     async def change_all(self, request: Request, body: bytes) -> Response:
         for done, worker in enumerate(self.workers):
             answer = await self.ask(worker, request, None, content=body)
             if answer.is_error and done:
-                refused = f"worker {done + 1} of {len(self.workers)} refused, only those before it have changed"
+                refused = f"worker {done + 1} of {len(self.workers)} refused; only those before it have changed"
                 message = f"{refused}: {answer.json()['error']}"
                 return error_answer(request.scope, ServiceError(Code.BAD_REQUEST, message), answer.status_code)
             if answer.is_error:
                 break
-        return plain(answer)
+        return to_response(answer)
 
     async def ask(
         self,
@@ -104,12 +106,12 @@ class Collective:
 
 
 @asynccontextmanager
-async def turn(folder: Path) -> AsyncIterator[None]:
-    """Wait until no other request changes anything in any worker, and keep others waiting meanwhile."""
+async def change_lock(folder: Path) -> AsyncIterator[None]:
+    """Hold the lock of loads and unloads, which all workers share, until the block ends."""
     with (folder / "changing").open("w") as file:
         while True:
             try:
-                # Not in a thread that waits: requests need them while a model loads.
+                # Do not wait in a thread: requests need the threads while a model loads.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
@@ -118,8 +120,8 @@ async def turn(folder: Path) -> AsyncIterator[None]:
 
 
 def first_failure(answers: Sequence[httpx.Response]) -> Response:
-    return plain(next((answer for answer in answers if answer.is_error), answers[0]))
+    return to_response(next((answer for answer in answers if answer.is_error), answers[0]))
 
 
-def plain(answer: httpx.Response) -> Response:
+def to_response(answer: httpx.Response) -> Response:
     return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))

@@ -1,4 +1,4 @@
-"""One set of metrics from those of several workers, sample by sample."""
+"""Merging the metrics of several workers into one set, sample by sample."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -8,12 +8,11 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
-"""What to ask a worker for: the format that keeps exemplars."""
+"""The format to request from a worker: it keeps exemplars."""
 
-# All else adds up: counters, histograms, and how much there is of something. What every worker says of the same thing
-# does not.
-LEAST = ("skipnet_ready", "process_start_time_seconds")
-MOST = (
+# Metrics of which the minimum or the maximum is taken. All others are added.
+MINIMUM = ("skipnet_ready", "process_start_time_seconds")
+MAXIMUM = (
     *(
         "skipnet_model_info",
         "skipnet_engine_mode",
@@ -28,8 +27,8 @@ MOST = (
 )
 
 
-class Merged(Collector):
-    """Workers' metrics, each as OpenMetrics text, as one registry would hold them."""
+class MergedMetrics(Collector):
+    """The metrics of all workers, each given as OpenMetrics text, as one collector."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
@@ -44,21 +43,23 @@ class Merged(Collector):
                 for sample in family.samples:
                     key = (sample.name, *sample.labels.items())
                     known = samples.get(key)
-                    samples[key] = sample if known is None else both(known, sample)
+                    samples[key] = sample if known is None else combine(known, sample)
         for name, family in families.items():
             family.samples = list(merged[name].values())
             yield family
 
 
-def both(one: Sample, other: Sample) -> Sample:
-    value = rule(one.name)(one.value, other.value)
+def combine(one: Sample, other: Sample) -> Sample:
+    """Return one sample for those of two workers, with the newest exemplar."""
+    value = operation_for(one.name)(one.value, other.value)
     newest = max(
         (each.exemplar for each in (one, other) if each.exemplar), key=lambda e: e.timestamp or 0, default=None
     )
     return one._replace(value=value, exemplar=newest)
 
 
-def rule(name: str) -> Callable[[float, float], float]:
-    if name in LEAST:
+def operation_for(name: str) -> Callable[[float, float], float]:
+    """Return how the values of a metric are combined."""
+    if name in MINIMUM:
         return min
-    return max if name in MOST else lambda one, other: one + other
+    return max if name in MAXIMUM else lambda one, other: one + other

@@ -1,9 +1,8 @@
-"""Several processes that serve one address: each is a whole service, with its own engine, queue and limits.
+"""Several worker processes on one address: each is a whole service with its own engine, queue and limits.
 
-Every worker listens at the public address with a socket of its own, among which the kernel spreads connections,
-and at a private one, where the others reach it (`service.workers.collective`). They end together: a worker that
-dies ends the others, once they have finished what they admitted, as one process ends when its engine dies. So whatever
-restarts them begins with all of it consistent, served versions and counters included.
+Every worker listens on the public address with its own socket, and the kernel distributes connections among them. It
+also listens on a private socket, where the other workers reach it (`service.workers.collective`). If a worker dies, the
+others finish the requests they admitted and end too. A restart then begins with consistent versions and counters.
 """
 
 import logging
@@ -31,11 +30,11 @@ BACKLOG = 2048
 
 
 def serve_with_workers(settings: Settings) -> int:
-    """Serve with ``settings.workers`` processes until a signal or the end of one; return the exit code."""
+    """Serve with ``settings.workers`` processes until a signal or the end of one of them; return the exit code."""
     configure(settings.log_level, settings.log_format)
     public = bind(settings.host, settings.port, settings.workers)
     host, port = public[0].getsockname()[:2]
-    # A folder that no other user may enter: who reaches the private sockets speaks to one worker alone.
+    # No other user may enter this folder: the private sockets reach a single worker.
     with TemporaryDirectory(prefix="skipnet-") as folder:
         paths = [Path(folder) / f"worker-{number}" for number in range(1, settings.workers + 1)]
         private = [listen(path) for path in paths]
@@ -48,13 +47,13 @@ def serve_with_workers(settings: Settings) -> int:
 
 
 def bind(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return ``count`` sockets that listen at one address, port 0 taking a free one; raises UserError."""
+    """Return ``count`` sockets that listen on one address; port 0 takes a free one. Raises UserError."""
     if not hasattr(socket, "SO_REUSEPORT"):
-        raise UserError("this system can't spread connections among several workers; leave --workers out")
+        raise UserError("this system can't distribute connections among several workers; leave --workers out")
     sockets: list[socket.socket] = []
     try:
         [family, *_, address] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # Sockets that share a port would join those of another server unnoticed; one that does not would fail.
+        # A socket that does not share its port fails if another server uses it; sockets that share it would not.
         with socket.socket(family) as alone:
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             alone.bind(address)
@@ -71,19 +70,20 @@ def bind(host: str, port: int, count: int) -> list[socket.socket]:
 
 
 def listen(path: Path) -> socket.socket:
-    made = socket.socket(socket.AF_UNIX)
-    made.bind(str(path))
-    made.listen(BACKLOG)
-    return made
+    """Return a Unix socket that listens at ``path``."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(BACKLOG)
+    return listener
 
 
 def start(settings: Settings, number: int, sockets: list[socket.socket], paths: Sequence[Path]) -> BaseProcess:
-    """Start worker ``number``, counted from 0, with its part of the CPUs."""
-    part = max(1, available_cpus() // settings.workers)
+    """Start worker ``number``, counted from 0, with its share of the CPUs."""
+    share = max(1, available_cpus() // settings.workers)
     own = settings.model_copy(
-        update={"threads": settings.threads or part, "decode_threads": settings.decode_threads or part}
+        update={"threads": settings.threads or share, "decode_threads": settings.decode_threads or share}
     )
-    # Spawned, not forked: what loads torch and CUDA must begin as a process of its own.
+    # Spawned, not forked: CUDA cannot be used in a forked process.
     name = f"worker {number + 1}"
     process = multiprocessing.get_context("spawn").Process(target=work, args=(own, sockets, paths), name=name)
     process.start()
@@ -91,22 +91,23 @@ def start(settings: Settings, number: int, sockets: list[socket.socket], paths: 
 
 
 class Workers:
-    """The processes, seen from the one that started them: hands them its signals, and ends them together."""
+    """The worker processes: forwards the parent's signals to them and ends them together."""
 
     def __init__(self, processes: list[BaseProcess]) -> None:
         self.processes = processes
         self.ending = False
         for sig in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(sig, self.hand_on)
+            signal.signal(sig, self.forward)
 
-    def hand_on(self, sig: int, frame: FrameType | None = None) -> None:  # noqa: ARG002
+    def forward(self, sig: int, frame: FrameType | None = None) -> None:  # noqa: ARG002
+        """Send a signal to every process that runs."""
         self.ending = True
         for process in self.processes:
             if process.exitcode is None and process.pid is not None:
                 os.kill(process.pid, sig)
 
     def wait(self) -> int:
-        """Return when the last one has ended: 0 where a signal was the reason and all ended well, else 1."""
+        """Wait for all processes; return 0 if a signal ended them and all exited with 0, else 1."""
         running = {process.sentinel: process for process in self.processes}
         failed = False
         while running:
@@ -117,20 +118,21 @@ class Workers:
                 if not self.ending:
                     failed = True
                     log.error("%s ended with code %s: ending the others", process.name, process.exitcode)
-                    self.hand_on(signal.SIGTERM)
+                    self.forward(signal.SIGTERM)
         log.info("stopped")
         return int(failed)
 
 
 def work(settings: Settings, sockets: list[socket.socket], paths: Sequence[Path]) -> None:
-    """Be one worker."""
-    # Ctrl-C reaches every process of a terminal's group; it is for the parent to hand on, once.
+    """Run one worker."""
+    # Ctrl-C would reach every process of the terminal's group; the parent forwards it once.
     os.setpgrp()
     threading.Thread(target=end_with_parent, daemon=True).start()
     serve(settings, sockets, paths)
 
 
 def end_with_parent() -> None:
+    """End this process when the parent has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

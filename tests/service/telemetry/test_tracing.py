@@ -55,7 +55,7 @@ def test_failure_is_marked(start: Callable[..., Running], model: LoadedModel) ->
 def test_silent_collector_does_not_hold_up_the_end(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.telemetry.tracing.PATIENCE", 0.1)
+    monkeypatch.setattr("service.telemetry.tracing.CLOSE_TIMEOUT", 0.1)
     release = threading.Event()
 
     class Silent(InMemorySpanExporter):

@@ -3,7 +3,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from service.telemetry.metrics import Metrics
-from service.workers.merging import LEAST, MOST, Merged
+from service.workers.merging import MAXIMUM, MINIMUM, MergedMetrics
 
 
 def text(requests: int, ready: int, at: float) -> str:
@@ -27,7 +27,7 @@ skipnet_seconds_sum {requests / 2}
 
 
 def merged(*texts: str) -> dict[str, float]:
-    families: list[Metric] = list(Merged(texts).collect())
+    families: list[Metric] = list(MergedMetrics(texts).collect())
     return {sample.name: sample.value for family in families for sample in family.samples}
 
 
@@ -42,19 +42,19 @@ def test_sums_least_and_most() -> None:
 
 def test_series_of_one_worker_only_are_kept() -> None:
     other = text(1, 1, 10).replace('model="m"', 'model="n"')
-    families = {family.name: family for family in Merged([text(1, 1, 10), other]).collect()}
+    families = {family.name: family for family in MergedMetrics([text(1, 1, 10), other]).collect()}
     assert [sample.labels["model"] for sample in families["skipnet_queue_depth"].samples] == ["m", "n"]
 
 
 def test_newest_exemplar_is_kept() -> None:
     for texts in ([text(3, 1, 10), text(4, 1, 20)], [text(4, 1, 20), text(3, 1, 10)]):
-        assert b'{request_id="r4"} 0.5 20' in openmetrics(Merged(texts))  # type: ignore[no-untyped-call]
+        assert b'{request_id="r4"} 0.5 20' in openmetrics(MergedMetrics(texts))  # type: ignore[no-untyped-call]
 
 
 def test_one_worker_is_left_as_it_is() -> None:
     alone = openmetrics(Metrics().registry).decode()  # type: ignore[no-untyped-call]
     families = list(text_string_to_metric_families(alone))  # type: ignore[no-untyped-call]
-    assert list(Merged([alone]).collect()) == families
+    assert list(MergedMetrics([alone]).collect()) == families
 
 
 def test_how_each_gauge_is_merged_was_thought_of() -> None:
@@ -68,4 +68,4 @@ def test_how_each_gauge_is_merged_was_thought_of() -> None:
         for family in Metrics().registry.collect()
         if family.type in ("gauge", "info")
     }
-    assert gauges <= added | {*LEAST, *MOST}
+    assert gauges <= added | {*MINIMUM, *MAXIMUM}

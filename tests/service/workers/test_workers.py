@@ -19,7 +19,7 @@ from models.errors import UserError
 from service.app import create_app
 from service.http.request_context import RequestContext
 from service.settings import Settings
-from service.workers.collective import Collective, turn
+from service.workers.collective import Collective, change_lock
 from service.workers.pool import bind
 from tests.service.parts import NAME, PNG, Process, encoded, picture, until
 
@@ -172,11 +172,11 @@ def test_change_that_stops_half_way_says_where(repository: Path, tmp_path: Path)
 
 def test_changes_take_turns(tmp_path: Path) -> None:
     async def two() -> None:
-        async with turn(tmp_path):
+        async with change_lock(tmp_path):
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.2), turn(tmp_path):
+                async with asyncio.timeout(0.2), change_lock(tmp_path):
                     pytest.fail("changed beside another")
-        async with turn(tmp_path):
+        async with change_lock(tmp_path):
             pass
 
     asyncio.run(two())
