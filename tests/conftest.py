@@ -8,7 +8,7 @@ import torch
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from models.cpus import available_cpus
+from models.machine import available_cpus
 
 LONGEST = (
     "tests/models/engines/persistent",

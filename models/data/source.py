@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.cpus import available_cpus
 from models.data.datasets import DatasetRow
 from models.data.image_folder import FolderImages, find_split, read_image_folder
 from models.data.parquet import find_parquet, load_from_hub, read_parquet
 from models.errors import UserError
 from models.images import TRAINING_FORMATS, ImageError, decode_image
+from models.machine import available_cpus
 from models.preprocessing import InputSpec, fit
 
 TEST_SPLITS = ("test", "validation", "val", "valid")

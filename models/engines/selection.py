@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from models.checkpoint import Checkpoint
-from models.cpus import available_cpus
 from models.engines.factory import GPU_ONLY, MODES, build, closing_on_error
 from models.engines.folding import fold
 from models.engines.protocol import Engine, EngineError
 from models.engines.routing_switch import RoutingSwitch, median_seconds
 from models.engines.subprocess_check import check_in_subprocess
 from models.engines.verification import Verification
+from models.machine import available_cpus
 from models.macs import Mode
 
 # Not on CUDA: there ONNX Runtime waits for the device at every gate.

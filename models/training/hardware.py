@@ -5,7 +5,7 @@ import shutil
 import torch
 
 from models.architectures import Architecture
-from models.cpus import available_cpus
+from models.machine import available_cpus
 from models.training.memory import keep_freed_memory
 
 

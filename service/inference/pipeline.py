@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from models.cpus import available_cpus
+from models.machine import available_cpus
 from models.preprocessing import prepare
 from service.errors import Code, ServiceError
 from service.inference.batcher import Batcher, BatchRun

@@ -18,8 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
-from models.cpus import available_cpus
 from models.errors import UserError
+from models.machine import available_cpus
 from service.server import serve
 from service.settings import Settings
 from service.telemetry.logs import configure

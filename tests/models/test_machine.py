@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from models.cpus import available_cpus
+from models.machine import available_cpus
 
 
 @pytest.fixture
