@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks import BasicBlock, Block, BottleneckBlock, conv_norm
-from models.gates import FeedForwardGate, RecurrentController, RNNGate, average
-from models.thresholds import Limits
+from models.gates import FeedForwardGate, Limits, RecurrentController, RNNGate, average
 
 GateKind = Literal["rnn", "feedforward_1", "feedforward_2"]
 Stem = Literal["cifar", "imagenet"]

@@ -25,8 +25,7 @@ from models.engines.protocol import Routed, plain_answer
 from models.engines.torch.reference import ReferenceEngine
 from models.evaluation.agreement import compare_engines
 from models.evaluation.metrics import prepared_batches
-from models.gates import RNN_WIDTH
-from models.thresholds import Limits
+from models.gates import RNN_WIDTH, Limits
 
 State = tuple[Tensor, Tensor]
 

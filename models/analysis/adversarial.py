@@ -14,10 +14,10 @@ from torch import Tensor
 from models.analysis.routes import Outputs, Runner
 from models.analysis.sample import Pixels, Sample
 from models.data.augmentation import normalise
+from models.gates import Limits
 from models.macs import MacCounts
 from models.network import SkipNet, decide_at
 from models.preprocessing import InputSpec
-from models.thresholds import Limits
 
 STEPS, MARGIN = 20, 1.0
 """Steps of the attack, and how far beyond the threshold's logit it pushes a gate."""

@@ -38,7 +38,7 @@ class Engine(Protocol):
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """Classify normalised images [N, 3, H, W] with one execute threshold [N] for each image.
 
-        A block is executed if its gate's probability is greater than the threshold (``models.thresholds``). Raises
+        A block is executed if its gate's probability is greater than the threshold (``models.gates``). Raises
         ValueError if N is 0 or if the number of thresholds differs from N.
         """
         ...

@@ -16,8 +16,8 @@ from models.engines.folding import FoldedNetwork
 from models.engines.protocol import EngineError, Routed, check_batch, plain_answer
 from models.engines.torch.forward import arrange, forward
 from models.engines.torch.skipping import BucketSkipping, bucket_sizes, mask
+from models.gates import Limits
 from models.macs import Mode
-from models.thresholds import Limits
 
 LARGEST: dict[Mode, int] = {"mask": 1024, "branch": 256}
 PIXELS: dict[Mode, int] = {"mask": 64 * 224 * 224, "branch": 32 * 224 * 224}

@@ -10,7 +10,7 @@ from models.engines.folding import FoldedNetwork
 from models.engines.native.build import find_library, unavailable
 from models.engines.native.layout import Layout
 from models.engines.protocol import Routed, check_batch
-from models.thresholds import Limits
+from models.gates import Limits
 
 OUT_OF_MEMORY, TOO_SMALL = 1, 2
 """Status codes of skipnet_run in native.cpp."""

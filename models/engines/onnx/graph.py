@@ -170,7 +170,7 @@ def set_default_threshold(model: onnx.ModelProto, threshold: float) -> None:
 
 
 def add_limit(builder: GraphBuilder, folded: FoldedNetwork) -> str:
-    """Return the logits [N, 1] that the gates must exceed: `models.thresholds.Limits.logits` as ONNX nodes.
+    """Return the logits [N, 1] that the gates must exceed: `models.gates.Limits.logits` as ONNX nodes.
 
     The RNN gate's readout bias is the same at every gate, so it is moved to this side of the comparison.
     """

@@ -14,7 +14,7 @@ from models.engines.folding import ConvolutionalGate, FoldedNetwork
 from models.engines.persistent.build import SHARED_BYTES, THREADS, compile_kernel, kernel_name
 from models.engines.persistent.layout import filter_streams, gate_stream
 from models.engines.protocol import EngineError, Routed, check_batch, plain_answer
-from models.thresholds import Limits
+from models.gates import Limits
 
 if TYPE_CHECKING:
     from cuda.core import Device, Kernel

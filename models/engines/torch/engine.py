@@ -8,8 +8,8 @@ from models.engines.folding import FoldedNetwork
 from models.engines.protocol import Routed, check_batch, plain_answer
 from models.engines.torch.forward import arrange, forward
 from models.engines.torch.skipping import compact, mask
+from models.gates import Limits
 from models.macs import Mode
-from models.thresholds import Limits
 
 
 class TorchEngine:

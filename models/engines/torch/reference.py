@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.engines.protocol import Routed, check_batch, plain_answer
+from models.gates import Limits
 from models.macs import Mode
 from models.network import SkipNet
-from models.thresholds import Limits
 
 
 class ReferenceEngine:

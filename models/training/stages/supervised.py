@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from models.gates import Limits
 from models.network import Decide, SkipNet, run_masked
-from models.thresholds import Limits
 from models.training.objective import Step, classification_loss
 from models.training.recipes import OperatingPoint, Recipe
 from models.training.stages.skipping import run_explored

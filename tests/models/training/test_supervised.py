@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from models.architectures import find_architecture
 from models.blocks import Block
+from models.gates import Limits
 from models.network import RunBlock, SkipNet, run_masked
-from models.thresholds import Limits
 from models.training.recipes import OperatingPoint, find_recipe
 from models.training.stages.gate_readout import readouts
 from models.training.stages.skipping import run_explored

@@ -19,7 +19,7 @@ from models.engines.persistent.build import GATES, SOURCE
 from models.engines.persistent.engine import gate_kind
 from models.engines.persistent.layout import filter_streams, gate_stream
 from models.engines.protocol import Routed
-from models.thresholds import Limits
+from models.gates import Limits
 
 HERE = Path(__file__).parent
 KERNEL = SOURCE.parent
