@@ -1,4 +1,4 @@
-"""From a decoded image to the network's input. The weights own how: a checkpoint's config carries the spec."""
+"""Turn a decoded image into the network's input, as the InputSpec in a checkpoint's config says."""
 
 from typing import Annotated, Literal
 
@@ -16,8 +16,10 @@ Deviation = Annotated[float, Field(gt=0)]
 
 
 class InputSpec(BaseModel):
-    """What a network expects: the image's shorter side resized to ``resize`` pixels, the centre cropped to
-    ``height`` x ``width``, values scaled to 0..1, less ``mean``, over ``std`` (RGB).
+    """How a network's input is made from an image.
+
+    The shorter side is resized to ``resize`` pixels and the centre cropped to ``height`` x ``width``. RGB values are
+    scaled to 0..1; then ``mean`` is subtracted and the result divided by ``std``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,26 +33,26 @@ class InputSpec(BaseModel):
 
 
 def prepare(image: Image.Image, spec: InputSpec) -> NDArray[np.float32]:
-    """Return the network's input, float32 [3, H, W], for an RGB image of any size."""
+    """Return the network's input float32 [3, H, W] for an RGB image of any size."""
     return normalise(np.asarray(fit(image, spec)), spec)
 
 
 def normalise(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
-    """Return network inputs float32 [..., 3, H, W] for pixels uint8 [..., H, W, 3] of their size."""
+    """Return network inputs float32 [..., 3, H, W] for pixels uint8 [..., H, W, 3]."""
     scale = 1 / (255 * np.asarray(spec.std, np.float32))
     shift = np.asarray(spec.mean, np.float32) / np.asarray(spec.std, np.float32)
     return np.ascontiguousarray(np.moveaxis(pixels.astype(np.float32) * scale - shift, -1, -3))
 
 
 def fit(image: Image.Image, spec: InputSpec) -> Image.Image:
-    """Return the image at the network's height and width: resized, and its centre cut out."""
+    """Return the image resized and cropped to the network's height and width."""
     return crop_centre(resize_shorter_side(image, spec), spec)
 
 
 def resize_shorter_side(image: Image.Image, spec: InputSpec) -> Image.Image:
-    """Return the image, its shorter side ``spec.resize`` pixels; the longer one covers at least the crop.
+    """Return the image with its shorter side resized to ``spec.resize`` pixels.
 
-    Only the part that the crop will keep is resampled, so that a long thin image can't grow into a huge one.
+    Only the part that the crop will keep is resampled. Otherwise a long thin image would grow into a huge one.
     """
     width, height = image.size
     shorter = min(width, height)
@@ -63,7 +65,7 @@ def resize_shorter_side(image: Image.Image, spec: InputSpec) -> Image.Image:
 
 
 def crop_centre(image: Image.Image, spec: InputSpec) -> Image.Image:
-    """Return the centre ``spec.height`` x ``spec.width`` of the image, with black where it is smaller."""
+    """Return the centre ``spec.height`` x ``spec.width`` of the image, padded with black where it is smaller."""
     left, top = (image.width - spec.width) // 2, (image.height - spec.height) // 2
     if (left, top) == (0, 0) and image.size == (spec.width, spec.height):
         return image

@@ -1,1 +1,1 @@
-"""Data sets for training and evaluation, and their augmentation."""
+"""Data sets, their images, and the batches and augmentation of training."""

@@ -1,4 +1,4 @@
-"""The data sets of the paper: where the hub keeps them, their columns, statistics and augmentation."""
+"""The known data sets: their place on the hub, columns, pixel statistics and augmentation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,11 +11,11 @@ Statistics = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """A data set on the hub. ``mean`` and ``std`` are of its training pixels in 0..1, per channel.
+    """A data set and how to read it.
 
-    ``size`` is the side in pixels of its images, or where they differ (not ``uniform``), the one they are used at.
-    ``classes`` are the names of its labels, where they are not those that the data carries: local files may carry
-    none, and the hub misspells one.
+    ``mean`` and ``std`` are those of its training pixels, scaled to 0..1, per channel. ``size`` is the side of its
+    images in pixels. Where the sides differ (not ``uniform``), it is the side of the network's input. ``classes``
+    replace the class names in the data: local files may lack them, and the hub misspells one.
     """
 
     name: str
@@ -33,7 +33,7 @@ class DatasetRow:
 
     @property
     def uniform(self) -> bool:
-        """Whether all images have one size, ``size``."""
+        """Whether all images are ``size`` x ``size``."""
         return self.augmentation != "random_resized_crop"
 
 
@@ -63,7 +63,7 @@ DATASETS = {
             "cifar100", "uoft-cs/cifar100", None, "img", "fine_label", ("train",), "test", 32,
             (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "crop_flip", CIFAR100_CLASSES,
         ),
-        # SkipNet, section 4: train + extra, 604,388 images, no augmentation.
+        # SkipNet, section 4: train and extra, 604,388 images, no augmentation.
         DatasetRow(
             "svhn", "ufldl-stanford/svhn", "cropped_digits", "image", "label", ("train", "extra"), "test", 32,
             (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "none",
@@ -72,7 +72,7 @@ DATASETS = {
             "imagenet", "ILSVRC/imagenet-1k", None, "image", "label", ("train",), "validation", 224,
             IMAGENET_MEAN, IMAGENET_STD, "random_resized_crop",
         ),
-        # Any folder of images, one sub-folder a class; it has no place on the hub.
+        # Any folder of images with a sub-folder for each class. It is not on the hub.
         DatasetRow(
             "imagefolder", "", None, "image", "label", ("train",), "validation", 224,
             IMAGENET_MEAN, IMAGENET_STD, "random_resized_crop",
@@ -82,7 +82,7 @@ DATASETS = {
 
 
 def find_dataset(name: str) -> DatasetRow:
-    """Return the row called ``name``; raises UserError, listing the names, where there is none."""
+    """Return the data set called ``name``; raises UserError for an unknown name."""
     if name not in DATASETS:
-        raise UserError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
+        raise UserError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
     return DATASETS[name]
