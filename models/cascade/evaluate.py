@@ -44,7 +44,7 @@ def measure_cascade(cascade: Cascade, engine: CascadeEngine, source: Source, spl
         reached.append(counts + [0] * (len(cascade.stages) - len(counts)))
     right, truths, total = np.concatenate(correct), np.concatenate(labels), np.sum(reached, axis=0)
     return CascadeEvaluation(
-        dataset=source.row.name,
+        dataset=source.dataset.name,
         split=split,
         images=len(right),
         engine=engine.name,

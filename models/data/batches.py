@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from models.data.augmentation import PADDING, crop_centre, crop_flip, normalise, random_boxes, random_resized_crop
-from models.data.datasets import Augmentation, DatasetRow
+from models.data.datasets import Augmentation, DatasetInfo
 from models.data.source import Source
 from models.errors import UserError
 from models.preprocessing import InputSpec, fit, prepare
@@ -58,26 +58,33 @@ class MemoryBatches:
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, row: DatasetRow, size: int, batch: int, seed: int, device: torch.device
+        self,
+        images: Tensor,
+        labels: Tensor,
+        dataset: DatasetInfo,
+        size: int,
+        batch: int,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self.images, self.labels = images.to(device), labels.to(device)
-        self.row, self.size, self.batch, self.seed = row, size, batch, seed
+        self.dataset, self.size, self.batch, self.seed = dataset, size, batch, seed
         self.steps_per_epoch = len(images) // batch
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         for step in range(start, self.steps_per_epoch):
             chosen = self.chosen(number, step).to(self.images.device, non_blocking=True)
             images = self.augment(self.images[chosen], generator(self.seed, number, step))
-            yield normalise(images, self.row.mean, self.row.std), self.labels[chosen]
+            yield normalise(images, self.dataset.mean, self.dataset.std), self.labels[chosen]
 
     def chosen(self, number: int, step: int) -> Tensor:
         return order(len(self.images), self.seed, number)[step * self.batch : (step + 1) * self.batch]
 
     def augment(self, images: Tensor, random: torch.Generator) -> Tensor:
-        if self.row.augmentation == "random_resized_crop":
+        if self.dataset.augmentation == "random_resized_crop":
             return random_resized_crop(images, self.size, random)
         centre = crop_centre(images, self.size)
-        return crop_flip(centre, random) if self.row.augmentation == "crop_flip" else centre
+        return crop_flip(centre, random) if self.dataset.augmentation == "crop_flip" else centre
 
 
 class StreamedBatches:
@@ -128,7 +135,7 @@ class AugmentedImages(torch.utils.data.Dataset[PixelBatch | UserError]):
             for place, index in enumerate(indices):
                 image, labels[place] = self.source.image(index, self.spec.resize)
                 random = generator(self.seed, self.epoch, index)
-                pixels[place] = np.asarray(augment(image, self.source.row.augmentation, self.spec, random))
+                pixels[place] = np.asarray(augment(image, self.source.dataset.augmentation, self.spec, random))
         except UserError as error:
             return error
         return pixels, labels

@@ -10,7 +10,7 @@ Statistics = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class DatasetRow:
+class DatasetInfo:
     """A data set and how to read it.
 
     ``mean`` and ``std`` are those of its training pixels, scaled to 0..1, per channel. ``size`` is the side of its
@@ -53,27 +53,27 @@ CIFAR100_CLASSES = (
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DATASETS = {
-    row.name: row
-    for row in (
-        DatasetRow(
+    dataset.name: dataset
+    for dataset in (
+        DatasetInfo(
             "cifar10", "uoft-cs/cifar10", None, "img", "label", ("train",), "test", 32,
             (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "crop_flip", CIFAR10_CLASSES,
         ),
-        DatasetRow(
+        DatasetInfo(
             "cifar100", "uoft-cs/cifar100", None, "img", "fine_label", ("train",), "test", 32,
             (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), "crop_flip", CIFAR100_CLASSES,
         ),
         # SkipNet, section 4: train and extra, 604,388 images, no augmentation.
-        DatasetRow(
+        DatasetInfo(
             "svhn", "ufldl-stanford/svhn", "cropped_digits", "image", "label", ("train", "extra"), "test", 32,
             (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), "none",
         ),
-        DatasetRow(
+        DatasetInfo(
             "imagenet", "ILSVRC/imagenet-1k", None, "image", "label", ("train",), "validation", 224,
             IMAGENET_MEAN, IMAGENET_STD, "random_resized_crop",
         ),
         # Any folder of images with a sub-folder for each class. It is not on the hub.
-        DatasetRow(
+        DatasetInfo(
             "imagefolder", "", None, "image", "label", ("train",), "validation", 224,
             IMAGENET_MEAN, IMAGENET_STD, "random_resized_crop",
         ),
@@ -81,7 +81,7 @@ DATASETS = {
 }  # fmt: skip
 
 
-def find_dataset(name: str) -> DatasetRow:
+def find_dataset(name: str) -> DatasetInfo:
     """Return the data set called ``name``; raises UserError for an unknown name."""
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.data.datasets import DatasetRow
+from models.data.datasets import DatasetInfo
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,16 +18,16 @@ GLOB_CHARACTERS = ("*", "?", "[", "::")
 class TableImages:
     """The images and labels of a table's columns. ``origin`` says where the table is from."""
 
-    def __init__(self, table: "Dataset", row: DatasetRow, origin: str) -> None:
-        missing = {row.image_column, row.label_column} - set(table.column_names)
+    def __init__(self, table: "Dataset", dataset: DatasetInfo, origin: str) -> None:
+        missing = {dataset.image_column, dataset.label_column} - set(table.column_names)
         if missing:
             raise UserError(
-                f"{row.name} should have the columns {row.image_column} and {row.label_column}, "
+                f"{dataset.name} should have the columns {dataset.image_column} and {dataset.label_column}, "
                 f"but {origin} has {', '.join(table.column_names)}"
             )
-        self.table = table.cast_column(row.image_column, import_datasets().Image(decode=False))
-        self.image_column, self.label_column, self.origin = row.image_column, row.label_column, origin
-        self.classes = class_names(table, row)
+        self.table = table.cast_column(dataset.image_column, import_datasets().Image(decode=False))
+        self.image_column, self.label_column, self.origin = dataset.image_column, dataset.label_column, origin
+        self.classes = class_names(table, dataset)
         self.skipped: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -46,14 +46,14 @@ class TableImages:
         return data, int(entry[self.label_column])
 
 
-def load_from_hub(row: DatasetRow, splits: Sequence[str]) -> TableImages:
+def load_from_hub(dataset: DatasetInfo, splits: Sequence[str]) -> TableImages:
     """Return splits of a data set on the hub, in order; raises UserError where it is out of reach."""
     datasets = import_datasets()
     try:
-        tables = [datasets.load_dataset(row.hub, row.subset, split=split) for split in splits]
+        tables = [datasets.load_dataset(dataset.hub, dataset.subset, split=split) for split in splits]
     except ConnectionError as error:
         raise UserError(f"{error}: try again, or name a local folder of its files with --data") from error
-    return TableImages(joined(tables), row, f"{row.hub} {' and '.join(splits)}")
+    return TableImages(joined(tables), dataset, f"{dataset.hub} {' and '.join(splits)}")
 
 
 def find_parquet(data: Path, names: Sequence[str]) -> list[Path]:
@@ -64,7 +64,7 @@ def find_parquet(data: Path, names: Sequence[str]) -> list[Path]:
     return []
 
 
-def read_parquet(row: DatasetRow, splits: Sequence[Sequence[Path]], data: Path) -> TableImages:
+def read_parquet(dataset: DatasetInfo, splits: Sequence[Sequence[Path]], data: Path) -> TableImages:
     """Return the images of parquet files in the folder ``data``, the splits one after another; raises UserError."""
     if any(part in str(data.absolute()) for part in GLOB_CHARACTERS):
         characters = " ".join(GLOB_CHARACTERS)
@@ -78,21 +78,21 @@ def read_parquet(row: DatasetRow, splits: Sequence[Sequence[Path]], data: Path) 
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         names = ", ".join(file.name for files in splits for file in files)
         raise UserError(f"{names} of {data} can't be read ({error}); copy it again") from error
-    return TableImages(joined(tables), row, ", ".join(str(file) for files in splits for file in files[:1]))
+    return TableImages(joined(tables), dataset, ", ".join(str(file) for files in splits for file in files[:1]))
 
 
 def joined(tables: "list[Dataset]") -> "Dataset":
     return import_datasets().concatenate_datasets(tables) if len(tables) > 1 else tables[0]
 
 
-def class_names(table: "Dataset", row: DatasetRow) -> list[str]:
+def class_names(table: "Dataset", dataset: DatasetInfo) -> list[str]:
     """Return the data set's class names, else those of the table, else the numbers of its labels."""
-    if row.classes:
-        return list(row.classes)
-    feature = table.features[row.label_column]
+    if dataset.classes:
+        return list(dataset.classes)
+    feature = table.features[dataset.label_column]
     if hasattr(feature, "names"):
         return list(feature.names)
-    return [str(label) for label in range(1 + max(table[row.label_column]))]
+    return [str(label) for label in range(1 + max(table[dataset.label_column]))]
 
 
 def import_datasets() -> Any:

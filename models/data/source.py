@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.data.datasets import DatasetRow
+from models.data.datasets import DatasetInfo
 from models.data.image_folder import FolderImages, find_split, read_image_folder
 from models.data.parquet import find_parquet, load_from_hub, read_parquet
 from models.errors import UserError
@@ -53,7 +53,7 @@ class Source:
     """
 
     examples: Examples
-    row: DatasetRow
+    dataset: DatasetInfo
     classes: list[str]
     positions: Sequence[int]
     numbers: tuple[int, ...] | None = None
@@ -132,21 +132,21 @@ class Source:
         An image of another size is resized and its centre square taken, as in the service. Raises UserError where the
         images of the data set all have one size and this one differs.
         """
-        square = InputSpec(height=side, width=side, resize=side, mean=self.row.mean, std=self.row.std)
+        square = InputSpec(height=side, width=side, resize=side, mean=self.dataset.mean, std=self.dataset.std)
         pixels = np.empty((len(self), side, side, 3), np.uint8)
         labels = np.empty(len(self), np.int64)
         for index in range(len(self)):
-            image, labels[index] = self.image(index, 0 if self.row.uniform else side)
-            if self.row.uniform and image.size != (self.row.size, self.row.size):
+            image, labels[index] = self.image(index, 0 if self.dataset.uniform else side)
+            if self.dataset.uniform and image.size != (self.dataset.size, self.dataset.size):
                 raise UserError(
                     f"{self.examples.name(self.positions[index])} has {image.size[0]}x{image.size[1]} pixels; images "
-                    f"of {self.row.name} have {self.row.size}x{self.row.size}"
+                    f"of {self.dataset.name} have {self.dataset.size}x{self.dataset.size}"
                 )
             pixels[index] = np.asarray(fit(image, square))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels)
 
 
-def read_source(row: DatasetRow, split: str, data: Path | None) -> Source:
+def read_source(dataset: DatasetInfo, split: str, data: Path | None) -> Source:
     """Return split ``split`` ("train" or "test") of a data set.
 
     ``data`` is None for the hub. Otherwise it is a folder of parquet files in the hub's schema (``train.parquet`` or
@@ -154,11 +154,11 @@ def read_source(row: DatasetRow, split: str, data: Path | None) -> Source:
 
     Raises UserError where there is nothing to read.
     """
-    names = row.train_splits if split == "train" else (row.test_split,)
+    names = dataset.train_splits if split == "train" else (dataset.test_split,)
     if data is None:
-        if not row.hub:
+        if not dataset.hub:
             raise UserError("an image folder is read from a local folder: name it with --data")
-        return whole(load_from_hub(row, names), row)
+        return whole(load_from_hub(dataset, names), dataset)
     if data.is_file():
         raise UserError(f"{data} is a file; unpack it if it is an archive, and name the folder with --data")
     if not data.is_dir():
@@ -166,17 +166,17 @@ def read_source(row: DatasetRow, split: str, data: Path | None) -> Source:
     choices = [TEST_SPLITS if name in TEST_SPLITS else (name,) for name in names]
     files = [find_parquet(data, choice) for choice in choices]
     if all(files):
-        return whole(read_parquet(row, [found for found in files if found], data), row)
+        return whole(read_parquet(dataset, [found for found in files if found], data), dataset)
     folder = find_split(data, choices[0])
     if folder is None or len(choices) > 1:
         raise UserError(missing_split(data, choices[files.index([])]))
-    source = whole(read_image_folder(folder, least_classes=2 if split == "train" else 1), row)
+    source = whole(read_image_folder(folder, least_classes=2 if split == "train" else 1), dataset)
     # Data sets with fixed classes keep their numbers whatever folders there are.
-    return source.labelled_as(row.classes) if row.classes else source
+    return source.labelled_as(dataset.classes) if dataset.classes else source
 
 
-def whole(examples: Examples, row: DatasetRow) -> Source:
-    return Source(examples, row, list(row.classes) or examples.classes, range(len(examples)))
+def whole(examples: Examples, dataset: DatasetInfo) -> Source:
+    return Source(examples, dataset, list(dataset.classes) or examples.classes, range(len(examples)))
 
 
 def missing_split(data: Path, names: Sequence[str]) -> str:

@@ -98,7 +98,7 @@ def measure(checkpoint: Checkpoint, engine: Engine, source: Source, split: str, 
     """Return what a checkpoint does on a split, image by image as the service prepares them."""
     metrics = evaluate_engine(engine, prepared_batches(source, checkpoint.config.input), threshold)
     return Evaluation(
-        dataset=source.row.name,
+        dataset=source.dataset.name,
         split=split,
         images=metrics.images,
         engine=engine.name,

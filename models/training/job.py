@@ -14,7 +14,7 @@ from models.architectures import Architecture, find_architecture
 from models.checkpoint import Checkpoint, read_checkpoint, read_config
 from models.data.augmentation import crop_centre, normalise
 from models.data.batches import Batches, MemoryBatches, StreamedBatches
-from models.data.datasets import DatasetRow, Statistics, find_dataset
+from models.data.datasets import DatasetInfo, Statistics, find_dataset
 from models.data.source import Source, describe, read_source
 from models.data.validation_split import VALIDATION_IMAGES, split_positions
 from models.errors import UserError
@@ -71,15 +71,15 @@ def make_job(options: JobOptions) -> Job:
     """
     prepare_process(options.seed)
     device = torch.device(choose_device(options.device))
-    architecture, row = find_architecture(options.arch), normalised_as_start(find_dataset(options.dataset), options)
+    architecture, dataset = find_architecture(options.arch), normalised_as_start(find_dataset(options.dataset), options)
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
     if architecture.gates is None and any(recipe.freeze_backbone for recipe in recipes):
         raise JobError(f"{architecture.name} has no gates that could learn alone: leave out freeze_backbone")
-    size = options.size or (row.size if row.uniform else architecture.image_size)
+    size = options.size or (dataset.size if dataset.uniform else architecture.image_size)
     check_size(architecture, size)
-    source = read_source(row, "train", options.data)
-    spec = input_spec(row, size)
+    source = read_source(dataset, "train", options.data)
+    spec = input_spec(dataset, size)
     train_positions, held_out_positions = split_positions(source, options.held_out, options.limit)
     train, held_out = source.select(train_positions), source.select(held_out_positions)
     if options.skip_damaged:
@@ -107,7 +107,7 @@ def make_job(options: JobOptions) -> Job:
         else "checkpoint",
         origins={name: str(path) for name, path in (("init", options.init), ("teacher", options.teacher)) if path},
         about={
-            "dataset": row.name,
+            "dataset": dataset.name,
             "train_images": len(train),
             "validation_images": options.held_out,
             "precision": "bfloat16" if mixed else "float32",
@@ -117,12 +117,12 @@ def make_job(options: JobOptions) -> Job:
     )
 
 
-def normalised_as_start(row: DatasetRow, options: JobOptions) -> DatasetRow:
+def normalised_as_start(dataset: DatasetInfo, options: JobOptions) -> DatasetInfo:
     """Return the data set with mean and deviation as the checkpoint to start from has them, the public code's say."""
     if options.init is None:
-        return row
+        return dataset
     known = read_config(options.init).input
-    return replace(row, mean=known.mean, std=known.std)
+    return replace(dataset, mean=known.mean, std=known.std)
 
 
 def choose_stages(architecture: Architecture, options: JobOptions) -> tuple[Stage, ...]:
@@ -206,10 +206,10 @@ def find_teacher(
         return None
     if is_teacher_file(options.teacher):
         if is_network(options.teacher):
-            known = find_dataset(source.row.name)
-            check_normalised(options.teacher, known.mean, known.std, source.row)
-            return read_teacher(options.teacher, source.row.name, len(source.classes))
-        logits = read_teacher_logits(options.teacher, source.row.name, len(source), len(source.classes))
+            known = find_dataset(source.dataset.name)
+            check_normalised(options.teacher, known.mean, known.std, source.dataset)
+            return read_teacher(options.teacher, source.dataset.name, len(source.classes))
+        logits = read_teacher_logits(options.teacher, source.dataset.name, len(source), len(source.classes))
         return logits[list(positions)]
     folder = options.teacher or options.init
     if folder is None:
@@ -219,7 +219,7 @@ def find_teacher(
         raise JobError(f"{folder} has gates; recipe {options.recipe} learns from a dense network: name one, --teacher")
     check_labels(checkpoint, folder, source.classes, options)
     check_held_out(checkpoint, folder, options)
-    check_normalised(folder, checkpoint.config.input.mean, checkpoint.config.input.std, source.row)
+    check_normalised(folder, checkpoint.config.input.mean, checkpoint.config.input.std, source.dataset)
     return checkpoint.network.requires_grad_(False)
 
 
@@ -244,12 +244,12 @@ def check_held_out(checkpoint: Checkpoint, folder: Path, options: JobOptions) ->
         )
 
 
-def check_normalised(teacher: Path, mean: Statistics, std: Statistics, row: DatasetRow) -> None:
+def check_normalised(teacher: Path, mean: Statistics, std: Statistics, dataset: DatasetInfo) -> None:
     """Raise JobError where a teacher, which sees what the network sees, knows images of another mean or deviation."""
-    if not np.allclose((mean, std), (row.mean, row.std), rtol=0, atol=1e-4):
+    if not np.allclose((mean, std), (dataset.mean, dataset.std), rtol=0, atol=1e-4):
         raise JobError(
-            f"{teacher} knows images less {mean}, over {std}; those to be learned from are less {row.mean}, over "
-            f"{row.std}, as --init has them: take a teacher's teacher_logits.safetensors, or another --init"
+            f"{teacher} knows images less {mean}, over {std}; those to be learned from are less {dataset.mean}, over "
+            f"{dataset.std}, as --init has them: take a teacher's teacher_logits.safetensors, or another --init"
         )
 
 
@@ -263,10 +263,10 @@ def check_size(architecture: Architecture, size: int) -> None:
         )
 
 
-def input_spec(row: DatasetRow, size: int) -> InputSpec:
+def input_spec(dataset: DatasetInfo, size: int) -> InputSpec:
     # ImageNet's networks are evaluated on the centre 7/8 of an image (224 of 256 pixels).
-    resize = size if row.uniform else round(size * 8 / 7)
-    return InputSpec(height=size, width=size, resize=resize, mean=row.mean, std=row.std)
+    resize = size if dataset.uniform else round(size * 8 / 7)
+    return InputSpec(height=size, width=size, resize=resize, mean=dataset.mean, std=dataset.std)
 
 
 def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: JobOptions, device: torch.device) -> Batches:
@@ -275,7 +275,7 @@ def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: JobOpt
     if not fits_memory(train, spec):
         return StreamedBatches(train, spec, recipe.batch, options.seed, device, options.workers)
     images, labels = pixels(train, spec.resize)
-    return MemoryBatches(images, labels, train.row, spec.height, recipe.batch, options.seed, device)
+    return MemoryBatches(images, labels, train.dataset, spec.height, recipe.batch, options.seed, device)
 
 
 # One run's training and held-out images: of the next run in the same process others are held out.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.atomic_file import whole_file
 from models.data.augmentation import normalise
-from models.data.datasets import DatasetRow
+from models.data.datasets import DatasetInfo
 from models.errors import UserError
 
 CHUNK = 250
@@ -20,11 +20,11 @@ KEY, LEGACY_KEY = "logits", "answers"
 
 
 @torch.no_grad()
-def compute_teacher_logits(network: Callable[[Tensor], Tensor], pixels: Tensor, row: DatasetRow) -> Tensor:
+def compute_teacher_logits(network: Callable[[Tensor], Tensor], pixels: Tensor, dataset: DatasetInfo) -> Tensor:
     """Return the logits [N, classes] for images uint8 [N, 3, H, W]: the means of an image and its mirror image."""
     logits = []
     for start in range(0, len(pixels), CHUNK):
-        images = normalise(pixels[start : start + CHUNK], row.mean, row.std)
+        images = normalise(pixels[start : start + CHUNK], dataset.mean, dataset.std)
         mirrored = images.flip(3).contiguous(memory_format=torch.channels_last)
         logits.append((network(images).float() + network(mirrored).float()) / 2)
     return torch.cat(logits)

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from models.data.augmentation import normalise
 from models.data.batches import MemoryBatches
-from models.data.datasets import DatasetRow
+from models.data.datasets import DatasetInfo
 from models.data.source import Source
 from models.data.validation_split import split_positions
 from models.errors import UserError
@@ -100,9 +100,9 @@ class TeacherTraining:
         log_row(self.log, row, progress)
 
 
-def accuracy_on(network: TeacherNetwork, pixels: Tensor, labels: Tensor, row: DatasetRow) -> float:
+def accuracy_on(network: TeacherNetwork, pixels: Tensor, labels: Tensor, dataset: DatasetInfo) -> float:
     """Return the accuracy (0..1) on images uint8 [N, 3, H, W]; puts the network into evaluation mode."""
-    logits = compute_teacher_logits(network.eval(), pixels, row)
+    logits = compute_teacher_logits(network.eval(), pixels, dataset)
     return float((logits.argmax(1).cpu() == labels).float().mean())
 
 
@@ -131,22 +131,22 @@ def train_teacher(
     train, validation = split_positions(source, held_out, limit)
     if len(train) < BATCH:
         raise UserError(f"{len(train)} training images don't fill a teacher's batch of {BATCH}; take more images")
-    row, (pixels, labels) = source.row, source.in_memory(source.row.size)
+    dataset, (pixels, labels) = source.dataset, source.in_memory(source.dataset.size)
     prepare_process(seed)
-    batches = MemoryBatches(pixels[train], labels[train], row, row.size, BATCH, seed, device)
-    first = normalise(pixels[train[:WHITENED]], row.mean, row.std)
+    batches = MemoryBatches(pixels[train], labels[train], dataset, dataset.size, BATCH, seed, device)
+    first = normalise(pixels[train[:WHITENED]], dataset.mean, dataset.std)
     teacher = TeacherNetwork(len(source.classes), config.width)
     teacher.whiten(first)
     teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = pixels.to(device)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = {"network": network, "dataset": row.name, "epochs": epochs, "seed": seed}
+    identity = {"network": network, "dataset": dataset.name, "epochs": epochs, "seed": seed}
     identity |= {"train_images": len(train), "validation_images": held_out}
     state = StateFile(folder, identity, save_every)
     run = TeacherTraining(teacher, batches, config, epochs * batches.steps_per_epoch, state, folder / LOG)
-    trained = run.train(show, lambda: accuracy_on(teacher, pixels[validation], labels[validation], row))
+    trained = run.train(show, lambda: accuracy_on(teacher, pixels[validation], labels[validation], dataset))
     if trained or not teacher_file(folder, LOGITS_FILE).is_file():
-        logits = compute_teacher_logits(teacher.eval(), pixels, row).cpu()
-        write_teacher_logits(folder / LOGITS_FILE, logits, row.name, network)
+        logits = compute_teacher_logits(teacher.eval(), pixels, dataset).cpu()
+        write_teacher_logits(folder / LOGITS_FILE, logits, dataset.name, network)
     if trained or not teacher_file(folder, TEACHER_FILE).is_file():
-        write_teacher(folder / TEACHER_FILE, teacher, row.name, network)
+        write_teacher(folder / TEACHER_FILE, teacher, dataset.name, network)

@@ -48,7 +48,7 @@ def test_normalise_is_what_the_service_does(pixels: np.ndarray, tmp_path: Path) 
 def test_workers_give_the_same_batches(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", cat=5, dog=5)
     source = read_source(find_dataset("imagefolder"), "train", tmp_path)
-    spec = input_spec(source.row, 48)
+    spec = input_spec(source.dataset, 48)
     alone, together = (
         list(StreamedBatches(source, spec, batch=4, seed=1, device=CPU, workers=workers).epoch(0)) for workers in (0, 2)
     )
@@ -67,7 +67,7 @@ from models.data.source import read_source
 from models.training.job import input_spec
 
 source = read_source(find_dataset("imagefolder"), "train", Path(sys.argv[1]))
-batches = StreamedBatches(source, input_spec(source.row, 224), 8, 1, torch.device("cpu"), workers=2)
+batches = StreamedBatches(source, input_spec(source.dataset, 224), 8, 1, torch.device("cpu"), workers=2)
 print(sum(len(images) for images, _ in batches.epoch(0)))
 """
 
@@ -89,7 +89,7 @@ def test_a_damaged_image_is_named_by_any_worker(tmp_path: Path, workers: int) ->
     damaged = tmp_path / "train" / "dog" / "1.png"
     damaged.write_bytes(damaged.read_bytes()[:60])
     source = read_source(find_dataset("imagefolder"), "train", tmp_path)
-    batches = StreamedBatches(source, input_spec(source.row, 48), batch=4, seed=1, device=CPU, workers=workers)
+    batches = StreamedBatches(source, input_spec(source.dataset, 48), batch=4, seed=1, device=CPU, workers=workers)
     with pytest.raises(DamagedImage) as caught:
         list(batches.epoch(0))
     assert str(caught.value).startswith(f"{damaged} can't be read") and "Traceback" not in str(caught.value)

@@ -46,7 +46,7 @@ def test_folders_are_the_classes(tmp_path: Path) -> None:
     assert source.classes == ["dark", "light"] and len(source) == 6
     image, light = source.image(5)
     assert image.mode == "RGB" and image.getpixel((0, 0)) == (240, 240, 240) and light == 1
-    spec = input_spec(source.row, 48)
+    spec = input_spec(source.dataset, 48)
     batches = StreamedBatches(source, spec, batch=4, seed=1, device=torch.device("cpu"), workers=0)
     [(first, _)] = batches.epoch(0)
     [(again, _)] = batches.epoch(0)
