@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from models.data.datasets import DatasetInfo
 from models.errors import UserError
+from models.extras import needs_extra
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,10 +98,8 @@ def class_names(table: "Dataset", dataset: DatasetInfo) -> list[str]:
 
 def import_datasets() -> Any:
     """Return the ``datasets`` module, quiet; raises UserError where the training extra is not installed."""
-    try:
+    with needs_extra("training", "reading data sets"):
         import datasets
-    except ImportError as error:
-        raise UserError("reading data sets needs the training extra: pip install '.[training]'") from error
     datasets.disable_progress_bars()
     # It would report each use to a counter on the hub, of local files too.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False

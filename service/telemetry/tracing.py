@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from models.errors import UserError
+from models.extras import needs_extra
 from service.telemetry.timing import STAGES
 
 if TYPE_CHECKING:
@@ -29,15 +29,13 @@ class Tracing:
 
     def __init__(self, exporter: "SpanExporter | None" = None) -> None:
         """Send spans to ``exporter``, by default OTLP over HTTP; raises UserError if the packages are missing."""
-        try:
+        with needs_extra("tracing", "--tracing"):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import SERVICE_NAME, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace import SpanKind, StatusCode
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-        except ImportError as error:
-            raise UserError("tracing needs OpenTelemetry: pip install 'skipnet-serve[tracing]'") from error
         name = os.environ.get("OTEL_SERVICE_NAME", "skipnet")
         self.provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
         # A thread sends the spans in batches, so that no request waits for it.

@@ -30,12 +30,19 @@ def test_command_works_in_a_checkout(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_bench_and_analyze_name_the_command_where_matplotlib_is_missing(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['matplotlib'] = None; from service.cli.main import main;"
-        f"main(['report', 'docs/results', '--output', {str(tmp_path)!r}])"
-    )
+USES = {
+    "charts": ("analysis", "matplotlib", "models.plotting", "require_plotting()"),
+    "correlation": ("analysis", "scipy", "models.analysis.routes", "rank_correlation([1], [2])"),
+    "data sets": ("training", "datasets", "models.data.parquet", "import_datasets()"),
+    "progress": ("training", "tqdm", "service.cli.training.options", "progress_bar(iter(()))"),
+    "traces": ("tracing", "opentelemetry", "service.telemetry.tracing", "Tracing()"),
+    "kernel": ("cuda", "cuda", "models.engines.persistent.build", "compile_kernel('rnn', 'sm_90')"),
+}
+
+
+@pytest.mark.parametrize(("extra", "package", "module", "call"), USES.values(), ids=USES)
+def test_every_use_of_an_extra_names_its_command(extra: str, package: str, module: str, call: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from {module} import *; {call}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("skipnet: drawing charts needs the extra 'analysis'")
-    assert install_command("analysis") in done.stderr
+    assert install_command(extra) in done.stderr.splitlines()[-1]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.engines.protocol import EngineError
+from models.extras import install_command
 
 if TYPE_CHECKING:
     from cuda.core import ObjectCode
@@ -67,7 +68,7 @@ def compile_kernel(gates: str | None, architecture: str) -> "tuple[ObjectCode, s
     try:
         from cuda.core import Program, ProgramOptions
     except ImportError as error:
-        raise EngineError(f"the persistent engine needs cuda-core: pip install '.[cuda]' ({error})") from error
+        raise EngineError(f"the persistent engine needs cuda-core ({error}): {install_command('cuda')}") from error
     log = CompilerLog()
     options = ProgramOptions(
         name=SOURCE.name, arch=architecture, std="c++17", include_path=str(SOURCE.parent), ptxas_options=list(PTXAS)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from models.extras import needs_extra
 from service.settings import Options
 
 HELD_OUT_TO_REPORT, HELD_OUT_TO_CHOOSE = 1000, 5000
@@ -30,6 +31,7 @@ class TrainingOptions(Options):
 
 def progress_bar(steps: Iterator[int]) -> Iterator[int]:
     """Return the steps, which draw a bar as they are taken."""
-    from tqdm import tqdm
+    with needs_extra("training", "the progress bar"):
+        from tqdm import tqdm
 
     return iter(tqdm(steps, unit="step", file=sys.stdout, mininterval=1))
