@@ -3,21 +3,21 @@
 from collections.abc import Iterable
 from operator import attrgetter
 
-from models.benchmark.suite import Row
+from models.benchmark.suite import Measurement
 from models.plotting import Axis, Line, draw_chart
 
 
-def draw_curve(rows: Iterable[Row], title: str) -> str:
+def draw_curve(measurements: Iterable[Measurement], title: str) -> str:
     """Return a chart of the forced routes as SVG, with one line for each network, engine and batch size."""
-    series: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row.routing.endswith("of the blocks"):
-            series.setdefault((row.architecture, f"batch {row.batch}, {row.engine}"), []).append(row)
+    series: dict[tuple[str, str], list[Measurement]] = {}
+    for each in measurements:
+        if each.routing.endswith("of the blocks"):
+            series.setdefault((each.architecture, f"batch {each.batch}, {each.engine}"), []).append(each)
     lines = []
     for (architecture, note), members in series.items():
         members.sort(key=attrgetter("mac_share"))
-        points = [(row.mac_share, row.wall_share) for row in members]
-        quartiles = [(row.wall_share_low, row.wall_share_high) for row in members]
+        points = [(each.mac_share, each.wall_share) for each in members]
+        quartiles = [(each.wall_share_low, each.wall_share_high) for each in members]
         lines.append(Line(architecture, points, note, quartiles))
     return draw_chart(
         title, Axis("share of dense MACs", 0), Axis("share of dense time", 0), lines, height=460, diagonal=True

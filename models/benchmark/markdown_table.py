@@ -1,54 +1,58 @@
-"""The rows of a benchmark as a Markdown table, one line for each network, batch, thread count and routing."""
+"""Measurements as a Markdown table, with one line for each engine and routing."""
 
 from collections.abc import Sequence
 from itertools import groupby
 
-from models.benchmark.suite import Row
+from models.benchmark.suite import DENSE, PUBLIC_CODE, Measurement
 
-OWN = ("native", "persistent")
+OWN_ENGINES = ("native", "persistent")
+"""Engines of this project. The other dense engines are ONNX Runtime and torch."""
 COLUMNS = (
     "network",
     "batch, threads",
-    "blocks executed",
+    "executed blocks",
     "engine",
-    "ms",
-    "share of dense MACs",
-    "share of dense time (quartiles)",
-    "of ONNX Runtime's or torch's",
+    "ms per batch",
+    "MACs / dense",
+    "time / fastest dense engine (quartiles)",
+    "time / fastest dense ONNX Runtime or torch",
 )
-ENERGY = "J an image"
+ENERGY = "J per image"
+NOTES = f"""
+"Dense" is the same ResNet without gates. Its fastest engine runs in the same rounds.
+"{PUBLIC_CODE}" computes every block and masks the skipped ones; batch norm is not folded into the convolutions.
+"""
 
 
-def draw_table(rows: list[Row]) -> str:
-    """Return the table. Time is a share of the best dense engine's, and beside it of the best that is not ours.
-
-    Energy has a column where it was measured.
-    """
-    columns = COLUMNS + ((ENERGY,) if any(row.joules_per_image is not None for row in rows) else ())
+def draw_table(measurements: Sequence[Measurement]) -> str:
+    """Return the table and its notes; energy has a column if it was measured."""
+    energy = any(each.joules_per_image is not None for each in measurements)
+    columns = COLUMNS + ((ENERGY,) if energy else ())
     lines = [draw_line(columns), "|" + "---|" * len(columns) + "\n"]
-    for _, measured in groupby(rows, key=lambda row: (row.architecture, row.batch, row.threads)):
-        together = list(measured)
-        others = [row for row in together if row.routing == "dense" and not row.engine.startswith(OWN)]
-        best_other = min((row.milliseconds for row in others), default=float("nan"))
-        lines += [draw_line(draw_cells(row, best_other)[: len(columns)]) for row in together]
-    return "".join(lines)
+    for _, members in groupby(measurements, key=lambda each: (each.architecture, each.batch, each.threads)):
+        group = list(members)
+        others = [each for each in group if each.routing == DENSE and not each.engine.startswith(OWN_ENGINES)]
+        fastest_other = min((each.milliseconds for each in others), default=float("nan"))
+        lines += [draw_line(draw_cells(each, fastest_other)[: len(columns)]) for each in group]
+    return "".join([*lines, NOTES])
 
 
 def draw_line(cells: Sequence[str]) -> str:
+    """Return one line of the table."""
     return f"| {' | '.join(cells)} |\n"
 
 
-def draw_cells(row: Row, best_other: float) -> list[str]:
-    routing = "all, no gates" if row.routing == "dense" else row.routing.removesuffix(" of the blocks")
-    wall = f"{row.wall_share:.2f} ({row.wall_share_low:.2f}-{row.wall_share_high:.2f})"
+def draw_cells(each: Measurement, fastest_other: float) -> list[str]:
+    """Return the cells of one measurement."""
+    routing = "all (no gates)" if each.routing == DENSE else each.routing.removesuffix(" of the blocks")
     return [
-        row.architecture,
-        f"{row.batch}, {row.threads}",
+        each.architecture,
+        f"{each.batch}, {each.threads}",
         routing,
-        row.engine,
-        f"{row.milliseconds:.3g}",
-        f"{row.mac_share:.2f}",
-        wall,
-        f"{row.milliseconds / best_other:.2f}",
-        "" if row.joules_per_image is None else f"{row.joules_per_image:.3g}",
+        each.engine,
+        f"{each.milliseconds:.3g}",
+        f"{each.mac_share:.2f}",
+        f"{each.wall_share:.2f} ({each.wall_share_low:.2f}-{each.wall_share_high:.2f})",
+        f"{each.milliseconds / fastest_other:.2f}",
+        "" if each.joules_per_image is None else f"{each.joules_per_image:.3g}",
     ]

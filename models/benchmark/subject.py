@@ -1,4 +1,4 @@
-"""What a benchmark measures: a network, and images for it."""
+"""The subject of a benchmark: a network and images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,19 @@ ROUTED_IMAGES = 256
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to measure, and normalised images [N, 3, H, W] to measure it with: along forced routes, or along
-    those that it decides itself.
+    """A network to measure with normalised images [N, 3, H, W].
+
+    ``name`` is what tables call it. With ``own_routing`` the network decides the routes, else they are forced.
     """
 
+    name: str
     architecture: str
     network: SkipNet
     images: NDArray[np.float32]
     own_routing: bool
 
     def checkpoint(self, network: SkipNet) -> Checkpoint:
-        """Return a checkpoint in memory of one of the subject's variants."""
+        """Return a checkpoint in memory of a variant of the network."""
         height, width = self.images.shape[2:]
         spec = InputSpec(height=height, width=width, resize=height, mean=(0, 0, 0), std=(1, 1, 1))
         labels = [str(label) for label in range(network.head.out_features)]
@@ -37,15 +39,34 @@ class Subject:
 
 
 def forced_subject(architecture: str, images: int, size: int | None = None) -> Subject:
-    """Return an architecture with random weights and noise of ``size`` pixels a side, or the architecture's own."""
+    """Return an architecture with random weights and noise images of ``size`` pixels, by default the architecture's."""
     size = size or find_architecture(architecture).image_size
-    noise = np.random.default_rng(0).standard_normal((images, 3, size, size), np.float32)
-    return Subject(architecture, random_network(architecture), noise, own_routing=False)
+    return Subject(architecture, architecture, random_network(architecture), noise(images, size, size), False)
+
+
+def forced_checkpoint(checkpoint: Checkpoint, images: int) -> Subject:
+    """Return the network of a checkpoint with noise images, to be measured along forced routes."""
+    spec = checkpoint.config.input
+    pixels = noise(images, spec.height, spec.width)
+    return Subject(checkpoint.name, checkpoint.config.architecture, checkpoint.network, pixels, own_routing=False)
+
+
+def executed_share(checkpoint: Checkpoint) -> float | None:
+    """Return the mean share of the gated blocks that execute in the checkpoint's evaluation, if it has one."""
+    evaluation = checkpoint.config.evaluation
+    if evaluation is None or not evaluation.execution_rate:
+        return None
+    return sum(evaluation.execution_rate) / len(evaluation.execution_rate)
+
+
+def noise(images: int, height: int, width: int) -> NDArray[np.float32]:
+    """Return seeded normal noise [images, 3, height, width]."""
+    return np.random.default_rng(0).standard_normal((images, 3, height, width), np.float32)
 
 
 def routed_subject(checkpoint: Checkpoint, source: Source) -> Subject:
-    """Return a checkpoint, and images of ``source`` prepared as the service prepares them."""
+    """Return the network of a checkpoint with images of ``source``, prepared as in the service."""
     spec = checkpoint.config.input
     count = min(ROUTED_IMAGES, len(source))
     prepared = np.stack([prepare(source.image(index)[0], spec) for index in range(count)])
-    return Subject(checkpoint.config.architecture, checkpoint.network, prepared, own_routing=True)
+    return Subject(checkpoint.name, checkpoint.config.architecture, checkpoint.network, prepared, own_routing=True)

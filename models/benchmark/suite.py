@@ -1,4 +1,4 @@
-"""What `skipnet bench` measures: a network's routed engines against the best dense engine and the masked way."""
+"""Measure the routed engines of a network against the fastest dense engine and SkipNet's public code."""
 
 import logging
 from collections.abc import Callable
@@ -21,16 +21,20 @@ from models.engines.protocol import Engine
 from models.macs import Mode
 from models.network import SkipNet
 
-PUBLIC_CODE = "masked, unfolded"
+PUBLIC_CODE = "SkipNet's public code"
+"""Every block is computed and masked; batch norm is not folded into the convolutions."""
+DENSE, OWN_ROUTING = "dense", "own decisions"
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement. Shares are of the best dense engine: of its MACs and, round by round, of its time.
+class Measurement:
+    """One engine at one batch size, thread count and routing.
 
-    ``mac_share`` counts what the decisions cost: an engine that rounds a batch's images up (cuda_graph) computes more.
+    ``routing`` is DENSE, OWN_ROUTING or a forced share of the gated blocks. ``milliseconds`` is the median time of a
+    batch. ``mac_share`` is relative to the dense network; it counts the decisions, not what an engine computes beyond
+    them. ``wall_share`` with its quartiles is relative to the fastest dense engine, compared round by round.
     """
 
     architecture: str
@@ -59,27 +63,28 @@ def run_suite(
     threads: list[int],
     shares: list[float],
     seconds: float,
-    report: Callable[[Row], None],
+    progress: Callable[[Measurement], None],
     device: str = "cpu",
-) -> list[Row]:
-    """Measure a subject at every batch size and thread count; ``report`` is told each row as it is known.
+) -> list[Measurement]:
+    """Measure a subject at every batch size and thread count; ``progress`` is called with each measurement.
 
-    ``engines`` are names, or name:mode where it is not to branch. ``seconds`` is about how long each combination
-    takes. What cannot be had, or has no memory for a batch, is left out, and the log says why.
+    ``engines`` are names or name:mode, by default in mode branch. ``shares`` are the forced shares of executed gated
+    blocks. Each combination takes about ``seconds``. An engine that is unavailable or out of memory is left out with a
+    warning in the log.
     """
-    rows = []
-    for lanes in threads:
+    found = []
+    for thread_count in threads:
         for batch in batches:
-            for row in measure(subject, engines, batch, lanes, shares, seconds, device):
-                report(row)
-                rows.append(row)
-    return rows
+            for measurement in measure(subject, engines, batch, thread_count, shares, seconds, device):
+                progress(measurement)
+                found.append(measurement)
+    return found
 
 
 def measure(
     subject: Subject, engines: list[str], batch: int, threads: int, shares: list[float], seconds: float, device: str
-) -> list[Row]:
-    """Return the rows of one batch size and thread count, all measured in the same rounds."""
+) -> list[Measurement]:
+    """Return the measurements of one batch size and thread count, all from the same rounds."""
     torch.set_num_threads(threads)
     images = subject.images[np.arange(batch) % len(subject.images)]
     thresholds = np.full(batch, 0.5, np.float32)
@@ -93,7 +98,7 @@ def measure(
                 open_engines.callback(built.close)
                 share = executed_share(subject, network, built, images, thresholds)
             except Exception as error:
-                # No compiler, no memory, no library: compilers and drivers have exceptions of their own.
+                # A missing compiler or library or too little memory: compilers and drivers have their own exceptions.
                 log.warning("%s at batch %d is left out: %s", name, batch, describe(error))
                 return
             key = f"{routing}|{name}"
@@ -103,20 +108,22 @@ def measure(
         def route(network: SkipNet, routing: str) -> None:
             for engine in engines:
                 name, _, mode = engine.partition(":")
-                way: Mode = "mask" if mode == "mask" else "branch"
-                enter(engine, network, partial(build, subject.checkpoint(network), name, device, threads, way), routing)
+                kind: Mode = "mask" if mode == "mask" else "branch"
+                enter(
+                    engine, network, partial(build, subject.checkpoint(network), name, device, threads, kind), routing
+                )
 
         plain = without_gates(subject.network, find_architecture(subject.architecture))
         for label, make in dense_engines(subject.checkpoint(plain), device, threads).items():
-            enter(label, plain, make, "dense")
+            enter(label, plain, make, DENSE)
         if subject.own_routing:
-            route(subject.network, "its own")
+            route(subject.network, OWN_ROUTING)
         else:
             for share in shares:
                 executed = spread_evenly(subject.network.decision_count, share)
                 route(force_route(subject.network, executed), f"{share:.0%} of the blocks")
         masked = partial(build, subject.checkpoint(subject.network), "reference", device, threads, "mask")
-        enter(PUBLIC_CODE, subject.network, masked, "its own")
+        enter(PUBLIC_CODE, subject.network, masked, OWN_ROUTING)
         timings = interleave(contenders, seconds)
         meter = open_meter(device)
         joules = {} if meter is None else {key: joules_a_run(run, meter) / batch for key, run in contenders.items()}
@@ -130,7 +137,7 @@ def executed_share(
     images: NDArray[np.float32],
     thresholds: NDArray[np.float32],
 ) -> float:
-    """Return the MACs that an engine's decisions cost for these images, over the dense ones."""
+    """Return the MACs of an engine's decisions for these images relative to the dense network."""
     counts = subject.checkpoint(network).macs
     routed = engine.run(images, thresholds)
     return float(counts.executed(routed.executed, routed.mode).mean() / counts.dense)
@@ -143,15 +150,16 @@ def tabulate(
     timings: dict[str, Timing],
     mac_shares: dict[str, float],
     joules: dict[str, float],
-) -> list[Row]:
-    dense = min((key for key in timings if key.startswith("dense|")), key=lambda key: timings[key].median)
-    rows = []
+) -> list[Measurement]:
+    """Return the measurements of the timings, whose keys are "routing|engine"."""
+    dense = min((key for key in timings if key.startswith(f"{DENSE}|")), key=lambda key: timings[key].median)
+    found = []
     for key, timing in timings.items():
         routing, engine = key.split("|")
         middle, low, high = timing.share_of(timings[dense])
-        rows.append(
-            Row(
-                architecture=subject.architecture,
+        found.append(
+            Measurement(
+                architecture=subject.name,
                 batch=batch,
                 threads=threads,
                 routing=routing,
@@ -161,9 +169,9 @@ def tabulate(
                 wall_share=middle,
                 wall_share_low=low,
                 wall_share_high=high,
-                dense_engine=dense.removeprefix("dense|"),
+                dense_engine=dense.removeprefix(f"{DENSE}|"),
                 dense_milliseconds=timings[dense].median * 1e3,
                 joules_per_image=joules.get(key),
             )
         )
-    return rows
+    return found

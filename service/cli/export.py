@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from models import SHIPPED
-from models.errors import UserError
+from service.cli.model_argument import find_checkpoint
 from service.settings import Options
 
 
@@ -19,24 +19,17 @@ class Export(Options):
     )
     output: CliPositionalArg[Path] = Field(description="file to write")
     model_repository: Path = Field(SHIPPED, description="folder of <model>/<version>/ checkpoints")
-    version: int | None = Field(default=None, ge=0, description="of a model by name; default: the newest")
+    version: int | None = Field(default=None, ge=0, description="version of MODEL; default: the newest")
     routing: Literal["branch", "mask"] = Field(
         "branch",
-        description="branch: one image a run, skipped blocks are not run; mask: any batch, every block is run",
+        description="branch: one image per run, skipped blocks are not computed; mask: any batch size, all computed",
     )
 
     def cli_cmd(self) -> None:
-        from models.checkpoint import CONFIG, find_version, read_checkpoint
+        from models.checkpoint import read_checkpoint
         from models.engines.onnx.export import export
 
-        folder = Path(self.model)
-        if not (folder / CONFIG).is_file():
-            path = len(folder.parts) > 1 and folder.is_dir()
-            among, name = (folder.parent, folder.name) if path else (self.model_repository, self.model)
-            folder = find_version(among, name, self.version)
-        elif self.version is not None:
-            raise UserError(f"{folder} is a version's folder: leave --version out, or name the model in its place")
-        checkpoint = read_checkpoint(folder)
+        checkpoint = read_checkpoint(find_checkpoint(self.model, self.model_repository, self.version))
         export(checkpoint, self.output, self.routing)
         size = self.output.stat().st_size / 1e6
         print(f"{self.output}: {checkpoint.name} version {checkpoint.version}, {size:.1f} MB")

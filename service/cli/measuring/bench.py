@@ -2,45 +2,60 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from pydantic import Field
+from pydantic_settings import CliPositionalArg
 
 from models import SHIPPED
 from service.cli.measuring.text_table import NUMBERS, SHARES, heading, line, numbers
+from service.cli.model_argument import find_checkpoint
 from service.settings import Options
 
 if TYPE_CHECKING:
     from models.benchmark.subject import Subject
-    from models.benchmark.suite import Row
+    from models.benchmark.suite import Measurement
+    from models.checkpoint import Checkpoint
+
+ARCHITECTURES = "cifar10_rnn_gate_38,cifar10_rnn_gate_110"
 
 
 class Bench(Options):
-    """Measure time against multiply-adds: routed engines, the best dense engine and the public code's masked way.
+    """Measure the time of the engines and the MACs that they execute.
 
-    Every number is a share of the best dense engine's in the same run. Training steps are measured against the
-    public code's way and against masking. Lists are separated by commas.
+    `skipnet bench MODEL --data FOLDER` measures a model with its own decisions on images of its data set. Without
+    --data the share of executed blocks is forced. Without MODEL it measures architectures with random weights, and
+    training steps. Lists are separated by commas.
     """
 
-    parts: str = Field(
-        "engines,training",
+    models: CliPositionalArg[list[str]] = Field(
+        [], description="models to measure: names in the repository, folders of a model or a checkpoint, architectures"
+    )
+    model_repository: Path = Field(SHIPPED, description="folder of <model>/<version>/ checkpoints")
+    parts: str | None = Field(
+        None,
         pattern="^(engines|training|engines,training)$",
-        description="what to measure: engines, training or engines,training",
+        description="engines, training or engines,training; default: engines where MODELS are given, else both",
     )
     train: str = Field("cifar10_rnn_gate_38", description="architecture whose training steps are measured")
-    model: str = Field(
-        "cifar10_rnn_gate_38,cifar10_rnn_gate_110", description="architectures to measure with forced routes"
+    model: str | None = Field(
+        None,
+        description="architectures to measure with random weights and forced routes; default, if no MODELS are given: "
+        f"{ARCHITECTURES}",
     )
     checkpoint: Path | None = Field(
-        None, description="checkpoint measured with its own routing, given --data; default: the one that serve serves"
+        None, description="checkpoint folder to measure with its own decisions, given --data; default: the one served"
     )
-    dataset: str | None = Field(None, description="its data set; default: the one that it was trained on")
-    data: Path | None = Field(None, description="folder of the checkpoint's data set, for images to route")
-    engines: Annotated[str, Field(description="routed engines")] = "native,onnxruntime"
+    dataset: str | None = Field(None, description="data set of --data; default: the one that the model was trained on")
+    data: Path | None = Field(None, description="folder of the data set; its test images decide the routes")
+    engines: str = Field("native,onnxruntime", description="routed engines")
     batches: str = Field("1,8,32", pattern=NUMBERS, description="batch sizes, for instance 1,8,32")
     bench_threads: str = Field("1", pattern=NUMBERS, description="CPU threads, for instance 1,2")
     shares: str = Field(
-        "0,0.25,0.5,0.75,1", pattern=SHARES, description="forced shares of the gated blocks, for instance 0,0.5,1"
+        "0,0.25,0.5,0.75,1",
+        pattern=SHARES,
+        description="forced shares of executed gated blocks, for instance 0,0.5,1; a model is also measured at its own "
+        "mean share",
     )
     size: int | None = Field(None, ge=32, description="side of the images; default: the architecture's")
     seconds: float = Field(5.0, gt=0, description="seconds for each batch size and thread count")
@@ -48,70 +63,115 @@ class Bench(Options):
 
     def cli_cmd(self) -> None:
         from models.machine import describe_machine
+        from models.plotting import require_plotting
 
+        parts = self.parts or ("engines" if self.models else "engines,training")
+        if self.output is not None:
+            if "engines" in parts:
+                require_plotting()
+            self.output.mkdir(parents=True, exist_ok=True)
+        # Wrong names of models end the command before anything is measured.
+        subjects = self.subjects() if "engines" in parts else []
         machine = describe_machine()
         print(", ".join(f"{key} {value}" for key, value in machine.items()))
-        if self.output is not None:
-            self.output.mkdir(parents=True, exist_ok=True)
-        if "engines" in self.parts:
-            self.measure_engines(machine)
-        if "training" in self.parts:
+        if "engines" in parts:
+            self.measure_engines(machine, subjects)
+        if "training" in parts:
             self.measure_training(machine)
 
-    def measure_engines(self, machine: dict[str, str]) -> None:
+    def measure_engines(self, machine: dict[str, str], subjects: "list[tuple[Subject, list[float]]]") -> None:
+        """Measure the subjects, each with its forced shares; print the table and write it to --output."""
         from models.benchmark.curve import draw_curve
         from models.benchmark.markdown_table import draw_table
         from models.benchmark.suite import run_suite
 
         print(heading())
-        rows: list[Row] = []
-        for subject in self.subjects():
-            rows += run_suite(
+        found: list[Measurement] = []
+        for subject, shares in subjects:
+            found += run_suite(
                 subject,
                 engines=self.engines.split(","),
                 batches=numbers(self.batches),
                 threads=numbers(self.bench_threads),
-                shares=[float(share) for share in self.shares.split(",")],
+                shares=shares,
                 seconds=self.seconds,
-                report=lambda row: print(line(row), flush=True),
+                progress=lambda measurement: print(line(measurement), flush=True),
             )
         if self.output is not None:
-            write_json(self.output / "bench.json", {"machine": machine, "rows": [row.as_dict() for row in rows]})
-            (self.output / "table.md").write_text(draw_table(rows))
-            alone = [row for row in rows if row.batch == 1 and row.threads == 1]
-            (self.output / "curve.svg").write_text(draw_curve(alone, f"Batch 1, one thread, {machine['processor']}"))
+            write_json(self.output / "bench.json", {"machine": machine, "rows": [each.as_dict() for each in found]})
+            (self.output / "table.md").write_text(draw_table(found), "utf-8")
+            single = [each for each in found if each.batch == 1 and each.threads == 1]
+            chart = draw_curve(single, f"Batch 1, one thread, {machine['processor']}")
+            (self.output / "curve.svg").write_text(chart, "utf-8")
 
     def measure_training(self, machine: dict[str, str]) -> None:
+        """Measure training steps against the public code and against masking."""
         from models.benchmark.training_steps import compare_steps
 
-        rows = []
+        found = []
         for comparison in compare_steps(self.train, 6 * self.seconds, 1):
             print(
                 f"{self.train}, batch 128, images/s: {comparison.step} {comparison.images_per_second:.0f}, "
-                f"{comparison.rival} {comparison.rival_images_per_second:.0f}; share of its time "
+                f"{comparison.rival} {comparison.rival_images_per_second:.0f}; time relative to it "
                 f"{comparison.time_share:.3f} ({comparison.time_share_low:.3f}-{comparison.time_share_high:.3f})",
                 flush=True,
             )
-            rows.append(comparison.as_dict())
+            found.append(comparison.as_dict())
         if self.output is not None:
-            document = {"machine": machine, "architecture": self.train, "batch": 128, "rows": rows}
+            document = {"machine": machine, "architecture": self.train, "batch": 128, "rows": found}
             write_json(self.output / "training.json", document)
 
-    def subjects(self) -> "list[Subject]":
-        """Return the architectures with random weights, and the checkpoint where there are images for it."""
-        from models.benchmark.subject import forced_subject, routed_subject
+    def subjects(self) -> "list[tuple[Subject, list[float]]]":
+        """Return what to measure, each with its forced shares."""
+        from models.benchmark.subject import forced_subject
         from models.checkpoint import find_version, read_checkpoint
+
+        image_count = max(numbers(self.batches))
+        shares = [float(share) for share in self.shares.split(",")]
+        found = [self.model_subject(name, image_count, shares) for name in self.models]
+        architectures = self.model if self.model is not None else "" if self.models else ARCHITECTURES
+        found += [(forced_subject(name, image_count, self.size), shares) for name in architectures.split(",") if name]
+        if self.checkpoint or (self.data and not self.models):
+            checkpoint = read_checkpoint(self.checkpoint or find_version(self.model_repository, None, None))
+            if self.data:
+                found.append((self.routed(checkpoint, self.data), shares))
+        return found
+
+    def model_subject(self, name: str, image_count: int, shares: list[float]) -> "tuple[Subject, list[float]]":
+        """Return a model by name or folder, else an architecture by name, and its forced shares."""
+        from models.architectures import UnknownArchitecture, find_architecture
+        from models.benchmark.subject import executed_share, forced_checkpoint, forced_subject
+        from models.checkpoint import CheckpointError, read_checkpoint
+
+        try:
+            checkpoint = read_checkpoint(find_checkpoint(name, self.model_repository))
+        except CheckpointError:
+            try:
+                find_architecture(name)
+            except UnknownArchitecture:
+                pass
+            else:
+                return forced_subject(name, image_count, self.size), shares
+            raise
+        if self.data:
+            return self.routed(checkpoint, self.data), shares
+        own = executed_share(checkpoint)
+        if own is not None:
+            print(f"{checkpoint.name} executes {own:.0%} of its gated blocks on average; --data measures its decisions")
+        known = {f"{share:.0%}" for share in shares}
+        added = [] if own is None or f"{own:.0%}" in known else [own]
+        return forced_checkpoint(checkpoint, image_count), sorted([*shares, *added])
+
+    def routed(self, checkpoint: "Checkpoint", data: Path) -> "Subject":
+        """Return a checkpoint with test images of its data set."""
+        from models.benchmark.subject import routed_subject
         from models.data.datasets import find_dataset
         from models.data.source import read_source
 
-        most = max(numbers(self.batches))
-        found = [forced_subject(name, most, self.size) for name in filter(None, self.model.split(","))]
-        if self.data:
-            checkpoint = read_checkpoint(self.checkpoint or find_version(SHIPPED, None, None))
-            dataset = find_dataset(self.dataset or checkpoint.config.training.get("dataset", "(none named)"))
-            found.append(routed_subject(checkpoint, read_source(dataset, "test", self.data)))
-        return found
+        dataset = find_dataset(self.dataset or checkpoint.config.training.get("dataset", "(none named)"))
+        return routed_subject(checkpoint, read_source(dataset, "test", data))
 
 
 def write_json(file: Path, document: dict[str, object]) -> None:
-    file.write_text(json.dumps(document, indent=1) + "\n")
+    """Write a document as JSON."""
+    file.write_text(json.dumps(document, indent=1) + "\n", "utf-8")

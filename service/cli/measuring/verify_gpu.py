@@ -16,42 +16,40 @@ if TYPE_CHECKING:
 
     from models.benchmark.gpu_checks import Check
     from models.benchmark.subject import Subject
-    from models.benchmark.suite import Row
+    from models.benchmark.suite import Measurement
     from models.checkpoint import Checkpoint
     from models.data.source import Source
 
 FORCED = "cifar10_rnn_gate_38,cifar10_rnn_gate_110,imagenet_rnn_gate_50"
 MOST_IMAGES = 64
-"""Different images of a measurement; a larger batch has them more than once."""
+"""The most distinct images of a measurement; a larger batch repeats them."""
 ENGINES = ("persistent", "cuda_graph", "cuda_graph:mask")
 
 
 class VerifyGpu(Options):
-    """Check the GPU engines' answers and measure their speed and energy on this machine; leaves a report to keep."""
+    """Check the outputs of the GPU engines and measure their speed and energy; writes report.md and report.json."""
 
-    device: DeviceName = Field(
-        "cuda", description="cuda or cuda:N; on cpu, the same functions are called without graphs"
-    )
+    device: DeviceName = Field("cuda", description="cuda or cuda:N; cpu runs the same functions without CUDA graphs")
     model_repository: Path = Field(SHIPPED, description="folder of <model>/<version>/ checkpoints to check")
     parity: Path | None = Field(None, description="folder of parity cases (.npz) of the public code")
     data: Path | None = Field(
-        None, description="folder of the checkpoints' data set, or of one folder for each, named as it is"
+        None, description="folder of the checkpoints' data set, or a folder with one sub-folder for each data set"
     )
-    images: int | None = Field(None, ge=1, description="test images to compare decisions on; default: all")
-    bench: bool = Field(True, description="measure speed and energy too, which needs a GPU")
+    images: int | None = Field(None, ge=1, description="number of test images to compare decisions on; default: all")
+    bench: bool = Field(True, description="also measure speed and energy, which needs a GPU")
     model: str = Field(FORCED, description="architectures to measure with forced routes")
     batches: str = Field("1,8,32,128,1024", pattern=NUMBERS, description="batch sizes, for instance 1,8,32")
     shares: str = Field(
-        "0,0.25,0.5,0.75,1", pattern=SHARES, description="forced shares of the gated blocks, for instance 0,0.5,1"
+        "0,0.25,0.5,0.75,1", pattern=SHARES, description="forced shares of executed gated blocks, for instance 0,0.5,1"
     )
-    seconds: float = Field(10.0, gt=0, description="seconds for each network and batch size, energy apart")
+    seconds: float = Field(10.0, gt=0, description="seconds for each network and batch size, without energy")
     output: Path = Field(Path("verify-gpu"), description="folder for report.md and report.json")
 
     def cli_cmd(self) -> None:
         import json
         from dataclasses import asdict
 
-        from models.benchmark.gpu_tables import draw_report
+        from models.benchmark.gpu_tables import draw_tables
         from models.engines.selection import find_device
         from models.machine import describe_gpu, describe_machine
 
@@ -60,37 +58,37 @@ class VerifyGpu(Options):
         print(", ".join(f"{key} {value}" for key, value in machine.items()))
         self.output.mkdir(parents=True, exist_ok=True)
         checks: list[Check] = []
-        rows: list[Row] = []
+        measurements: list[Measurement] = []
 
-        def keep() -> None:
+        def write() -> None:
             document = {
                 "machine": machine,
                 "checks": [asdict(check) for check in checks],
-                "rows": [row.as_dict() for row in rows],
+                "rows": [each.as_dict() for each in measurements],
             }
-            (self.output / "report.json").write_text(json.dumps(document, indent=1) + "\n")
-            (self.output / "report.md").write_text(draw_report(machine, checks, rows))
+            (self.output / "report.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+            (self.output / "report.md").write_text(draw_tables(machine, checks, measurements), "utf-8")
 
         for check in self.checks(device):
             print(f"{'ok  ' if check.passed else 'FAIL'} {check.network}, {check.engine}: {check.found}", flush=True)
             checks.append(check)
-            keep()
+            write()
         if self.bench and device != "cpu":
             print(heading())
 
-            def tell(row: "Row") -> None:
-                print(line(row), flush=True)
-                rows.append(row)
-                keep()
+            def add(measurement: "Measurement") -> None:
+                print(line(measurement), flush=True)
+                measurements.append(measurement)
+                write()
 
-            self.measure(device, tell)
-        print(f"kept in {self.output}/report.md and report.json")
+            self.measure(device, add)
+        print(f"written to {self.output}/report.md and report.json")
         failed = sum(not check.passed for check in checks)
         if failed:
             sys.exit(f"skipnet: {failed} of {len(checks)} checks failed")
 
     def checks(self, device: str) -> "Iterator[Check]":
-        """Yield what each engine was asked: the parity cases, then every checkpoint that skips."""
+        """Yield the checks of each engine: the parity cases, every checkpoint with gates, the training steps."""
         from functools import partial
 
         from models.benchmark.gpu_checks import check_checkpoint, check_parity, check_training
@@ -98,7 +96,7 @@ class VerifyGpu(Options):
 
         cases = sorted(self.parity.glob("*.npz")) if self.parity else []
         if self.parity and not cases:
-            raise UserError(f"{self.parity} holds no parity cases, files *.npz: see --parity")
+            raise UserError(f"{self.parity} holds no parity cases (*.npz): see --parity")
         for file in cases:
             yield from check_parity(file, device)
         for checkpoint in self.checkpoints():
@@ -117,7 +115,7 @@ class VerifyGpu(Options):
         return [read_checkpoint(folder) for folder in folders]
 
     def source(self, checkpoint: "Checkpoint") -> "Source | None":
-        """Return the test images of a checkpoint's data set, where --data has them."""
+        """Return the test images of a checkpoint's data set; None if --data has none."""
         from models.data.datasets import find_dataset
         from models.data.source import read_source
 
@@ -131,13 +129,13 @@ class VerifyGpu(Options):
             print(f"no real images for {checkpoint.name}: {error}")
             return None
 
-    def measure(self, device: str, tell: "Callable[[Row], None]") -> None:
-        """Measure forced routes of each architecture, and each checkpoint's own routing where there are images."""
+    def measure(self, device: str, progress: "Callable[[Measurement], None]") -> None:
+        """Measure each architecture along forced routes, and each checkpoint along its own if there are images."""
         from models.benchmark.subject import forced_subject, routed_subject
         from models.benchmark.suite import run_suite
 
-        most = min(MOST_IMAGES, max(numbers(self.batches)))
-        subjects: list[Subject] = [forced_subject(name, most) for name in filter(None, self.model.split(","))]
+        image_count = min(MOST_IMAGES, max(numbers(self.batches)))
+        subjects: list[Subject] = [forced_subject(name, image_count) for name in filter(None, self.model.split(","))]
         for checkpoint in self.checkpoints():
             source = self.source(checkpoint)
             if source is not None and checkpoint.network.gate_kind is not None:
@@ -150,6 +148,6 @@ class VerifyGpu(Options):
                 threads=[1],
                 shares=[float(share) for share in self.shares.split(",")],
                 seconds=self.seconds,
-                report=tell,
+                progress=progress,
                 device=device,
             )

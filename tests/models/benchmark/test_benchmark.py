@@ -15,7 +15,7 @@ from models.benchmark.energy import joules_a_run, open_meter
 from models.benchmark.forced_routes import force_route, random_network, spread_evenly, without_gates
 from models.benchmark.markdown_table import draw_table
 from models.benchmark.subject import Subject
-from models.benchmark.suite import PUBLIC_CODE, Row, run_suite
+from models.benchmark.suite import OWN_ROUTING, PUBLIC_CODE, Measurement, run_suite
 from models.benchmark.timing import interleave
 
 
@@ -56,23 +56,24 @@ def test_every_round_gives_every_contender_its_turn(monkeypatch: pytest.MonkeyPa
 def test_a_run_of_the_suite_counts_macs_and_draws_its_curve() -> None:
     name = "cifar10_rnn_gate_38"
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
-    seen: list[Row] = []
+    seen: list[Measurement] = []
     rows = []
     for own_routing in (False, True):
-        subject = Subject(name, random_network(name), images, own_routing)
+        subject = Subject(name, name, random_network(name), images, own_routing)
         rows += run_suite(
-            subject, engines=["torch"], batches=[2], threads=[1], shares=[0.0, 1.0], seconds=0, report=seen.append
+            subject, engines=["torch"], batches=[2], threads=[1], shares=[0.0, 1.0], seconds=0, progress=seen.append
         )
     assert seen == rows
     by_routing = {(row.routing, row.engine): row for row in rows}
     assert by_routing["0% of the blocks", "torch"].mac_share == pytest.approx(0.065, abs=1e-3)
     assert by_routing["100% of the blocks", "torch"].mac_share == pytest.approx(1.0002, abs=1e-3)
-    assert by_routing["its own", PUBLIC_CODE].mac_share == pytest.approx(1.0002, abs=1e-3)
-    assert by_routing["its own", "torch"].mac_share <= 1.0003
+    assert by_routing[OWN_ROUTING, PUBLIC_CODE].mac_share == pytest.approx(1.0002, abs=1e-3)
+    assert by_routing[OWN_ROUTING, "torch"].mac_share <= 1.0003
     assert sum(row.wall_share == 1 and row.routing == "dense" for row in rows) == 2
-    table = draw_table(rows).splitlines()
+    table = [line for line in draw_table(rows).splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(rows)
     assert {line.count("|") for line in table} == {9}
+    assert "| ms per batch |" in table[0]
     assert draw_curve(rows, "A & B").count("(batch 2, torch)") == 1
 
 

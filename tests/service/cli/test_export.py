@@ -69,7 +69,7 @@ def test_a_folder_takes_no_version(repository: Path, tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit) as left:
         main(["export", str(repository / "little/2"), str(tmp_path / "network.onnx"), "--version", "10"])
     assert left.value.code == 1
-    assert "little/2 is a version's folder: leave --version out, or name the model" in capsys.readouterr().err
+    assert "little/2 is the folder of a version: leave --version out, or give the model" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -69,7 +69,7 @@ def test_on_the_cpu_answers_are_checked_and_kept(verify: Any) -> None:
 @pytest.mark.parametrize("option", ["--parity", "--model-repository"])
 def test_a_folder_without_what_is_to_be_checked_is_no_success(verify: Any, tmp_path: Path, option: str) -> None:
     code, said, complaint, _, _ = verify("--device", "cpu", option, str(tmp_path / "nowhere"))
-    assert code == 1 and "kept in" not in said
+    assert code == 1 and "written to" not in said
     assert complaint.endswith(f": see {option}\n")
 
 
@@ -138,15 +138,15 @@ def test_speed_and_energy_stand_beside_the_best_dense_engine(verify: Any, caplog
     expected = {("dense", name) for name in dense_names}
     for share in ("0%", "100%"):
         expected |= {(f"{share} of the blocks", engine) for engine in ("cuda_graph", "cuda_graph:mask")}
-    assert {(row["routing"], row["engine"]) for row in rows} == expected | {("its own", suite.PUBLIC_CODE)}
+    assert {(row["routing"], row["engine"]) for row in rows} == expected | {(suite.OWN_ROUTING, suite.PUBLIC_CODE)}
     assert {row["dense_engine"] for row in rows} <= dense_names
     shares = {(row["routing"], row["engine"]): row["mac_share"] for row in rows}
     assert shares["0% of the blocks", "cuda_graph"] == pytest.approx(0.065, abs=1e-3)
     assert shares["0% of the blocks", "cuda_graph:mask"] == pytest.approx(1.0002, abs=1e-3)
     assert {row["joules_per_image"] * row["batch"] for row in rows} == {1.0}
     lines = page.splitlines()
-    [heading] = [line for line in lines if "share of dense MACs" in line]
-    assert heading.endswith("| J an image |")
-    assert {line.count("|") for line in lines[lines.index(heading) :] if line} == {10}
+    [heading] = [line for line in lines if "MACs / dense" in line]
+    assert heading.endswith("| J per image |")
+    assert {line.count("|") for line in lines[lines.index(heading) :] if line.startswith("|")} == {10}
     assert "persistent at batch 2 is left out: cuda-core is not installed" in caplog.text
     assert "torch.compile max-autotune at batch 2 is left out: RuntimeError: no working C++ compiler" in caplog.text
