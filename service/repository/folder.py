@@ -10,6 +10,14 @@ Files = tuple[tuple[str, int, int], ...]
 """Name, size in bytes and time of change in ns of a checkpoint's files, by which a changed version is recognised."""
 
 
+BAD_MODEL_NAME = (
+    "a model's name has letters, digits, '_', '-' and '.', at most 100, and begins with a letter or digit; rename the "
+    "folder"
+)
+BAD_VERSION = "a version is a whole number without leading zeros, such as 14; rename the folder"
+NO_VERSION = "a checkpoint's files belong into a folder of its version, such as 1; move them there"
+
+
 def scan(folder: Path, names: Collection[str] | None = None) -> dict[str, list[int]]:
     """Return the models in a repository with their versions, ascending; ``names`` selects and orders the models.
 
@@ -60,33 +68,31 @@ def versions_of(folder: Path, name: str) -> list[int]:
 def ignored(folder: Path) -> dict[Path, str]:
     """Return the folders and files that look like a model or a version but can't be one, with the reason.
 
-    Hidden folders are left out: a version is copied under such a name until it is complete. Raises OSError.
+    Hidden folders are left out: a version is copied under such a name until it is complete. Models that can't be read
+    are left out too: loading them says why.
     """
-    from models.checkpoint import CONFIG, MODEL_NAME, WEIGHTS, is_version
-
     found: dict[Path, str] = {}
     for model in subfolders(folder):
-        try:
-            inner = subfolders(model)
-        except OSError:  # Such as lost+found, which only root may read.
-            continue
-        if not MODEL_NAME.fullmatch(model.name):
-            if inner:
-                found[model] = (
-                    "a model's name has letters, digits, '_', '-' and '.', at most 100, and begins with a letter or "
-                    "digit; rename the folder"
-                )
-            continue
-        for version in inner:
-            if not is_version(version):
-                found[version] = "a version is a whole number without leading zeros, such as 14; rename the folder"
-        for file in (model / CONFIG, model / WEIGHTS):
-            if file.is_file():
-                found[file] = "a checkpoint's files belong into a folder of its version, such as 1; move them there"
+        found |= ignored_in_model(model)
+    return found
+
+
+def ignored_in_model(model: Path) -> dict[Path, str]:
+    """Return what is ignored of a folder that may be a model's, with the reason."""
+    from models.checkpoint import CONFIG, MODEL_NAME, WEIGHTS, is_version
+
+    inner = subfolders(model)
+    if not MODEL_NAME.fullmatch(model.name):
+        return {model: BAD_MODEL_NAME} if inner else {}
+    found = {version: BAD_VERSION for version in inner if not is_version(version)}
+    with suppress(OSError):
+        found |= {model / file: NO_VERSION for file in (CONFIG, WEIGHTS) if (model / file).is_file()}
     return found
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder that are not hidden, by name; none if it does not exist. Raises OSError."""
-    entries = sorted(folder.iterdir()) if folder.exists() else []
-    return [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    """Return the folders in a folder that are not hidden, by name; none if it can't be read."""
+    try:
+        return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:  # Such as lost+found, which only root may read.
+        return []

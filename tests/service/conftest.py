@@ -24,19 +24,19 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(repository: Path) -> LoadedModel:
-    """The model, loaded once for every test that needs an engine and no other process."""
+    """The model, loaded once for all tests that run in this process."""
     return load_version(repository / NAME / "1", EngineOptions(engine="torch", routing="branch", threads=1), 8)
 
 
 @pytest.fixture
 def model(loaded: LoadedModel) -> LoadedModel:
-    """The loaded model with an engine of its own to hold; a test may change it."""
+    """The loaded model with its own engine, which the test can hold; a test may change it."""
     return replace(loaded, engine=ControlledEngine(loaded.engine))
 
 
 @pytest.fixture(scope="session")
 def running(repository: Path, loaded: LoadedModel) -> Iterator[Running]:
-    """One server for the tests that only ask."""
+    """One server, shared by the tests that do not change it."""
     server = Running(
         Settings(model_repository=repository, max_batch_size=8, dense_sample_interval=0), lambda _: replace(loaded)
     ).wait_ready()
@@ -46,7 +46,7 @@ def running(repository: Path, loaded: LoadedModel) -> Iterator[Running]:
 
 @pytest.fixture
 def start(repository: Path, model: LoadedModel) -> Iterator[Callable[..., Running]]:
-    """Start servers with settings of a test's own around the engine of `served`, which the test may hold."""
+    """Start servers with the test's settings and the fixture `model`, whose engine the test can hold."""
     started: list[Running] = []
 
     def begin(**settings: object) -> Running:
@@ -63,7 +63,7 @@ def start(repository: Path, model: LoadedModel) -> Iterator[Callable[..., Runnin
 
 @pytest.fixture
 def folder(repository: Path, tmp_path: Path) -> Path:
-    """A copy of `repository` of the test's own, to add to and to damage."""
+    """The test's own copy of `repository`, to add versions to and to damage."""
     return copytree(repository, tmp_path / "repository")
 
 

@@ -1,4 +1,4 @@
-"""Real parts for the service's tests: a small network with random weights, images, and a server on a real socket."""
+"""Parts for the service's tests: a small network with random weights, images, and a server on a real socket."""
 
 import os
 import queue
@@ -33,7 +33,7 @@ SPEC = InputSpec(height=32, width=32, resize=32, mean=(0.49, 0.48, 0.45), std=(0
 
 
 def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
-    """Return a picture of random smooth colours; every seed routes differently."""
+    """Return an image of random smooth colours; every seed has another route."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4 + seed % 5, 4 + seed % 3, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -62,7 +62,7 @@ def write_random(folder: Path, seed: int, name: str = NAME) -> None:
 
 
 class ControlledEngine:
-    """A real engine that can be held before it runs a batch, and told to fail; it notes what it was given."""
+    """A real engine that a test can hold before it runs a batch, or make fail; it notes its batches."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -87,6 +87,7 @@ class ControlledEngine:
 
 
 def engine_of(model: LoadedModel) -> ControlledEngine:
+    """Return the engine of the fixture ``model``, for a test to hold."""
     assert isinstance(model.engine, ControlledEngine)
     return model.engine
 
@@ -155,7 +156,7 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     """Return once ``condition`` holds; fails after ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition did not hold in time"
         time.sleep(0.002)
 
 

@@ -228,7 +228,7 @@ def test_sigterm_while_loading_ends_at_once(launch: Callable[..., Process], repo
     assert "serving" not in serve.lines
 
 
-def test_nothing_to_serve_ends_with_a_reason(launch: Callable[..., Process], tmp_path: Path) -> None:
+def test_an_empty_repository_ends_with_a_reason(launch: Callable[..., Process], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, reason in (("nothing", "does not exist"), ("empty", "holds no <model>/<version>/ folder")):
         serve = launch("--model-repository", str(tmp_path / name))

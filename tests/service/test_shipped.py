@@ -28,7 +28,7 @@ def test_cat_is_a_cat(shipped: Running) -> None:
     assert answer.json()["predictions"][0]["label"] == "cat"
 
 
-def test_photo_of_nothing_it_knows_is_answered_too(shipped: Running) -> None:
+def test_a_photo_of_an_unknown_class_is_classified(shipped: Running) -> None:
     answer = shipped.client.post("/classify", files={"image": (PHOTOS / "rocket.jpg").read_bytes()})
     assert answer.status_code == 200
 

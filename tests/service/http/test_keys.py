@@ -134,7 +134,7 @@ def test_a_key_of_the_other_kind_is_forbidden(start: Callable[..., Running]) -> 
         assert "www-authenticate" not in refused.headers
 
 
-def test_management_is_not_left_open_where_only_inference_has_keys(start: Callable[..., Running]) -> None:
+def test_management_is_not_open_if_only_inference_has_keys(start: Callable[..., Running]) -> None:
     server = start(api_keys=["user"])
     assert load(server).status_code == 401
     assert load(server, **bearer("user")).status_code == 200

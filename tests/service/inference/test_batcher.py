@@ -12,15 +12,15 @@ import pytest
 from service.inference.result import ImageResult
 from service.repository.loaded_model import LoadedModel
 from service.telemetry.timing import Timing
+from tests.service.observed_batcher import ObservedBatcher, Pixels, hold, running, sizes
 from tests.service.parts import ControlledEngine, engine_of, until
-from tests.service.queue import Pixels, Queue, hold, running, sizes
 
 
 @pytest.mark.parametrize(("queued", "batches"), [(1, [1]), (4, [4]), (5, [4, 1]), (11, [4, 4, 3])])
 def test_what_queued_while_the_engine_was_busy_is_the_next_batch(
     model: LoadedModel, decoded: Callable[[int], Pixels], queued: int, batches: list[int]
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             answers = [await hold(queue, model, decoded(0))]
             answers += [queue.put(model, decoded(i)) for i in range(queued)]
@@ -29,14 +29,12 @@ def test_what_queued_while_the_engine_was_busy_is_the_next_batch(
             await asyncio.gather(*answers)
             assert queue.batcher.depth(model) == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert sizes(model) == [1, *batches]
 
 
-def test_a_full_batch_is_made_ready_while_the_engine_is_busy(
-    model: LoadedModel, decoded: Callable[[int], Pixels]
-) -> None:
-    async def story() -> None:
+def test_a_full_batch_is_formed_while_the_engine_is_busy(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
+    async def scenario() -> None:
         async with running() as queue:
             answers = [await hold(queue, model, decoded(0))]
             answers += [queue.put(model, decoded(i)) for i in range(3)]
@@ -47,7 +45,7 @@ def test_a_full_batch_is_made_ready_while_the_engine_is_busy(
             engine_of(model).open.set()
             await asyncio.gather(*answers)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_answers_do_not_depend_on_the_batch_and_thresholds_share_one(
@@ -56,7 +54,7 @@ def test_answers_do_not_depend_on_the_batch_and_thresholds_share_one(
     thresholds = [0.0, 0.3, model.checkpoint.config.execute_threshold, 1.0]
     alone = [model.engine.run(decoded(i)[None], np.asarray([thresholds[i]], np.float32)) for i in range(4)]
 
-    async def story() -> list[ImageResult]:
+    async def scenario() -> list[ImageResult]:
         async with running() as queue:
             first = await hold(queue, model, decoded(9))
             answers = [queue.put(model, decoded(i), thresholds[i]) for i in range(4)]
@@ -67,7 +65,7 @@ def test_answers_do_not_depend_on_the_batch_and_thresholds_share_one(
     engine_of(model).batches.clear()
     while not engine_of(model).entered.empty():
         engine_of(model).entered.get()
-    together = asyncio.run(story())
+    together = asyncio.run(scenario())
     assert sizes(model) == [1, 4]
     for one, result in zip(alone, together, strict=True):
         np.testing.assert_allclose(result.logits, one.logits[0], atol=1e-4)
@@ -77,10 +75,10 @@ def test_answers_do_not_depend_on_the_batch_and_thresholds_share_one(
     assert together[3].macs < together[0].macs
 
 
-def test_what_nobody_waits_for_leaves_the_queue_of_an_engine_that_hangs(
+def test_cancelled_images_leave_the_queue_of_a_stuck_engine(
     model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
             ready = [queue.put(model, decoded(i)) for i in range(4)]  # The next batch, made ready.
@@ -98,16 +96,16 @@ def test_what_nobody_waits_for_leaves_the_queue_of_an_engine_that_hangs(
             engine_of(model).open.set()
             await asyncio.gather(first, *ready)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert sizes(model) == [1, 4]
 
 
-def test_models_do_not_mix_and_the_longest_waiting_is_next(
+def test_models_do_not_mix_and_the_one_that_waited_longest_is_next(
     model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
     other = replace(model, engine=ControlledEngine(engine_of(model).engine))
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             answers = [await hold(queue, model, decoded(0))]
             answers += [queue.put(each, decoded(i), 0.1 * i) for i, each in enumerate([other, model, other, model])]
@@ -115,7 +113,7 @@ def test_models_do_not_mix_and_the_longest_waiting_is_next(
             await asyncio.gather(*answers)
             assert [run.batch.model for run in queue.runs] == [model, other, model]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert engine_of(other).batches[0].tolist() == pytest.approx([0.0, 0.2])
     assert engine_of(model).batches[1].tolist() == pytest.approx([0.1, 0.3])
 
@@ -125,7 +123,7 @@ def test_a_model_with_full_batches_does_not_keep_another_waiting(
 ) -> None:
     other = replace(model, engine=ControlledEngine(engine_of(model).engine))
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with running(max_batch_size=2) as queue:
             answers = [await hold(queue, model, decoded(0))]
             answers += [queue.put(each, decoded(1)) for each in (other, model, model)]
@@ -133,7 +131,7 @@ def test_a_model_with_full_batches_does_not_keep_another_waiting(
             await asyncio.gather(*answers)
             assert [run.batch.model for run in queue.runs] == [model, other, model]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_full_batch_does_not_wait_for_the_delay_of_another_model(
@@ -141,20 +139,20 @@ def test_a_full_batch_does_not_wait_for_the_delay_of_another_model(
 ) -> None:
     other = replace(model, engine=ControlledEngine(engine_of(model).engine))
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with running(max_batch_size=2, delay=30) as queue:
             first = queue.put(other, decoded(0))
             await asyncio.wait_for(asyncio.gather(*(queue.put(model, decoded(i)) for i in range(2))), 20)
             assert not first.done()
         await first
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_delay_waits_for_a_full_batch_from_the_first_image_on(
     model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with running(max_batch_size=3, delay=30) as queue:
             await asyncio.gather(*(queue.put(model, decoded(i)) for i in range(3)))
         assert sizes(model) == [3]
@@ -164,23 +162,23 @@ def test_delay_waits_for_a_full_batch_from_the_first_image_on(
             assert perf_counter() - start >= 0.01
         assert sizes(model) == [3, 1]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_close_finishes_what_is_queued(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
-    async def story() -> None:
-        queue = Queue(delay=30)
+    async def scenario() -> None:
+        queue = ObservedBatcher(delay=30)
         queue.batcher.start(asyncio.get_running_loop())
         answers = [queue.put(model, decoded(i)) for i in range(2)]
         await asyncio.to_thread(queue.batcher.close, 20)
         await asyncio.gather(*answers)
         assert not queue.batcher.alive
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_timing_and_pace(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
-    async def story() -> None:
+def test_timing_and_rate(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
+    async def scenario() -> None:
         async with running() as queue:
             assert queue.batcher.rate == 0
             await hold(queue, model, decoded(0))
@@ -198,14 +196,14 @@ def test_timing_and_pace(model: LoadedModel, decoded: Callable[[int], Pixels]) -
             assert queue.batcher.rate == pytest.approx(2 / seconds)
             until(lambda: queue.batcher.busy_for == 0)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_retired_engine_is_closed_by_the_engine_thread(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     closed_in: list[str] = []
     engine_of(model).close = lambda: closed_in.append(threading.current_thread().name)  # type: ignore[method-assign]
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
             queue.batcher.retire(model)
@@ -217,11 +215,11 @@ def test_retired_engine_is_closed_by_the_engine_thread(model: LoadedModel, decod
             assert queue.batcher.depth(model) == 0
             late.cancel()
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_what_is_unloaded_is_kept_by_nobody(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
-    async def story() -> None:
+def test_an_unloaded_model_is_freed(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
+    async def scenario() -> None:
         async with running() as queue:
             # Another than the fixture's, which the test itself keeps.
             own, closed = replace(model, engine=ControlledEngine(engine_of(model).engine)), threading.Event()
@@ -239,10 +237,10 @@ def test_what_is_unloaded_is_kept_by_nobody(model: LoadedModel, decoded: Callabl
 
             until(gone)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_an_engine_that_takes_long_to_close_keeps_nobody_from_queueing(
+def test_a_slow_close_of_an_engine_does_not_block_the_queue(
     model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
     other = replace(model, engine=ControlledEngine(engine_of(model).engine))
@@ -255,7 +253,7 @@ def test_an_engine_that_takes_long_to_close_keeps_nobody_from_queueing(
 
     engine_of(model).close = close  # type: ignore[method-assign]
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             queue.batcher.retire(model)
             assert closing.wait(20)
@@ -264,4 +262,4 @@ def test_an_engine_that_takes_long_to_close_keeps_nobody_from_queueing(
             await answer
             assert released == [True]
 
-    asyncio.run(story())
+    asyncio.run(scenario())

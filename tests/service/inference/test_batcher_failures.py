@@ -9,14 +9,14 @@ import pytest
 from service.errors import Code, ServiceError
 from service.inference.result import ImageResult
 from service.repository.loaded_model import LoadedModel
+from tests.service.observed_batcher import Pixels, hold, running, sizes
 from tests.service.parts import engine_of, until
-from tests.service.queue import Pixels, hold, running, sizes
 
 
-def test_client_that_left_is_dropped_before_the_engine_and_counted(
+def test_a_cancelled_image_is_dropped_before_the_engine_and_counted(
     model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
             left, stays = queue.put(model, decoded(1), 0.1), queue.put(model, decoded(2), 0.2)
@@ -25,14 +25,14 @@ def test_client_that_left_is_dropped_before_the_engine_and_counted(
             await asyncio.gather(first, stays)
             assert queue.dropped == ["client_gone"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert [batch.tolist() for batch in engine_of(model).batches] == [[0.5], [pytest.approx(0.2)]]
 
 
-def test_what_failed_with_its_request_is_not_counted_as_a_client_that_left(
+def test_drops_after_a_failed_request_are_not_counted_as_disconnects(
     model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
             queue.put(model, decoded(1), drop_reason="request_failed").cancel()
@@ -41,13 +41,11 @@ def test_what_failed_with_its_request_is_not_counted_as_a_client_that_left(
             await first
         assert sorted(queue.dropped) == ["deadline", "request_failed"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_clients_that_leave_a_prepared_batch_are_dropped_too(
-    model: LoadedModel, decoded: Callable[[int], Pixels]
-) -> None:
-    async def story() -> None:
+def test_cancelled_images_of_a_prepared_batch_are_dropped(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
+    async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
             answers = [queue.put(model, decoded(i), i / 10) for i in range(4)]
@@ -58,12 +56,14 @@ def test_clients_that_leave_a_prepared_batch_are_dropped_too(
             alone = engine_of(model).engine.run(decoded(2)[None], np.asarray([0.2], np.float32))
             np.testing.assert_allclose(results[2].logits, alone.logits[0], atol=1e-4)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert engine_of(model).batches[1].tolist() == pytest.approx([0.0, 0.2])
 
 
-def test_expired_in_the_queue_is_never_computed(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
-    async def story() -> None:
+def test_an_image_that_expired_in_the_queue_is_not_computed(
+    model: LoadedModel, decoded: Callable[[int], Pixels]
+) -> None:
+    async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
             late = queue.put(model, decoded(1), timeout=0)
@@ -74,15 +74,15 @@ def test_expired_in_the_queue_is_never_computed(model: LoadedModel, decoded: Cal
             assert caught.value.code == Code.DEADLINE
             assert queue.dropped == ["deadline"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert sizes(model) == [1]
 
 
-def test_image_that_fails_takes_nobody_with_it(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
+def test_an_image_that_fails_does_not_fail_its_batch(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     poison = decoded(1)
     engine_of(model).fails = lambda images: any(np.array_equal(image, poison) for image in images)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
             answers = [queue.put(model, decoded(i)) for i in range(3)]
@@ -95,13 +95,13 @@ def test_image_that_fails_takes_nobody_with_it(model: LoadedModel, decoded: Call
             assert isinstance(also_good, ImageResult)
             assert queue.batcher.alive
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_a_batch_that_failed_is_run_again_for_those_alone_who_still_wait(
+def test_a_failed_batch_is_rerun_for_the_images_that_are_still_wanted(
     model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
             answers = [queue.put(model, decoded(i), i / 10) for i in range(3)]
@@ -117,18 +117,18 @@ def test_a_batch_that_failed_is_run_again_for_those_alone_who_still_wait(
             await asyncio.gather(first, answers[0], answers[2])
             assert queue.dropped == ["client_gone"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert sizes(model) == [1, 3, 1, 1]
     assert engine_of(model).batches[3].tolist() == [pytest.approx(0.2)]
 
 
-def test_images_that_no_batch_can_be_formed_of_are_told_and_the_next_are_answered(
+def test_a_batch_that_cannot_be_formed_fails_its_images_only(
     model: LoadedModel, decoded: Callable[[int], Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(_: object) -> None:
         raise MemoryError
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
             with monkeypatch.context() as patch:
@@ -142,13 +142,13 @@ def test_images_that_no_batch_can_be_formed_of_are_told_and_the_next_are_answere
             await asyncio.gather(first, queue.put(model, decoded(5)))
             assert queue.batcher.alive
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-def test_broken_engine_ends_the_thread_and_nobody_waits_for_ever(
+def test_a_broken_engine_ends_the_thread_and_fails_all_images(
     model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with running() as queue:
             answers = [await hold(queue, model, decoded(0))]
             answers += [queue.put(model, decoded(i)) for i in range(6)]
@@ -161,4 +161,4 @@ def test_broken_engine_ends_the_thread_and_nobody_waits_for_ever(
             with pytest.raises(ServiceError):
                 queue.put(model, decoded(0))
 
-    asyncio.run(story())
+    asyncio.run(scenario())

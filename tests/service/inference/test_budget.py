@@ -33,7 +33,7 @@ def test_a_budget_is_kept_where_gates_flip_all_at_once(budget: float) -> None:
     assert threshold_for(CURVE, budget) == 0.75
 
 
-def test_budget_below_what_always_runs_is_refused_with_the_least_possible() -> None:
+def test_a_budget_below_the_minimum_is_refused_with_the_minimum() -> None:
     with pytest.raises(ServiceError, match=r"0\.1000"):
         threshold_for(CURVE, 0.09)
 
@@ -46,7 +46,7 @@ def test_noise_in_the_curve_does_not_spend_more() -> None:
     assert threshold_for(curve((0, 1), (0.3, 0.5), (0.5, 0.52), (1, 0.1)), 0.51) <= 0.3
 
 
-def test_what_a_request_asks_for() -> None:
+def test_the_threshold_that_a_request_asks_for() -> None:
     config = Config(architecture=NAME, labels=LABELS, input=SPEC, execute_threshold=0.4, calibration=CURVE, code="test")
     assert choose_threshold(config) == 0.4
     assert choose_threshold(config, execute_threshold=0.0) == 0.0

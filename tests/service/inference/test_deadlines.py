@@ -28,7 +28,7 @@ def test_deadline_in_the_queue_is_504_and_never_computed(start: Callable[..., Ru
     until(lambda: server.metric("requests_total", outcome="client_deadline") == 1)
 
 
-def test_the_servers_deadline_is_the_most(start: Callable[..., Running], model: LoadedModel) -> None:
+def test_a_request_cannot_extend_the_servers_timeout(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start(request_timeout=0.2)
     engine_of(model).open.clear()
     response = post(server, encoded(picture(0)), headers=PNG | {"x-request-timeout": "1000"})
@@ -36,7 +36,7 @@ def test_the_servers_deadline_is_the_most(start: Callable[..., Running], model: 
     until(lambda: server.metric("requests_total", outcome="deadline") == 1)
 
 
-def test_what_a_client_gave_too_little_time_is_no_fault_of_the_service(
+def test_a_short_client_deadline_counts_as_the_clients(
     start: Callable[..., Running], model: LoadedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = start()
@@ -50,7 +50,7 @@ def test_what_a_client_gave_too_little_time_is_no_fault_of_the_service(
     assert (line["code"], line["client"]) == ("deadline_exceeded", "127.0.0.1")
 
 
-def test_client_that_hangs_up_is_dropped_and_counted(
+def test_a_disconnected_client_is_dropped_and_counted(
     start: Callable[..., Running], model: LoadedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = start()
@@ -76,7 +76,7 @@ def test_client_that_hangs_up_is_dropped_and_counted(
     assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
 
 
-def test_client_that_hangs_up_while_sending(start: Callable[..., Running]) -> None:
+def test_a_client_that_disconnects_while_sending(start: Callable[..., Running]) -> None:
     server = start()
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(
@@ -87,7 +87,7 @@ def test_client_that_hangs_up_while_sending(start: Callable[..., Running]) -> No
     assert server.container.admission.image_count == server.container.admission.byte_count == 0
 
 
-def test_body_that_never_ends_is_given_up(start: Callable[..., Running]) -> None:
+def test_a_body_that_never_ends_gets_408(start: Callable[..., Running]) -> None:
     server = start()
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(

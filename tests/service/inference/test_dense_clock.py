@@ -8,7 +8,7 @@ def clock() -> DenseClock:
     return DenseClock([1, 2, 4], [1.0, 1.5, 2.5])
 
 
-def test_before_any_sample_it_is_the_warm_ups(clock: DenseClock) -> None:
+def test_before_any_sample_the_warm_up_counts(clock: DenseClock) -> None:
     assert [clock.seconds(images) for images in (1, 2, 3, 4)] == [1.0, 1.5, 2.0, 2.5]
 
 
@@ -46,7 +46,7 @@ def test_samples_are_an_interval_apart_and_never_without_one(clock: DenseClock) 
     assert not clock.due(1, 0.0)
 
 
-def test_what_disturbs_a_run_would_have_disturbed_a_dense_one(clock: DenseClock) -> None:
+def test_a_disturbance_counts_for_the_dense_run_too(clock: DenseClock) -> None:
     assert [clock.instead(1, seconds) for seconds in (0.5, 1.2, 3.0)] == [1.0, 1.0, 1.0]
     # A run that another process held up for 200 seconds tells nothing about routing.
     assert clock.instead(1, 203.0) == 201.0

@@ -11,61 +11,61 @@ from service.errors import Code, ServiceError
 from service.repository.loaded_model import LoadedModel
 from service.repository.loading import LoadError
 from service.repository.repository import State
+from tests.service.observed_repository import ObservedRepository, add, damage, run
 from tests.service.parts import NAME
-from tests.service.shelf import Shelf, add, damage, run
 
 
-def test_one_bad_model_does_not_keep_the_others_out(folder: Path, loaded: LoadedModel) -> None:
+def test_a_damaged_model_does_not_keep_others_from_loading(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 1, "another")
     damage(folder, 1, "another")
 
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        assert await shelf.load_all()
-        assert shelf.resolve(NAME, None).version == 1
-        assert "safetensors" in next(entry.reason for entry in await shelf.index() if entry.name == "another")
+    async def scenario() -> None:
+        observed = ObservedRepository(folder, loaded)
+        assert await observed.load_all()
+        assert observed.resolve(NAME, None).version == 1
+        assert "safetensors" in next(entry.reason for entry in await observed.index() if entry.name == "another")
         # Nor does another take the default's place: it has other labels, perhaps.
         with pytest.raises(ServiceError, match="the default model another is not loaded") as caught:
-            shelf.resolve(None, None)
+            observed.resolve(None, None)
         assert caught.value.code == Code.NOT_READY
 
-    run(story)
+    run(scenario)
 
 
-def test_where_the_newest_version_is_damaged_the_one_before_is_served(folder: Path, loaded: LoadedModel) -> None:
+def test_the_previous_version_is_served_if_the_newest_is_damaged(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 2)
     add(folder, 3)
     damage(folder, 3)
 
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load_all()
-        assert shelf.resolve(NAME, None).version == 2
-        assert shelf.events == ["serve 2"]
-        assert "safetensors" in (await shelf.index())[2].reason
+    async def scenario() -> None:
+        observed = ObservedRepository(folder, loaded)
+        await observed.load_all()
+        assert observed.resolve(NAME, None).version == 2
+        assert observed.events == ["serve 2"]
+        assert "safetensors" in (await observed.index())[2].reason
         # It was not asked for by number: the mended one replaces it.
         shutil.rmtree(folder / NAME / "3")
         add(folder, 3)
-        await shelf.load(NAME)
-        assert shelf.events == ["serve 2", "serve 3", "retire 2"]
+        await observed.load(NAME)
+        assert observed.events == ["serve 2", "serve 3", "retire 2"]
 
-    run(story)
+    run(scenario)
 
 
 def test_a_model_whose_only_version_is_0_counts_as_failed_too(folder: Path, loaded: LoadedModel) -> None:
     (folder / NAME / "1").rename(folder / NAME / "0")
     damage(folder, 0)
 
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        assert not await shelf.load_all()
-        assert shelf.failed == 1
+    async def scenario() -> None:
+        observed = ObservedRepository(folder, loaded)
+        assert not await observed.load_all()
+        assert observed.failed == 1
 
-    run(story)
+    run(scenario)
 
 
 @pytest.mark.parametrize("hidden", ["is_file", "is_dir"])
-def test_what_may_not_be_looked_at_is_the_trouble_of_its_own_model(
+def test_an_unreadable_version_fails_its_own_model_only(
     folder: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, hidden: str
 ) -> None:
     add(folder, 2, "another")
@@ -78,124 +78,124 @@ def test_what_may_not_be_looked_at_is_the_trouble_of_its_own_model(
 
     monkeypatch.setattr(Path, hidden, forbid)
 
-    async def story() -> None:
-        shelf = Shelf(folder, loaded, default=NAME)
-        assert await shelf.load_all()
-        assert shelf.resolve(None, None).version == 1
+    async def scenario() -> None:
+        observed = ObservedRepository(folder, loaded, default=NAME)
+        assert await observed.load_all()
+        assert observed.resolve(None, None).version == 1
         if hidden == "is_file":
-            assert shelf.failed == 1
-            [reason] = [entry.reason for entry in await shelf.index() if entry.name == "another"]
+            assert observed.failed == 1
+            [reason] = [entry.reason for entry in await observed.index() if entry.name == "another"]
             assert "Permission denied" in reason
 
-    run(story)
+    run(scenario)
 
 
-def test_a_served_version_whose_files_were_replaced_by_worse_ones_counts_as_failed(
+def test_a_version_whose_files_were_replaced_by_damaged_ones_counts_as_failed(
     folder: Path, loaded: LoadedModel
 ) -> None:
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load_all()
+    async def scenario() -> None:
+        observed = ObservedRepository(folder, loaded)
+        await observed.load_all()
         damage(folder, 1)
         with pytest.raises(LoadError):
-            await shelf.load(NAME)
-        assert (shelf.resolve(NAME, None).version, shelf.failed) == (1, 1)
+            await observed.load(NAME)
+        assert (observed.resolve(NAME, None).version, observed.failed) == (1, 1)
 
-    run(story)
+    run(scenario)
 
 
 def test_damaged_version_is_refused_and_the_old_one_stays(folder: Path, loaded: LoadedModel) -> None:
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load(NAME)
+    async def scenario() -> None:
+        observed = ObservedRepository(folder, loaded)
+        await observed.load(NAME)
         add(folder, 2)
         damage(folder, 2)
         with pytest.raises(LoadError, match="safetensors"):
-            await shelf.load(NAME)
-        assert shelf.resolve(NAME, None).version == 1
-        assert shelf.events == ["serve 1"]
-        entry = (await shelf.index())[1]
+            await observed.load(NAME)
+        assert observed.resolve(NAME, None).version == 1
+        assert observed.events == ["serve 1"]
+        entry = (await observed.index())[1]
         assert (entry.version, entry.state) == (2, State.UNAVAILABLE)
         assert "safetensors" in entry.reason
 
-    run(story)
+    run(scenario)
 
 
 def test_a_newest_version_that_can_not_be_loaded_is_counted_until_another_is_served_or_it_is_gone(
     folder: Path, loaded: LoadedModel
 ) -> None:
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load(NAME)
-        assert shelf.failed == 0
+    async def scenario() -> None:
+        observed = ObservedRepository(folder, loaded)
+        await observed.load(NAME)
+        assert observed.failed == 0
         for mend in ("a newer one", "taken away"):
-            newest = max(shelf.loaded[NAME]) + 1
+            newest = max(observed.loaded[NAME]) + 1
             add(folder, newest)
             damage(folder, newest)
             with pytest.raises(LoadError):
-                await shelf.load(NAME)
-            assert shelf.failed == 1
+                await observed.load(NAME)
+            assert observed.failed == 1
             if mend == "a newer one":
                 add(folder, newest + 1)
             else:
                 shutil.rmtree(folder / NAME / str(newest))
-            await shelf.load(NAME)
-            assert shelf.failed == 0
+            await observed.load(NAME)
+            assert observed.failed == 0
 
-    run(story)
+    run(scenario)
 
 
-def test_watching_forgets_what_was_wrong_with_a_version_that_is_gone(folder: Path, loaded: LoadedModel) -> None:
+def test_watching_forgets_the_problem_of_a_removed_version(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 2)
     damage(folder, 2)
 
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load_all()
-        assert shelf.failed == 1
+    async def scenario() -> None:
+        observed = ObservedRepository(folder, loaded)
+        await observed.load_all()
+        assert observed.failed == 1
         shutil.rmtree(folder / NAME / "2")
-        watching = asyncio.create_task(shelf.watch(0.001))
+        watching = asyncio.create_task(observed.watch(0.001))
         async with asyncio.timeout(20):
-            while shelf.failed:
+            while observed.failed:
                 await asyncio.sleep(0.001)
         watching.cancel()
-        assert shelf.resolve(NAME, None).version == 1
+        assert observed.resolve(NAME, None).version == 1
 
-    run(story)
+    run(scenario)
 
 
-def test_a_model_of_which_nothing_can_be_loaded_is_not_ready_rather_than_not_found(
+def test_a_model_without_a_loadable_version_is_not_ready_rather_than_not_found(
     folder: Path, loaded: LoadedModel
 ) -> None:
     add(folder, 1, "zebra")
     damage(folder, 1, "zebra")
 
-    async def story() -> None:
-        shelf = Shelf(folder, loaded)
-        await shelf.load_all()
+    async def scenario() -> None:
+        observed = ObservedRepository(folder, loaded)
+        await observed.load_all()
         for version in (None, 1):
             with pytest.raises(ServiceError, match="zebra could not be loaded; GET /models says why") as caught:
-                shelf.resolve("zebra", version)
+                observed.resolve("zebra", version)
             assert caught.value.code == Code.NOT_READY
         with pytest.raises(ServiceError) as caught:
-            shelf.resolve("zebra", 2)
+            observed.resolve("zebra", 2)
         assert caught.value.code == Code.MODEL_NOT_FOUND
 
-    run(story)
+    run(scenario)
 
 
-def test_a_model_that_was_unloaded_is_not_served_rather_than_not_ready(folder: Path, loaded: LoadedModel) -> None:
-    async def story() -> None:
-        shelf = Shelf(folder, loaded, default="another")
-        await shelf.load(NAME)
+def test_an_unloaded_model_is_not_found_rather_than_not_ready(folder: Path, loaded: LoadedModel) -> None:
+    async def scenario() -> None:
+        observed = ObservedRepository(folder, loaded, default="another")
+        await observed.load(NAME)
         add(folder, 2)
         damage(folder, 2)
         with pytest.raises(LoadError):
-            await shelf.load(NAME)
-        await shelf.unload(NAME)
-        assert shelf.failed == 0
+            await observed.load(NAME)
+        await observed.unload(NAME)
+        assert observed.failed == 0
         with pytest.raises(ServiceError) as caught:
-            shelf.resolve(NAME, None)
+            observed.resolve(NAME, None)
         assert caught.value.code == Code.MODEL_NOT_FOUND
 
-    run(story)
+    run(scenario)

@@ -60,7 +60,7 @@ def test_warm_up_runs_and_times_every_batch_size(loaded: LoadedModel) -> None:
         lambda routed: replace(routed, executed=np.zeros_like(routed.executed)),
     ],
 )
-def test_engine_that_answers_wrongly_is_not_served(loaded: LoadedModel, bend: Callable[[Routed], Routed]) -> None:
+def test_an_engine_with_wrong_output_is_not_served(loaded: LoadedModel, bend: Callable[[Routed], Routed]) -> None:
     with pytest.raises(LoadError):
         warm_up(replace(loaded, engine=Bent(loaded.engine, bend)), 2)
 
@@ -126,12 +126,12 @@ def test_damaged_checkpoint_is_refused_with_the_reason(copy: Path, harm: Callabl
         load_version(copy, OPTIONS, 2)
 
 
-def test_engine_that_is_not_there_is_named(copy: Path) -> None:
+def test_an_unavailable_engine_is_named(copy: Path) -> None:
     with pytest.raises(LoadError, match="cuda"):
         load_version(copy, EngineOptions(engine="torch", device="cuda:7"), 2)
 
 
-def test_an_engine_done_without_is_told_with_its_reason(
+def test_a_fallback_is_logged_with_its_reason(
     copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> Engine:
@@ -149,7 +149,7 @@ def test_an_engine_done_without_is_told_with_its_reason(
     assert told("skipnet_engine_fallbacks_total", labels | {"engine": "onnxruntime"}) == 0
 
 
-def test_an_engine_done_without_for_two_reasons_counts_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fallback_for_two_reasons_counts_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = engines.load_engine
 
     def fall_back(checkpoint: Checkpoint, *_: object, on_fallback: OnFallback) -> Engine:

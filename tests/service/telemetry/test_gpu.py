@@ -15,7 +15,7 @@ def scrape() -> set[str]:
     return {line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")}
 
 
-def test_a_machine_without_nvidia_driver_has_no_series(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_series_without_an_nvidia_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 

@@ -76,9 +76,7 @@ def test_effective_batch_of_a_block_can_be_derived(start: Callable[..., Running]
     until(lambda: server.metric("engine_busy_seconds") == 0)
 
 
-def test_engine_seconds_stand_beside_what_dense_would_have_taken(
-    start: Callable[..., Running], model: LoadedModel
-) -> None:
+def test_engine_seconds_and_dense_seconds(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
     classify(server, 0, "?execute_threshold=1")
     until(lambda: server.metric("engine_seconds_total", **MINE) > 0)
@@ -86,7 +84,7 @@ def test_engine_seconds_stand_beside_what_dense_would_have_taken(
     assert server.metric("dense_seconds_total", **MINE) == pytest.approx(model.clock.instead(1, seconds))
 
 
-def test_a_sampled_batch_is_counted_as_the_work_it_was(start: Callable[..., Running], model: LoadedModel) -> None:
+def test_the_dense_run_of_a_sample_is_counted(start: Callable[..., Running], model: LoadedModel) -> None:
     clock = model.clock = DenseClock([1, 8], [1e-6, 1e-6])
     server = start(dense_sample_interval=1e-9)
     engine = engine_of(model)
@@ -99,13 +97,13 @@ def test_a_sampled_batch_is_counted_as_the_work_it_was(start: Callable[..., Runn
     assert clock.seconds(1) > 1e-6
 
 
-def test_what_is_served_is_named(running: Running) -> None:
+def test_the_model_info_names_engine_and_device(running: Running) -> None:
     assert running.metric("model_info", architecture=NAME, engine="torch", device="cpu", **MINE) == 1
     assert running.metric("engine_mode", mode="branch", **MINE) == 1
     assert running.metric("engine_mode", mode="mask", **MINE) == 0
 
 
-def test_expectations_of_the_checkpoint(loaded: LoadedModel) -> None:
+def test_expected_values_of_the_checkpoint(loaded: LoadedModel) -> None:
     evaluation = Evaluation(
         dataset="cifar10", split="test", images=10, engine="torch", execute_threshold=0.5, accuracy=0.9,
         computation_percentage=50, macs=25.0, dense_macs=100, decisions_skipped=0.5, execution_rate=[0.5] * 17,
@@ -163,7 +161,7 @@ def test_plain_text_and_openmetrics_as_asked(running: Running) -> None:
     assert {"skipnet_requests", "skipnet_stage_duration_seconds", "process_cpu_seconds"} <= families
 
 
-def test_clients_can_not_make_series(running: Running) -> None:
+def test_clients_cannot_create_series(running: Running) -> None:
     def series() -> set[str]:
         return set(re.findall(r"^(skipnet_\w+{[^}]*})", running.client.get("/metrics").text, re.MULTILINE))
 
@@ -182,7 +180,7 @@ def test_buckets_ascend(buckets: tuple[float, ...]) -> None:
     assert list(buckets) == sorted(set(buckets))
 
 
-def test_buckets_cover_what_is_measured() -> None:
+def test_buckets_cover_the_measured_values() -> None:
     assert (SECONDS[0], SECONDS[-1]) == (0.00025, 10)
     assert set(range(18)) < set(BLOCKS)
     assert {2 * blocks for blocks in range(18)} < set(LAYERS)

@@ -52,7 +52,7 @@ def test_failure_is_marked(start: Callable[..., Running], model: LoadedModel) ->
     assert span.status.status_code == StatusCode.ERROR
 
 
-def test_silent_collector_does_not_hold_up_the_end(
+def test_a_silent_collector_does_not_delay_the_end(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.telemetry.tracing.CLOSE_TIMEOUT", 0.1)
@@ -71,7 +71,7 @@ def test_silent_collector_does_not_hold_up_the_end(
     release.set()
 
 
-def test_nothing_is_imported_where_it_is_off() -> None:
+def test_opentelemetry_is_not_imported_without_tracing() -> None:
     code = (
         "import sys; from service.app import create_app; create_app(); "
         "print([name for name in sys.modules if name.startswith('opentelemetry.sdk')])"

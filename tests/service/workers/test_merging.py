@@ -31,7 +31,7 @@ def merged(*texts: str) -> dict[str, float]:
     return {sample.name: sample.value for family in families for sample in family.samples}
 
 
-def test_sums_least_and_most() -> None:
+def test_sums_minimum_and_maximum() -> None:
     values = merged(text(3, 1, 10), text(4, 0, 20))
     assert values["skipnet_seconds_count"] == 7
     assert values["skipnet_seconds_sum"] == 3.5
@@ -40,7 +40,7 @@ def test_sums_least_and_most() -> None:
     assert values["skipnet_model_info"] == 1
 
 
-def test_series_of_one_worker_only_are_kept() -> None:
+def test_series_of_a_single_worker_are_kept() -> None:
     other = text(1, 1, 10).replace('model="m"', 'model="n"')
     families = {family.name: family for family in MergedMetrics([text(1, 1, 10), other]).collect()}
     assert [sample.labels["model"] for sample in families["skipnet_queue_depth"].samples] == ["m", "n"]
@@ -51,13 +51,13 @@ def test_newest_exemplar_is_kept() -> None:
         assert b'{request_id="r4"} 0.5 20' in openmetrics(MergedMetrics(texts))  # type: ignore[no-untyped-call]
 
 
-def test_one_worker_is_left_as_it_is() -> None:
+def test_the_metrics_of_one_worker_do_not_change() -> None:
     alone = openmetrics(Metrics().registry).decode()  # type: ignore[no-untyped-call]
     families = list(text_string_to_metric_families(alone))  # type: ignore[no-untyped-call]
     assert list(MergedMetrics([alone]).collect()) == families
 
 
-def test_how_each_gauge_is_merged_was_thought_of() -> None:
+def test_every_gauge_is_known_to_the_merging() -> None:
     """A gauge that is new here would be added up, right or wrong."""
     added = {
         *("skipnet_images_in_flight", "skipnet_queue_depth", "process_virtual_memory_bytes"),

@@ -100,7 +100,7 @@ def test_exemplars_are_kept(pair: Process) -> None:
     assert ' # {request_id="' in rich.text
 
 
-def test_every_worker_loads_what_is_asked_and_unloads_it(pair: Process, folder: Path) -> None:
+def test_loads_and_unloads_reach_every_worker(pair: Process, folder: Path) -> None:
     url = pair.url()
 
     def versions() -> set[int]:
@@ -132,7 +132,7 @@ def test_every_worker_loads_what_is_asked_and_unloads_it(pair: Process, folder: 
     assert versions() == {1}
 
 
-def test_key_is_asked_for_before_the_body(pair: Process) -> None:
+def test_the_key_is_checked_before_the_body_is_read(pair: Process) -> None:
     address = httpx.URL(pair.url())
     with socket.create_connection((address.host, address.port), 20) as client:
         client.sendall(
@@ -141,7 +141,7 @@ def test_key_is_asked_for_before_the_body(pair: Process) -> None:
         assert b"401 Unauthorized" in client.recv(1000)
 
 
-def test_change_that_stops_half_way_says_where(repository: Path, tmp_path: Path) -> None:
+def test_a_change_that_stops_half_way_says_where(repository: Path, tmp_path: Path) -> None:
     app = create_app(Settings(model_repository=repository))
     collective = Collective(app, [tmp_path / "worker-1"])
     statuses = [200, 400, 200]
@@ -164,13 +164,13 @@ def test_change_that_stops_half_way_says_where(repository: Path, tmp_path: Path)
 
     response = asyncio.run(unload())
     assert response.status_code == 400
-    assert response.json() == {"error": "worker 2 of 3 refused, only those before it have changed: no memory"}
+    assert response.json() == {"error": "worker 2 of 3 refused; only those before it have changed: no memory"}
     assert asked == [1, 2]
     statuses[0] = 400
     assert asyncio.run(unload()).json() == {"error": "no memory"}
 
 
-def test_changes_take_turns(tmp_path: Path) -> None:
+def test_changes_run_one_at_a_time(tmp_path: Path) -> None:
     async def two() -> None:
         async with change_lock(tmp_path):
             with pytest.raises(TimeoutError):
@@ -182,7 +182,7 @@ def test_changes_take_turns(tmp_path: Path) -> None:
     asyncio.run(two())
 
 
-def test_workers_agree_after_changes_at_once(pair: Process, folder: Path) -> None:
+def test_workers_agree_after_concurrent_changes(pair: Process, folder: Path) -> None:
     url = pair.url()
     copytree(folder / NAME / "1", folder / NAME / "5")
 
@@ -197,7 +197,9 @@ def test_workers_agree_after_changes_at_once(pair: Process, folder: Path) -> Non
     assert len({answer.status_code for answer in found}) == 1
 
 
-def test_signal_ends_all_after_what_they_admitted(launch: Callable[..., Process], repository: Path) -> None:
+def test_a_signal_ends_all_workers_after_their_admitted_requests(
+    launch: Callable[..., Process], repository: Path
+) -> None:
     serve = launch(*OPTIONS, "--model-repository", str(repository), "--drain-pause", "1000")
     url = serve.url()
     until_ready(url)
@@ -220,7 +222,7 @@ def test_signal_ends_all_after_what_they_admitted(launch: Callable[..., Process]
     assert "ended with code" not in serve.lines
 
 
-def test_death_of_one_ends_all(launch: Callable[..., Process], repository: Path) -> None:
+def test_the_death_of_one_worker_ends_all(launch: Callable[..., Process], repository: Path) -> None:
     serve = launch(*OPTIONS, "--model-repository", str(repository))
     url = serve.url()
     until_ready(url)
@@ -231,7 +233,7 @@ def test_death_of_one_ends_all(launch: Callable[..., Process], repository: Path)
         get(f"{url}/health/live")
 
 
-def test_workers_do_not_outlive_the_process_that_started_them(launch: Callable[..., Process], repository: Path) -> None:
+def test_workers_end_with_their_parent(launch: Callable[..., Process], repository: Path) -> None:
     serve = launch(*OPTIONS, "--model-repository", str(repository))
     serve.url()
     workers = workers_of(serve)
@@ -240,13 +242,13 @@ def test_workers_do_not_outlive_the_process_that_started_them(launch: Callable[.
     until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 60)
 
 
-def test_nothing_to_serve_ends_with_a_reason(launch: Callable[..., Process], tmp_path: Path) -> None:
+def test_an_empty_repository_ends_with_a_reason(launch: Callable[..., Process], tmp_path: Path) -> None:
     serve = launch("--workers", "2", "--model-repository", str(tmp_path / "nothing"))
     assert serve.process.wait(60) == 1
     assert f"no model in {tmp_path / 'nothing'} can be served" in serve.lines
 
 
-def test_port_of_another_server_is_not_shared() -> None:
+def test_the_port_of_another_server_is_refused() -> None:
     first, second = bind("127.0.0.1", 0, 2)
     try:
         assert first.getsockname() == second.getsockname()
@@ -257,7 +259,7 @@ def test_port_of_another_server_is_not_shared() -> None:
         second.close()
 
 
-def test_name_that_is_no_address() -> None:
+def test_an_unknown_host_name_is_refused() -> None:
     with pytest.raises(UserError, match=r"nowhere\.invalid"):
         bind("nowhere.invalid", 0, 2)
 

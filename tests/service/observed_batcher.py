@@ -1,4 +1,4 @@
-"""A batcher that runs, for tests: what it was given, what it ran and what it dropped."""
+"""A running batcher for tests, which notes the batches it ran and the images it dropped."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,8 +18,8 @@ from tests.service.parts import engine_of
 Pixels = NDArray[np.float32]
 
 
-class Queue:
-    """A running batcher and what it reported."""
+class ObservedBatcher:
+    """A batcher with the batches it ran and the reasons of the images it dropped."""
 
     def __init__(self, max_batch_size: int = 4, delay: float = 0) -> None:
         self.runs: list[BatchRun] = []
@@ -47,8 +47,8 @@ class Queue:
 
 
 @asynccontextmanager
-async def running(max_batch_size: int = 4, delay: float = 0) -> AsyncIterator[Queue]:
-    queue = Queue(max_batch_size, delay)
+async def running(max_batch_size: int = 4, delay: float = 0) -> AsyncIterator[ObservedBatcher]:
+    queue = ObservedBatcher(max_batch_size, delay)
     queue.batcher.start(asyncio.get_running_loop())
     try:
         yield queue
@@ -56,8 +56,8 @@ async def running(max_batch_size: int = 4, delay: float = 0) -> AsyncIterator[Qu
         await asyncio.to_thread(queue.batcher.close, 20)
 
 
-async def hold(queue: Queue, model: LoadedModel, image: Pixels) -> asyncio.Future[ImageResult]:
-    """Make the engine busy with one image until the test opens it; what is put meanwhile queues."""
+async def hold(queue: ObservedBatcher, model: LoadedModel, image: Pixels) -> asyncio.Future[ImageResult]:
+    """Occupy the engine with one image until the test opens it, so that further images queue."""
     engine_of(model).open.clear()
     first = queue.put(model, image)
     assert await asyncio.to_thread(engine_of(model).entered.get, True, 20) == 1

@@ -1,4 +1,4 @@
-"""A repository whose versions are read from checkpoints and share one engine, and what befalls its folder."""
+"""A repository for tests: it reads real checkpoints, shares one engine and notes its events."""
 
 import asyncio
 import shutil
@@ -14,8 +14,8 @@ from service.repository.watcher import Watcher
 from tests.service.parts import NAME
 
 
-class Shelf(Repository):
-    """A repository that reads checkpoints for real but shares one engine, and notes what happens."""
+class ObservedRepository(Repository):
+    """A repository that reads real checkpoints, but all with one engine; ``events`` are its loads and retirements."""
 
     def __init__(self, folder: Path, loaded: LoadedModel, default: str | None = None) -> None:
         self.events: list[str] = []
@@ -52,5 +52,5 @@ def damage(folder: Path, version: int, name: str = NAME) -> None:
     (folder / name / str(version) / "model.safetensors").write_bytes(b"junk")
 
 
-def run(story: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(story())  # type: ignore[arg-type]
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(scenario())  # type: ignore[arg-type]
