@@ -24,7 +24,11 @@ from service.workers.pool import bind
 from tests.service.parts import NAME, PNG, Process, encoded, picture, until
 
 BOSS = {"x-api-key": "boss"}
-OPTIONS = ("--workers", "2", "--engine", "torch", "--routing", "branch", "--threads", "1", "--max-batch-size", "2")
+OPTIONS = (
+    *("--workers", "2", "--engine", "torch", "--routing", "branch", "--threads", "1", "--max-batch-size", "2"),
+    # On a slow machine a dense sample would add to the MACs.
+    *("--dense-sample-interval", "0"),
+)
 
 
 def get(url: str) -> httpx.Response:
