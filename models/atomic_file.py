@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import IO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file to write beside ``path``; it takes its place on the disk, unless something was raised."""
+    """Yield a temporary file that replaces ``path`` when it is written; an exception leaves ``path`` as it was."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:

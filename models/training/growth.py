@@ -1,31 +1,29 @@
-"""A deeper network grown from a trained one: the same function at first, with blocks more to learn with.
+"""Depth growth: a deeper network that starts with the function of a trained one.
 
 Net2Net (Chen et al. 2016) for residual networks: a block whose last batch norm scales by zero adds nothing, and the
-ReLU behind it leaves what a ReLU gave as it was. So the grown network answers as the one that it was grown from, and
-its gates may skip the new blocks from the first step on without loss.
+ReLU after it does not change the output of another ReLU. So the deeper network computes what the trained one does, and
+its gates can skip the new blocks without loss from the first step on.
 """
 
 import torch
 from torch import nn
 
 from models.architectures import Architecture, first_blocks
+from models.errors import UserError
 from models.network import SkipNet
-
-
-class CannotGrow(ValueError):
-    """The network is not one that the other could have grown from."""
 
 
 @torch.no_grad()
 def grow(trained: SkipNet, architecture: Architecture, deeper: Architecture) -> SkipNet:
-    """Return a fresh network with the weights of a trained one of fewer blocks, whose other blocks add nothing.
+    """Return a network of the ``deeper`` architecture with a trained network's weights; the new blocks add nothing.
 
-    A group's first block stays its first, the others are spread evenly. Gates are as they are made; raises CannotGrow
-    where the trained network has some, or the other is not it with blocks more.
+    A group's first block stays the first, and its others are spread evenly. The gates are freshly initialised. Raises
+    UserError where the trained network has gates, or ``deeper`` is not the same network with more blocks.
     """
     if architecture.gates is not None or not architecture.grows_into(deeper):
-        raise CannotGrow(
-            f"{architecture.name} does not grow into {deeper.name}: what grows has no gates, and gets more blocks"
+        raise UserError(
+            f"{architecture.name} does not grow into {deeper.name}: only a network without gates can, "
+            "into one of the same kind with more blocks"
         )
     network = deeper.build(trained.head.out_features)
     network.stem.load_state_dict(trained.stem.state_dict())
@@ -42,6 +40,6 @@ def grow(trained: SkipNet, architecture: Architecture, deeper: Architecture) -> 
 
 
 def places(blocks: tuple[int, ...], deeper: tuple[int, ...]) -> list[int]:
-    """Return where in the deeper network the blocks of the other stand."""
+    """Return the positions that the trained network's blocks take in the deeper network."""
     groups = zip(first_blocks(deeper), blocks, deeper, strict=True)
     return [first + index * many // few for first, few, many in groups for index in range(few)]

@@ -34,10 +34,6 @@ IN_MEMORY = 4 << 30
 """Bytes: data sets that take more are decoded as they are needed."""
 
 
-class JobError(ValueError):
-    """The options don't make a training job; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class JobOptions:
     """What the user chose; see `skipnet train --help`. ``changes`` are values that replace a recipe's own."""
@@ -67,7 +63,7 @@ class JobOptions:
 def make_job(options: JobOptions) -> Job:
     """Return the job that the options describe.
 
-    Raises JobError, UserError, UnknownArchitecture, UnknownDataset, UnknownRecipe or CheckpointError.
+    Raises UserError or a subclass of it.
     """
     prepare_process(options.seed)
     device = torch.device(choose_device(options.device))
@@ -75,7 +71,7 @@ def make_job(options: JobOptions) -> Job:
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
     if architecture.gates is None and any(recipe.freeze_backbone for recipe in recipes):
-        raise JobError(f"{architecture.name} has no gates that could learn alone: leave out freeze_backbone")
+        raise UserError(f"{architecture.name} has no gates that could learn alone: leave out freeze_backbone")
     size = options.size or (dataset.size if dataset.uniform else architecture.image_size)
     check_size(architecture, size)
     source = read_source(dataset, "train", options.data)
@@ -131,7 +127,7 @@ def choose_stages(architecture: Architecture, options: JobOptions) -> tuple[Stag
             return ("plain",)
         return ("hrl",) if options.init and gates_of(options.init) is not None else ("sp", "hrl")
     if ("plain" in options.stages) != (architecture.gates is None):
-        raise JobError(
+        raise UserError(
             f"{architecture.name} has {'no gates: its only stage is plain' if architecture.gates is None else 'gates:'}"
             f"{'' if architecture.gates is None else ' its stages are sp and hrl'}"
         )
@@ -171,7 +167,7 @@ def start_network(
     if not grows and (
         found.backbone != architecture.backbone or not (same_gates or None in (found.gates, architecture.gates))
     ):
-        raise JobError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
+        raise UserError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
     check_labels(checkpoint, options.init, classes, options)
     check_held_out(checkpoint, options.init, options)
     stages = stages_behind(checkpoint)
@@ -213,10 +209,10 @@ def find_teacher(
         return logits[list(positions)]
     folder = options.teacher or options.init
     if folder is None:
-        raise JobError(f"recipe {options.recipe} learns from a dense network: name its checkpoint with --teacher")
+        raise UserError(f"recipe {options.recipe} learns from a dense network: name its checkpoint with --teacher")
     checkpoint = read_checkpoint(folder)
     if checkpoint.network.gate_kind is not None:
-        raise JobError(f"{folder} has gates; recipe {options.recipe} learns from a dense network: name one, --teacher")
+        raise UserError(f"{folder} has gates; recipe {options.recipe} learns from a dense network: name one, --teacher")
     check_labels(checkpoint, folder, source.classes, options)
     check_held_out(checkpoint, folder, options)
     check_normalised(folder, checkpoint.config.input.mean, checkpoint.config.input.std, source.dataset)
@@ -230,34 +226,34 @@ def is_teacher_file(teacher: Path | None) -> TypeGuard[Path]:
 
 def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], options: JobOptions) -> None:
     if checkpoint.config.labels != classes:
-        raise JobError(f"{folder} has other labels than {options.dataset}; train it from the start")
+        raise UserError(f"{folder} has other labels than {options.dataset}; train it from the start")
 
 
 def check_held_out(checkpoint: Checkpoint, folder: Path, options: JobOptions) -> None:
-    """Raise JobError where the checkpoint held out fewer images: it was trained on some that are held out now."""
+    """Raise UserError where the checkpoint held out fewer images: it was trained on some that are held out now."""
     training = checkpoint.config.training
     before = training.get("validation_images", options.held_out)
     if training.get("dataset") == options.dataset and before < options.held_out:
-        raise JobError(
+        raise UserError(
             f"{folder} held out {before} images, and was trained on others of the {options.held_out} to be held out "
             f"now: take --held-out {before}"
         )
 
 
 def check_normalised(teacher: Path, mean: Statistics, std: Statistics, dataset: DatasetInfo) -> None:
-    """Raise JobError where a teacher, which sees what the network sees, knows images of another mean or deviation."""
+    """Raise UserError where a teacher, which sees what the network sees, knows images of another mean or deviation."""
     if not np.allclose((mean, std), (dataset.mean, dataset.std), rtol=0, atol=1e-4):
-        raise JobError(
+        raise UserError(
             f"{teacher} knows images less {mean}, over {std}; those to be learned from are less {dataset.mean}, over "
             f"{dataset.std}, as --init has them: take a teacher's teacher_logits.safetensors, or another --init"
         )
 
 
 def check_size(architecture: Architecture, size: int) -> None:
-    """Raise JobError where a block's map is one pixel: batch norm has no variance of one image that executes it."""
+    """Raise UserError where a block's map is one pixel: batch norm has no variance of one image that executes it."""
     shrinks = 4 if architecture.stem == "cifar" else 32
     if architecture.gates is not None and size <= shrinks:
-        raise JobError(
+        raise UserError(
             f"images of {size} pixels are too small for {architecture.name}: its last maps would be one pixel; "
             f"take a --size above {shrinks}"
         )
@@ -306,8 +302,8 @@ def fits_memory(source: Source, spec: InputSpec) -> bool:
 
 
 def choose_device(device: str) -> str:
-    """Return where to train; raises JobError where that is a GPU, and torch finds none."""
+    """Return where to train; raises UserError where that is a GPU, and torch finds none."""
     found = torch.cuda.is_available()
     if device == "cuda" and not found:
-        raise JobError("torch finds no GPU here: leave out --device cuda")
+        raise UserError("torch finds no GPU here: leave out --device cuda")
     return ("cuda" if found else "cpu") if device == "auto" else device

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.architectures import Architecture
 from models.checkpoint import Config, code_version, write_checkpoint
 from models.data.batches import Batches
+from models.errors import UserError
 from models.evaluation.metrics import Metrics
 from models.network import SkipNet
 from models.preprocessing import InputSpec
@@ -32,10 +33,6 @@ from models.training.step import make_step
 Evaluate = Callable[[SkipNet], Metrics]
 RE_ESTIMATED = 100
 """Batches from which batch norm's statistics are taken anew."""
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss became infinite or NaN; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +103,8 @@ def train(
 ) -> Path:
     """Run the job's stages and return the folder of the last stage's checkpoint.
 
-    ``show`` wraps the steps of an epoch, for a progress bar. Raises StateError where ``resume`` finds a state that
-    is damaged or another run's, or without it the folder holds an unfinished run; TrainingDiverged where the loss is
+    ``show`` wraps the steps of an epoch, for a progress bar. Raises UserError where ``resume`` finds a state that
+    is damaged or another run's, or without it the folder holds an unfinished run; UserError where the loss is
     no longer a number.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -233,9 +230,9 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[
 
 
 def require_finite(loss: float, of: str, remedy: str) -> None:
-    """Raise TrainingDiverged where a loss is infinite or NaN: train again, with what ``remedy`` says."""
+    """Raise UserError where a loss is infinite or NaN: train again, with what ``remedy`` says."""
     if not math.isfinite(loss):
-        raise TrainingDiverged(f"the loss of {of}, is {loss}: train again with {remedy}")
+        raise UserError(f"the loss of {of}, is {loss}: train again with {remedy}")
 
 
 def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:

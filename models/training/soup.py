@@ -1,7 +1,7 @@
-"""The mean of several networks' weights, which runs as fast as each of them.
+"""A model soup: the mean of several networks' weights, which runs as fast as one of them.
 
-Networks that were trained on from one lie close enough together for their mean to be one too, often a better one
-(Wortsman et al. 2022, "model soups").
+Networks that were trained from the same checkpoint lie close together. Their mean is often better than each of them
+(Wortsman et al. 2022, "Model soups").
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,20 @@ from typing import Any
 import torch
 
 from models.checkpoint import Checkpoint, code_version, read_checkpoint, write_checkpoint
+from models.errors import UserError
 
 SOUP = "soup"
 
 
-class CannotAverage(ValueError):
-    """The checkpoints have no mean; the message says why."""
-
-
 @torch.no_grad()
 def make_soup(folders: Sequence[Path], target: Path) -> None:
-    """Write the checkpoint whose weights, batch norm's statistics too, are the means of those in ``folders``.
+    """Write a checkpoint whose weights and batch norm statistics are the means of those in ``folders``.
 
-    Its execute threshold is 0.5. Raises CannotAverage where they are of different networks, labels or data, or fewer
-    than two, and CheckpointError where one can't be read.
+    Its execute threshold is 0.5. Raises UserError for fewer than two checkpoints, for checkpoints of different
+    networks, labels or data, and for one that can't be read.
     """
     if len(folders) < 2:
-        raise CannotAverage("a mean is of two checkpoints or more: name another")
+        raise UserError("a model soup takes two checkpoints or more: name another")
     checkpoints = [read_checkpoint(folder) for folder in folders]
     first, *others = checkpoints
     for folder, other in zip(folders[1:], others, strict=True):
@@ -42,19 +39,19 @@ def make_soup(folders: Sequence[Path], target: Path) -> None:
 
 
 def require_alike(first: Checkpoint, other: Checkpoint, both: str) -> None:
-    """Raise CannotAverage where two checkpoints are of different networks, or saw other images in training."""
+    """Raise UserError where two checkpoints are of different networks or were trained on different images."""
     for name in ("architecture", "labels", "input"):
         if getattr(first.config, name) != getattr(other.config, name):
-            raise CannotAverage(f"{both} have no mean: their {name} is not the same")
+            raise UserError(f"{both} can't be averaged: their {name} is not the same")
     for name in ("dataset", "validation_images"):
         one, another = first.config.training.get(name), other.config.training.get(name)
         if one != another:
-            raise CannotAverage(
-                f"{both} have no mean: {name.replace('_', ' ')} is {one} of one, {another} of the other"
+            raise UserError(
+                f"{both} can't be averaged: {name.replace('_', ' ')} is {one} of one, {another} of the other"
             )
 
 
 def stages_of(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
-    """Return the first checkpoint's stages, and the mean as one more, which tells of the others' stages."""
+    """Return the first checkpoint's stages and one for the soup, which records the stages of the others."""
     chains = [checkpoint.config.training.get("stages", []) for checkpoint in checkpoints]
     return [*chains[0], {"stage": SOUP, "of": chains[1:]}]

@@ -1,5 +1,6 @@
-"""What a run must remember to go on as if it had never stopped; saved whole or not at all."""
+"""The saved state of a training run, from which it resumes as if it had never stopped."""
 
+import io
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -10,24 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from models.atomic_file import whole_file
+from models.errors import UserError
 from models.legacy_names import current_names
 from models.training.objective import Step
 
 LOG, STATE = "log.jsonl", "state.pt"
 NAMED = 5
-"""Differences that are said where a state is another run's: another stage differs in all of its recipe."""
-
-
-class StateError(ValueError):
-    """A run's saved state can't be used; the message says what to do."""
+"""Differences that an error names; a state of other stages differs in every value of their recipes."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands: ``step`` of stage number ``stage``, and the sums of the epoch it is in (`Step.sums`).
+    """The progress of a run: the next ``step`` of stage number ``stage``, and the sums of its epoch (`Step.sums`).
 
-    ``seconds`` are by the clock, a pause counts; ``cpu_seconds`` are the process's own, on all cores. ``logged`` is the
-    length of the run's log in bytes.
+    ``seconds`` are wall time, pauses included; ``cpu_seconds`` are CPU time on all cores. ``logged`` is the length of
+    the log in bytes.
     """
 
     stage: int = 0
@@ -39,7 +37,7 @@ class Progress:
     logged: int = 0
 
     def add(self, step: Step, images: int, seconds: float, cpu_seconds: float) -> None:
-        """Count a step; the sums stay on its device, so that the host need not wait for them."""
+        """Count a step; the sums stay on its device, so that the host does not wait for them."""
         sums = step.sums(images)
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
         self.images += images
@@ -48,18 +46,18 @@ class Progress:
         self.step += 1
 
     def begin_epoch(self) -> None:
-        """Forget the last epoch's sums."""
+        """Reset the sums of the epoch."""
         self.seconds, self.cpu_seconds, self.images, self.sums = 0.0, 0.0, 0, None
 
 
 def cut_log(file: Path, progress: Progress) -> None:
-    """Take from a run's log what its state knows nothing of: another run's rows, or of an epoch to be done again."""
+    """Truncate a log to the rows that the state knows: those of another run, or of an epoch to be repeated, go."""
     with file.open("ab") as log:
         log.truncate(min(log.tell(), progress.logged))
 
 
 def log_row(file: Path, row: dict[str, Any], progress: Progress) -> None:
-    """Append an epoch's figures to a run's log, and begin the next epoch."""
+    """Append an epoch's figures to the log and begin the next epoch."""
     with file.open("ab") as log:
         log.write(json.dumps(row).encode() + b"\n")
         progress.logged = log.tell()
@@ -67,20 +65,20 @@ def log_row(file: Path, row: dict[str, Any], progress: Progress) -> None:
 
 
 class Stopwatch:
-    """Times laps by the clock and by what the process had of the processor."""
+    """Measure laps in wall time and in CPU time of the process."""
 
     def __init__(self) -> None:
         self.seconds, self.cpu_seconds = time.perf_counter(), time.process_time()
 
     def lap(self) -> tuple[float, float]:
-        """Return the seconds and the processor's seconds since the last lap."""
+        """Return the seconds of wall time and of CPU time since the last lap."""
         before = self.seconds, self.cpu_seconds
         self.seconds, self.cpu_seconds = time.perf_counter(), time.process_time()
         return self.seconds - before[0], self.cpu_seconds - before[1]
 
 
 class StateFile:
-    """``state.pt`` of a run, written at least every ``interval`` seconds and loaded without unpickling objects."""
+    """The file ``state.pt`` of a run, which is loaded without unpickling objects."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], interval: float) -> None:
         self.path = folder / STATE
@@ -88,54 +86,57 @@ class StateFile:
         self.saved = time.monotonic()
 
     def due(self) -> bool:
-        """Whether the last save is ``interval`` seconds ago."""
+        """Whether ``interval`` seconds have passed since the last save."""
         return time.monotonic() - self.saved >= self.interval
 
     def save(self, progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        """Write the state beside the old one, then replace that."""
+        """Replace the saved state; a write that fails raises OSError and keeps the earlier state."""
         state = {
             "identity": self.identity,
             "progress": asdict(progress),
             "network": network.state_dict(),
             "optimizer": optimizer.state_dict() if optimizer else None,
         }
+        # torch.save to a file would hide the reason of a failed write.
+        content = io.BytesIO()
+        torch.save(state, content)
         with whole_file(self.path) as file:
-            torch.save(state, file)
+            file.write(content.getbuffer())
         self.saved = time.monotonic()
 
     def load(self, network: nn.Module) -> tuple[Progress, dict[str, Any] | None]:
         """Restore ``network``; return the progress and the optimiser's state.
 
-        Raises StateError where the file is damaged or belongs to a run with other options.
+        Raises UserError for a damaged file and for the state of a run with other options.
         """
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             self.compare(current_names(state["identity"]))
             network.load_state_dict(state["network"])
             return Progress(**state["progress"]), state["optimizer"]
-        except StateError:
+        except UserError:
             raise
-        except Exception as error:  # torch.load raises whatever its parts do, and a foreign file holds anything
-            raise StateError(f"{self.path} is damaged ({error}); delete it and train without --resume") from error
+        except Exception as error:  # torch.load documents no exceptions, and the file may hold anything.
+            raise UserError(f"{self.path} is damaged ({error}); delete it and train without --resume") from error
 
     def require_finished(self) -> None:
-        """Raise StateError where the file is of a run, with whatever options, that has stages to go."""
+        """Raise UserError where the file is the state of a run that has not finished."""
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             finished = state["progress"]["stage"] >= len(state["identity"]["stages"])
-        except Exception:  # no file, or one that no run can go on from
+        except Exception:  # There is no file, or no run can resume from it.
             return
         if not finished:
-            raise StateError(
-                f"{self.path} is the state of an unfinished run: add --resume to go on with it, "
-                "or choose another --output"
+            raise UserError(
+                f"{self.path} is the state of an unfinished run: add --resume to continue it, or "
+                "choose another --output"
             )
 
     def compare(self, found: dict[str, Any]) -> None:
-        """Raise StateError where a state's identity is not this run's."""
+        """Raise UserError where the identity in a state is not that of this run."""
         differing = [key for key in self.identity | found if self.identity.get(key) != found.get(key)]
         if differing:
-            raise StateError(
+            raise UserError(
                 f"{self.path} belongs to a run with "
                 + ", ".join(f"{key}={found.get(key)!r}" for key in differing[:NAMED])
                 + "; resume with the same options or choose another --output"

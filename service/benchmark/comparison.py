@@ -11,9 +11,10 @@ import uvloop
 
 from models import SHIPPED
 from models.architectures import find_architecture
-from models.checkpoint import find_version, read_checkpoint
+from models.checkpoint import read_checkpoint
 from models.engines.folding import fold
 from models.engines.onnx.graph import build_graph
+from models.model_repository import find_version
 from service.benchmark.generator import closed_loop, form, named, run
 from service.benchmark.images import IMAGES
 from service.benchmark.servers import Ours, Server, peers

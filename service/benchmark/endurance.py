@@ -9,7 +9,7 @@ from collections import Counter
 import uvloop
 
 from models import SHIPPED
-from models.checkpoint import find_version
+from models.model_repository import find_version
 from service.benchmark.generator import LOST, Result, closed_loop, named, open_loop, post, run
 from service.benchmark.images import IMAGES
 from service.benchmark.servers import Ours

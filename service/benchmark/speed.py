@@ -8,8 +8,9 @@ from statistics import median
 import numpy as np
 
 from models import SHIPPED
-from models.checkpoint import find_version, read_checkpoint
+from models.checkpoint import read_checkpoint
 from models.engines import load_engine
+from models.model_repository import find_version
 from models.preprocessing import prepare
 from service.benchmark.generator import LOST, Result, closed_loop, named, open_loop, post, run
 from service.benchmark.images import IMAGES

@@ -41,7 +41,7 @@ class Classify(EngineOptions):
     def cli_cmd(self) -> None:
         import numpy as np
 
-        from models.checkpoint import find_version
+        from models.model_repository import find_version
         from models.preprocessing import prepare
         from service.inference.decoder import BYTES_PER_PIXEL_WEBP, Decoder
         from service.inference.result import predictions, routing

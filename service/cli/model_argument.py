@@ -10,7 +10,8 @@ def find_checkpoint(model: str, repository: Path, version: int | None = None) ->
 
     Raises UserError if there is no such model or version, or ``model`` is already the folder of a version.
     """
-    from models.checkpoint import CONFIG, find_version
+    from models.checkpoint import CONFIG
+    from models.model_repository import find_version
 
     folder = Path(model)
     if (folder / CONFIG).is_file():

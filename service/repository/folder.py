@@ -23,7 +23,7 @@ def scan(folder: Path, names: Collection[str] | None = None) -> dict[str, list[i
 
     A model without a version is left out. Raises OSError or LoadError if the folder can't be read.
     """
-    from models.checkpoint import model_names
+    from models.model_repository import model_names
 
     found = {name: versions_of(folder, name) for name in (model_names(folder) if names is None else names)}
     # A model may have been moved away since its name was read.
@@ -50,14 +50,15 @@ def newest_files(folder: Path) -> dict[tuple[str, int], Files]:
 def models_of(folder: Path) -> list[str]:
     """Return the models in a repository, the one to use by default first."""
     # Imports torch, which must not delay the binding of the server's socket.
-    from models.checkpoint import models
+    from models.model_repository import models
 
     return models(folder)
 
 
 def versions_of(folder: Path, name: str) -> list[int]:
     """Return a model's versions; raises LoadError if the name can't be a model's or the folder can't be read."""
-    from models.checkpoint import CheckpointError, versions
+    from models.checkpoint import CheckpointError
+    from models.model_repository import versions
 
     try:
         return versions(folder, name)
@@ -79,7 +80,8 @@ def ignored(folder: Path) -> dict[Path, str]:
 
 def ignored_in_model(model: Path) -> dict[Path, str]:
     """Return what is ignored of a folder that may be a model's, with the reason."""
-    from models.checkpoint import CONFIG, MODEL_NAME, WEIGHTS, is_version
+    from models.checkpoint import CONFIG, WEIGHTS, is_version
+    from models.model_repository import MODEL_NAME
 
     inner = subfolders(model)
     if not MODEL_NAME.fullmatch(model.name):

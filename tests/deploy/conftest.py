@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from models import SHIPPED
-from models.checkpoint import find_version
+from models.model_repository import find_version
 from tests.deploy.parts import Live, Prometheus, write_dataset
 from tests.service.parts import Process, encoded, until
 

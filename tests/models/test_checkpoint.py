@@ -1,5 +1,7 @@
 import json
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,19 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.architectures import find_architecture
-from models.checkpoint import (
-    CheckpointError,
-    Config,
-    find_version,
-    models,
-    publish,
-    read_checkpoint,
-    read_config,
-    versions,
-    write_checkpoint,
-    write_config,
-)
+from models.checkpoint import CheckpointError, Config, read_checkpoint, read_config, write_checkpoint, write_config
 from models.importing.public_checkpoint import public_input
+from models.model_repository import find_version, models, publish, versions
 
 ARCHITECTURE = find_architecture("cifar10_rnn_gate_38")
 
@@ -84,6 +76,37 @@ def poison(folder: Path) -> None:
     save_file(state, folder / "model.safetensors")
 
 
+def test_batch_counts_in_the_weights_are_ignored(folder: Path) -> None:
+    expected = read_checkpoint(folder).network.state_dict()
+    counts = {key: torch.tensor(7) for key in expected if key.endswith("num_batches_tracked")}
+    assert counts
+    save_file(load_file(folder / "model.safetensors") | counts, folder / "model.safetensors")
+    found = read_checkpoint(folder).network.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_a_config_with_a_byte_order_mark_is_read(folder: Path) -> None:
+    config = read_config(folder)
+    (folder / "config.json").write_text((folder / "config.json").read_text(), encoding="utf-8-sig")
+    assert read_config(folder) == config
+
+
+def test_a_full_disk_is_told_and_leaves_the_earlier_file(folder: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    config, before = read_config(folder), (folder / "model.safetensors").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(OSError, match=r"model\.safetensors"):
+            write_checkpoint(folder, ARCHITECTURE.build(), config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
 def test_a_pickle_in_the_folder_names_the_way_to_convert_it(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model.pth.tar")
     with pytest.raises(CheckpointError, match=r"model\.pth\.tar, a pickle.*skipnet import"):
@@ -106,7 +129,7 @@ def test_a_model_is_not_replaced_by_one_with_other_labels(folder: Path, tmp_path
     other = shutil.copytree(folder, tmp_path / "other")
     config = read_config(other)
     write_config(other, config.model_copy(update={"labels": [f"pet {label}" for label in config.labels]}))
-    with pytest.raises(CheckpointError, match="cats/1 has other labels, which clients of cats count on: take another"):
+    with pytest.raises(CheckpointError, match="cats/1 has other labels, which clients of cats rely on: choose another"):
         publish(other, repository, "cats")
     assert publish(other, repository, "pets").name == "1"
     # One that can't be read answers nobody.
@@ -116,7 +139,7 @@ def test_a_model_is_not_replaced_by_one_with_other_labels(folder: Path, tmp_path
 
 @pytest.mark.parametrize("name", ["../secrets", "a/b", "", ".hidden", "x" * 101])
 def test_names_cannot_leave_the_repository(name: str, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="can't be a model's name"):
+    with pytest.raises(CheckpointError, match="is not a valid model name"):
         versions(tmp_path, name)
 
 

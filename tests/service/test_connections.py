@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from models import SHIPPED
-from models.checkpoint import find_version
+from models.model_repository import find_version
 from tests.models.data.test_data import write_parquet
 from tests.service.parts import PNG, encoded, picture, until
 

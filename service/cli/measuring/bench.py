@@ -124,7 +124,8 @@ class Bench(Options):
     def subjects(self) -> "list[tuple[Subject, list[float]]]":
         """Return what to measure, each with its forced shares."""
         from models.benchmark.subject import forced_subject
-        from models.checkpoint import find_version, read_checkpoint
+        from models.checkpoint import read_checkpoint
+        from models.model_repository import find_version
 
         image_count = max(numbers(self.batches))
         shares = [float(share) for share in self.shares.split(",")]

@@ -101,7 +101,7 @@ class BuildCascade(Options):
 
     def next_version(self) -> Path:
         """Return the folder of the output model's next version."""
-        from models.checkpoint import versions
+        from models.model_repository import versions
 
         return self.output / str(max(versions(self.output.parent, self.output.name), default=0) + 1)
 

@@ -72,7 +72,7 @@ class Train(TrainingOptions):
     metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 is every one")
 
     def cli_cmd(self) -> None:
-        from models.checkpoint import publish, require_labels
+        from models.model_repository import publish, require_labels
         from models.training.job import JobOptions, make_job
         from models.training.loop import train
         from models.training.recipes import read_changes

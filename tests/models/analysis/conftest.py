@@ -8,8 +8,9 @@ import pytest
 from models import SHIPPED
 from models.analysis.routes import Runner
 from models.analysis.sample import Sample
-from models.checkpoint import Checkpoint, find_version, read_checkpoint
+from models.checkpoint import Checkpoint, read_checkpoint
 from models.engines import load_engine
+from models.model_repository import find_version
 from tests.service.parts import picture
 
 

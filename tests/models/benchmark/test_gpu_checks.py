@@ -8,7 +8,7 @@ import torch
 from models import SHIPPED
 from models.benchmark import gpu_checks as acceptance
 from models.benchmark.gpu_checks import check_checkpoint, check_parity, gpu_engines
-from models.checkpoint import Checkpoint, find_version, read_checkpoint
+from models.checkpoint import Checkpoint, read_checkpoint
 from models.data.augmentation import normalise
 from models.data.datasets import find_dataset
 from models.engines.cuda_graph.engine import CudaGraphEngine
@@ -18,6 +18,7 @@ from models.engines.torch.engine import TorchEngine
 from models.engines.torch.reference import ReferenceEngine
 from models.evaluation.agreement import Agreement, compare_engines
 from models.importing.parity import read_case
+from models.model_repository import find_version
 from tests.models.data.test_data import packs
 from tests.models.engines.test_verification import Faulty, flip_last_decision
 from tests.research import shared

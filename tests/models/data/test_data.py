@@ -23,7 +23,7 @@ from models.data.validation_split import split_positions
 from models.errors import UserError
 from models.model_card.training_commands import draw_commands
 from models.network import SkipNet
-from models.training.job import JobError, JobOptions, input_spec, make_job
+from models.training.job import JobOptions, input_spec, make_job
 from models.training.loop import stage_summary
 from tests.research import shared
 
@@ -102,7 +102,7 @@ def test_training_goes_on_with_the_mean_and_deviation_that_a_start_was_imported_
     assert first == f"skipnet import rnn_gate.pth.tar --arch cifar10_rnn_gate_38 --output {imported}"
     assert "--stages hrl " in second and f"--init {imported}" in second
     taught = replace(options, init=None, teacher=tmp_path / "resnet", recipe="multi_budget", stages=("sp",))
-    with pytest.raises(JobError, match="take a teacher's answers"):
+    with pytest.raises(UserError, match="take a teacher's answers"):
         make_job(taught)
 
 
@@ -156,7 +156,7 @@ def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("architecture", "size"), [("imagenet_rnn_gate_18", 32), ("cifar10_rnn_gate_38", 4)])
 def test_images_that_end_as_one_pixel_are_refused(tmp_path: Path, architecture: str, size: int) -> None:
-    with pytest.raises(JobError, match=f"images of {size} pixels are too small.*--size above {size}"):
+    with pytest.raises(UserError, match=f"images of {size} pixels are too small.*--size above {size}"):
         make_job(JobOptions(architecture, "imagefolder", tmp_path, data=tmp_path, size=size))
 
 
@@ -220,7 +220,7 @@ def test_what_is_held_out_was_not_seen_by_the_network_to_start_from(tmp_path: Pa
     options = JobOptions(
         dense.name, "cifar10", tmp_path, data=tmp_path, recipe="short", batch=4, init=tmp_path / "dense", held_out=6
     )
-    with pytest.raises(JobError, match=r"held out 5 images, and was trained on others of the 6 .* take --held-out 5"):
+    with pytest.raises(UserError, match=r"held out 5 images, and was trained on others of the 6 .* take --held-out 5"):
         make_job(options)
     for fewer in (5, 4):
         assert make_job(replace(options, held_out=fewer)).about["validation_images"] == fewer

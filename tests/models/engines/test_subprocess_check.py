@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from models import SHIPPED
-from models.checkpoint import find_version
 from models.engines.protocol import EngineError
 from models.engines.subprocess_check import check_in_subprocess, run_check
+from models.model_repository import find_version
 
 SHIPPED_CHECKPOINT = find_version(SHIPPED, "cifar10_rnn_gate_38", None)
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from models import SHIPPED
-from models.checkpoint import Checkpoint, find_version, read_checkpoint
+from models.checkpoint import Checkpoint, read_checkpoint
 from models.engines import factory, load_engine, routing_switch, selection
 from models.engines.cuda_graph import engine as cuda_graph
 from models.engines.cuda_graph.engine import CudaGraphEngine
@@ -22,6 +22,7 @@ from models.engines.routing_switch import RoutingSwitch
 from models.engines.torch.engine import TorchEngine
 from models.engines.verification import IMAGES, Disagreement, Verification
 from models.macs import Mode
+from models.model_repository import find_version
 
 Change = Callable[[Routed], Routed]
 

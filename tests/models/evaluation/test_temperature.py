@@ -5,8 +5,9 @@ import torch
 from torch.nn.functional import cross_entropy, softmax
 
 from models import SHIPPED
-from models.checkpoint import find_version, read_checkpoint
+from models.checkpoint import read_checkpoint
 from models.evaluation.temperature import find_temperature, temper
+from models.model_repository import find_version
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models import SHIPPED
-from models.checkpoint import CalibrationPoint, find_version, read_checkpoint, read_config
+from models.checkpoint import CalibrationPoint, read_checkpoint, read_config
 from models.data.datasets import find_dataset
 from models.data.source import read_source
 from models.engines import load_engine
@@ -20,6 +20,7 @@ from models.experiments.results import read_results
 from models.experiments.results_table import draw_table
 from models.experiments.row import Row
 from models.experiments.runner import reproduce
+from models.model_repository import find_version
 from models.training.job import JobOptions
 from tests.models.data.test_data import write_cifar10
 from tests.models.training.interruption import Killed, KilledAfter, quiet

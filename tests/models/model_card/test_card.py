@@ -7,10 +7,11 @@ import pytest
 
 from models import SHIPPED
 from models.analysis.schema import ANALYSIS, read_analysis
-from models.checkpoint import CheckpointError, find_version, read_checkpoint
+from models.checkpoint import CheckpointError, read_checkpoint
 from models.errors import UserError
 from models.model_card.card import BEGIN, CARD, END, draw_figures, split_card, write_card
 from models.model_card.training_commands import draw_commands
+from models.model_repository import find_version
 
 FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
 

@@ -10,17 +10,18 @@ from torch import Tensor
 
 from models import SHIPPED
 from models.architectures import find_architecture
-from models.checkpoint import find_version, read_checkpoint
+from models.checkpoint import read_checkpoint
 from models.errors import UserError
 from models.experiments.catalogue import find_row
 from models.experiments.plan import Plan
 from models.experiments.runner import reproduce
 from models.model_card.card import draw_training
 from models.model_card.training_commands import draw_commands
+from models.model_repository import find_version
 from models.network import SkipNet
 from models.training.distillation.location import LOGITS_FILE
 from models.training.distillation.logits import write_teacher_logits
-from models.training.growth import CannotGrow, grow
+from models.training.growth import grow
 from models.training.job import make_job
 from models.training.loop import stage_summary
 from tests.models.data.test_data import write_cifar10
@@ -83,7 +84,7 @@ def test_what_was_added_learns(trained: SkipNet) -> None:
 )
 def test_what_cannot_grow_is_said(name: str, deeper: str) -> None:
     architecture = find_architecture(name)
-    with pytest.raises(CannotGrow, match=f"{name} does not grow into {deeper}"):
+    with pytest.raises(UserError, match=f"{name} does not grow into {deeper}"):
         grow(architecture.build(), architecture, find_architecture(deeper))
 
 
@@ -129,6 +130,6 @@ def test_the_stages_behind_a_grown_network_are_told_with_their_networks(plan: Pl
     before, last = draw_commands(grew)[-2:]
     assert "--arch cifar10_resnet_38 " in before
     assert "--arch cifar10_rnn_gate_74 " in last
-    assert "| plain, `cifar10_resnet_38` | taught |" in draw_training(replace(read_checkpoint(TRAINED), config=grew))
+    assert "| plain, `cifar10_resnet_38` | distilled |" in draw_training(replace(read_checkpoint(TRAINED), config=grew))
     said = dict(re.findall(r"--(\S+) (\S+)", before))
     assert f"--init {said.get('output', 'runs/' + said['arch'])}/plain " in last

@@ -14,16 +14,17 @@ from models.architectures import find_architecture
 from models.checkpoint import read_checkpoint
 from models.data.batches import MemoryBatches, generator
 from models.data.datasets import find_dataset
+from models.errors import UserError
 from models.evaluation.metrics import evaluate_network
 from models.macs import count_macs
-from models.training.job import JobError, JobOptions, input_spec, make_job
-from models.training.loop import Job, TrainingDiverged, log_epoch, train
+from models.training.job import JobOptions, input_spec, make_job
+from models.training.loop import Job, log_epoch, train
 from models.training.objective import Step
 from models.training.recipes import Recipe, find_recipe
 from models.training.schedule import annealing_progress, learning_rate
 from models.training.stages.gate_readout import set_gate_bias
 from models.training.stages.supervised import straight_through, supervised_step
-from models.training.state import Progress, StateError, StateFile
+from models.training.state import Progress, StateFile
 from tests.models.training.interruption import Killed, KilledAfter, quiet
 
 IMAGES, BATCH = 48, 8
@@ -123,7 +124,7 @@ def with_first(job: Job, **changes: Any) -> Job:
 def test_a_state_of_another_run_is_refused(job: Job, change: Callable[[Job], Job], message: str) -> None:
     job.folder.mkdir(parents=True)
     StateFile(job.folder, change(job).identity, 0).save(Progress(), job.network, None)
-    with pytest.raises(StateError, match=message):
+    with pytest.raises(UserError, match=message):
         train(job, resume=True, save_every=300, show=quiet)
 
 
@@ -135,7 +136,7 @@ def test_a_damaged_or_foreign_state_says_what_to_do(job: Job) -> None:
             file.write_bytes(content)
         else:
             torch.save(content, file)
-        with pytest.raises(StateError, match="train without --resume"):
+        with pytest.raises(UserError, match="train without --resume"):
             train(job, resume=True, save_every=300, show=quiet)
 
 
@@ -146,7 +147,7 @@ def test_an_unfinished_run_is_not_begun_anew_by_mistake(job: Job) -> None:
     before = log.read_bytes(), state.read_bytes()
     assert before[0]
     for again in (job, replace(job, recipes=job.recipes[1:])):
-        with pytest.raises(StateError, match="an unfinished run: add --resume to go on with it, or choose another"):
+        with pytest.raises(UserError, match="an unfinished run: add --resume to continue it, or choose another"):
             train(again, resume=False, save_every=0, show=quiet)
     assert (log.read_bytes(), state.read_bytes()) == before
 
@@ -180,13 +181,13 @@ def test_shares_are_of_the_routes_that_a_stage_computes(job: Job) -> None:
 
 def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(JobError, match="torch finds no GPU here: leave out --device cuda"):
+    with pytest.raises(UserError, match="torch finds no GPU here: leave out --device cuda"):
         make_job(JobOptions("cifar10_rnn_gate_38", "cifar10", Path("run"), Path("nowhere"), device="cuda"))
 
 
 def test_a_diverging_run_stops_and_says_so(job: Job) -> None:
     diverging = replace(job, recipes=[replace(job.recipes[0], rate=1e4)])
-    with pytest.raises(TrainingDiverged, match=r"the loss of sp, epoch \d, is (nan|inf): .* another --output"):
+    with pytest.raises(UserError, match=r"the loss of sp, epoch \d, is (nan|inf): .* another --output"):
         train(diverging, resume=False, save_every=300, show=quiet)
     assert not (job.folder / "sp").exists()
 
@@ -221,7 +222,7 @@ def test_gates_that_are_not_there_cannot_learn_alone() -> None:
         "cifar10_resnet_38", "cifar10", Path("run"), Path("nowhere"), changes={"freeze_backbone": True}
     )
     with pytest.raises(
-        JobError, match="cifar10_resnet_38 has no gates that could learn alone: leave out freeze_backbone"
+        UserError, match="cifar10_resnet_38 has no gates that could learn alone: leave out freeze_backbone"
     ):
         make_job(options)
 

@@ -8,10 +8,11 @@ import torch
 
 from models.architectures import find_architecture
 from models.checkpoint import CalibrationPoint, Config, read_checkpoint, write_checkpoint
+from models.errors import UserError
 from models.model_card.card import draw_stages
 from models.model_card.training_commands import draw_commands
 from models.preprocessing import InputSpec
-from models.training.soup import CannotAverage, make_soup
+from models.training.soup import make_soup
 from service.cli.main import main
 
 NAME = "cifar10_rnn_gate_38"
@@ -64,7 +65,7 @@ def test_every_weight_and_statistic_is_the_mean(tmp_path: Path, capsys: pytest.C
 )
 def test_what_has_no_mean_is_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:
     first, second = write(tmp_path / "first", 0), write(tmp_path / "second", 1, **other)
-    with pytest.raises(CannotAverage, match=message):
+    with pytest.raises(UserError, match=message):
         make_soup([first, second], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
 

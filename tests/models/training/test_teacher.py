@@ -33,10 +33,9 @@ from models.training.distillation.network import (
 )
 from models.training.distillation.training import train_teacher
 from models.training.job import JobOptions, make_job
-from models.training.loop import TrainingDiverged, train
+from models.training.loop import train
 from models.training.recipes import Stage
 from models.training.stages.supervised import supervised_step
-from models.training.state import StateError
 from tests.models.data.test_data import write_cifar10
 from tests.models.experiments.test_runner import never, plan_in, tiny
 from tests.models.training.interruption import Killed, KilledAfter, quiet
@@ -98,7 +97,7 @@ def test_a_killed_teacher_goes_on_to_the_same_answers(data: Path, tmp_path: Path
     given = (tmp_path / "killed" / LOGITS_FILE).stat()
     assert torch.equal(teach_in(tmp_path / "killed", data), whole)
     assert (tmp_path / "killed" / LOGITS_FILE).stat() == given  # A finished run answers no second time.
-    with pytest.raises(StateError, match="epochs=2"):
+    with pytest.raises(UserError, match="epochs=2"):
         teach_in(tmp_path / "killed", data, epochs=3)
     assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 2
 
@@ -116,7 +115,7 @@ def test_a_teacher_learns_the_images_that_it_trains_on(
 
 def test_a_teacher_that_diverges_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_training, "RATE", 1e30)
-    with pytest.raises(TrainingDiverged, match=r"the loss of the teacher, epoch \d, is (nan|inf)"):
+    with pytest.raises(UserError, match=r"the loss of the teacher, epoch \d, is (nan|inf)"):
         teach_in(tmp_path, data)
     assert not (tmp_path / LOGITS_FILE).exists()
 
@@ -185,7 +184,7 @@ def test_a_wide_network_is_kept_and_read_again(data: Path, tmp_path: Path) -> No
     assert network.head.in_features == 2 * TeacherNetwork(10).head.in_features and not network.training
     pixels, _ = read_source(ROW, "train", data).in_memory(32)
     torch.testing.assert_close(compute_teacher_logits(network, pixels, ROW), answers, atol=1e-2, rtol=1e-2)
-    with pytest.raises(StateError, match="network='large'"):
+    with pytest.raises(UserError, match="network='large'"):
         teach_in(tmp_path, data, network="small")
 
 
@@ -242,7 +241,7 @@ def test_a_wide_teacher_of_other_options_is_refused(data: Path, tmp_path: Path) 
     plan = plan_in(tmp_path, data)
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
     teach_in(tmp_path / "cifar10_teacher_small", data, epochs=2)
-    with pytest.raises(StateError, match=r"state.pt belongs to a run with .*epochs=2"):
+    with pytest.raises(UserError, match=r"state.pt belongs to a run with .*epochs=2"):
         reproduce(plan, tiny("plain-distilled"), 0, save_every=300, show=quiet)
     # Of a teacher that came without its state nothing is known.
     (tmp_path / "cifar10_teacher_small" / "state.pt").unlink()

@@ -13,7 +13,8 @@ from PIL import Image
 from models import SHIPPED
 from models.analysis.schema import read_analysis
 from models.architectures import find_architecture
-from models.checkpoint import Config, find_version, write_checkpoint
+from models.checkpoint import Config, write_checkpoint
+from models.model_repository import find_version
 from service.cli.main import main
 from tests.models.data.test_data import write_parquet
 from tests.service.parts import LABELS, SPEC, picture

@@ -8,7 +8,8 @@ import pytest
 
 from models import SHIPPED
 from models.benchmark import timing
-from models.checkpoint import find_version, read_config
+from models.checkpoint import read_config
+from models.model_repository import find_version
 from service.cli.main import main
 from tests.models.data.test_data import write_cifar10
 

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from models import SHIPPED
-from models.checkpoint import find_version, is_half, read_checkpoint, read_config, write_checkpoint
+from models.checkpoint import is_half, read_checkpoint, read_config, write_checkpoint
 from models.evaluation.agreement import Agreement
 from models.evaluation.precision import PrecisionLost, check_rounding
+from models.model_repository import find_version
 from service.cli.main import main
 from tests.models.data.test_data import write_cifar10
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from models import SHIPPED
-from models.checkpoint import CalibrationPoint, Config, find_version, read_config
+from models.checkpoint import CalibrationPoint, Config, read_config
+from models.model_repository import find_version
 from service.errors import Code, ServiceError
 from service.inference.budget import choose_threshold, expected_accuracy, threshold_for
 from tests.service.parts import LABELS, NAME, SPEC

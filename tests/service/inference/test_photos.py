@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.checkpoint import Checkpoint, publish, read_checkpoint, write_config
+from models.checkpoint import Checkpoint, read_checkpoint, write_config
 from models.engines import load_engine
+from models.model_repository import publish
 from models.preprocessing import prepare
 from models.training.job import JobOptions, make_job
 from models.training.loop import train

@@ -14,7 +14,7 @@ from deploy.tools.persistent_rounding import RoundedEngine
 from models import SHIPPED
 from models.benchmark.forced_routes import force_route
 from models.blocks import BasicBlock
-from models.checkpoint import find_version, read_checkpoint
+from models.checkpoint import read_checkpoint
 from models.data.augmentation import normalise
 from models.data.datasets import find_dataset
 from models.engines.folding import fold
@@ -22,6 +22,7 @@ from models.engines.native.engine import NativeEngine
 from models.engines.protocol import Routed
 from models.engines.torch.reference import ReferenceEngine
 from models.importing.parity import THRESHOLD, read_case
+from models.model_repository import find_version
 from models.network import GateKind, SkipNet
 from models.preprocessing import prepare
 from tests.models.data.test_data import packs
