@@ -29,6 +29,6 @@ def read_sample(source: Source, spec: InputSpec, count: int) -> Sample:
     pixels = np.empty((len(chosen), spec.height, spec.width, 3), np.uint8)
     labels = np.empty(len(chosen), np.int64)
     for place, index in enumerate(chosen):
-        image, labels[place] = source.image(int(index))
+        image, labels[place] = source.image(int(index), spec.resize)
         pixels[place] = np.asarray(fit(image, spec))
     return Sample(pixels, labels)

@@ -68,5 +68,5 @@ def routed_subject(checkpoint: Checkpoint, source: Source) -> Subject:
     """Return the network of a checkpoint with images of ``source``, prepared as in the service."""
     spec = checkpoint.config.input
     count = min(ROUTED_IMAGES, len(source))
-    prepared = np.stack([prepare(source.image(index)[0], spec) for index in range(count)])
+    prepared = np.stack([prepare(source.image(index, spec.resize)[0], spec) for index in range(count)])
     return Subject(checkpoint.name, checkpoint.config.architecture, checkpoint.network, prepared, own_routing=True)

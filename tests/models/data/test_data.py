@@ -64,7 +64,7 @@ def test_parquet_in_the_hubs_schema(name: str, tmp_path: Path, pixels: np.ndarra
     assert labels[:20].tolist() == list(range(20))
 
 
-def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "test.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"test.parquet of .* can't be read \(.*\); copy it again"):
         read_source(CIFAR10, "test", tmp_path)
@@ -101,9 +101,9 @@ def test_training_goes_on_with_the_mean_and_deviation_that_a_start_was_imported_
     imported = "runs/cifar10_rnn_gate_38_imported"
     assert first == f"skipnet import rnn_gate.pth.tar --arch cifar10_rnn_gate_38 --output {imported}"
     assert "--stages hrl " in second and f"--init {imported}" in second
-    taught = replace(options, init=None, teacher=tmp_path / "resnet", recipe="multi_budget", stages=("sp",))
-    with pytest.raises(UserError, match="take a teacher's answers"):
-        make_job(taught)
+    distilled = replace(options, init=None, teacher=tmp_path / "resnet", recipe="multi_budget", stages=("sp",))
+    with pytest.raises(UserError, match="take a teacher's teacher_logits"):
+        make_job(distilled)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_checkpoint_of_another_network_is_no_start(tmp_path: Path, pixels: np.
         make_job(replace(options, arch="cifar10_rnn_gate_38", recipe="multi_budget", stages=("sp",)))
 
 
-def test_what_is_held_out_was_not_seen_by_the_network_to_start_from(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_validation_images_were_not_seen_by_the_network_to_start_from(tmp_path: Path, pixels: np.ndarray) -> None:
     write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
     dense = find_architecture("cifar10_resnet_38")
     config = Config(
