@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -16,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from service.container import Container
 from service.errors import Code, ServiceError, error_answer, invalid
 from service.http.middleware import Access, BodyLimit, Direct
+from service.http.paths import RootPath
 from service.http.routes import classify, health, metrics, models, page, v2
 from service.repository.loaded_model import LoadedModel
 from service.settings import Settings
@@ -56,6 +58,8 @@ def create_app(
             expose_headers=["*"],
         )
         middleware.insert(1, cors)
+    if container.settings.root_path:
+        middleware.insert(0, Middleware(RootPath, root_path=container.settings.root_path))
     if workers:
         from service.workers.collective import Collective
 
@@ -96,6 +100,8 @@ async def invalid_parameter(request: Request, error: Exception) -> Response:
 async def http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}.get(error.status_code, Code.BAD_REQUEST)
-    allowed = (error.headers or {}).get("allow")
-    message = f"{error.detail}: send {allowed}" if allowed else str(error.detail)
-    return error_answer(request.scope, ServiceError(code, message, error.headers), error.status_code)
+    headers = MutableHeaders(error.headers or {})
+    if allowed := headers.get("allow"):
+        headers["allow"] = allowed.replace("GET", "GET, HEAD")  # see `Access`
+    message = f"{error.detail}: send {headers['allow']}" if allowed else str(error.detail)
+    return error_answer(request.scope, ServiceError(code, message, headers), error.status_code)

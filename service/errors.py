@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
+from service.http.paths import route_path
+
 
 class Code(StrEnum):
     """The `code` of an error answer."""
@@ -89,7 +91,7 @@ def not_ready(message: str, *, closing: bool = False) -> ServiceError:
 
 def in_oip(scope: Scope) -> bool:
     """Return whether a request's errors are worded as the Open Inference Protocol wants them."""
-    path: str = scope["path"]
+    path = route_path(scope)
     return path == "/v2" or path.startswith("/v2/")
 
 

@@ -49,6 +49,11 @@ class Settings(EngineOptions):
 
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")
+    root_path: str = Field(
+        default="",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        description="path under which a proxy serves this, such as /skipnet; see docs/proxies.md",
+    )
     workers: int = Field(
         default=1,
         ge=1,

@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.container import Container
 from service.errors import STATUS, Code, ServiceError, error_answer, outcome_of
+from service.http.compression import Decompressed
+from service.http.paths import route_path, without_host
 from service.http.request_context import RequestContext, request_id
 
 log = logging.getLogger("skipnet.access")
@@ -20,7 +22,7 @@ INFERENCE_PATH = re.compile(r"/classify|/v2/models/[^/]+(/versions/[^/]+)?/infer
 
 
 def is_inference(scope: Scope) -> bool:
-    return scope["method"] == "POST" and INFERENCE_PATH.fullmatch(scope["path"]) is not None
+    return scope["method"] == "POST" and INFERENCE_PATH.fullmatch(route_path(scope)) is not None
 
 
 class Access:
@@ -46,13 +48,17 @@ class Access:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = context.request_id
+                if "location" in headers:
+                    headers["Location"] = without_host(headers["location"])
                 if self.container.health.draining:
                     # Connections that are told to end do not race with the end of the process.
                     headers["Connection"] = "close"
             await send(message)
 
         try:
-            await self.app(scope, receive, answer)
+            # Routes for GET answer HEAD too; uvicorn leaves the body out.
+            routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await self.app(routed, receive, answer)
         except ClientDisconnect:
             pass  # While it sent its body; there is nobody to answer.
         except Exception:
@@ -68,7 +74,7 @@ class Access:
     def finish(self, scope: Scope, context: RequestContext, status: int) -> None:
         context.timing.finish()
         inference = is_inference(scope)
-        probe = "/health/" in scope["path"]
+        probe = "/health/" in route_path(scope)
         # A connection that broke before any answer leaves no status.
         status = status or 499
         if inference:
@@ -84,7 +90,7 @@ class Access:
             logging.INFO if inference or (status >= 500 and not probe) else logging.DEBUG,
             "%s %s %d",
             scope["method"],
-            scope["path"],
+            route_path(scope),
             status,
             extra={"fields": values},
         )
@@ -113,8 +119,11 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        headers = Headers(scope=scope)
         # The HTTP parser has checked that it is a number.
-        length = int(Headers(scope=scope).get("content-length", "0"))
+        length = int(headers.get("content-length", "0"))
+        if encoding := headers.get("content-encoding"):
+            receive = Decompressed(receive, encoding)
         received = 0
         with self.admission.hold_body() as hold:
 
@@ -151,7 +160,7 @@ class Direct:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         posted = scope["type"] == "http" and scope["method"] == "POST"
-        endpoint = self.endpoints.get(scope["path"]) if posted else None
+        endpoint = self.endpoints.get(route_path(scope)) if posted else None
         if endpoint is None:
             await self.app(scope, receive, send)
             return

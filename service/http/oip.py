@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import Code, ServiceError
 from service.inference.image_task import Payload
@@ -28,8 +28,19 @@ MAX_TIMEOUT = 3_600_000_000
 DATATYPES = {"logits": "FP32", "probabilities": "FP32", "executed": "BOOL", "macs": "INT64"}
 
 
-class Tolerant(BaseModel):
-    """Takes what it does not know without complaint, as the protocol asks."""
+class NullIsAbsent(BaseModel):
+    """Reads a member that is null as one that is missing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, members: Any) -> Any:
+        if isinstance(members, dict):
+            return {name: value for name, value in members.items() if value is not None}
+        return members
+
+
+class Tolerant(NullIsAbsent):
+    """Ignores unknown members, as the protocol demands."""
 
     model_config = ConfigDict(extra="ignore")
 

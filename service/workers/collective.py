@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Code, ServiceError, error_answer, not_ready
+from service.http.paths import route_path
 from service.http.routes.management import read_instruction
 from service.workers.merging import OPENMETRICS, MergedMetrics
 
@@ -47,7 +48,7 @@ class Collective:
         if scope["type"] != "http" or scope["server"][1] is None:
             await self.app(scope, receive, send)
             return
-        path, request = scope["path"], Request(scope, receive)
+        path, request = route_path(scope), Request(scope, receive)
         try:
             if path == METRICS and request.method == "GET":
                 response = await self.metrics(request)

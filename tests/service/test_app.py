@@ -1,11 +1,13 @@
 """What the application says of itself: its page, its OpenAPI, its models, its errors."""
 
 import re
+from typing import Any
 
 import pytest
 
 from service.errors import STATUS, Code, outcome_of
-from tests.service.parts import LABELS, NAME, Running
+from service.inference.result import Classification
+from tests.service.parts import LABELS, NAME, Running, encoded, picture, post
 
 
 def test_landing_page_is_one_file(running: Running) -> None:
@@ -54,6 +56,63 @@ def test_openapi_tells_where_a_key_may_be_asked_for(running: Running) -> None:
     keyed = {path for path, operations in api["paths"].items() for each in operations.values() if "security" in each}
     assert keyed == {path for path in api["paths"] if path == "/classify" or "infer" in path or "repository" in path}
     assert api["paths"]["/classify"]["post"]["security"] == either
+
+
+def test_openapi_has_an_example_of_a_response(running: Running) -> None:
+    api = running.client.get("/openapi.json").json()
+    example = api["paths"]["/classify"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
+    Classification.model_validate(example)
+    answer = post(running, encoded(picture(0)), "?top_k=2").json()
+    assert paths_in(example) == paths_in(answer)
+
+
+def paths_in(value: Any) -> set[str]:
+    """Return the name of every member of a JSON value, with those of the objects around it."""
+    if isinstance(value, list):
+        return paths_in(value[0])
+    if not isinstance(value, dict):
+        return {""}
+    return {f"{name}.{inner}" for name, each in value.items() for inner in paths_in(each)}
+
+
+def test_titles_in_openapi_are_told_apart(running: Running) -> None:
+    api = running.client.get("/openapi.json").json()
+    titles = [operation["summary"] for path in api["paths"].values() for operation in path.values()]
+    assert len(titles) == len(set(titles))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/health/live",
+        "/health/ready",
+        "/models",
+        "/metrics",
+        "/v2",
+        f"/v2/models/{NAME}",
+    ],
+)
+def test_head_on_the_paths_of_get(running: Running, path: str) -> None:
+    got, head = running.client.get(path), running.client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+    if path != "/metrics":
+        assert head.headers["content-length"] == got.headers["content-length"]
+
+
+def test_methods_that_are_allowed(running: Running) -> None:
+    assert running.client.post("/models").headers["allow"] == "GET, HEAD"
+    assert running.client.head("/classify").status_code == 405
+    assert running.client.head("/classify").headers["allow"] == "POST"
+    assert running.client.head("/nowhere").status_code == 404
+
+
+def test_redirects_name_no_host(running: Running) -> None:
+    response = running.client.get("/docs/?a=b", headers={"host": "upstream"})
+    assert (response.status_code, response.headers["location"]) == (307, "/docs?a=b")
 
 
 def test_models(running: Running) -> None:

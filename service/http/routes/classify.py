@@ -4,20 +4,15 @@ from time import perf_counter
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
-from service.errors import Code, ServiceError, documented
+from service.errors import Code, documented
 from service.http.body import deadline_of, read_body
+from service.http.image_body import read_image
 from service.http.request_context import context_of
 from service.http.routes.dependencies import KEYED, container_of, described, read_parameters, read_query
 from service.inference.result import Classification, ModelIdentity, predictions, routing, timing_answer
 
 router = APIRouter(tags=["inference"])
-
-CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1")
-"""Of a form's names, which are decoded in the event loop: others take longer than their length, punycode its square."""
 
 FILE = {"type": "string", "format": "binary"}
 REQUEST_BODY = {
@@ -28,6 +23,28 @@ REQUEST_BODY = {
         **{f"image/{kind}": {"schema": FILE} for kind in ("jpeg", "png", "webp", "bmp", "gif")},
     },
 }
+
+
+EXAMPLE = {
+    "request_id": "2f1c9a7be0d4435c",
+    "model": {"name": "cifar10_rnn_gate_38", "version": 9, "engine": "native", "device": "cpu"},
+    "predictions": [
+        {"label": "cat", "index": 3, "probability": 0.9731},
+        {"label": "dog", "index": 5, "probability": 0.0182},
+    ],
+    "routing": {
+        "blocks": 18,
+        "executed": 10,
+        "skipped": 8,
+        "layers_skipped": 16,
+        "macs": 45_551_626,
+        "dense_macs": 83_280_512,
+        "saved": 0.453,
+        "mode": "branch",
+    },
+    "timing_ms": {"decode": 0.211, "queue": 0.064, "inference": 0.702, "total": 1.318},
+}
+"""A response to /classify?top_k=2 in the OpenAPI document."""
 
 
 class ClassifyQuery(BaseModel):
@@ -91,7 +108,9 @@ class ClassifyHeaders(BaseModel):
         Code.ENGINE_FAILED,
         Code.NOT_READY,
         Code.DEADLINE,
-    ),
+    )
+    | {200: {"content": {"application/json": {"example": EXAMPLE}}}},
+    summary="Classify an image",
     openapi_extra={
         "parameters": described(ClassifyQuery, "query") + described(ClassifyHeaders, "header"),
         "requestBody": REQUEST_BODY,
@@ -148,52 +167,3 @@ async def classify(request: Request) -> Response:
         media_type="application/json",
         headers=timing.headers(),
     )
-
-
-async def read_image(request: Request, max_size: int) -> bytes:
-    """Return the image's bytes, as the body or in it; raises ServiceError."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        image = await read_multipart(request, max_size)
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        image = await request.body()
-    else:
-        raise ServiceError(
-            Code.UNSUPPORTED_MEDIA_TYPE,
-            f"content type {kind or 'missing'}: send multipart/form-data with a file field `image`, or the image "
-            "itself with its own content type, such as image/jpeg",
-        )
-    if not image:
-        raise ServiceError(Code.BAD_REQUEST, "the image is empty")
-    return image
-
-
-async def read_multipart(request: Request, max_size: int) -> bytes:
-    """Return the content of the file field `image`."""
-    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").decode("latin-1")
-    if charset.lower() not in CHARSETS:
-        raise ServiceError(Code.BAD_REQUEST, f"the form's charset {charset!r} is not read: leave it out, or send utf-8")
-    parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=8)
-    # In memory, which the limit on the body bounds: the file system may be read-only.
-    parser.spool_max_size = max_size
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise ServiceError(
-            Code.BAD_REQUEST,
-            f"the multipart body can't be read: {error.message.rstrip('.')}; send one image, in the file field `image`",
-        ) from error
-    upload = form.get("image")
-    try:
-        if not isinstance(upload, UploadFile):
-            raise ServiceError(Code.BAD_REQUEST, "send the image as a file in the multipart field `image`")
-        others = [name for name in form if name != "image"]
-        if others:
-            raise ServiceError(
-                Code.INVALID_PARAMETER,
-                f"the form's field {others[0]!r} would not be read: parameters go into the query, as in "
-                "/classify?top_k=1",
-            )
-        return await upload.read()
-    finally:
-        await form.close()

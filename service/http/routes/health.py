@@ -18,7 +18,7 @@ class Ready(BaseModel):
     reasons: list[str] = []
 
 
-@router.get("/live", responses={503: {"model": Live, "description": "restart this process"}})
+@router.get("/live", summary="Liveness probe", responses={503: {"model": Live, "description": "restart this process"}})
 async def live(container: ContainerHere, response: Response) -> Live:
     """Whether the process works; false when it should be restarted."""
     reasons = container.health.not_live()
@@ -26,7 +26,9 @@ async def live(container: ContainerHere, response: Response) -> Live:
     return Live(live=not reasons, reasons=reasons)
 
 
-@router.get("/ready", responses={503: {"model": Ready, "description": "send requests elsewhere"}})
+@router.get(
+    "/ready", summary="Readiness probe", responses={503: {"model": Ready, "description": "send requests elsewhere"}}
+)
 async def ready(container: ContainerHere, response: Response) -> Ready:
     """Whether to send requests here: a model is loaded and warm, its engine runs, nothing is draining."""
     reasons = container.health.not_ready()

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import Code, ServiceError, worded
 from service.http.body import deadline_of, read_body
+from service.http.oip import NullIsAbsent
 from service.http.request_context import context_of
 from service.http.routes.dependencies import KEYED, ContainerHere, container_of, failing, taking
 from service.repository.loading import LoadError
@@ -30,18 +31,18 @@ class IndexEntry(BaseModel):
     reason: str = ""
 
 
-class IndexRequest(BaseModel):
+class IndexRequest(NullIsAbsent):
     ready: bool = Field(default=False, description="only what is served")
 
 
-class ChangeParameters(BaseModel):
+class ChangeParameters(NullIsAbsent):
     model_config = ConfigDict(extra="forbid")
 
     version: int | None = Field(default=None, ge=0, description="default: the newest, or on unload every one")
     unload_dependents: bool = Field(default=False, description="Triton's client sends it; nothing depends on a model")
 
 
-class ChangeRequest(BaseModel):
+class ChangeRequest(NullIsAbsent):
     """A word that is not known is refused: without its version, an unload would take every one of them."""
 
     model_config = ConfigDict(extra="forbid")
@@ -49,7 +50,9 @@ class ChangeRequest(BaseModel):
     parameters: ChangeParameters = ChangeParameters()
 
 
-@router.post("/index", responses=ERRORS, openapi_extra=taking(IndexRequest))
+@router.post(
+    "/index", summary="List the versions in the repository", responses=ERRORS, openapi_extra=taking(IndexRequest)
+)
 async def index(request: Request, container: ContainerHere) -> list[IndexEntry]:
     """Every version in the repository and what became of it."""
     only_ready = (await sent(request, IndexRequest)).ready
@@ -60,7 +63,7 @@ async def index(request: Request, container: ContainerHere) -> list[IndexEntry]:
     ]
 
 
-@router.post("/models/{model}/load", responses=ERRORS, openapi_extra=taking(ChangeRequest))
+@router.post("/models/{model}/load", summary="Load a model", responses=ERRORS, openapi_extra=taking(ChangeRequest))
 async def load(request: Request, container: ContainerHere, model: str) -> None:
     """Serve a model's newest version in place of an older one, or one version by number beside the others.
 
@@ -69,7 +72,7 @@ async def load(request: Request, container: ContainerHere, model: str) -> None:
     await change(container.repository.load(model, (await sent(request, ChangeRequest)).parameters.version))
 
 
-@router.post("/models/{model}/unload", responses=ERRORS, openapi_extra=taking(ChangeRequest))
+@router.post("/models/{model}/unload", summary="Unload a model", responses=ERRORS, openapi_extra=taking(ChangeRequest))
 async def unload(request: Request, container: ContainerHere, model: str) -> None:
     """Serve a model no more, or one version of it; requests that have it are finished."""
     await change(container.repository.unload(model, (await sent(request, ChangeRequest)).parameters.version))

@@ -11,7 +11,7 @@ from service.http.routes.dependencies import ContainerHere
 router = APIRouter(tags=["metrics"])
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
 async def metrics(request: Request, container: ContainerHere) -> Response:
     """What Prometheus scrapes. OpenMetrics, when asked for, has request ids as exemplars of the durations."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))

@@ -40,7 +40,7 @@ class Models(BaseModel):
     models: list[RepositoryEntry]
 
 
-@router.get("/models", response_model=Models, response_model_exclude_none=True)
+@router.get("/models", summary="List the models", response_model=Models, response_model_exclude_none=True)
 async def models(container: ContainerHere) -> Models:
     """Every version in the repository."""
     return Models(models=[describe(container, entry) for entry in await container.repository.index()])

@@ -63,36 +63,36 @@ class ModelMetadata(BaseModel):
     outputs: list[TensorMetadata]
 
 
-@router.get("")
+@router.get("", summary="Server metadata")
 @router.get("/", include_in_schema=False)
 async def server_metadata() -> ServerMetadata:
     return ServerMetadata(name="skipnet-serve", version=package_version("skipnet-serve"), extensions=EXTENSIONS)
 
 
-@router.get("/health/live", responses={503: {"model": Alive}})
+@router.get("/health/live", summary="Server liveness", responses={503: {"model": Alive}})
 async def live(container: ContainerHere, response: Response) -> Alive:
     answer = Alive(live=not container.health.not_live())
     response.status_code = 200 if answer.live else 503
     return answer
 
 
-@router.get("/health/ready", responses={503: {"model": ServerReady}})
+@router.get("/health/ready", summary="Server readiness", responses={503: {"model": ServerReady}})
 async def ready(container: ContainerHere, response: Response) -> ServerReady:
     answer = ServerReady(ready=not container.health.not_ready())
     response.status_code = 200 if answer.ready else 503
     return answer
 
 
-@router.get("/models/{model}/ready", responses=failing(404, 503))
-@router.get("/models/{model}/versions/{version}/ready", responses=failing(404, 503))
+@router.get("/models/{model}/ready", summary="Model readiness", responses=failing(404, 503))
+@router.get("/models/{model}/versions/{version}/ready", summary="Version readiness", responses=failing(404, 503))
 async def model_ready(container: ContainerHere, model: str, version: str | None = None) -> ModelReady:
     find(container, model, version)
     container.health.require_accepting()
     return ModelReady(name=model, ready=True)
 
 
-@router.get("/models/{model}", responses=failing(404, 503))
-@router.get("/models/{model}/versions/{version}", responses=failing(404, 503))
+@router.get("/models/{model}", summary="Model metadata", responses=failing(404, 503))
+@router.get("/models/{model}/versions/{version}", summary="Version metadata", responses=failing(404, 503))
 async def model_metadata(container: ContainerHere, model: str, version: str | None = None) -> ModelMetadata:
     loaded = find(container, model, version)
     inputs, outputs = tensors(loaded, model.endswith(PLAIN))
@@ -105,8 +105,8 @@ async def model_metadata(container: ContainerHere, model: str, version: str | No
     )
 
 
-@router.get("/models/{model}/config", responses=failing(404, 503))
-@router.get("/models/{model}/versions/{version}/config", responses=failing(404, 503))
+@router.get("/models/{model}/config", summary="Model configuration", responses=failing(404, 503))
+@router.get("/models/{model}/versions/{version}/config", summary="Version configuration", responses=failing(404, 503))
 async def model_config(container: ContainerHere, model: str, version: str | None = None) -> dict[str, Any]:
     """What a client needs to prepare its input, in the form of Triton's model configuration."""
     loaded = find(container, model, version)
@@ -139,6 +139,7 @@ async def model_config(container: ContainerHere, model: str, version: str | None
 
 @router.post(
     "/models/{model}/infer",
+    summary="Infer with a model",
     tags=["inference"],
     dependencies=KEYED,
     responses=failing(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504),
@@ -146,6 +147,7 @@ async def model_config(container: ContainerHere, model: str, version: str | None
 )
 @router.post(
     "/models/{model}/versions/{version}/infer",
+    summary="Infer with one version of a model",
     tags=["inference"],
     dependencies=KEYED,
     responses=failing(400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504),

@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 from models.checkpoint import CalibrationPoint
 from models.preprocessing import prepare
 from service.errors import ServiceError
-from service.http.oip import read_call, respond
+from service.http.oip import Parameters, read_call, respond
 from service.repository.loaded_model import LoadedModel
 from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, engine_of, picture, until
 
@@ -231,6 +231,24 @@ def test_bad_requests(running: Running, body: Any) -> None:
     response = running.client.post(f"/v2/models/{NAME}/infer", content=json.dumps(body))
     assert response.status_code == 400
     assert message(response)
+
+
+def test_optional_members_may_be_null(running: Running) -> None:
+    tensor = {"parameters": None, "data": [0.5] * 3072}
+    outputs = [
+        {"name": "macs", "parameters": None},
+        {"name": "logits", "parameters": {"binary_data": None, "classification": None}},
+    ]
+    parameters = dict.fromkeys(Parameters.model_fields)
+    for body in (
+        request(tensor=tensor, id=None, outputs=None, parameters=None),
+        request(tensor=tensor, id=None, outputs=outputs, parameters=parameters),
+        request(tensor=tensor | {"parameters": {"binary_data_size": None}}),
+    ):
+        response = running.client.post(f"/v2/models/{NAME}/infer", content=json.dumps(body))
+        assert (response.status_code, "id" in response.json()) == (200, False)
+    index = running.client.post("/v2/repository/index", content=json.dumps({"ready": None}))
+    assert index.status_code == 200
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"NaN", b'{"inputs": NaN}'])

@@ -1,0 +1,36 @@
+"""Paths of requests behind a proxy that serves this service under a prefix."""
+
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+
+class RootPath:
+    """Puts the prefix into each request's scope as ASGI defines it: `path` begins with `root_path`.
+
+    Some proxies remove the prefix before they pass a request on and some do not. Both work, and so do probes that do
+    not come through the proxy.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self.root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["root_path"] = self.root_path
+            if not f"{scope['path']}/".startswith(f"{self.root_path}/"):
+                scope["path"] = self.root_path + scope["path"]
+                scope["raw_path"] = self.root_path.encode() + scope["raw_path"]
+        await self.app(scope, receive, send)
+
+
+def route_path(scope: Scope) -> str:
+    """Return a request's path without the prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def without_host(location: str) -> str:
+    """Return a URL without its scheme and host, which a proxy may have changed."""
+    return urlsplit(location)._replace(scheme="", netloc="").geturl()
