@@ -212,7 +212,7 @@ def test_two_images_in_a_form_are_refused(running: Running) -> None:
     [
         {"files": {"picture": encoded(picture(0))}},
         {"files": [("image", encoded(picture(0))), ("image", encoded(picture(1)))]},
-        {"data": {"image": ""}},
+        {"files": {"image": b""}},
         {"data": {f"field{i}": "x" for i in range(20)}, "files": {"image": encoded(picture(0))}},
     ],
 )
