@@ -59,7 +59,7 @@ def inference_keys(settings: Settings) -> Keys:
 
 
 def management_keys(settings: Settings) -> Keys:
-    """Return the keys of management calls: if there are none of its own, those that classify."""
+    """Return the keys of management calls; if there are none, those that classify."""
     own, others = keys_to_manage(settings), keys_to_classify(settings)
     return Keys(own, others, "manage the repository") if own else Keys(others)
 
@@ -81,9 +81,9 @@ def checked(keys: list[str], kind: str) -> list[str]:
 
 
 def read_keys(file: Path | None) -> list[str]:
-    """Return the keys in a file, one a line; blank lines are skipped, and `#` at the start or after a space comments.
+    """Return the keys in a file: one a line, blank lines skipped, comments after a `#` that begins a word.
 
-    Raises UserError if the file can't be read or holds no key, and with the line's number for a line that is no key.
+    Raises UserError if the file can't be read, holds no key, or has a line that is no key, which it names by number.
     """
     if file is None:
         return []

@@ -49,10 +49,10 @@ class Admission:
         past the deadline. The estimate assumes that every block runs, as for the most expensive image.
         """
         if self.image_count + count > self.max_images:
-            raise self.queue_full(model)
+            raise self._queue_full(model)
         if self.image_count and (ready := perf_counter() + self.drain_seconds(model)) > deadline:
             reason = "deadline_out_of_reach" if ready > started + self.request_timeout else "client_deadline"
-            raise self.overloaded(
+            raise self._overloaded(
                 reason, f"the deadline would pass while {self.image_count} earlier images are processed", model
             )
         self.image_count += count
@@ -64,23 +64,23 @@ class Admission:
     def refuse_if_saturated(self, model: "LoadedModel") -> None:
         """Raise ServiceError overloaded if no image can be admitted now, to spare the client sending its body."""
         if self.saturated:
-            raise self.queue_full(model)
+            raise self._queue_full(model)
 
     @property
     def saturated(self) -> bool:
         """Whether no further image can be admitted."""
         return self.image_count >= self.max_images
 
-    def queue_full(self, model: "LoadedModel | None" = None) -> ServiceError:
+    def _queue_full(self, model: "LoadedModel") -> ServiceError:
         """Return the refusal of a request for which there is no place."""
-        return self.overloaded("queue_full", f"{self.image_count} images are in progress", model)
+        return self._overloaded("queue_full", f"{self.image_count} images are in progress", model)
 
     def drain_seconds(self, model: "LoadedModel") -> float:
         """Return the seconds that the engine takes for all admitted images if every block runs."""
         largest = model.clock.sizes[-1]
         return self.image_count * model.clock.seconds(largest) / largest
 
-    def overloaded(self, reason: str, problem: str, model: "LoadedModel | None" = None) -> ServiceError:
+    def _overloaded(self, reason: str, problem: str, model: "LoadedModel | None" = None) -> ServiceError:
         """Return a 429; Retry-After is the time to drain half of the images in progress."""
         self._on_rejected(reason)
         rate = self._rate()
@@ -101,7 +101,7 @@ class Admission:
         def hold(size: int) -> None:
             nonlocal held
             if self.byte_count + size > self.max_bytes:
-                raise self.overloaded("bodies_full", f"{self.byte_count} bytes of uploads are held")
+                raise self._overloaded("bodies_full", f"{self.byte_count} bytes of uploads are held")
             self.byte_count += size
             held += size
 

@@ -73,7 +73,7 @@ class Pipeline:
             for task in tasks:
                 self.decode_threads.submit(self._decode_in_thread, task, perf_counter())
         results = asyncio.gather(*(task.result for task in tasks))
-        # After a disconnect or a deadline nobody reads its error, which asyncio would log.
+        # Retrieve its error: after a disconnect or a deadline it is not awaited, and asyncio would log it.
         results.add_done_callback(lambda done: done.cancelled() or done.exception())
         disconnect = asyncio.ensure_future(disconnected)
         reason = "client_gone"

@@ -75,13 +75,13 @@ class LoadedModel:
 
     @property
     def accuracy(self) -> float | None:
-        """Top-1, 0..1, as it was evaluated."""
+        """Top-1 accuracy, 0..1, of the checkpoint's evaluation."""
         evaluation = self.checkpoint.config.evaluation
         return None if evaluation is None else evaluation.accuracy
 
     @property
     def expected_mac_share(self) -> float | None:
-        """Executed over dense MACs, as it was evaluated."""
+        """Executed MACs / dense MACs in the checkpoint's evaluation."""
         evaluation = self.checkpoint.config.evaluation
         return None if evaluation is None else evaluation.macs / evaluation.dense_macs
 

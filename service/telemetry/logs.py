@@ -55,7 +55,7 @@ class JsonFormatter(pythonjsonlogger.json.JsonFormatter):
 class TextFormatter(JsonFormatter):
     """``time level logger message name=value …``, then the exception.
 
-    A message cannot begin a line of its own: control characters that a client sent are escaped.
+    Control characters are escaped, so that no client can forge a line.
     """
 
     def jsonify_log_record(self, log_data: dict[str, Any]) -> str:

@@ -79,7 +79,7 @@ class ControlledEngine:
         self.entered.put(len(images))
         assert self.open.wait(20), "a test left the engine held"
         if self.fails(images):
-            raise RuntimeError("told to fail")
+            raise RuntimeError("made to fail")
         return self.engine.run(images, thresholds)
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class Running:
         return self
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return the sum of the samples of a name that have these labels."""
+        """Return the sum of the samples with this name and these labels."""
         return sum(
             sample.value
             for family in self.container.metrics.registry.collect()
@@ -126,7 +126,7 @@ class Running:
 
 
 class Process:
-    """`skipnet serve` as a process of its own."""
+    """`skipnet serve` in its own process."""
 
     def __init__(self, log: Path, *options: str, **environment: str) -> None:
         self.log = log
@@ -153,7 +153,7 @@ class Process:
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Return once ``condition`` holds; fails after ``seconds``."""
+    """Wait until ``condition`` holds; fail after ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not hold in time"

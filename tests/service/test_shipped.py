@@ -1,4 +1,4 @@
-"""The shipped checkpoint, served as `make serve` does: real photos get the right label and really skip."""
+"""The shipped checkpoint, served as `make serve` does: photos get the right label and skip blocks."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_a_photo_of_an_unknown_class_is_classified(shipped: Running) -> None:
 
 @pytest.fixture(scope="module")
 def answers(shipped: Running) -> list[tuple[str, dict[str, object]]]:
-    """True label and answer of 300 images of CIFAR-10's test split, where the research data lies beside."""
+    """The true label and the answer for 300 images of CIFAR-10's test split, from the research data."""
     pixels, truth = packs().read("cifar10", "test")
     labels = find_dataset("cifar10").classes
     return [
@@ -46,7 +46,7 @@ def answers(shipped: Running) -> list[tuple[str, dict[str, object]]]:
 
 def test_labels_are_right(answers: list[tuple[str, dict[str, object]]]) -> None:
     right = [true == answer["predictions"][0]["label"] for true, answer in answers]  # type: ignore[index]
-    # Of 300 images at an accuracy of 86 %, fewer than 0.80 would be a draw of one in a thousand.
+    # At an accuracy of 86 %, the chance of less than 80 % of 300 images is one in a thousand.
     assert np.mean(right) >= 0.80
 
 
@@ -64,6 +64,6 @@ def test_skipping_every_block_takes_less_than_half_the_time(shipped: Running) ->
         answer = post(shipped, encoded(image), f"?execute_threshold={threshold}").json()
         return float(answer["timing_ms"]["inference"])
 
-    # Taken in turn, so that whatever else the machine does slows both.
+    # Taken alternately, so that other load of the machine affects both equally.
     times = [(inference(0), inference(1)) for _ in range(40)]
     assert median(none for _, none in times) < median(every for every, _ in times) / 2

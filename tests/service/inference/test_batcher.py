@@ -81,7 +81,7 @@ def test_cancelled_images_leave_the_queue_of_a_stuck_engine(
     async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
-            ready = [queue.put(model, decoded(i)) for i in range(4)]  # The next batch, made ready.
+            ready = [queue.put(model, decoded(i)) for i in range(4)]  # the next batch, formed already
             for _ in range(50):
                 tasks = [queue.task(model, decoded(i)) for i in range(3)]
                 for task in tasks:
@@ -90,7 +90,7 @@ def test_cancelled_images_leave_the_queue_of_a_stuck_engine(
                 queue.batcher.discard(tasks)
                 late = queue.task(model, decoded(0))
                 late.result.cancel()
-                queue.batcher.put(late)  # Its decoding took longer than its client waited.
+                queue.batcher.put(late)  # decoded after its client disconnected
             assert queue.batcher.depth(model) == 4
             assert queue.dropped == 200 * ["client_gone"]
             engine_of(model).open.set()
@@ -221,7 +221,7 @@ def test_retired_engine_is_closed_by_the_engine_thread(model: LoadedModel, decod
 def test_an_unloaded_model_is_freed(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     async def scenario() -> None:
         async with running() as queue:
-            # Another than the fixture's, which the test itself keeps.
+            # Not the fixture's model, which the test itself keeps in memory.
             own, closed = replace(model, engine=ControlledEngine(engine_of(model).engine)), threading.Event()
             engine_of(own).close = closed.set  # type: ignore[method-assign]
             left = weakref.ref(own.engine)
@@ -231,11 +231,11 @@ def test_an_unloaded_model_is_freed(model: LoadedModel, decoded: Callable[[int],
             queue.runs.clear()
             del own
 
-            def gone() -> bool:
+            def freed() -> bool:
                 gc.collect()
                 return left() is None
 
-            until(gone)
+            until(freed)
 
     asyncio.run(scenario())
 

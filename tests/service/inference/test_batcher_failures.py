@@ -1,4 +1,4 @@
-"""What becomes of the others where an image, its client or the engine fails."""
+"""Failures of an image, its client or the engine, and their effect on other images."""
 
 import asyncio
 from collections.abc import Callable
@@ -133,7 +133,7 @@ def test_a_batch_that_cannot_be_formed_fails_its_images_only(
             first = await hold(queue, model, decoded(0))
             with monkeypatch.context() as patch:
                 patch.setattr(np, "stack", no_memory)
-                # The fourth fills a batch, which is formed at once, in the thread that puts it.
+                # The fourth fills a batch, which the calling thread forms at once.
                 lost = [queue.put(model, decoded(i)) for i in range(4)]
             engine_of(model).open.set()
             for result in await asyncio.wait_for(asyncio.gather(*lost, return_exceptions=True), 20):

@@ -30,7 +30,7 @@ def test_threshold_of_a_budget(budget: float, threshold: float) -> None:
 
 @pytest.mark.parametrize("budget", [0.8199, 0.5, 0.2001])
 def test_a_budget_is_kept_where_gates_flip_all_at_once(budget: float) -> None:
-    # Nothing is known between 0.82 and 0.2: most of that step may lie at either end.
+    # The curve has no point between 0.82 and 0.2, and the step may be at either end.
     assert threshold_for(CURVE, budget) == 0.75
 
 

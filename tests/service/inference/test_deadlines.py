@@ -1,4 +1,4 @@
-"""Requests that are late, and clients that leave, over a real socket."""
+"""Late requests and disconnected clients, over a real socket."""
 
 import gc
 import socket
@@ -45,7 +45,7 @@ def test_a_short_client_deadline_counts_as_the_clients(
         assert post(server, encoded(picture(0)), headers=PNG | {"x-request-timeout": "0.2"}).status_code == 504
         until(lambda: server.metric("requests_total", outcome="client_deadline") == 1)
     assert server.metric("requests_total", outcome="deadline") == 0
-    # Whoever looks at the line sees what went wrong, and who asked.
+    # The line names the error and the client.
     [line] = [record.fields for record in caplog.records if record.name == "skipnet.access"]  # type: ignore[attr-defined]
     assert (line["code"], line["client"]) == ("deadline_exceeded", "127.0.0.1")
 

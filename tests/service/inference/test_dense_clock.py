@@ -48,5 +48,5 @@ def test_samples_are_an_interval_apart_and_never_without_one(clock: DenseClock) 
 
 def test_a_disturbance_counts_for_the_dense_run_too(clock: DenseClock) -> None:
     assert [clock.instead(1, seconds) for seconds in (0.5, 1.2, 3.0)] == [1.0, 1.0, 1.0]
-    # A run that another process held up for 200 seconds tells nothing about routing.
+    # Another process delayed this run by 200 seconds, which says nothing about routing.
     assert clock.instead(1, 203.0) == 201.0

@@ -1,4 +1,4 @@
-"""Versions that can't be loaded: what is served in their place, and how they are told."""
+"""Versions that cannot be loaded: what is served instead, and how they are reported."""
 
 import asyncio
 import errno
@@ -24,7 +24,7 @@ def test_a_damaged_model_does_not_keep_others_from_loading(folder: Path, loaded:
         assert await observed.load_all()
         assert observed.resolve(NAME, None).version == 1
         assert "safetensors" in next(entry.reason for entry in await observed.index() if entry.name == "another")
-        # Nor does another take the default's place: it has other labels, perhaps.
+        # No other model replaces the default: it may have other labels.
         with pytest.raises(ServiceError, match="the default model another is not loaded") as caught:
             observed.resolve(None, None)
         assert caught.value.code == Code.NOT_READY
@@ -43,7 +43,7 @@ def test_the_previous_version_is_served_if_the_newest_is_damaged(folder: Path, l
         assert observed.resolve(NAME, None).version == 2
         assert observed.events == ["serve 2"]
         assert "safetensors" in (await observed.index())[2].reason
-        # It was not asked for by number: the mended one replaces it.
+        # It was not loaded by number, so the repaired version replaces it.
         shutil.rmtree(folder / NAME / "3")
         add(folder, 3)
         await observed.load(NAME)

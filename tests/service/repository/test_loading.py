@@ -24,7 +24,7 @@ OPTIONS = EngineOptions(engine="reference", threads=1)
 
 
 class Bent:
-    """An engine whose answers a test bends."""
+    """An engine whose output a test changes."""
 
     name, device = "bent", "cpu"
 
@@ -143,10 +143,10 @@ def test_a_fallback_is_logged_with_its_reason(
     assert "engine native is unavailable, auto falls back: no C++ compiler here" in caplog.text
     metrics = Metrics()
     metrics.add_model(model, lambda: 0)
-    told = metrics.registry.get_sample_value
+    sample = metrics.registry.get_sample_value
     labels = {"model": NAME, "version": "1"}
-    assert told("skipnet_engine_fallbacks_total", labels | {"engine": "native"}) == 1
-    assert told("skipnet_engine_fallbacks_total", labels | {"engine": "onnxruntime"}) == 0
+    assert sample("skipnet_engine_fallbacks_total", labels | {"engine": "native"}) == 1
+    assert sample("skipnet_engine_fallbacks_total", labels | {"engine": "onnxruntime"}) == 0
 
 
 def test_a_fallback_for_two_reasons_counts_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_a_model_loaded_by_request_during_startup_stays(folder: Path, loaded: Lo
         await asyncio.to_thread(observed.begun.wait, 20)
         add(folder, 2)
         asked = asyncio.create_task(observed.load(NAME))
-        await asyncio.sleep(0)  # It stands in line, before the start's next model.
+        await asyncio.sleep(0)  # It waits for its turn, before the next model of the startup.
         observed.wait.set()
         await asyncio.gather(starting, asked)
         assert list(observed.loaded[NAME]) == [2]
@@ -121,7 +121,7 @@ def test_watching_retries_a_folder_that_cannot_be_read(
 
     def newest_after_an_error(folder: Path) -> dict[tuple[str, int], Files]:
         looks[0] += 1
-        if looks[0] <= 3:  # It is told once.
+        if looks[0] <= 3:  # It is logged once.
             raise OSError(errno.ESTALE, "Stale file handle")
         return newest_files(folder)
 
@@ -152,7 +152,7 @@ def test_folders_with_names_that_are_not_accepted_are_ignored_and_logged_once_wi
         watcher = Watcher(observed, 0.001)
         await watcher.load_all()
         assert [(entry.name, entry.version) for entry in await observed.index()] == [(NAME, 1)]
-        # It is found while the folder is watched, too.
+        # Watching finds such folders too.
         add(folder, 1, "new model")
         watching = asyncio.create_task(watcher.watch())
         while "new model" not in caplog.text:

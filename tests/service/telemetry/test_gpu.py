@@ -1,4 +1,4 @@
-"""NVML's readings as metrics. No GPU is needed: what stands in for NVML answers as its manual says."""
+"""NVML's readings as metrics, without a GPU: a substitute for NVML returns what its manual says."""
 
 from types import SimpleNamespace
 

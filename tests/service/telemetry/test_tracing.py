@@ -48,7 +48,7 @@ def test_failure_is_marked(start: Callable[..., Running], model: LoadedModel) ->
     engine_of(model).fails = lambda images: True  # noqa: ARG005
     server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
     server.stop()
-    [span] = exporter.get_finished_spans()  # Sent at the end, without being asked.
+    [span] = exporter.get_finished_spans()  # sent at the end, without a flush
     assert span.status.status_code == StatusCode.ERROR
 
 

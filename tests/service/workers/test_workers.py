@@ -1,4 +1,4 @@
-"""Several processes behind one address: what is asked of all is answered for all, and they end together."""
+"""Several worker processes on one address: requests that concern all of them, and their common end."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ OPTIONS = (
 
 
 def get(url: str) -> httpx.Response:
-    """Ask over a new connection, which may lead to any worker."""
+    """Send a request over a new connection, which may reach any worker."""
     return httpx.get(url, timeout=20)
 
 
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[Process]:
-    """Two workers for the tests that leave them running."""
+    """Two workers, shared by the tests that leave them running."""
     log = tmp_path_factory.mktemp("log") / "log"
     process = Process(log, *OPTIONS, "--model-repository", str(folder), "--management-keys", '["boss"]')
     try:
@@ -62,7 +62,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[Pro
 
 
 def scrape(url: str) -> dict[str, float]:
-    """Return every series' value under its name and its labels' values, which are sorted."""
+    """Return the value of every series, by its name and the sorted values of its labels."""
     families = parse(get(f"{url}/metrics").text)
     return {
         " ".join([sample.name, *sorted(sample.labels.values())]): sample.value
