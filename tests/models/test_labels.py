@@ -1,4 +1,4 @@
-"""By which number a data set's classes go where a checkpoint has labels of its own."""
+"""The labels of an image folder whose classes a checkpoint knows under its own labels."""
 
 from pathlib import Path
 
@@ -24,17 +24,17 @@ def folder_of(tmp_path: Path, *classes: str) -> Source:
     [
         (["ship", "cat", "dog"], [1, 0]),  # The folders are cat and ship.
         (["cat", "ship"], [0, 1]),
-        (["a feline", "a vessel"], [0, 1]),  # Worded anew, in order.
+        (["a feline", "a vessel"], [0, 1]),  # Reworded labels in the same order.
     ],
 )
-def test_an_image_folder_is_labelled_by_its_names(tmp_path: Path, labels: list[str], numbers: list[int]) -> None:
+def test_an_image_folder_is_labelled_by_class_name(tmp_path: Path, labels: list[str], numbers: list[int]) -> None:
     source = folder_of(tmp_path, "ship", "cat").labelled_as(labels)
     assert [source.image(index)[1] for index in range(2)] == numbers
     assert source.select([1]).image(0)[1] == numbers[1]
 
 
 @pytest.mark.parametrize("labels", [["cat", "vessel"], ["a feline", "a vessel", "a dog"]])
-def test_a_folder_whose_classes_are_no_labels_is_refused(tmp_path: Path, labels: list[str]) -> None:
+def test_a_folder_with_unknown_classes_is_refused(tmp_path: Path, labels: list[str]) -> None:
     with pytest.raises(UserError, match=f"is none of the checkpoint's labels, which are {', '.join(labels)}"):
         folder_of(tmp_path, "ship", "cat").labelled_as(labels)
 

@@ -14,7 +14,7 @@ def test_crop_and_flip_move_pixels_and_invent_none() -> None:
     assert moved.shape == images.shape
     originals = set(images[0].flatten().tolist()) | {0}
     assert all(set(image.flatten().tolist()) <= originals for image in moved)
-    # A row that is still whole reads as it did, or backwards: half of the images are flipped.
+    # Pixels that were neighbours still are, in the same or the reverse order: half of the images are flipped.
     steps = (moved[:, 0, 16, 17] - moved[:, 0, 16, 16]).tolist()
     assert set(steps) == {1, -1} and 16 < steps.count(1) < 48
     assert len({image[0, 16, 16].item() for image in moved}) > 20

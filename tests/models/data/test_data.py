@@ -1,4 +1,4 @@
-"""Data sets read through the `datasets` library from local files in the hub's own schema, and their augmentation."""
+"""Data sets in the schema of the hub, read from local files, and the jobs that train on them."""
 
 import importlib.util
 import io
@@ -70,9 +70,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
         read_source(CIFAR10, "test", tmp_path)
 
 
-def test_training_goes_on_with_the_mean_and_deviation_that_a_start_was_imported_with(
-    pixels: np.ndarray, tmp_path: Path
-) -> None:
+def test_training_keeps_the_normalisation_of_an_imported_start(pixels: np.ndarray, tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", pixels, list(range(20)))
     labels = read_source(CIFAR10, "train", tmp_path).classes
@@ -119,12 +117,12 @@ def test_data_that_cannot_be_read_says_what_to_do(make, message: str, tmp_path: 
         read_source(CIFAR10, "train", make(tmp_path))
 
 
-def test_an_unknown_data_set_lists_what_there_is() -> None:
+def test_an_unknown_data_set_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="svhn"):
         find_dataset("cifar")
 
 
-def test_a_hub_that_is_out_of_reach_points_to_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_suggests_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise ConnectionError("Couldn't reach 'cifar10' on the Hub (OfflineModeIsEnabled)")
 
@@ -155,7 +153,7 @@ def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("architecture", "size"), [("imagenet_rnn_gate_18", 32), ("cifar10_rnn_gate_38", 4)])
-def test_images_that_end_as_one_pixel_are_refused(tmp_path: Path, architecture: str, size: int) -> None:
+def test_images_too_small_for_the_network_are_refused(tmp_path: Path, architecture: str, size: int) -> None:
     with pytest.raises(UserError, match=f"images of {size} pixels are too small.*--size above {size}"):
         make_job(JobOptions(architecture, "imagefolder", tmp_path, data=tmp_path, size=size))
 
@@ -176,7 +174,7 @@ def test_an_image_folder_can_train_a_network_of_small_images(tmp_path: Path) -> 
     assert job.validate(job.network).images == 2
 
 
-def test_photos_too_many_for_memory_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photos_that_exceed_memory_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for label in ("dark", "light"):
         (tmp_path / "train" / label).mkdir(parents=True)
         for number in range(2):
@@ -194,7 +192,7 @@ def test_photos_too_many_for_memory_are_streamed(tmp_path: Path, monkeypatch: py
     np.testing.assert_array_equal(job.validate(job.network).executed, in_memory.executed)
 
 
-def test_a_checkpoint_of_another_network_is_no_start(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_a_checkpoint_of_another_network_is_refused_as_start(tmp_path: Path, pixels: np.ndarray) -> None:
     write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
     architecture = find_architecture("cifar10_rnn_gate_38")
     labels = read_source(CIFAR10, "train", tmp_path).classes
@@ -258,7 +256,7 @@ def test_a_dense_network_starts_from_the_blocks_of_one_with_gates(tmp_path: Path
     theirs = trained.state_dict()
     assert all(torch.equal(theirs[key], value) for key, value in job.network.state_dict().items())
     assert job.network.gate_kind is None and [recipe.stage for recipe in job.recipes] == ["plain"]
-    # Whoever reads how it was made sees which network was trained then.
+    # The history names the network that a stage trained.
     assert job.earlier == [plain, {"architecture": routed.name} | stages[1]]
 
 
@@ -277,7 +275,7 @@ def write_cifar10(folder: Path, train: int, test: int) -> None:
         write_parquet(folder / f"{name}.parquet", pixels[:count], labels[:count].tolist())
 
 
-def test_the_real_cifar_10_through_the_same_loader(tmp_path: Path) -> None:
+def test_cifar_10_is_read_exactly(tmp_path: Path) -> None:
     images, labels = packs().read("cifar10", "test")
     write_parquet(tmp_path / "test.parquet", images[:200], labels[:200].tolist())
     read, truth = read_source(CIFAR10, "test", tmp_path).in_memory(32)
@@ -286,7 +284,7 @@ def test_the_real_cifar_10_through_the_same_loader(tmp_path: Path) -> None:
     assert read_source(CIFAR10, "test", tmp_path).classes[3] == "cat"
 
 
-def test_the_real_cifar_100_is_named_in_its_order_whatever_the_data_call_its_classes(tmp_path: Path) -> None:
+def test_cifar_100_keeps_its_class_names_whatever_the_data_has(tmp_path: Path) -> None:
     dataset = find_dataset("cifar100")
     images, labels = packs().read("cifar100", "test")
     write_parquet(tmp_path / "test.parquet", images[:20], labels[:20].tolist(), ("img", "fine_label"))

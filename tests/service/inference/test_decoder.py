@@ -47,14 +47,14 @@ def test_other_formats_are_not_opened(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.1, 0.6])
-def test_cut_short(kind: str, share: float) -> None:
+def test_a_truncated_image_is_refused(kind: str, share: float) -> None:
     data = encoded(picture(0, 200, 200), kind)
     assert refusal(data[: int(share * len(data))]) == Code.DAMAGED_IMAGE
 
 
 @pytest.mark.parametrize("side", [1001, 9_000, 15_000, 2_000_000_000])
 def test_too_many_pixels_are_refused_by_the_header(side: int) -> None:
-    """The pixels themselves are missing: had they been decoded, the answer would be damaged_image."""
+    """The file has no pixels. Decoding them would answer damaged_image."""
     assert refusal(png(side, side, 8, 2, b"")) == Code.IMAGE_TOO_LARGE
 
 
@@ -77,7 +77,7 @@ def damage(data: bytes, places: list[tuple[int, int]]) -> bytes:
     places=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=20),
     cut=st.integers(0, 10_000),
 )
-def test_damaged_images_are_answered_whatever_they_hold(kind: str, places: list[tuple[int, int]], cut: int) -> None:
+def test_a_damaged_image_is_decoded_or_refused(kind: str, places: list[tuple[int, int]], cut: int) -> None:
     data = damage(encoded(picture(5), kind), places)
     try:
         image = decode(data[: max(1, len(data) - cut)])
@@ -101,14 +101,14 @@ def test_random_bytes_are_refused(start: bytes, rest: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_small_image_is_the_same_decoded_at_once(kind: str) -> None:
+def test_a_small_image_has_the_same_pixels(kind: str) -> None:
     data = encoded(picture(0, 30, 20), kind)
     image = DECODER.decode_small(data)
     assert image is not None
     assert image.tobytes() == decode(data).tobytes()
 
 
-def test_what_takes_long_is_not_decoded_at_once() -> None:
+def test_an_image_that_takes_long_is_not_decoded_as_small() -> None:
     note = PngInfo()
     note.add_text("k", "a" * 500_000, zip=True)
     unfolds = encoded(picture(0, 30, 20), "PNG", pnginfo=note)
@@ -120,21 +120,21 @@ def test_what_takes_long_is_not_decoded_at_once() -> None:
         decode(data)
 
 
-def test_damage_shows_in_small_images_too() -> None:
+def test_a_damaged_small_image_is_refused() -> None:
     with pytest.raises(ServiceError) as caught:
         DECODER.decode_small(encoded(picture(0, 30, 20))[:-30])
     assert caught.value.code == Code.DAMAGED_IMAGE
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
-def test_a_jpeg_that_is_gone_through_again_and_again_is_refused(kind: str) -> None:
+def test_a_jpeg_with_too_many_scans_is_refused(kind: str) -> None:
     more = {"save_all": True, "append_images": [picture(1)]} if kind == "MPO" else {}
     progressive = encoded(picture(0), kind, progressive=True, **more)
     assert Image.open(BytesIO(progressive)).format == kind
     last = progressive.rindex(START_OF_SCAN)
     bomb = progressive[:-2] + progressive[last:-2] * MAX_SCANS + progressive[-2:]
     assert refusal(bomb) == Code.IMAGE_TOO_LARGE
-    # In what a phone appends to a photo the marker stands by chance now and then.
+    # The data that a phone appends to a photo contains the marker by chance.
     assert decode(encoded(picture(0), "JPEG") + START_OF_SCAN * 10 * MAX_SCANS).size == picture(0).size
 
 

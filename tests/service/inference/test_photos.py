@@ -1,4 +1,4 @@
-"""A network of ImageNet's shape on photos: trained, written, run by every engine, and served."""
+"""A network for photos: trained, written, run by every engine and served."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +41,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         held_out=6,
     )
     job = make_job(options)
-    # Batch norm knows little after three steps, and the recipes' own rates would be too much for it; gates that
-    # begin neither open nor sharp are still undecided.
+    # Three steps hardly train batch norm, and the recipes' own learning rates would be too high for it. Gates that
+    # start without bias and scale are still undecided.
     gentle = replace(
         job, recipes=[replace(recipe, rate=1e-4, gate_bias_init=0, gate_logit_scale=1) for recipe in job.recipes]
     )
@@ -65,7 +65,7 @@ def checkpoint(repository: Path) -> Checkpoint:
     return read_checkpoint(repository / ARCHITECTURE / "1")
 
 
-def test_its_checkpoint_tells_how_it_was_made(checkpoint: Checkpoint) -> None:
+def test_its_checkpoint_describes_its_training(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     assert config.labels == ["golf ball", "parachute"]
     assert (config.input.resize, config.input.height) == (73, SIZE)
