@@ -1,9 +1,9 @@
-// Maps, register tiles and convolutions of the native engine (native.cpp).
+// Feature maps, register tiles and convolutions of the native engine (native.cpp).
 //
-// Maps are blocked: [channels / V][height][width][V], V floats being one vector register, with a margin of
-// zeros around them so that no inner loop knows about borders. 3x3 convolutions of stride 1 use Winograd's
-// F(2x2, 3x3) (Lavin and Gray 2016, arXiv 1509.09308), all others are direct; both end in the same kernel,
-// which keeps a tile of pixels x channels in registers.
+// Maps are blocked: [channels / V][height][width][V], where V floats fill one vector register. A margin of zeros
+// surrounds them, so that inner loops need no checks for borders. 3x3 convolutions of stride 1 use Winograd's
+// F(2x2, 3x3) (Lavin and Gray 2016, arXiv 1509.09308). All others are direct. Both use the same kernel, which keeps a
+// tile of pixels x channels in registers.
 
 #pragma once
 
@@ -13,8 +13,8 @@
 
 namespace {
 
-// A feature map. The margin is written once, at allocation; one more row and column below and to the right
-// let Winograd's tiles hang over maps of odd size.
+// A feature map. The margin is cleared once, at allocation. It has one more row below and one more column to the
+// right, because Winograd's tiles extend over the edge of maps of odd size.
 struct Map {
     int channels, height, width, margin;
     int row, block;  // strides in floats
@@ -30,8 +30,8 @@ struct Map {
     }
 };
 
-constexpr int TILES = 16;  // Winograd tiles worked on at a time, so that their transforms stay in near caches
-constexpr int POSITIONS = 16;  // of a 4x4 tile
+constexpr int TILES = 16;  // Winograd tiles processed together, so that their transforms stay in the L1 and L2 caches
+constexpr int POSITIONS = 16;  // in a 4x4 tile
 
 struct Convolution {
     int inputs, outputs, kernel, stride;
@@ -44,16 +44,16 @@ struct Convolution {
     int output_size(int size) const { return (size - 1) / stride + 1; }
 };
 
-enum class Epilogue { bias, bias_relu, bias_add_relu };  // add: to what the output map holds
+enum class Epilogue { bias, bias_relu, bias_add_relu };  // add: the previous content of the output map
 
-// What the kernel reads: `blocks` x `kernel` x `kernel` taps of `lanes` channels.
+// The input of a tile: `blocks` x `kernel` x `kernel` taps of `lanes` channels.
 struct Taps {
     int blocks, kernel, lanes;
     int block, row;  // strides in floats
 };
 
-// Adds, for P pixels that lie S apart and K output blocks, the products of what `in` and `weights` hold. The
-// weights come in the order of use, from far caches in deep networks, so they are asked for ahead of time.
+// Adds the products of inputs and weights for K output blocks of P pixels at a distance of S. The weights are in the
+// order of use. Deep networks read them from the L2 or L3 cache, so they are prefetched.
 template <int P, int S>
 __attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][K], Taps taps, const float* in,
                                                       const float* weights) {
@@ -71,8 +71,8 @@ __attribute__((always_inline)) inline void accumulate(Vector (&sums)[P][K], Taps
             }
 }
 
-// One register tile of a direct convolution, from bias to epilogue; `pooled`, if not null, gathers the sums
-// of the output's channels.
+// One register tile of a direct convolution, from bias to epilogue. If `pooled` is not null, the sums of the output's
+// channels are added to it.
 struct DirectTile {
     Taps taps;
     const float *in, *weights, *bias;
@@ -100,7 +100,7 @@ struct DirectTile {
     }
 };
 
-// One register tile of a Winograd product at one position: P tiles x K output blocks.
+// One register tile of a Winograd product at one position: P Winograd tiles x K output blocks.
 struct ProductTile {
     Taps taps;
     const float *in, *weights;
@@ -117,7 +117,7 @@ struct ProductTile {
     }
 };
 
-// Calls tile.run<pixels, S>() for a number of pixels known only at run time.
+// Calls tile.run<pixels, S>() for a number of pixels that is known only at run time.
 template <int S, class Tile, int... P>
 inline void dispatch(const Tile& tile, int pixels, std::integer_sequence<int, P...>) {
     using Run = void (Tile::*)() const;
@@ -130,7 +130,7 @@ inline void dispatch(const Tile& tile, int pixels) {
     dispatch<S>(tile, pixels, std::make_integer_sequence<int, P_MOST>());
 }
 
-// How many pixels a register tile takes of a row of `count`: equal parts use the registers best.
+// Returns the number of pixels per register tile for a row of `count` pixels. Equal parts use the registers best.
 inline int tile_pixels(int count) {
     const int tiles = (count + P_MOST - 1) / P_MOST;
     return (count + tiles - 1) / tiles;
@@ -155,8 +155,8 @@ void convolve_directly(const Convolution& c, const Map& in, Map& out, Epilogue e
             }
 }
 
-// Transformed tiles: [16 positions][blocks][16 tiles][V]. Positions lie an odd number of cache lines apart,
-// because the 16 parts of one tile would else fall into one set of the first cache and evict each other.
+// Transformed tiles: [16 positions][blocks][16 tiles][V]. Two positions are an odd number of cache lines apart.
+// Otherwise the 16 parts of one tile would share one set of the L1 cache and evict each other.
 struct Transformed {
     int block = TILES * V, position;
     Buffer data;
@@ -166,7 +166,7 @@ struct Transformed {
     float* at(int index, int tile) const { return data.get() + size_t(index) * block + tile * V; }
 };
 
-// B^T d B of each 4x4 input tile d, tiles overlapping by two.
+// Computes B^T d B of each 4x4 input tile d. Tiles overlap by two pixels.
 void transform_input(const Map& in, int first, int count, int across, const Transformed& to) {
     for (int b = 0; b < in.blocks(); ++b)
         for (int t = 0; t < count; ++t) {
@@ -187,7 +187,7 @@ void transform_input(const Map& in, int first, int count, int across, const Tran
         }
 }
 
-// A^T m A of each 4x4 product m gives 2x2 pixels; those beyond an odd map's edge are dropped.
+// Computes the 2x2 pixels A^T m A of each 4x4 product m. Pixels beyond the edge of an odd map are dropped.
 void transform_output(const Convolution& c, const Transformed& from, int first, int count, int across,
                       Map& out, Epilogue epilogue, float* pooled) {
     for (int b = 0; b < out.blocks(); ++b) {
@@ -219,7 +219,7 @@ void transform_output(const Convolution& c, const Transformed& from, int first, 
     }
 }
 
-// At each position, the product of the transformed weights and tiles.
+// Multiplies the transformed weights and tiles at each position.
 void multiply(const Convolution& c, int count, const Transformed& in, const Transformed& out) {
     const float* weights = c.weights.get();
     const int step = tile_pixels(count);
@@ -235,16 +235,16 @@ void multiply(const Convolution& c, int count, const Transformed& in, const Tran
             }
 }
 
-// A core's own memory: everything that a run writes, allocated when an image size is first seen.
+// The buffers that one core writes, allocated when an image size first occurs.
 struct Workspace {
     Transformed inputs, products;
-    Buffer pooled;         // channel sums of the newest block output
-    int convolutions = 0;  // run so far: tests compare it with the decisions
+    Buffer pooled;         // channel sums of the last block's output
+    int convolutions = 0;  // run so far; tests compare it with the decisions
 
     Workspace(int channels) : inputs(channels / V), products(channels / V), pooled(zeros(channels)) {}
 };
 
-// Runs a convolution, leaving the output's channel sums in `pooled` if not null.
+// Runs a convolution. If `pooled` is not null, it receives the sums of the output's channels.
 void convolve(const Convolution& c, const Map& in, Map& out, Epilogue epilogue, float* pooled,
               Workspace& space) {
     ++space.convolutions;
@@ -261,17 +261,17 @@ void convolve(const Convolution& c, const Map& in, Map& out, Epilogue epilogue, 
     }
 }
 
-// Max pooling without padding, or with a padding of zeros, which is the same after a ReLU.
+// Max pooling with a padding of zeros, which is equivalent to none after a ReLU.
 template <int KERNEL, int PADDING>
 void max_pool(const Map& in, Map& out) {
     for (int b = 0; b < out.blocks(); ++b)
         for (int y = 0; y < out.height; ++y)
             for (int x = 0; x < out.width; ++x) {
                 const float* from = in.at(b, 2 * y - PADDING, 2 * x - PADDING);
-                Vector most = load(from);
+                Vector maximum = load(from);
                 UNROLL for (int i = 1; i < KERNEL * KERNEL; ++i)
-                    most = larger(most, load(from + i / KERNEL * in.row + i % KERNEL * V));
-                store(out.at(b, y, x), most);
+                    maximum = larger(maximum, load(from + i / KERNEL * in.row + i % KERNEL * V));
+                store(out.at(b, y, x), maximum);
             }
 }
 

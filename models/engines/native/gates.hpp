@@ -6,10 +6,10 @@
 
 namespace {
 
-// The LSTM's 10 hidden units, padded; it has four parts of them: input, forget, cell, output.
+// The LSTM's 10 hidden units, padded to whole registers. Its four parts are input, forget, cell and output.
 constexpr int UNITS = 16;
 
-// e^x to 2e-7 for |x| < 87, clamped beyond: x = n ln 2 + r, and e^r by its series.
+// Returns e^x with a relative error of 2e-7 for |x| < 87, and clamped beyond: x = n ln 2 + r, and e^r by its series.
 inline Vector exponential(Vector x) {
     x = x < -87.0f ? Vector{} - 87.0f : x;
     x = x > 87.0f ? Vector{} + 87.0f : x;
@@ -52,9 +52,9 @@ struct RecurrentGate {
             store(state.cell + j * V, cell);
             store(state.hidden + j * V, sigmoid(sums[3 * PART + j]) * hyperbolic_tangent(cell));
         }
-        float answer = readout_bias;
-        for (int u = 0; u < UNITS; ++u) answer += readout.get()[u] * state.hidden[u];
-        return answer;
+        float logit = readout_bias;
+        for (int u = 0; u < UNITS; ++u) logit += readout.get()[u] * state.hidden[u];
+        return logit;
     }
 
     template <int N>

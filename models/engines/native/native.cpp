@@ -1,7 +1,7 @@
-// One network, one call: stem, blocks, gates and head of SkipNet on one CPU core per image.
+// Runs a whole SkipNet - stem, blocks, gates and head - in one call, on one CPU core per image.
 //
-// A gate costs well under a microsecond here and a skipped block is a branch that is not taken, so that
-// wall-clock follows multiply-adds. native.py describes the network to skipnet_create and calls skipnet_run.
+// A gate takes well under a microsecond and a skipped block is a branch that is not taken, so the time is nearly
+// proportional to the multiply-adds. layout.py describes the network to skipnet_create; engine.py calls skipnet_run.
 
 #include "gates.hpp"
 
@@ -17,22 +17,22 @@ namespace {
 
 struct Block {
     std::vector<Convolution> residual;
-    std::vector<Convolution> projection;  // none (identity) or one
+    std::vector<Convolution> projection;  // empty for an identity shortcut, otherwise one
 };
 
-// Which maps a core's run goes through at one image size. An executed block adds to its shortcut in place.
+// The maps that a core uses for one image size. An executed block adds to its shortcut in place.
 struct Plan {
     struct Step {
-        std::vector<Map*> hidden;       // outputs of all residual convolutions but the last
-        Map* output;                    // the input, where the shortcut is the identity
+        std::vector<Map*> hidden;       // outputs of all residual convolutions except the last
+        Map* output;                    // the input itself if the shortcut is the identity
         Map* gate_pooled = nullptr;
-        std::vector<Map*> gate_hidden;  // of the gate that reads this block's output
+        std::vector<Map*> gate_hidden;  // for the gate that reads this block's output
     };
     std::map<std::tuple<int, int, int, int>, std::unique_ptr<Map>> maps;
     Map *image = nullptr, *stem = nullptr, *stem_pooled = nullptr;
     std::vector<Step> steps;
 
-    // Maps of one role and shape share memory: no two of them are in use at once.
+    // Maps of the same role and shape share memory, because they are never in use at the same time.
     Map* get(int role, int channels, int height, int width, int margin = 1) {
         auto& slot = maps[{role, channels, height, width}];
         if (!slot) slot = std::make_unique<Map>(channels, height, width, margin);
@@ -45,7 +45,7 @@ struct Plan {
 
 enum Role { IMAGE, STEM, OUTPUT, GATE_POOLED, GATE_HIDDEN, HIDDEN = GATE_HIDDEN + 8 };
 
-struct Answer {
+struct Output {
     float *logits, *probability;
     uint8_t* executed;
     int32_t* convolutions;
@@ -55,7 +55,7 @@ struct Network {
     Convolution stem;
     bool stem_pools;
     std::vector<Block> blocks;
-    // One of the two lists of gates is empty, both are in a plain ResNet.
+    // At most one of the two lists has gates. A plain ResNet has none.
     std::vector<RecurrentGate> recurrent;
     std::vector<ConvolutionalGate> convolutional;
     Head head;
@@ -87,7 +87,7 @@ struct Network {
 
     bool gated() const { return !recurrent.empty() || !convolutional.empty(); }
 
-    // Allocates what `count` cores need for images of this size. False if a gate cannot pool maps so small.
+    // Allocates the maps of `count` cores for images of this size. Returns false if they are too small for a gate.
     bool prepare(int count, int height, int width) {
         while (int(cores.size()) < count) cores.push_back({Workspace(widest), {}, 0, 0, zeros(widest)});
         for (int i = 0; i < count; ++i) {
@@ -132,7 +132,7 @@ struct Network {
         return true;
     }
 
-    void classify(Core& core, const float* image, float threshold, Answer answer) const {
+    void classify(Core& core, const float* image, float limit, Output output) const {
         const Plan& plan = core.plan;
         read_image(image, *plan.image);
         convolve(stem, *plan.image, *plan.stem, Epilogue::bias_relu, nullptr, core.space);
@@ -143,15 +143,15 @@ struct Network {
             bool execute = true;
             if (i > 0) {
                 const float probability = gated() ? probability_after(core, i - 1, *x, state) : 1.0f;
-                execute = !gated() || probability > threshold;
-                answer.probability[i - 1] = probability;
-                answer.executed[i - 1] = execute;
+                execute = !gated() || probability > limit;
+                output.probability[i - 1] = probability;
+                output.executed[i - 1] = execute;
             }
             const int before = core.space.convolutions;
             x = run_block(core, i, *x, execute);
-            answer.convolutions[i] = core.space.convolutions - before;
+            output.convolutions[i] = core.space.convolutions - before;
         }
-        head.classify(mean(core, core.space.pooled.get(), x->channels, *x), answer.logits);
+        head.classify(mean(core, core.space.pooled.get(), x->channels, *x), output.logits);
     }
 
     static void read_image(const float* image, Map& to) {
@@ -162,7 +162,8 @@ struct Network {
                     to.at(0, y, x)[channel] = image[channel * plane];
     }
 
-    // Returns the block's output map; a skipped block is its shortcut, and the identity costs nothing.
+    // Returns the block's output map. For a skipped block this is its shortcut, and an identity shortcut costs
+    // nothing.
     Map* run_block(Core& core, size_t i, Map& x, bool execute) const {
         const Block& block = blocks[i];
         const Plan::Step& step = core.plan.steps[i];
@@ -183,7 +184,7 @@ struct Network {
         return core.mean.get();
     }
 
-    // The probability that gate i, which reads block i's output x, gives to executing block i + 1.
+    // Returns the probability of executing block i + 1: gate i reads the output x of block i.
     float probability_after(Core& core, size_t i, const Map& x, State& state) const {
         const float logit =
             recurrent.empty()
@@ -197,7 +198,7 @@ struct Network {
         const Plan::Step& step = core.plan.steps[i];
         const Map* in = &x;
         if (gate.pools) max_pool<2, 0>(x, *step.gate_pooled), in = step.gate_pooled;
-        // The sums go to `mean`: those of the block's output are still needed if the next block is skipped.
+        // The sums go to `mean`, because those of the block's output are still needed if the next block is skipped.
         for (size_t j = 0; j < gate.convolutions.size(); in = step.gate_hidden[j++])
             convolve(gate.convolutions[j], *in, *step.gate_hidden[j], Epilogue::bias_relu, core.mean.get(),
                      core.space);
@@ -210,7 +211,7 @@ struct Network {
 
 }  // namespace
 
-// ---- C interface, called by native.py ------------------------------------------------------------------
+// ---- C interface, called by engine.py ------------------------------------------------------------------
 
 enum Status { DONE = 0, OUT_OF_MEMORY = 1, TOO_SMALL = 2 };
 
@@ -224,9 +225,9 @@ void* skipnet_create(const int32_t* integers, const float* numbers) try {
 
 void skipnet_destroy(void* network) { delete static_cast<Network*>(network); }
 
-// Runs n images, each on one core, on as many as `threads` cores. A core takes the next image when it is
-// done with one, since images differ in what they cost.
-int skipnet_run(void* handle, int threads, const float* images, const float* thresholds, int n, int height,
+// Runs n images on up to `threads` cores, each image on one core. A core takes the next image when it has finished
+// one, because images differ in cost. `limits` are compared with probabilities (models/gates.py).
+int skipnet_run(void* handle, int threads, const float* images, const float* limits, int n, int height,
                 int width, float* logits, float* probability, uint8_t* executed, int32_t* convolutions) try {
     auto& network = *static_cast<Network*>(handle);
     const int cores = std::max(1, std::min(threads, n));
@@ -235,10 +236,10 @@ int skipnet_run(void* handle, int threads, const float* images, const float* thr
     std::atomic<int> next{0};
     const auto work = [&](int core) {
         for (int i; (i = next++) < n;) {
-            const Answer answer{logits + size_t(i) * network.head.classes, probability + i * (blocks - 1),
+            const Output output{logits + size_t(i) * network.head.classes, probability + i * (blocks - 1),
                                 executed + i * (blocks - 1), convolutions + i * blocks};
             const float* image = images + size_t(i) * network.stem.inputs * height * width;
-            network.classify(network.cores[core], image, thresholds[i], answer);
+            network.classify(network.cores[core], image, limits[i], output);
         }
     };
     std::vector<std::thread> others;
@@ -246,7 +247,7 @@ int skipnet_run(void* handle, int threads, const float* images, const float* thr
         others.reserve(cores - 1);
         for (int core = 1; core < cores; ++core) others.emplace_back(work, core);
     } catch (const std::exception&) {
-        // No more threads to be had: those that run do the work.
+        // The system has no more threads: those that run do the work.
     }
     work(0);
     for (std::thread& other : others) other.join();

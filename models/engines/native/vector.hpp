@@ -11,8 +11,8 @@
 
 namespace {
 
-// V floats fill a register. A register tile is P pixels x K blocks of V channels: as many sums as leave room
-// for weights and pixels. AVX-512 multiplies by a pixel straight from memory, so one block at a time is best.
+// V floats fill a register. A register tile is P pixels x K blocks of V channels: as many sums as leave registers for
+// weights and pixels. AVX-512 can read a multiplication's pixel from memory, so one block at a time is best.
 #if defined(__AVX512F__)
 constexpr int V = 16, P_MOST = 16, K = 1;
 #elif defined(__AVX__)
@@ -29,9 +29,9 @@ using Bits = uint32_t __attribute__((vector_size(V * 4)));
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
 inline Vector larger(Vector a, Vector b) { return a < b ? b : a; }
-inline Vector relu(Vector x) { return larger(x, Vector{}); }  // NaN stays NaN, as in the reference
+inline Vector relu(Vector x) { return larger(x, Vector{}); }  // NaN stays NaN, as in the reference engine
 
-// For loops over arrays that must live in registers, which needs every index to be a constant.
+// For loops over arrays that must be in registers: every index must then be a constant.
 #define UNROLL _Pragma("GCC unroll 32")
 
 constexpr int rounded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }

@@ -1,4 +1,4 @@
-// Reads a network as native.py lays it out, and its convolutions' weights into the order of use.
+// Reads a network from the arrays of layout.py and puts the weights of its convolutions into the order of use.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace {
 
-// The folded network as native.py lays it out: integers that describe it, and its numbers, in order.
+// The folded network as layout.py lays it out: integers for its shapes, and numbers for its weights.
 struct Reader {
     const int32_t* integers;
     const float* numbers;
@@ -22,7 +22,7 @@ struct Reader {
     }
 };
 
-// G g G^T of a 3x3 filter g, as 16 positions.
+// Computes the 16 positions G g G^T of a 3x3 filter g.
 void transform_filter(const float* g, float* to) {
     const double G[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
     for (int position = 0; position < POSITIONS; ++position) {
@@ -32,7 +32,7 @@ void transform_filter(const float* g, float* to) {
     }
 }
 
-// Lays weights [outputs][inputs][kernel][kernel] out in the order in which the kernels read them.
+// Reads weights [outputs][inputs][kernel][kernel] into the order in which the kernel uses them.
 Convolution read_convolution(Reader& reader) {
     Convolution c{};
     c.inputs = reader.integer(), c.outputs = reader.integer();

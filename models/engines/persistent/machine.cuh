@@ -1,10 +1,10 @@
-// What the persistent kernel asks of a GPU: instructions that C++ has no name for, and shared memory.
+// The GPU instructions of the persistent kernel that C++ has no name for, and its access to shared memory.
 //
-// Each of these is one or two PTX instructions. Tests build the kernel for the CPU by defining them once more
-// (tests/models/engines/persistent/shim.hpp); nothing else in the kernel knows where it runs. No header of the
-// CUDA toolkit is needed, so that NVRTC compiles the kernel from its own wheel alone.
+// Each function is one or two PTX instructions. Tests compile the kernel for the CPU with other definitions of them
+// (tests/models/engines/persistent/shim.hpp). Nothing else in the kernel depends on the machine. It needs no header
+// of the CUDA toolkit, so NVRTC compiles it with its own wheel alone.
 //
-// Shared memory is addressed by byte offset, a 32-bit number that ldmatrix takes as it is.
+// Shared memory is addressed by byte offset, a 32-bit number as ldmatrix takes it.
 
 #pragma once
 
@@ -15,28 +15,28 @@ extern __shared__ __align__(128) unsigned char shared_memory[];
 template <class T> DEVICE T read_shared(int at) { return *reinterpret_cast<const T*>(shared_memory + at); }
 template <class T> DEVICE void write_shared(int at, T value) { *reinterpret_cast<T*>(shared_memory + at) = value; }
 
-// Numbers of this thread and warp. They go through a shuffle, which the compiler can't see through: else it works
-// out the addresses of every convolution once, before the loops, and spills them. (The warp's comes from one lane,
-// which also tells the compiler that it is the same in all.)
+// The numbers of this thread, warp and lane. They go through a shuffle, which hides their origin from the compiler.
+// Otherwise it computes the addresses of every convolution before the loops and spills them. The warp's number comes
+// from one lane, which also tells the compiler that all lanes have the same.
 DEVICE int thread_number() { return __shfl_sync(0xffffffffu, int(threadIdx.x), int(threadIdx.x)); }
 DEVICE int warp_number() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
 DEVICE int lane_number() { return thread_number() % 32; }
 
-// From global memory that nobody writes while the kernel runs.
+// Loads from global memory, which must not change while the kernel runs.
 template <class T> DEVICE T fetch(const T* from) { return __ldg(from); }
 
-// From global to shared memory without a register in between, 16 or 4 bytes. It has arrived, for the thread that
-// asked, when `await_copies` returns, and for others after a barrier that follows.
-template <class T> DEVICE void copy_ahead(int to, const T* from) {
+// Starts a copy of 16 or 4 bytes from global to shared memory, without a register. After `wait_for_copies` it is
+// visible to the same thread, and after a following barrier to the others.
+template <class T> DEVICE void copy_async(int to, const T* from) {
     const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared_memory)) + to;
     if constexpr (sizeof(T) == 16)
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
     else
         asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
 }
-DEVICE void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Four 8 x 8 matrices of fp16; lane i gives the offset of row i % 8 of matrix i / 8 (PTX ISA, ldmatrix).
+// Loads four 8 x 8 matrices of fp16. Lane i gives the offset of row i % 8 of matrix i / 8 (PTX ISA, ldmatrix).
 DEVICE void load_matrices(unsigned (&to)[4], int row) {
     const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared_memory)) + row;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -45,7 +45,7 @@ DEVICE void load_matrices(unsigned (&to)[4], int row) {
                  : "memory");
 }
 
-// d += a b: 16 x 16 by 16 x 8, fp16 into fp32, in the fragments of mma.m16n8k16 (PTX ISA).
+// Computes d += a b: 16 x 16 by 16 x 8, fp16 into fp32, in the fragments of mma.m16n8k16 (PTX ISA).
 DEVICE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
@@ -53,7 +53,7 @@ DEVICE void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, uns
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Two numbers rounded to fp16, nearest even, the first in the lower half.
+// Rounds two numbers to fp16, to nearest even. The first is in the lower half.
 DEVICE unsigned pack(float low, float high) {
     unsigned both;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
@@ -68,17 +68,17 @@ DEVICE float2 unpack(unsigned both) {
     return two;
 }
 
-// `mine` of lane `lane` of this warp, and of the lane whose number differs in the bits of `mask`.
-DEVICE float from_lane(float mine, int lane) { return __shfl_sync(0xffffffffu, mine, lane); }
-DEVICE float across(float mine, int mask) { return __shfl_xor_sync(0xffffffffu, mine, mask); }
+// Return the value `mine` of lane `lane`, or of the lane whose number differs in the bits of `mask`.
+DEVICE float shuffle(float mine, int lane) { return __shfl_sync(0xffffffffu, mine, lane); }
+DEVICE float shuffle_xor(float mine, int mask) { return __shfl_xor_sync(0xffffffffu, mine, mask); }
 
-// Images come off one queue, so that a thread block whose image skips much takes the next one sooner. The last
-// thread block to leave puts the queue back to zero: a launch needs no other before it.
+// Thread blocks take images from one queue, so that a block whose image skips much takes the next one sooner. The
+// last thread block to leave resets the queue for the next launch.
 struct Queue {
     unsigned next, left;
 };
 
-DEVICE int draw(Queue* queue) { return int(gridDim.x + atomicAdd(&queue->next, 1u)); }
+DEVICE int take_image(Queue* queue) { return int(gridDim.x + atomicAdd(&queue->next, 1u)); }
 DEVICE void leave(Queue* queue) {
     if (atomicInc(&queue->left, gridDim.x - 1) == gridDim.x - 1) queue->next = 0;
 }

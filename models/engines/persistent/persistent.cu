@@ -1,13 +1,13 @@
-// A whole CIFAR-shaped SkipNet, stem to logits, in one launch: one image a thread block at a time.
+// Runs a whole CIFAR SkipNet, from stem to logits, in one launch. Each thread block processes one image at a time.
 //
-// Both maps of a block stay in shared memory from the first convolution to the last, and every gate is decided
-// where its map is: no map, and no decision, ever crosses to another thread block or to the host. A skipped
-// block is a branch that is not taken; neither its weights nor its maps are touched. Thread blocks draw images
-// from a queue, so any batch is one launch of as many thread blocks as the GPU holds.
+// Both maps of a block stay in shared memory from the first convolution to the last, and every gate is decided where
+// its map is. So no map and no decision goes to another thread block or to the host. A skipped block is a branch that
+// is not taken: its weights and maps are not accessed. Thread blocks take images from a queue, so any batch is
+// one launch of as many thread blocks as the GPU holds.
 //
-// Maps and weights are fp16, sums fp32; batch norm is folded into the weights. These come as streams of 16-byte
-// words in the order of use, one a group of blocks, so that the kernel needs no table of where they lie: what is
-// skipped is stepped over. persistent_layout.py writes the streams and is the other half of this file.
+// Maps and weights are fp16, and sums fp32. Batch norm is folded into the weights. Weights are streams of 16-byte
+// words in the order of use, one stream per group of blocks. So the kernel needs no table of addresses: it advances
+// the stream past a skipped block. layout.py writes the streams.
 
 #ifndef DEVICE
 #include "machine.cuh"
@@ -19,7 +19,7 @@ using Map1 = Map<32, 16>;
 using Map2 = Map<16, 32>;
 using Map3 = Map<8, 64>;
 
-// The decisions of one image: asks the gate, compares with the image's threshold, writes both down.
+// Decides for one image: evaluates the gate, compares its probability with the image's limit, and stores both.
 template <class Gate> struct Router {
     Gate& gate;
     float* probability;  // [images][decisions]
@@ -29,18 +29,18 @@ template <class Gate> struct Router {
     template <class M, class Next> DEVICE bool executes(int map, int spare) {
         if (!Gate::DECIDES) return true;
         const int totals = GATE + decision % 2 * SUM_BYTES;
-        const float likely = sigmoid(gate.template logit<M, Next>(map, spare, totals));
-        const bool execute = likely > read_shared<float>(THRESHOLD);
+        const float estimate = sigmoid(gate.template logit<M, Next>(map, spare, totals));
+        const bool execute = estimate > read_shared<float>(LIMIT);
         if (threadIdx.x == 0) {
             const int at = read_shared<int>(IMAGE) * decisions + decision;
-            probability[at] = likely, executed[at] = execute;
+            probability[at] = estimate, executed[at] = execute;
         }
         ++decision;
         return execute;
     }
 };
 
-// relu(residual(x) + x) in place, with `spare` for the map between the two convolutions.
+// Computes relu(residual(x) + x) in place. `spare` holds the map between the two convolutions.
 template <class M> DEVICE void execute_block(const uint4* stream, int map, int spare) {
     using Keeping = Convolution<M, M, 1>;
     Keeping first(stream);
@@ -53,7 +53,7 @@ template <class M> DEVICE void execute_block(const uint4* stream, int map, int s
     __syncthreads();
 }
 
-// The blocks of a group after its first one.
+// Runs the blocks of a group after its first one.
 template <class M, class Gate>
 DEVICE void run_group(Router<Gate>& router, const uint4* stream, int blocks, int map, int spare) {
     constexpr int WORDS = 2 * Convolution<M, M, 1>::WORDS;
@@ -62,8 +62,8 @@ DEVICE void run_group(Router<Gate>& router, const uint4* stream, int blocks, int
         if (router.template executes<M, M>(map, spare)) execute_block<M>(stream + (i - 1) * WORDS, map, spare);
 }
 
-// A group's first block: half the side, twice the channels. Its shortcut is a projection, executed or not. Returns
-// where the stream goes on.
+// Runs the first block of a group, with half the side and twice the channels. Its shortcut is a projection, which
+// always runs. Returns the rest of the stream.
 template <class In, class Out, class Gate>
 DEVICE const uint4* reduce(Router<Gate>& router, const uint4* stream, int map, int spare, int shortcut, int hidden) {
     using Projection = Convolution<In, Out, 2, 1>;
@@ -87,7 +87,8 @@ DEVICE const uint4* reduce(Router<Gate>& router, const uint4* stream, int map, i
     return stream + Reducing::WORDS + Keeping::WORDS;
 }
 
-// An image [3][32][32] as a map whose other 13 channels are zero: the stem is then a convolution like any.
+// Reads an image [3][32][32] into a map whose other 13 channels are zero, so that the stem is an ordinary
+// convolution.
 DEVICE void read_image(const float* image, int target) {
     constexpr int PIXELS = Map1::SIDE * Map1::SIDE;
     for (int i = thread_number(); i < PIXELS; i += THREADS) {
@@ -98,7 +99,8 @@ DEVICE void read_image(const float* image, int target) {
     }
 }
 
-// Average and linear layer: weights [64][row] and biases [row], a row being the classes rounded up to 4.
+// The head: an average and a linear layer with weights [64][row] and biases [row]. A row is the classes, rounded up
+// to 4.
 DEVICE void classify(const uint4* stream, float* logits, int classes) {
     const float* weights = reinterpret_cast<const float*>(stream);
     const int row = (classes + 3) / 4 * 4;
@@ -110,12 +112,13 @@ DEVICE void classify(const uint4* stream, float* logits, int classes) {
     }
 }
 
-// images [count][3][32][32] and thresholds [count] in, logits [count][classes], probability and executed
-// [count][blocks - 1] out. Launch up to `count` thread blocks of THREADS threads with SHARED_BYTES of dynamic
-// shared memory. Two fit on a multiprocessor that has 158 KB of it, within 128 registers a thread.
+// Inputs: images [count][3][32][32] and limits [count] (models/gates.py). Outputs: logits [count][classes], and
+// probability and executed [count][blocks - 1]. Launch up to `count` thread blocks of THREADS threads with
+// SHARED_BYTES of dynamic shared memory. Two fit on a multiprocessor with 158 KB of it, with at most 128 registers
+// per thread.
 template <class Gate>
 __global__ void __launch_bounds__(THREADS, 2)
-    route(const float* images, const float* thresholds, const uint4* stem_and_group1, const uint4* group2,
+    route(const float* images, const float* limits, const uint4* stem_and_group1, const uint4* group2,
           const uint4* group3, const uint4* head, const uint4* gates, float* logits, float* probability,
           unsigned char* executed, Queue* queue, int count, int blocks1, int blocks2, int blocks3, int classes) {
     using Stem = Convolution<Map1, Map1, 1>;
@@ -127,11 +130,11 @@ __global__ void __launch_bounds__(THREADS, 2)
         read_image(images + size_t(image) * 3 * Map1::SIDE * Map1::SIDE, RIGHT);
         Stem stem(stem_and_group1);
         __syncthreads();
-        // After everyone has read the last ones. The next image's number is long here before it is needed.
+        // All threads have read the previous values. The next image's number arrives long before it is needed.
         if (threadIdx.x == 0) {
             write_shared(IMAGE, image);
-            write_shared(NEXT_IMAGE, draw(queue));
-            write_shared(THRESHOLD, fetch(thresholds + image));
+            write_shared(NEXT_IMAGE, take_image(queue));
+            write_shared(LIMIT, fetch(limits + image));
         }
         stem.accumulate(RIGHT);
         stem.template finish<RELU | STORE>(LEFT);

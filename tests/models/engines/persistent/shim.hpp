@@ -339,7 +339,7 @@ template <class T> DEVICE T fetch(const T* from) {
     return *from;
 }
 
-template <class T> DEVICE void copy_ahead(int to, const T* from) {
+template <class T> DEVICE void copy_async(int to, const T* from) {
     if (!shim::inside(to, sizeof(T))) return;
     shim::counts.fetched += sizeof(T), shim::counts.shared_written += sizeof(T);
     // It may arrive at any time from now on: from now on nobody else may read or write there.
@@ -347,7 +347,7 @@ template <class T> DEVICE void copy_ahead(int to, const T* from) {
     shim::lane().copies.push_back({to, int(sizeof(T)), from});
 }
 
-inline void await_copies() {
+inline void wait_for_copies() {
     for (const shim::Copy& copy : shim::lane().copies) shim::arrive(copy);
     shim::lane().copies.clear();
 }
@@ -371,18 +371,18 @@ inline void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, uns
 inline unsigned pack(float low, float high) { return shim::bits(low) | shim::bits(high) << 16; }
 inline float2 unpack(unsigned both) { return {shim::half(both), shim::half(both >> 16)}; }
 
-inline float from_lane(float mine, int source) {
+inline float shuffle(float mine, int source) {
     shim::lane().value = mine, shim::lane().source = source;
     shim::together(shim::Operation::shuffle);
     return shim::lane().value;
 }
-inline float across(float mine, int mask) { return from_lane(mine, shim::thread % 32 ^ mask); }
+inline float shuffle_xor(float mine, int mask) { return shuffle(mine, shim::thread % 32 ^ mask); }
 
 inline int thread_number() { return shim::thread; }
 inline int warp_number() { return shim::thread / 32; }
 inline int lane_number() { return shim::thread % 32; }
 
-inline int draw(Queue* queue) { return int(gridDim.x + queue->next++); }
+inline int take_image(Queue* queue) { return int(gridDim.x + queue->next++); }
 inline void leave(Queue* queue) {
     if (++queue->left == gridDim.x) *queue = {0, 0};
 }

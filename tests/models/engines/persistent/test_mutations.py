@@ -30,7 +30,7 @@ MUTATIONS = {
         "        copy_weights<Next::CHANNELS>();\n        __syncthreads();",
         "        copy_weights<Next::CHANNELS>();",
     ),
-    "waiting for the gate's weights": ("            await_copies();", ""),
+    "waiting for the gate's weights": ("            wait_for_copies();", ""),
     "gates' sums in turn": ("decision % 2 * SUM_BYTES", "0"),
     "swizzle that conflicts": ("(pixel >> 1) & 3", "(pixel >> 2) & 3"),
     "swizzle of later channels": ("^ (chunk << 5)", "+ (chunk << 5)"),
