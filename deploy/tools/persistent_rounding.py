@@ -1,10 +1,10 @@
-"""The persistent kernel's half precision, emulated in torch on a CPU: every rounding where the kernel rounds.
+"""Emulate the persistent kernel's half precision in torch on a CPU.
 
     python -m deploy.tools.persistent_rounding CHECKPOINT --data FOLDER
 
-compares its decisions and labels with the reference's on all test images of the checkpoint's data set. Filters and
-maps are fp16; sums, biases, averages (of a map before it is rounded), gates and head are fp32. What is left out is
-the order of a sum, which differs from one multiplication to the next on a GPU too.
+This compares decisions and labels with the reference engine on all test images of the checkpoint's data set. It rounds
+where the kernel rounds: filters and maps are fp16, and sums, biases, averages (before a map is rounded), gates and head
+are fp32. It does not emulate the order of sums, which a GPU does not guarantee either.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from models.checkpoint import read_checkpoint
 from models.data.datasets import find_dataset
 from models.data.source import read_source
 from models.engines.folding import Convolution, ConvolutionalGate, FoldedNetwork, Gate, RecurrentGate, fold
-from models.engines.protocol import Routed, plain_answer
+from models.engines.protocol import Routed, plain_output
 from models.engines.torch.reference import ReferenceEngine
 from models.evaluation.agreement import compare_engines
 from models.evaluation.metrics import prepared_batches
@@ -31,7 +31,7 @@ State = tuple[Tensor, Tensor]
 
 
 class RoundedEngine:
-    """Runs a folded network at full depth, each decision choosing between a block's output and its shortcut."""
+    """Compute every block of a folded network, and select its output or its shortcut by the decision."""
 
     name = "persistent"
     device = "cpu"
@@ -41,7 +41,7 @@ class RoundedEngine:
 
     @torch.inference_mode()
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """See Engine.run."""
+        """Run a batch, as ``Engine.run`` does."""
         limits = Limits.of(thresholds).probabilities
         x = rounded(convolve(rounded(torch.from_numpy(images)), self.folded.stem).relu())
         probabilities, decisions = [], []
@@ -65,11 +65,11 @@ class RoundedEngine:
             x, mean = output, output_mean
         logits = functional.linear(mean, self.folded.head_weight, self.folded.head_bias).numpy()
         if not decisions:
-            return plain_answer(logits, len(self.folded.blocks), "branch")
+            return plain_output(logits, len(self.folded.blocks), "branch")
         return Routed(logits, torch.stack(decisions, 1).numpy(), torch.stack(probabilities, 1).numpy(), "branch")
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is nothing to release."""
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -82,12 +82,12 @@ def convolve(x: Tensor, convolution: Convolution) -> Tensor:
 
 
 def gate_logit(gate: Gate, x: Tensor, mean: Tensor, state: State) -> tuple[Tensor, State]:
-    """Return the logit [N] for a map and its average before it was rounded, and the LSTM's next state."""
+    """Return the logit [N] and the LSTM's next state, from a map and its average before rounding."""
     if isinstance(gate, RecurrentGate):
         hidden, cell = state
         parts = mean @ gate.weight.T + hidden @ gate.recurrent.T + gate.bias
-        taken, kept, candidate, output = parts.chunk(4, 1)
-        cell = kept.sigmoid() * cell + taken.sigmoid() * candidate.tanh()
+        enter, forget, candidate, output = parts.chunk(4, 1)
+        cell = forget.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
         hidden = output.sigmoid() * cell.tanh()
         return hidden @ gate.readout + gate.readout_bias, (hidden, cell)
     return convolutional_logit(gate, x), state
@@ -103,7 +103,9 @@ def convolutional_logit(gate: ConvolutionalGate, x: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How alike the persistent kernel's half precision decides.")
+    parser = argparse.ArgumentParser(
+        description="Compare the persistent kernel's half precision with the reference engine."
+    )
     parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint version")
     parser.add_argument("--data", type=Path, required=True, help="folder of its data set")
     options = parser.parse_args()
@@ -116,7 +118,7 @@ def main() -> None:
         checkpoint.config.execute_threshold,
     )
     name = "/".join(options.checkpoint.resolve().parts[-2:])
-    sys.stdout.write(f"{name}: {agreement}: {'alike' if agreement.holds else 'NOT alike'}\n")
+    sys.stdout.write(f"{name}: {agreement}: {'equal' if agreement.holds else 'NOT equal'}\n")
     sys.exit(not agreement.holds)
 
 

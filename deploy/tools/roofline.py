@@ -1,9 +1,9 @@
-"""What the persistent kernel's own counts allow on GPUs that nobody has measured it on: an estimate.
+"""Estimate the persistent kernel's speed on several GPUs.
 
     python -m deploy.tools.roofline
 
-writes the tables of docs/gpu-roofline.md. Work is counted by running the kernel on simulated thread blocks; what a
-GPU does in a clock is from its data sheet, or assumed and marked so in the page.
+This prints the tables of docs/gpu-roofline.md. The work is counted by running the kernel on simulated thread blocks.
+The speed of a GPU is from its data sheet, or assumed where that page says so.
 """
 
 import sys
@@ -18,14 +18,14 @@ from models.network import SkipNet
 from tests.models.engines.persistent.simulated import Counts, SimulatedEngine
 
 MULTIPLY_ADDS = 16 * 8 * 16
-"""Of one mma.m16n8k16."""
+"""The multiply-adds of one mma.m16n8k16."""
 MATRIX_BYTES = 512
-"""What one ldmatrix of four matrices reads."""
+"""The bytes that one ldmatrix of four matrices reads."""
 PIPE_BYTES = 128
-"""Shared memory and L1 together, a clock and multiprocessor, on every GPU here."""
+"""Of shared memory and L1 together, per clock and multiprocessor, on all of these GPUs."""
 BARRIER_CLOCKS = 40
 GATE_CLOCKS = 500
-"""A gate's chain of dependent steps, which no other warp of the image can hide. Assumed, as is the barrier's cost."""
+"""Assumed: a gate's chain of dependent steps, which no other warp of the image can hide, and a barrier's cost."""
 PARTS = (("16 channels", 2), ("16 to 32", 6), ("32", 8), ("32 to 64", 12), ("64", 15))
 """Blocks of ResNet-38, by number."""
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -33,7 +33,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Gpu:
-    """``multiply_adds`` and ``l2_bytes``: a clock and multiprocessor, the latter when all draw at once."""
+    """A GPU. ``multiply_adds`` and ``l2_bytes`` are per clock and multiprocessor, the latter if all read at once."""
 
     name: str
     multiprocessors: int
@@ -54,7 +54,7 @@ GPUS = (
 
 @dataclass(frozen=True)
 class Work:
-    """What one image costs one multiprocessor."""
+    """The work of one image on one multiprocessor."""
 
     multiplies: float
     pipe_bytes: float
@@ -64,12 +64,12 @@ class Work:
 
     @classmethod
     def of(cls, counts: Counts, gates: int) -> "Work":
-        # Each matrix of an ldmatrix takes one clock of the pipe, or another where its rows share banks.
+        # Each matrix of an ldmatrix takes one clock of the pipe, and one more if its rows share banks.
         pipe = counts.matrices * MATRIX_BYTES + counts.conflicts * PIPE_BYTES
         pipe += counts.shared_read + counts.shared_written + counts.fetched
         return cls(counts.multiplies, pipe, 0, counts.barriers, gates)
 
-    def towards(self, other: "Work", share: float) -> "Work":
+    def interpolate(self, other: "Work", share: float) -> "Work":
         return Work(*(a + share * (b - a) for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def clocks(self, gpu: Gpu) -> dict[str, float]:
@@ -80,18 +80,18 @@ class Work:
         }
 
     def latency(self, gpu: Gpu) -> float:
-        """Return the microseconds of an image alone: the slowest resource, and what waits for everyone."""
+        """Return the microseconds for a single image: the slowest resource plus the waits."""
         waits = self.barriers * BARRIER_CLOCKS + self.gates * GATE_CLOCKS
         return (max(self.clocks(gpu).values()) + waits) / gpu.gigahertz / 1e3
 
     def throughput(self, gpu: Gpu) -> float:
-        """Return images a second of a large batch: with two thread blocks a multiprocessor, one's waits are hidden."""
+        """Return images per second in a large batch. Two thread blocks per multiprocessor hide each other's waits."""
         busy, alone = max(self.clocks(gpu).values()), self.latency(gpu) * gpu.gigahertz * 1e3
         return gpu.multiprocessors * gpu.gigahertz * 1e9 / max(busy, alone / gpu.thread_blocks)
 
 
-def calm_network(name: str) -> SkipNet:
-    """Return a random network whose maps do not grow with depth: an untrained one's soon pass what fp16 can hold."""
+def bounded_network(name: str) -> SkipNet:
+    """Return a random network whose maps do not grow with depth. Otherwise they soon exceed the range of fp16."""
     network = random_network(name)
     with torch.no_grad():
         for block in network.blocks:
@@ -100,12 +100,12 @@ def calm_network(name: str) -> SkipNet:
 
 
 def measure(network: SkipNet, decisions: np.ndarray) -> Work:
-    """Return the work of one image on a route; weights count once a block, as a thread block's warps share them."""
+    """Return the work of one image on a route. The warps of a thread block share weights, which count once."""
     folded = fold(force_route(network, decisions))
     engine = SimulatedEngine(folded)
     images = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
-    answer = engine.run(images, np.full(1, 0.5, np.float32))
-    assert (answer.executed[0] == decisions).all()
+    output = engine.run(images, np.full(1, 0.5, np.float32))
+    assert (output.executed[0] == decisions).all()
     runs = np.append(True, decisions)
     residual = [sum(each.weight.numel() for each in block.residual) * 2 for block in folded.blocks]
     work = Work.of(engine.counts, len(decisions))
@@ -114,7 +114,7 @@ def measure(network: SkipNet, decisions: np.ndarray) -> Work:
 
 
 def part_table() -> list[str]:
-    network = calm_network("cifar10_rnn_gate_38")
+    network = bounded_network("cifar10_rnn_gate_38")
     none = np.zeros(17, np.bool_)
     base = measure(network, none)
     lines = [
@@ -133,24 +133,20 @@ def part_table() -> list[str]:
         one[block - 1] = True
         more = astuple(measure(network, one))
         lines.append(row(f"executed block, {name}", Work(*(a - b for a, b in zip(more, astuple(base), strict=True)))))
-    lines.append(row("all else of an image, ResNet-38: stem, first block, projections, 17 gates, head", base))
+    lines.append(row("the rest of an image, ResNet-38: stem, first block, projections, 17 gates, head", base))
     return lines
 
 
 def estimate_table(name: str) -> list[str]:
-    network = calm_network(name)
+    network = bounded_network(name)
     decisions = network.decision_count
     none, everything = (measure(network, np.full(decisions, value)) for value in (False, True))
     lines = [
-        "| "
-        + name
-        + " | "
-        + " | ".join(f"{share:.0%} executed" for share in SHARES)
-        + " | most bound by, all executed |",
+        "| " + name + " | " + " | ".join(f"{share:.0%} executed" for share in SHARES) + " | limited by, all executed |",
         "|---|" + "---|" * (len(SHARES) + 1),
     ]
     for gpu in GPUS:
-        works = [none.towards(everything, share) for share in SHARES]
+        works = [none.interpolate(everything, share) for share in SHARES]
         cells = [f"{work.latency(gpu):.0f} us, {work.throughput(gpu) / 1e3:,.0f} k/s" for work in works]
         clocks = everything.clocks(gpu)
         lines.append(f"| {gpu.name} | " + " | ".join(cells) + f" | {max(clocks, key=lambda each: clocks[each])} |")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.checkpoint import Checkpoint
 from models.engines.factory import build
-from models.engines.protocol import Engine, Routed, plain_answer
+from models.engines.protocol import Engine, Routed, plain_output
 from models.macs import Mode
 from models.network import SkipNet
 
@@ -72,7 +72,7 @@ class DenseTorch:
         del thresholds  # A plain ResNet decides nothing.
         with torch.inference_mode():
             x = torch.from_numpy(images).to(self.device).to(self.dtype, memory_format=torch.channels_last)
-            return plain_answer(self.function(x).float().cpu().numpy(), self.blocks, "mask")
+            return plain_output(self.function(x).float().cpu().numpy(), self.blocks, "mask")
 
     def close(self) -> None:
         """See ``Engine.close``."""

@@ -57,7 +57,7 @@ def check_batch(images: NDArray[np.float32], thresholds: NDArray[np.float32]) ->
         raise ValueError(f"thresholds have the shape {thresholds.shape}, not ({count},): one for each image")
 
 
-def plain_answer(logits: NDArray[np.float32], blocks: int, mode: Mode) -> Routed:
+def plain_output(logits: NDArray[np.float32], blocks: int, mode: Mode) -> Routed:
     """Return the output of a plain ResNet, which always executes all of its ``blocks``."""
     shape = len(logits), blocks - 1
     return Routed(logits, np.ones(shape, np.bool_), np.ones(shape, np.float32), mode)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.architectures import find_architecture
 from models.checkpoint import Checkpoint, Config, fit_state
-from models.engines.protocol import Engine, Routed, plain_answer
+from models.engines.protocol import Engine, Routed, plain_output
 from models.importing.public_checkpoint import public_input, public_labels
 from models.importing.state_names import rename_state
 
@@ -57,7 +57,7 @@ def read_case(file: Path) -> Case:
     images = np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
     spec = public_input(architecture).model_copy(update={"height": images.shape[2], "width": images.shape[3]})
     config = Config(architecture=architecture.name, labels=public_labels(architecture), input=spec, code="parity")
-    expected = plain_answer(case["logits"], len(network.blocks), "mask")
+    expected = plain_output(case["logits"], len(network.blocks), "mask")
     if "executed" in case:
         expected = Routed(case["logits"], case["executed"].astype(np.bool_), case["gate_probability"], "mask")
     return Case(Checkpoint(file.with_suffix(""), config, network), images, expected)

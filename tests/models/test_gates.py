@@ -1,4 +1,4 @@
-"""What gates read of a map."""
+"""The gates' average and the limits that they must exceed."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from models.gates import Limits, average
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_map_is_averaged_and_its_gradient_spread_evenly(layout: torch.memory_format) -> None:
+def test_the_average_and_its_gradient(layout: torch.memory_format) -> None:
     maps = torch.randn(3, 4, 5, 7).contiguous(memory_format=layout).requires_grad_()
     means = average(maps)
     torch.testing.assert_close(means, maps.mean((2, 3)))

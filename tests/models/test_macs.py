@@ -10,7 +10,7 @@ def gate_share(name: str) -> float:
     return counts.gates[0] / counts.blocks[0]
 
 
-def test_gates_cost_what_their_layers_multiply() -> None:
+def test_gates_cost_the_macs_of_their_layers() -> None:
     assert gate_share("cifar10_feedforward_38") == pytest.approx(0.156, abs=1e-3)
     assert gate_share("cifar10_feedforward_110") == pytest.approx(0.125, abs=1e-4)
     # Embedding 16 x 10, LSTM 40 x (10 + 10), projection 10.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.engines.folding import FoldedNetwork
-from models.engines.protocol import EngineError, Routed, check_batch, plain_answer
+from models.engines.protocol import EngineError, Routed, check_batch, plain_output
 from models.engines.torch.forward import arrange, forward
 from models.engines.torch.skipping import BucketSkipping, bucket_sizes, mask
 from models.gates import Limits
@@ -61,7 +61,7 @@ class CudaGraphEngine:
         classes = len(self.network.head_bias)
         scores, logits = output[:, :classes], output[:, classes:]
         if not self.network.gates:
-            return plain_answer(scores.numpy(), len(self.network.blocks), self.mode)
+            return plain_output(scores.numpy(), len(self.network.blocks), self.mode)
         executed = logits > limits[:, None]
         return Routed(scores.numpy(), executed.numpy(), torch.sigmoid(logits).numpy(), self.mode)
 

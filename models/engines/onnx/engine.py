@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.engines.folding import FoldedNetwork
 from models.engines.onnx.graph import BLOCKED, IR_VERSION, OPSET, build_graph
-from models.engines.protocol import EngineError, Routed, check_batch, plain_answer
+from models.engines.protocol import EngineError, Routed, check_batch, plain_output
 from models.macs import Mode
 
 ERRORS_ONLY = 3
@@ -60,7 +60,7 @@ class OnnxRuntimeEngine:
             self.run_images(inputs, outputs, count)
         logits = outputs["logits"].astype(np.float32, copy=False)
         if not self.gated:
-            return plain_answer(logits, self.blocks, self.mode)
+            return plain_output(logits, self.blocks, self.mode)
         return Routed(
             logits,
             outputs["executed"].astype(np.bool_, copy=False),

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.engines.folding import ConvolutionalGate, FoldedNetwork
 from models.engines.persistent.build import SHARED_BYTES, THREADS, compile_kernel, kernel_name
 from models.engines.persistent.layout import filter_streams, gate_stream
-from models.engines.protocol import EngineError, Routed, check_batch, plain_answer
+from models.engines.protocol import EngineError, Routed, check_batch, plain_output
 from models.gates import Limits
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class PersistentEngine:
         self.launch(batch, count)
         logits = batch.logits[:count].numpy().copy()
         if not self.gated:
-            return plain_answer(logits, self.decisions + 1, "branch")
+            return plain_output(logits, self.decisions + 1, "branch")
         probability, executed = batch.probability[:count].numpy(), batch.executed[:count].numpy()
         return Routed(logits, executed.copy(), probability.copy(), "branch")
 

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.engines.folding import FoldedNetwork
-from models.engines.protocol import Routed, check_batch, plain_answer
+from models.engines.protocol import Routed, check_batch, plain_output
 from models.engines.torch.forward import arrange, forward
 from models.engines.torch.skipping import compact, mask
 from models.gates import Limits
@@ -42,7 +42,7 @@ class TorchEngine:
             limits = Limits.of(thresholds).logits.to(self.device)
             scores, logits = forward(self.network, x, limits, compact if self.mode == "branch" else mask)
             if not self.network.gates:
-                return plain_answer(scores.cpu().numpy(), len(self.network.blocks), self.mode)
+                return plain_output(scores.cpu().numpy(), len(self.network.blocks), self.mode)
             executed = logits > limits[:, None]
             return Routed(scores.cpu().numpy(), executed.cpu().numpy(), torch.sigmoid(logits).cpu().numpy(), self.mode)
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.engines.protocol import Routed, check_batch, plain_answer
+from models.engines.protocol import Routed, check_batch, plain_output
 from models.gates import Limits
 from models.macs import Mode
 from models.network import SkipNet
@@ -36,7 +36,7 @@ class ReferenceEngine:
         with torch.inference_mode():
             logits, routing = self.network(torch.from_numpy(images).to(self.device), decide)
         if self.network.gate_kind is None:
-            return plain_answer(logits.cpu().numpy(), len(self.network.blocks), self.mode)
+            return plain_output(logits.cpu().numpy(), len(self.network.blocks), self.mode)
         return Routed(
             logits.cpu().numpy(),
             (routing.decisions > 0).cpu().numpy(),

@@ -1,4 +1,4 @@
-"""Random networks whose gates are lively: untrained ones mostly decide the same for every image."""
+"""Random networks whose gates decide differently for different images. Untrained gates mostly decide alike."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from models.preprocessing import InputSpec
 
 @pytest.fixture(scope="session")
 def make_images() -> Callable[[str], NDArray[np.float32]]:
-    """A function from an architecture's name to eight images [8, 3, H, W] as unlike as can be."""
+    """Return a function that makes eight very different images [8, 3, H, W] for an architecture's name."""
 
     def make(architecture: str) -> NDArray[np.float32]:
         size = 32 if architecture.startswith("cifar") else 64
@@ -33,8 +33,8 @@ def make_images() -> Callable[[str], NDArray[np.float32]]:
 
 
 @pytest.fixture(scope="session")
-def lively_network(make_images: Callable[[str], NDArray[np.float32]]) -> Callable[[str], SkipNet]:
-    """A function from an architecture's name to a random network whose gates differ between `make_images`."""
+def varied_network(make_images: Callable[[str], NDArray[np.float32]]) -> Callable[[str], SkipNet]:
+    """Return a function that builds a random network whose gates decide differently on `make_images`."""
 
     def build(architecture: str) -> SkipNet:
         random = torch.Generator().manual_seed(5)
@@ -52,7 +52,7 @@ def lively_network(make_images: Callable[[str], NDArray[np.float32]]) -> Callabl
             if network.controller is not None:
                 network.controller.projection.weight.mul_(8)
                 network.controller.projection.bias.zero_()
-            hooks = [gate.register_forward_pre_hook(spread) for gate in network.gates]
+            hooks = [gate.register_forward_pre_hook(normalise_gate) for gate in network.gates]
             network(torch.from_numpy(make_images(architecture)))
             for hook in hooks:
                 hook.remove()
@@ -61,25 +61,25 @@ def lively_network(make_images: Callable[[str], NDArray[np.float32]]) -> Callabl
     return build
 
 
-def spread(gate: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-    """Centre and scale what a gate's linear layer answers, so that these inputs fall to both sides."""
+def normalise_gate(gate: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+    """Centre and scale the output of a gate's linear layer, so that these inputs get both decisions."""
     if isinstance(gate, FeedForwardGate):
         layer, features = gate.head, gate.features(inputs[0]).mean((2, 3))
     else:
         assert isinstance(gate, RNNGate)
         layer, features = gate.embedding, inputs[0].mean((2, 3))
-    answers = layer(features)
-    scale = 2 / (answers.std(0) + 1e-6)
+    outputs = layer(features)
+    scale = 2 / (outputs.std(0) + 1e-6)
     layer.weight.mul_(scale[:, None])
     layer.bias.copy_(-(layer.weight @ features.mean(0)))
 
 
 @pytest.fixture(scope="session")
-def lively_checkpoint(lively_network: Callable[[str], SkipNet]) -> Callable[[str], Checkpoint]:
-    """A function from an architecture's name to a checkpoint of such a network, never written to disk."""
+def varied_checkpoint(varied_network: Callable[[str], SkipNet]) -> Callable[[str], Checkpoint]:
+    """Return a function that makes a checkpoint of such a network in memory only."""
 
     def build(architecture: str) -> Checkpoint:
-        network = lively_network(architecture)
+        network = varied_network(architecture)
         size = 32 if architecture.startswith("cifar") else 64
         config = Config(
             architecture=architecture,
@@ -94,5 +94,5 @@ def lively_checkpoint(lively_network: Callable[[str], SkipNet]) -> Callable[[str
 
 @pytest.fixture(scope="module")
 def images(checkpoint: Checkpoint, make_images: Callable[[str], NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Eight images for the network of the module's own fixture ``checkpoint``."""
+    """Return eight images for the network of the module's own fixture ``checkpoint``."""
     return make_images(checkpoint.config.architecture)

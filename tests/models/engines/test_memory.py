@@ -1,4 +1,4 @@
-"""Memory stays flat while routes and batch sizes vary."""
+"""Memory use stays constant while routes and batch sizes vary."""
 
 import sys
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from models.engines.protocol import Engine
 
 WARM_UP_RUNS, RUNS = 60, 200
 ALLOWED_MB = 8
-"""A leak of one feature map (64 KiB) a run would be more: 200 runs, 12.5 MB."""
+"""A leak of one feature map (64 KiB) per run would exceed it: 200 runs are 12.5 MB."""
 
 
 def resident_mb() -> float:
@@ -23,7 +23,7 @@ def resident_mb() -> float:
 
 
 def vary(engine: Engine, images: NDArray[np.float32], runs: int) -> None:
-    """Run batches of 1 to 8 images, each image with a threshold of its own."""
+    """Run batches of 1 to 8 images, each image with its own threshold."""
     random = np.random.default_rng(runs)
     for _ in range(runs):
         size = int(random.integers(1, len(images) + 1))
@@ -32,11 +32,11 @@ def vary(engine: Engine, images: NDArray[np.float32], runs: int) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "native"])
-def test_flat(
-    name: str, lively_checkpoint: Callable[[str], Checkpoint], make_images: Callable[[str], NDArray[np.float32]]
+def test_memory_is_constant(
+    name: str, varied_checkpoint: Callable[[str], Checkpoint], make_images: Callable[[str], NDArray[np.float32]]
 ) -> None:
     architecture = "cifar10_rnn_gate_38"
-    engine = load_engine(lively_checkpoint(architecture), name, "cpu", threads=1, routing="branch")
+    engine = load_engine(varied_checkpoint(architecture), name, "cpu", threads=1, routing="branch")
     images = make_images(architecture)
     vary(engine, images, WARM_UP_RUNS)
     before = resident_mb()

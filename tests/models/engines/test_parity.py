@@ -1,4 +1,4 @@
-"""Every engine answers what the reference answers."""
+"""Every engine gives the output of the reference engine."""
 
 from collections.abc import Callable, Iterator
 
@@ -27,12 +27,12 @@ ENGINES = [
     ("native", "branch"),
 ]
 NEAR = 1e-3
-"""A probability this near its threshold may fall to either side by rounding: such images are not compared."""
+"""Rounding may change a decision if the probability is this near its threshold. Such images are not compared."""
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def checkpoint(request: pytest.FixtureRequest, lively_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
-    return lively_checkpoint(request.param)
+def checkpoint(request: pytest.FixtureRequest, varied_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
+    return varied_checkpoint(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def reference(checkpoint: Checkpoint) -> Engine:
 
 @pytest.fixture(scope="module")
 def thresholds() -> NDArray[np.float32]:
-    """Another threshold for each image of a batch."""
+    """Return a different threshold for each image of a batch."""
     return np.random.default_rng(11).permutation(np.linspace(0.35, 0.65, 8)).astype(np.float32)
 
 
@@ -56,18 +56,18 @@ def engine(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Iterator[E
     torch.set_num_threads(threads)
 
 
-def agree(answer: Routed, expected: Routed, thresholds: NDArray[np.float32]) -> int:
-    """Compare the images that rounding cannot divert; return how many those are."""
+def agree(output: Routed, expected: Routed, thresholds: NDArray[np.float32]) -> int:
+    """Compare the images whose decisions rounding cannot change, and return their number."""
     clear = (np.abs(expected.probability - thresholds[:, None]) > NEAR).all(1)
-    np.testing.assert_array_equal(answer.executed[clear], expected.executed[clear])
-    np.testing.assert_allclose(answer.logits[clear], expected.logits[clear], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(answer.probability[clear], expected.probability[clear], atol=1e-4)
-    assert answer.logits.dtype == answer.probability.dtype == np.float32 and answer.executed.dtype == np.bool_
+    np.testing.assert_array_equal(output.executed[clear], expected.executed[clear])
+    np.testing.assert_allclose(output.logits[clear], expected.logits[clear], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(output.probability[clear], expected.probability[clear], atol=1e-4)
+    assert output.logits.dtype == output.probability.dtype == np.float32 and output.executed.dtype == np.bool_
     return int(clear.sum())
 
 
 def test_decisions_vary(reference: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> None:
-    """What the other tests stand on."""
+    """The other tests need this to be meaningful."""
     routed = reference.run(images, thresholds)
     if not routed.executed.all():
         assert 0.1 < routed.executed.mean() < 0.9
@@ -84,25 +84,25 @@ def test_single_images(
 ) -> None:
     expected = reference.run(images, thresholds)
     compared = 0
-    for row in range(len(images)):
-        one = slice(row, row + 1)
-        compared += agree(engine.run(images[one], thresholds[one]), rows_of(expected, one), thresholds[one])
+    for index in range(len(images)):
+        one = slice(index, index + 1)
+        compared += agree(engine.run(images[one], thresholds[one]), part_of(expected, one), thresholds[one])
     assert compared >= 5
 
 
-def test_batch_mates_do_not_matter(
+def test_other_images_of_the_batch_do_not_matter(
     engine: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]
 ) -> None:
     together = engine.run(images, thresholds)
     order = np.random.default_rng(3).permutation(len(images))
     shuffled = engine.run(images[order], thresholds[order])
-    agree(shuffled, rows_of(together, order), thresholds[order])
+    agree(shuffled, part_of(together, order), thresholds[order])
     few = engine.run(images[2:5], thresholds[2:5])
-    agree(few, rows_of(together, slice(2, 5)), thresholds[2:5])
+    agree(few, part_of(together, slice(2, 5)), thresholds[2:5])
 
 
-def rows_of(answer: Routed, rows: slice | NDArray[np.intp]) -> Routed:
-    return Routed(answer.logits[rows], answer.executed[rows], answer.probability[rows], answer.mode)
+def part_of(output: Routed, part: slice | NDArray[np.intp]) -> Routed:
+    return Routed(output.logits[part], output.executed[part], output.probability[part], output.mode)
 
 
 def test_extreme_thresholds(engine: Engine, reference: Engine, images: NDArray[np.float32]) -> None:
@@ -110,40 +110,40 @@ def test_extreme_thresholds(engine: Engine, reference: Engine, images: NDArray[n
     for threshold in (-0.5, 0, 1, 1.5):
         thresholds = np.full(len(images), threshold, np.float32)
         expected = reference.run(images, thresholds)
-        answer = engine.run(images, thresholds)
-        assert (answer.executed == (threshold <= 0 or not gated)).all()
-        np.testing.assert_allclose(answer.logits, expected.logits, rtol=1e-4, atol=1e-4)
+        output = engine.run(images, thresholds)
+        assert (output.executed == (threshold <= 0 or not gated)).all()
+        np.testing.assert_allclose(output.logits, expected.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_without_images_or_with_too_few_thresholds_is_refused(
     engine: Engine, reference: Engine, images: NDArray[np.float32]
 ) -> None:
-    for asked in (engine, reference):
+    for refusing in (engine, reference):
         with pytest.raises(ValueError, match="no image"):
-            asked.run(images[:0], np.ones(0, np.float32))
+            refusing.run(images[:0], np.ones(0, np.float32))
         with pytest.raises(ValueError, match="one for each image"):
-            asked.run(images[:2], np.ones(1, np.float32))
+            refusing.run(images[:2], np.ones(1, np.float32))
 
 
 def test_saturated_gates_obey_extreme_thresholds(
-    lively_checkpoint: Callable[[str], Checkpoint], make_images: Callable[[str], NDArray[np.float32]]
+    varied_checkpoint: Callable[[str], Checkpoint], make_images: Callable[[str], NDArray[np.float32]]
 ) -> None:
-    """Probabilities that round to exactly 0 and 1 are still above threshold 0 and not above threshold 1."""
-    checkpoint = lively_checkpoint("cifar10_feedforward_38")
+    """A probability that rounds to 0 exceeds threshold 0. One that rounds to 1 does not exceed threshold 1."""
+    checkpoint = varied_checkpoint("cifar10_feedforward_38")
     with torch.no_grad():
         for index, gate in enumerate(checkpoint.network.gates):
             gate.head.bias.copy_(torch.tensor([0.0, 300.0 if index % 2 else -300.0]))  # type: ignore[union-attr, operator]
     images = make_images("cifar10_feedforward_38")[:2]
     for name in ("reference", "torch", "onnxruntime", "native"):
         engine = load_engine(checkpoint, name, "cpu", threads=1, routing="mask" if name == "reference" else "branch")
-        answer = engine.run(images, np.array([0, 1], np.float32))
-        assert (answer.probability[:, 0] == 0).all()
-        assert (answer.probability[:, 1] == 1).all()
-        assert answer.executed[0].all()
-        assert not answer.executed[1].any()
+        output = engine.run(images, np.array([0, 1], np.float32))
+        assert (output.probability[:, 0] == 0).all()
+        assert (output.probability[:, 1] == 1).all()
+        assert output.executed[0].all()
+        assert not output.executed[1].any()
         engine.close()
 
 
-def test_mode_is_the_one_asked_for(engine: Engine, images: NDArray[np.float32], request: pytest.FixtureRequest) -> None:
+def test_mode_is_the_requested_one(engine: Engine, images: NDArray[np.float32], request: pytest.FixtureRequest) -> None:
     routing = request.node.callspec.params["engine"][1]
     assert engine.run(images[:1], np.full(1, 0.5, np.float32)).mode == routing

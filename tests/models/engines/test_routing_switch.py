@@ -1,4 +1,4 @@
-"""The choice between branching and masking. Engines with a clock of their own make its costs known."""
+"""The choice between branching and masking, with engines that advance a clock by known times."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Clock:
 
 @dataclass
 class TimedEngine:
-    """Executes the first gates of an image, as many as its threshold leaves; a run takes what it is told to."""
+    """An engine that executes the first blocks of an image, depending on its threshold, in a given time."""
 
     mode: Mode
     clock: Clock
@@ -53,40 +53,40 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def make_switch(clock: Clock, detour: float) -> RoutingSwitch:
-    """All gated blocks take 10 ms in either mode; branching takes ``detour`` ms more for an image."""
-    branch = TimedEngine("branch", clock, detour / 1000, 0.01 / GATES)
+def make_switch(clock: Clock, overhead: float) -> RoutingSwitch:
+    """All gated blocks take 10 ms in either mode. Branching takes ``overhead`` ms more per image."""
+    branch = TimedEngine("branch", clock, overhead / 1000, 0.01 / GATES)
     return RoutingSwitch(branch, TimedEngine("mask", clock, 0, 0.01 / GATES), SHAPE, share=0.5)
 
 
 def traffic(switch: RoutingSwitch, share: float, images: int = 6 * HORIZON_IMAGES) -> Mode:
-    """Send single images that execute ``share`` of their blocks; return the mode of the last."""
+    """Send single images that execute ``share`` of their blocks, and return the mode of the last."""
     threshold = np.full(1, 1 - share, np.float32)
     for _ in range(images):
         routed = switch.run(np.zeros((1, *SHAPE), np.float32), threshold)
     return routed.mode
 
 
-def test_its_name_and_that_of_an_answer_tell_which_engine_runs(clock: Clock) -> None:
-    branch, mask = TimedEngine("branch", clock, 0, 0, "quick"), TimedEngine("mask", clock, 0, 0, "steady")
+def test_the_name_tells_which_engines_run(clock: Clock) -> None:
+    branch, mask = TimedEngine("branch", clock, 0, 0, "first"), TimedEngine("mask", clock, 0, 0, "second")
     switch = RoutingSwitch(branch, mask, SHAPE)
-    assert switch.name == "quick+steady"
+    assert switch.name == "first+second"
     assert engine_in(switch, "branch") is branch
     assert engine_in(switch, "mask") is mask
     assert engine_in(branch, "branch") is branch
     assert make_switch(clock, 0).name == "timed"
 
 
-def test_follows_what_traffic_executes(clock: Clock) -> None:
+def test_the_mode_follows_the_executed_share(clock: Clock) -> None:
     # Branching costs 3 + 10 * share, masking 10: they are equal at a share of 0.7.
-    switch = make_switch(clock, detour=3)
+    switch = make_switch(clock, overhead=3)
     assert traffic(switch, 0.2) == "branch"
     assert traffic(switch, 1.0) == "mask"
     assert traffic(switch, 0.2) == "branch"
 
 
-def test_stays_where_the_gain_is_small(clock: Clock) -> None:
-    switch = make_switch(clock, detour=3)
+def test_the_mode_stays_if_the_gain_is_small(clock: Clock) -> None:
+    switch = make_switch(clock, overhead=3)
     assert traffic(switch, 0.1) == "branch"
     assert traffic(switch, 0.74) == "branch"
     assert traffic(switch, 1.0) == "mask"
@@ -94,25 +94,25 @@ def test_stays_where_the_gain_is_small(clock: Clock) -> None:
     assert traffic(switch, 0.1) == "branch"
 
 
-def test_one_odd_image_changes_nothing(clock: Clock) -> None:
-    switch = make_switch(clock, detour=3)
+def test_a_few_different_images_change_nothing(clock: Clock) -> None:
+    switch = make_switch(clock, overhead=3)
     traffic(switch, 0.2)
     assert traffic(switch, 1.0, images=3) == "branch"
 
 
-def test_branches_where_deciding_is_free(clock: Clock) -> None:
-    switch = make_switch(clock, detour=0)
+def test_it_branches_if_decisions_cost_nothing(clock: Clock) -> None:
+    switch = make_switch(clock, overhead=0)
     assert traffic(switch, 1.0) == "branch"
     assert traffic(switch, 0.0) == "branch"
 
 
-def test_masks_where_branching_never_pays(clock: Clock) -> None:
-    switch = make_switch(clock, detour=20)
+def test_it_masks_if_branching_never_pays(clock: Clock) -> None:
+    switch = make_switch(clock, overhead=20)
     assert traffic(switch, 0.0) == "mask"
 
 
 def test_every_batch_size_has_its_own_mode(clock: Clock) -> None:
-    """Masking that starts slowly and then costs little: it pays in large batches only."""
+    """Masking with a high fixed cost and a low cost per image pays in large batches only."""
 
     class Batching(TimedEngine):
         def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
@@ -126,7 +126,7 @@ def test_every_batch_size_has_its_own_mode(clock: Clock) -> None:
     assert [switch.mode(size) for size in (1, 2, 3, 16, 31, 1000)] == ["branch", "branch", *["mask"] * 4]
 
 
-def test_slow_networks_are_not_measured_for_ever(clock: Clock) -> None:
+def test_calibration_of_a_slow_network_stops_early(clock: Clock) -> None:
     branch = TimedEngine("branch", clock, 1, 1)
     switch = RoutingSwitch(branch, TimedEngine("mask", clock, 0, 1), SHAPE)
     assert list(switch.costs) == [1]
@@ -135,11 +135,11 @@ def test_slow_networks_are_not_measured_for_ever(clock: Clock) -> None:
 
 def test_a_batch_without_images_is_refused(clock: Clock) -> None:
     with pytest.raises(ValueError, match="no image"):
-        make_switch(clock, detour=3).run(np.zeros((0, *SHAPE), np.float32), np.zeros(0, np.float32))
+        make_switch(clock, overhead=3).run(np.zeros((0, *SHAPE), np.float32), np.zeros(0, np.float32))
 
 
-def test_closes_both(clock: Clock) -> None:
-    switch = make_switch(clock, detour=3)
+def test_close_closes_both_engines(clock: Clock) -> None:
+    switch = make_switch(clock, overhead=3)
     engines = list(switch.engines.values())
     switch.close()
     assert all(isinstance(engine, TimedEngine) and engine.closed for engine in engines)

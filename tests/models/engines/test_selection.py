@@ -17,8 +17,8 @@ NO_CUDA = not torch.cuda.is_available()
 
 
 @pytest.fixture(scope="module")
-def checkpoint(lively_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
-    return lively_checkpoint("cifar10_rnn_gate_38")
+def checkpoint(varied_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
+    return varied_checkpoint("cifar10_rnn_gate_38")
 
 
 @pytest.fixture
@@ -117,8 +117,8 @@ def test_routing_auto_gives_both_modes(checkpoint: Checkpoint) -> None:
     engine.close()
 
 
-def test_a_plain_network_needs_no_switch(lively_checkpoint: Callable[[str], Checkpoint]) -> None:
-    engine = load_engine(lively_checkpoint("cifar10_resnet_38"), "torch", "cpu", threads=1)
+def test_a_plain_network_needs_no_switch(varied_checkpoint: Callable[[str], Checkpoint]) -> None:
+    engine = load_engine(varied_checkpoint("cifar10_resnet_38"), "torch", "cpu", threads=1)
     assert not isinstance(engine, RoutingSwitch)
     assert engine.run(np.zeros((1, 3, 32, 32), np.float32), np.ones(1, np.float32)).executed.all()
 

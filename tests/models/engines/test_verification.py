@@ -28,8 +28,8 @@ Change = Callable[[Routed], Routed]
 
 
 @pytest.fixture(scope="module", params=["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_resnet_38"])
-def checkpoint(request: pytest.FixtureRequest, lively_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
-    return lively_checkpoint(request.param)
+def checkpoint(request: pytest.FixtureRequest, varied_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
+    return varied_checkpoint(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +135,8 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def rnn_checkpoint(lively_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
-    return lively_checkpoint("cifar10_rnn_gate_38")
+def rnn_checkpoint(varied_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
+    return varied_checkpoint("cifar10_rnn_gate_38")
 
 
 def raising(*_: object) -> Engine:
@@ -244,12 +244,12 @@ def test_wrong_output_is_never_served(rnn_checkpoint: Checkpoint, monkeypatch: p
 
 @pytest.mark.usefixtures("cuda_here")
 def test_imagenet_networks_are_not_offered_to_the_persistent_kernel(
-    lively_checkpoint: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+    varied_checkpoint: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(persistent, "PersistentEngine", raising)
     reported: list[str] = []
     engine = load_engine(
-        lively_checkpoint("imagenet_rnn_gate_18"), routing="branch", on_fallback=lambda name, _: reported.append(name)
+        varied_checkpoint("imagenet_rnn_gate_18"), routing="branch", on_fallback=lambda name, _: reported.append(name)
     )
     assert (engine.name, reported) == ("cuda_graph", [])
 

@@ -19,12 +19,12 @@ from models.training.stages.reinforce import (
     sampled_forward,
 )
 from models.training.stages.skipping import run_executed
-from tests.models.engines.conftest import spread
+from tests.models.engines.conftest import normalise_gate
 
 
 def lively(network: SkipNet, images: Tensor) -> SkipNet:
     """Spread the gates' answers, so that a fresh network's routes differ between images."""
-    handles = [gate.register_forward_pre_hook(spread) for gate in network.gates]
+    handles = [gate.register_forward_pre_hook(normalise_gate) for gate in network.gates]
     with torch.no_grad():
         network(images)
     for handle in handles:

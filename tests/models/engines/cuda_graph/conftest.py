@@ -1,4 +1,4 @@
-"""The networks that the CUDA graph engine is tried with."""
+"""The networks for the tests of the CUDA graph engine."""
 
 from collections.abc import Callable
 
@@ -26,8 +26,8 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def network(architecture: str, lively_network: Callable[[str], SkipNet]) -> SkipNet:
-    return lively_network(architecture)
+def network(architecture: str, varied_network: Callable[[str], SkipNet]) -> SkipNet:
+    return varied_network(architecture)
 
 
 @pytest.fixture(scope="module")

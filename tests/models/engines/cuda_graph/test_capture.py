@@ -1,4 +1,4 @@
-"""What a CUDA graph records, on CUDA tensors without memory: nothing that waits, and every branch."""
+"""The captured function on fake CUDA tensors: it waits for nothing, and every branch is captured."""
 
 import sys
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes every operator and every tensor that is not on the GPU; takes both branches of a ``torch.cond``."""
+    """Collects every operator and every tensor that is not on the GPU. It runs both branches of a ``torch.cond``."""
 
     supports_higher_order_operators = True
 
@@ -57,23 +57,23 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def pretended_cuda(folded: FoldedNetwork) -> Iterator[FoldedNetwork]:
-    """CUDA tensors without memory: whatever would need a value of one on the host raises, but for plain copies."""
+def fake_cuda(folded: FoldedNetwork) -> Iterator[FoldedNetwork]:
+    """Yield the network on CUDA tensors without memory. An operator that needs a value on the host raises."""
     with FakeTensorMode() as mode, torch.no_grad():
-        yield arrange(pretend(folded, mode), "cuda:0", torch.float16)
+        yield arrange(to_fake(folded, mode), "cuda:0", torch.float16)
 
 
-def pretend(part: Any, mode: FakeTensorMode) -> Any:
+def to_fake(part: Any, mode: FakeTensorMode) -> Any:
     if isinstance(part, Tensor):
         return mode.from_tensor(part)
     if isinstance(part, tuple):
-        return tuple(pretend(item, mode) for item in part)
+        return tuple(to_fake(item, mode) for item in part)
     if not is_dataclass(part):
         return part
-    return replace(part, **{field.name: pretend(getattr(part, field.name), mode) for field in fields(part)})  # type: ignore[type-var]
+    return replace(part, **{field.name: to_fake(getattr(part, field.name), mode) for field in fields(part)})  # type: ignore[type-var]
 
 
-def pretended_recording(network: FoldedNetwork, mode: Mode, images: int, side: int) -> CapturedForward:
+def fake_captured(network: FoldedNetwork, mode: Mode, images: int, side: int) -> CapturedForward:
     engine = SimpleNamespace(network=network, dtype=torch.float16, device="cuda:0", mode=mode, stream=None)
     return CapturedForward(engine, (images, 3, side, side))  # type: ignore[arg-type]
 
@@ -82,12 +82,12 @@ def pretended_recording(network: FoldedNetwork, mode: Mode, images: int, side: i
 def test_nothing_waits_for_the_device(
     mode: Mode, folded: FoldedNetwork, pictures: NDArray[np.float32], images: int
 ) -> None:
-    with pretended_cuda(folded) as network:
-        recording = pretended_recording(network, mode, images, pictures.shape[-1])
+    with fake_cuda(folded) as network:
+        captured = fake_captured(network, mode, images, pictures.shape[-1])
         with Trace() as trace:
-            answer = recording.forward()
-    assert (answer.device.type, answer.dtype) == ("cuda", torch.float32)
-    assert answer.shape == (images, len(folded.head_bias) + len(folded.gates))
+            output = captured.forward()
+    assert (output.device.type, output.dtype) == ("cuda", torch.float32)
+    assert output.shape == (images, len(folded.head_bias) + len(folded.gates))
     assert trace.on_host == []
     assert trace.operators.count("cond") == (len(folded.gates) * len(bucket_sizes(images)) if mode == "branch" else 0)
     # Both branches of every condition were traced.
@@ -106,8 +106,8 @@ def convolutions(folded: FoldedNetwork, times: int) -> int:
 
 
 @pytest.mark.parametrize("architecture", ["imagenet_rnn_gate_18"], indirect=True)
-def test_what_does_wait_is_found(folded: FoldedNetwork) -> None:
-    with pretended_cuda(folded) as network:
+def test_a_wait_is_found(folded: FoldedNetwork) -> None:
+    with fake_cuda(folded) as network:
         images = torch.zeros(1, 3, 64, 64, device="cuda:0", dtype=torch.float16)
         limits = torch.zeros(1, device="cuda:0")
         with pytest.raises(DataDependentOutputException):
@@ -123,10 +123,10 @@ def test_what_does_wait_is_found(folded: FoldedNetwork) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38", "imagenet_rnn_gate_50"], indirect=True)
-def test_torch_records_a_condition_for_each_bucket_of_each_block(
+def test_torch_captures_a_condition_for_each_bucket_of_each_block(
     folded: FoldedNetwork, pictures: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mode of torch that turns ``torch.cond`` into conditional nodes, but for the nodes themselves."""
+    """Run torch's mode that turns ``torch.cond`` into conditional nodes, without the nodes themselves."""
     predicates: list[tuple[int, ...]] = []
 
     def body(predicate: Tensor) -> nullcontext[None]:
@@ -135,20 +135,20 @@ def test_torch_records_a_condition_for_each_bucket_of_each_block(
         return nullcontext()
 
     monkeypatch.setattr(cudagraph_conditional_nodes, "_if_body", body)
-    with pretended_cuda(folded) as network:
-        recording = pretended_recording(network, "branch", 8, pictures.shape[-1])
+    with fake_cuda(folded) as network:
+        captured = fake_captured(network, "branch", 8, pictures.shape[-1])
         with CUDAGraphCaptureControlFlowOpDispatchMode():
-            answer = recording.forward()
-    assert answer.shape == (8, len(folded.head_bias) + len(folded.gates))
-    # Each condition is two nodes: one for where it holds, one for where it does not.
+            output = captured.forward()
+    assert output.shape == (8, len(folded.head_bias) + len(folded.gates))
+    # Each condition is two nodes, one for each outcome.
     assert predicates == [()] * 2 * len(folded.gates) * len(bucket_sizes(8))
 
 
 @pytest.mark.parametrize("architecture", ["imagenet_rnn_gate_18"], indirect=True)
-def test_every_branch_has_run_before_it_is_recorded(
+def test_every_branch_runs_before_the_capture(
     folded: FoldedNetwork, pictures: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a library does on its first call would fail inside a recording."""
+    """The initialisation of a library would fail inside a capture."""
     replays: list[bool] = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: replays.append(True)))
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
@@ -158,10 +158,10 @@ def test_every_branch_has_run_before_it_is_recorded(
 
     class TrackedForward(CapturedForward):
         def forward(self) -> Tensor:
-            answer = super().forward()
+            output = super().forward()
             assert self.skipping is not None
             ran.logical_or_(self.skipping.ran)
-            return answer
+            return output
 
     with torch.inference_mode():
         captured = TrackedForward(engine, pictures.shape)
@@ -173,14 +173,14 @@ def test_every_branch_has_run_before_it_is_recorded(
 
 @pytest.mark.parametrize("images", [1, 2, 3, 8])
 @pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38", "imagenet_rnn_gate_50"], indirect=True)
-def test_a_block_runs_on_the_smallest_bucket_that_holds_its_images(
+def test_a_block_runs_on_the_smallest_sufficient_bucket(
     folded: FoldedNetwork, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one image more than a bucket holds: no number of images overflows, none is computed in vain."""
-    rows: list[int] = []
+    """Also with one image more than a bucket holds."""
+    counts: list[int] = []
 
     def counting(block: object, x: Tensor) -> Tensor:
-        rows.append(len(x))
+        counts.append(len(x))
         return residual(block, x)  # type: ignore[arg-type]
 
     monkeypatch.setattr(skipping, "residual", counting)
@@ -193,10 +193,14 @@ def test_a_block_runs_on_the_smallest_bucket_that_holds_its_images(
             skip = BucketSkipping(1, images, "cpu")
             expected = mask(block, x.clone(), decision)
             torch.testing.assert_close(skip(block, x, decision), expected, atol=1e-5, rtol=1e-5)
-            due = [bucket for bucket in bucket_sizes(images) if bucket >= executing][:1] if executing else []
-            assert rows == due
-            assert [bucket for bucket, ran in zip(bucket_sizes(images), skip.ran[0], strict=True) if ran] == due
-            rows.clear()
+            expected_buckets = (
+                [bucket for bucket in bucket_sizes(images) if bucket >= executing][:1] if executing else []
+            )
+            assert counts == expected_buckets
+            assert [
+                bucket for bucket, ran in zip(bucket_sizes(images), skip.ran[0], strict=True) if ran
+            ] == expected_buckets
+            counts.clear()
 
 
 def test_bucket_sizes() -> None:
@@ -210,7 +214,7 @@ def test_bucket_sizes() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_torch_without_conditional_nodes_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_what_torch_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match=r"conditional nodes need CUDA 12\.4; this torch is built for None"):
         cuda_graph.require_conditional_nodes()
     monkeypatch.setattr(torch.version, "cuda", "12.8")

@@ -1,4 +1,4 @@
-"""The native engine against the network itself, and against what its decisions promise."""
+"""The native engine gives the reference output and computes exactly the executed blocks."""
 
 import os
 import platform
@@ -32,7 +32,7 @@ ARCHITECTURES = [
     "imagenet_rnn_gate_50",
 ]
 NEAR = 1e-5
-"""Where a probability is this near to the threshold, engines may round to either side of it."""
+"""Rounding may change a decision if the probability is this near its threshold."""
 
 pytestmark = [
     pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "c++") is None, reason="no C++ compiler here"),
@@ -41,8 +41,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def routed_network(lively_network: Build) -> SkipNet:
-    return lively_network("cifar10_rnn_gate_38")
+def routed_network(varied_network: Build) -> SkipNet:
+    return varied_network("cifar10_rnn_gate_38")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def mixed_thresholds(count: int) -> NDArray[np.float32]:
 
 
 def splitting_thresholds(reference: ReferenceEngine, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return thresholds [N]: 0, 1, and then such that the images execute some blocks and skip others."""
+    """Return thresholds [N]: 0, 1, and values at which the images execute some blocks and skip others."""
     thresholds = np.full(len(images), 0.5, np.float32)
     probability = reference.run(images, thresholds).probability
     thresholds = np.quantile(probability, 0.4, axis=1, method="midpoint").astype(np.float32)
@@ -65,50 +65,50 @@ def splitting_thresholds(reference: ReferenceEngine, images: NDArray[np.float32]
     return thresholds
 
 
-def assert_same_answer(answer: Routed, expected: Routed, thresholds: NDArray[np.float32]) -> int:
-    """Assert parity of the images that no gate finds undecided; return how many those are."""
+def assert_same_output(output: Routed, expected: Routed, thresholds: NDArray[np.float32]) -> int:
+    """Compare the images whose decisions rounding cannot change, and return their number."""
     forced = (thresholds == 0) | (thresholds == 1)
     sure = forced | (np.abs(expected.probability - thresholds[:, None]) > NEAR).all(1)
-    np.testing.assert_array_equal(answer.executed[sure], expected.executed[sure])
-    np.testing.assert_allclose(answer.probability[sure], expected.probability[sure], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(answer.logits[sure], expected.logits[sure], rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(output.executed[sure], expected.executed[sure])
+    np.testing.assert_allclose(output.probability[sure], expected.probability[sure], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(output.logits[sure], expected.logits[sure], rtol=1e-5, atol=1e-4)
     return int(sure.sum())
 
 
-def assert_identical(answer: Routed, expected: Routed) -> None:
+def assert_identical(output: Routed, expected: Routed) -> None:
     for part in ("logits", "probability", "executed"):
-        np.testing.assert_array_equal(getattr(answer, part), getattr(expected, part))
+        np.testing.assert_array_equal(getattr(output, part), getattr(expected, part))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_answers_as_the_network_does(architecture: str, lively_network: Build, make_images: Images) -> None:
-    network, images = lively_network(architecture), make_images(architecture)
+def test_output_equals_the_reference(architecture: str, varied_network: Build, make_images: Images) -> None:
+    network, images = varied_network(architecture), make_images(architecture)
     reference = ReferenceEngine(network)
     thresholds = splitting_thresholds(reference, images)
     expected = reference.run(images, thresholds)
 
-    answer = NativeEngine(fold(network), threads=1).run(images, thresholds)
+    output = NativeEngine(fold(network), threads=1).run(images, thresholds)
 
-    assert assert_same_answer(answer, expected, thresholds) >= len(images) - 1
-    assert answer.mode == "branch"
+    assert assert_same_output(output, expected, thresholds) >= len(images) - 1
+    assert output.mode == "branch"
     if network.gate_kind is None:
-        assert answer.executed.all()
+        assert output.executed.all()
     else:
-        # Else nothing was routed and this test shows little.
+        # Otherwise nothing is routed and the test is weak.
         assert 0.1 < expected.executed[2:].mean() < 0.9
-        assert answer.executed[0].all()
-        assert not answer.executed[1].any()
+        assert output.executed[0].all()
+        assert not output.executed[1].any()
 
 
 @pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_feedforward_110"])
 @pytest.mark.parametrize("size", [(8, 8), (29, 35), (40, 24)])
-def test_any_image_size(architecture: str, size: tuple[int, int], lively_network: Build) -> None:
-    network = lively_network(architecture)
+def test_any_image_size(architecture: str, size: tuple[int, int], varied_network: Build) -> None:
+    network = varied_network(architecture)
     images = np.random.default_rng(0).normal(size=(5, 3, *size)).astype(np.float32)
     thresholds = mixed_thresholds(5)
     expected = ReferenceEngine(network).run(images, thresholds)
-    answer = NativeEngine(fold(network), threads=2).run(images, thresholds)
-    assert assert_same_answer(answer, expected, thresholds) >= 4
+    output = NativeEngine(fold(network), threads=2).run(images, thresholds)
+    assert assert_same_output(output, expected, thresholds) >= 4
 
 
 def test_image_size_may_change_between_calls(engine: NativeEngine, make_images: Images) -> None:
@@ -131,12 +131,12 @@ def test_every_cpu_level_gives_the_same_output(
     thresholds = mixed_thresholds(len(images))
     monkeypatch.setattr(native_build, "cpu_levels", lambda: [level])
     load_library.cache_clear()
-    answer = NativeEngine(fold(routed_network), threads=1).run(images, thresholds)
+    output = NativeEngine(fold(routed_network), threads=1).run(images, thresholds)
     load_library.cache_clear()
-    assert assert_same_answer(answer, engine.run(images, thresholds), thresholds) >= len(images) - 1
+    assert assert_same_output(output, engine.run(images, thresholds), thresholds) >= len(images) - 1
 
 
-def test_an_answer_depends_on_neither_batch_nor_threads(
+def test_an_output_depends_on_neither_batch_nor_threads(
     routed_network: SkipNet, engine: NativeEngine, make_images: Images
 ) -> None:
     images = np.concatenate([make_images("cifar10_rnn_gate_38")] * 4)
@@ -154,29 +154,29 @@ def test_an_answer_depends_on_neither_batch_nor_threads(
 
 
 @pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "imagenet_rnn_gate_50"])
-def test_a_skipped_block_is_not_computed(architecture: str, lively_network: Build, make_images: Images) -> None:
-    network, images = lively_network(architecture), make_images(architecture)
+def test_a_skipped_block_is_not_computed(architecture: str, varied_network: Build, make_images: Images) -> None:
+    network, images = varied_network(architecture), make_images(architecture)
     engine = NativeEngine(fold(network), threads=2)
-    answer = engine.run(images, mixed_thresholds(len(images)))
-    executed = np.concatenate([np.ones((len(images), 1), np.bool_), answer.executed], 1)
+    output = engine.run(images, mixed_thresholds(len(images)))
+    executed = np.concatenate([np.ones((len(images), 1), np.bool_), output.executed], 1)
     projections = np.array([block.projects for block in network.blocks])
     np.testing.assert_array_equal(engine.convolutions, executed * network.layers_per_block + projections)
     assert not executed.all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
-def test_absurd_pixels_harm_no_other_image(engine: NativeEngine, make_images: Images, value: float) -> None:
+def test_extreme_pixels_affect_no_other_image(engine: NativeEngine, make_images: Images, value: float) -> None:
     images = make_images("cifar10_rnn_gate_38")
     thresholds = np.full(len(images), 0.5, np.float32)
     expected = engine.run(images, thresholds)
     images[0, 1, 3:9, 4] = value
-    answer = engine.run(images, thresholds)
-    assert not np.isfinite(answer.logits[0]).all() or value == 1e30
-    np.testing.assert_array_equal(answer.logits[1:], expected.logits[1:])
+    output = engine.run(images, thresholds)
+    assert not np.isfinite(output.logits[0]).all() or value == 1e30
+    np.testing.assert_array_equal(output.logits[1:], expected.logits[1:])
     assert_identical(engine.run(make_images("cifar10_rnn_gate_38"), thresholds), expected)
 
 
-def test_strided_and_foreign_arrays(engine: NativeEngine, make_images: Images) -> None:
+def test_strided_arrays_and_other_dtypes(engine: NativeEngine, make_images: Images) -> None:
     images = make_images("cifar10_rnn_gate_38")
     thresholds = mixed_thresholds(len(images))
     expected = engine.run(images, thresholds)
@@ -202,8 +202,8 @@ def test_wrong_shapes_are_refused(
         engine.run(np.zeros(images, np.float32), np.zeros(thresholds, np.float32))
 
 
-def test_images_too_small_to_pool_are_refused(lively_network: Build) -> None:
-    engine = NativeEngine(fold(lively_network("cifar10_feedforward_38")), threads=1)
+def test_images_too_small_to_pool_are_refused(varied_network: Build) -> None:
+    engine = NativeEngine(fold(varied_network("cifar10_feedforward_38")), threads=1)
     with pytest.raises(ValueError, match="4 x 4 pixels are too small"):
         engine.run(np.zeros((1, 3, 4, 4), np.float32), np.zeros(1, np.float32))
     assert np.isfinite(engine.run(np.zeros((1, 3, 8, 8), np.float32), np.zeros(1, np.float32)).logits).all()
@@ -218,22 +218,22 @@ def test_a_closed_engine_refuses(routed_network: SkipNet) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_lstm_saturates_as_the_reference_does(routed_network: SkipNet, seed: int) -> None:
-    """Pre-activations far beyond where exp overflows, and the shallow part in between."""
+def test_the_lstm_saturates_like_the_reference(routed_network: SkipNet, seed: int) -> None:
+    """With pre-activations far beyond the overflow of exp, and in between."""
     images = np.random.default_rng(seed).normal(size=(16, 3, 32, 32)).astype(np.float32)
     images *= np.geomspace(1e-3, 1e4, 16, dtype=np.float32)[:, None, None, None]
     thresholds = np.full(16, 0.5, np.float32)
-    answer = NativeEngine(fold(routed_network), threads=2).run(images, thresholds)
+    output = NativeEngine(fold(routed_network), threads=2).run(images, thresholds)
     expected = ReferenceEngine(routed_network).run(images, thresholds)
     sure = (np.abs(expected.probability - 0.5) > 1e-3).all(1)
     assert sure.sum() >= 12
-    np.testing.assert_array_equal(answer.executed[sure], expected.executed[sure])
-    np.testing.assert_allclose(answer.logits[sure], expected.logits[sure], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(output.executed[sure], expected.executed[sure])
+    np.testing.assert_allclose(output.logits[sure], expected.logits[sure], rtol=1e-4, atol=1e-4)
 
 
 class TestBuild:
     @pytest.fixture(autouse=True)
-    def nothing_compiled_yet(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def empty_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         source = tmp_path / "native.cpp"
         source.write_bytes(native_build.SOURCE.read_bytes())
@@ -247,9 +247,9 @@ class TestBuild:
         with pytest.raises(EngineError, match="no C\\+\\+ compiler 'no-such-compiler': install g\\+\\+"):
             NativeEngine(fold(routed_network), threads=1)
 
-    def test_compiler_error_is_told(self, routed_network: SkipNet) -> None:
-        native_build.SOURCE.write_text("#error this is not for you\n")
-        with pytest.raises(EngineError, match=r"failed to compile.*this is not for you"):
+    def test_a_compiler_error_is_reported(self, routed_network: SkipNet) -> None:
+        native_build.SOURCE.write_text("#error no such platform\n")
+        with pytest.raises(EngineError, match=r"failed to compile.*no such platform"):
             NativeEngine(fold(routed_network), threads=1)
         assert not list(native_build.cache_folder().iterdir())
 
@@ -281,8 +281,8 @@ class TestBuild:
         native_build.main()
         monkeypatch.setenv("CXX", "no-such-compiler")
         engine = NativeEngine(fold(routed_network), threads=1)
-        answer = engine.run(np.zeros((1, 3, 32, 32), np.float32), np.zeros(1, np.float32))
-        assert answer.executed.all()
+        output = engine.run(np.zeros((1, 3, 32, 32), np.float32), np.zeros(1, np.float32))
+        assert output.executed.all()
 
     def test_library_name_depends_on_sources_and_level(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         levels = native_build.X86_FEATURES

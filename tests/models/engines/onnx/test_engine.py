@@ -13,9 +13,9 @@ ARCHITECTURE = "cifar10_rnn_gate_38"
 
 
 def test_a_failing_run_returns_only_after_all_workers_have_stopped(
-    lively_checkpoint: Callable[[str], Checkpoint], make_images: Callable[[str], NDArray[np.float32]]
+    varied_checkpoint: Callable[[str], Checkpoint], make_images: Callable[[str], NDArray[np.float32]]
 ) -> None:
-    engine = OnnxRuntimeEngine(fold(lively_checkpoint(ARCHITECTURE).network), threads=2)
+    engine = OnnxRuntimeEngine(fold(varied_checkpoint(ARCHITECTURE).network), threads=2)
     failed, done = Event(), []
 
     class Failing(Worker):

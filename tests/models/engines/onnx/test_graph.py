@@ -1,4 +1,4 @@
-"""The exported file, in a bare ONNX Runtime session."""
+"""The exported file, in an ONNX Runtime session with default settings."""
 
 import json
 from collections.abc import Callable
@@ -27,46 +27,46 @@ ARCHITECTURES = [
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def checkpoint(request: pytest.FixtureRequest, lively_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
-    return lively_checkpoint(request.param)
+def checkpoint(request: pytest.FixtureRequest, varied_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
+    return varied_checkpoint(request.param)
 
 
-def bare_session(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("mode", ["branch", "mask"])
-def test_answers_as_the_reference(
+def test_output_equals_the_reference(
     checkpoint: Checkpoint, images: NDArray[np.float32], mode: Mode, tmp_path: Path
 ) -> None:
     path = tmp_path / "network.onnx"
     export(checkpoint, path, mode)
-    session = bare_session(path)
+    session = open_session(path)
     thresholds = np.linspace(0, 1, len(images), dtype=np.float32)
     expected = ReferenceEngine(checkpoint.network).run(images, thresholds)
     step = 1 if mode == "branch" else len(images)
     compared = 0
     for start in range(0, len(images), step):
-        rows = slice(start, start + step)
-        inputs = {"images": images[rows], "thresholds": thresholds[rows]}
+        part = slice(start, start + step)
+        inputs = {"images": images[part], "thresholds": thresholds[part]}
         if checkpoint.network.gate_kind is None:
             del inputs["thresholds"]
         logits, *routing = session.run(None, inputs)
-        clear = (np.abs(expected.probability[rows] - thresholds[rows, None]) > 1e-3).all(1)
-        clear |= np.isin(thresholds[rows], (0, 1))
-        np.testing.assert_allclose(logits[clear], expected.logits[rows][clear], rtol=1e-4, atol=1e-4)
+        clear = (np.abs(expected.probability[part] - thresholds[part, None]) > 1e-3).all(1)
+        clear |= np.isin(thresholds[part], (0, 1))
+        np.testing.assert_allclose(logits[clear], expected.logits[part][clear], rtol=1e-4, atol=1e-4)
         if routing:
             probabilities, executed = routing
-            np.testing.assert_array_equal(executed[clear], expected.executed[rows][clear])
-            np.testing.assert_allclose(probabilities[clear], expected.probability[rows][clear], atol=1e-4)
+            np.testing.assert_array_equal(executed[clear], expected.executed[part][clear])
+            np.testing.assert_allclose(probabilities[clear], expected.probability[part][clear], atol=1e-4)
         compared += int(clear.sum())
     assert compared >= 5
 
 
-def test_weights_of_gated_blocks_lie_inside_their_branches(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Elsewhere, ONNX Runtime would not arrange them for the CPU."""
+def test_weights_of_gated_blocks_are_inside_their_branches(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Elsewhere, ONNX Runtime does not arrange them for the CPU."""
     export(checkpoint, tmp_path / "network.onnx")
     graph = onnx.load(tmp_path / "network.onnx").graph
     branches = [node for node in graph.node if node.op_type == "If"]
@@ -80,10 +80,10 @@ def test_weights_of_gated_blocks_lie_inside_their_branches(checkpoint: Checkpoin
         assert [inner.op_type for inner in otherwise.node] == ["Identity"]
 
 
-def test_file_tells_how_to_use_it(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_metadata_tell_how_to_use_the_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "network.onnx"
     export(checkpoint, path)
-    session = bare_session(path)
+    session = open_session(path)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["labels"]) == checkpoint.config.labels
     assert json.loads(metadata["input"])["mean"] == list(checkpoint.config.input.mean)
@@ -102,7 +102,7 @@ def test_thresholds_default_to_the_checkpoints_own(
     own = checkpoint.config.model_copy(update={"execute_threshold": 0.45})
     checkpoint = replace(checkpoint, config=own)
     export(checkpoint, tmp_path / "network.onnx", mode)
-    session = bare_session(tmp_path / "network.onnx")
+    session = open_session(tmp_path / "network.onnx")
     batch = images[:1] if mode == "branch" else images
     names = [each.name for each in session.get_inputs()]
     assert names == ["images"]
@@ -123,7 +123,7 @@ def test_thresholds_beyond_0_and_1_are_clipped(
         pytest.skip("a plain ResNet has no thresholds")
     export(checkpoint, tmp_path / "network.onnx")
     inputs = {"images": images[:1], "thresholds": np.full(1, threshold, np.float32)}
-    _, _, executed = bare_session(tmp_path / "network.onnx").run(None, inputs)
+    _, _, executed = open_session(tmp_path / "network.onnx").run(None, inputs)
     assert (executed == (threshold < 0)).all()
 
 

@@ -1,4 +1,4 @@
-// The persistent kernel for KIND_OF_GATE as a CPU library: called with the arguments of a launch.
+// Compiles the persistent kernel for KIND_OF_GATE as a CPU library that is called with the arguments of a launch.
 
 #include "shim.hpp"
 

@@ -1,12 +1,12 @@
-// A GPU's thread blocks on one CPU core, to run the persistent kernel's own source where there is no GPU.
+// Simulates a GPU's thread blocks on one CPU core, to run the persistent kernel's own source without a GPU.
 //
 // Every thread is a fiber. A warp's lanes meet at each instruction that the whole warp executes (ldmatrix, mma,
-// shuffles); only then is it done, for all of them. Thread blocks and warps go on in a random order, now in short
-// steps, now in long ones, so that a warp may run as far ahead as barriers let it. Shared memory starts as NaN.
-// Copies that run ahead arrive as late as they may.
+// shuffles). It is then executed for all of them. Thread blocks and warps proceed in a random order, in short and in
+// long steps, so that a warp may run as far ahead as barriers permit. Shared memory starts as NaN. Asynchronous copies
+// arrive as late as they may.
 //
-// Every access to shared memory is checked: in bounds, aligned, and no two threads at the same word between two
-// barriers if one of them writes. That finds a missing barrier whatever the order happened to be.
+// Every access to shared memory is checked: it must be in bounds and aligned, and no two threads may access one word
+// between two barriers if one of them writes. This finds a missing barrier in any order.
 
 #pragma once
 
@@ -48,7 +48,7 @@ namespace shim {
 constexpr size_t STACK = 64 << 10;
 
 struct Counts {
-    // Of all thread blocks; simulated.py has the same names.
+    // Sums over all thread blocks. simulated.py has the same names.
     int64_t multiplies, matrices, barriers, fetched, shared_read, shared_written;
     int64_t conflicts, outside, races, diverged;
 };
@@ -76,7 +76,7 @@ struct Lane {
     float d[4];
 };
 
-struct Word {  // of shared memory: who touched it since which barrier
+struct Word {  // of shared memory: the last accesses, and the barrier before them
     int64_t written = -1, read = -1;
     int writer = 0, reader = 0;
 };
@@ -114,7 +114,7 @@ inline void enter() {
     _longjmp(scheduler, 1);
 }
 
-// Runs one fiber until it waits or ends. Only its first step needs a context of its own.
+// Runs one fiber until it waits or ends. Only its first step needs its own context.
 inline void resume(int number) {
     thread = number;
     Lane& lane = block->lanes[number];
@@ -134,7 +134,7 @@ inline bool inside(int at, int bytes) {
     return good;
 }
 
-// A word that one thread writes and another reads or writes, with no barrier between them.
+// Counts a race: one thread writes a word, and another reads or writes it with no barrier between them.
 inline void touch(int at, int bytes, bool writes, int who) {
     for (int i = at / 4; i < (at + bytes) / 4; ++i) {
         Word& word = block->words[i];
@@ -170,10 +170,10 @@ inline unsigned bits(float number) {
     return bits;
 }
 
-// ---- What a warp does at once --------------------------------------------------------------------------
+// ---- Instructions of a whole warp --------------------------------------------------------------------------
 
-// PTX ISA, ldmatrix .x4: lane i of the warp names row i % 8 of matrix i / 8; lane i gets numbers 2 (i % 4) and
-// 2 (i % 4) + 1 of row i / 4 of each.
+// PTX ISA, ldmatrix .x4: lane i of the warp gives row i % 8 of matrix i / 8. It receives numbers 2 (i % 4) and
+// 2 (i % 4) + 1 of row i / 4 of each matrix.
 inline void load(Lane* lanes) {
     ++counts.matrices;
     for (int matrix = 0; matrix < 4; ++matrix) {
@@ -213,7 +213,7 @@ inline void shuffle(Lane* lanes) {
     for (int i = 0; i < 32; ++i) lanes[i].value = given[i];
 }
 
-inline void together(Operation operation) {
+inline void meet(Operation operation) {
     lane().operation = operation;
     wait(AT_WARP);
 }
@@ -236,7 +236,7 @@ inline void start(Block& made, unsigned number, int threads, int bytes) {
     }
 }
 
-// One step of a warp: every lane that can goes on to where it next waits. False if none can.
+// Runs one step of a warp: every lane proceeds to its next wait. Returns false if no lane can.
 inline bool step(int warp) {
     Lane* lanes = block->lanes.data() + warp * 32;
     int waiting = 0, there = 0;
@@ -250,9 +250,9 @@ inline bool step(int warp) {
         if (lanes[0].operation == Operation::multiply) multiply(lanes);
         if (lanes[0].operation == Operation::shuffle) shuffle(lanes);
     } else if (waiting > 0 || (there > 0 && there < 32)) {
-        // Lanes that wait for others which took another way: undefined on a GPU.
+        // Some lanes wait for others that took another branch. This is undefined on a GPU.
         ++counts.diverged;
-        std::fprintf(stderr, "the lanes of a warp took different ways\n");
+        std::fprintf(stderr, "the lanes of a warp took different branches\n");
         std::abort();
     }
     const int first = random() % 32;
@@ -260,7 +260,7 @@ inline bool step(int warp) {
     return true;
 }
 
-// Opens the barrier if all threads of a thread block wait there. False if they are all done.
+// Opens the barrier at which all threads of a thread block wait. Returns false if all threads are done.
 inline bool open() {
     bool alive = false;
     for (Lane& lane : block->lanes) alive |= lane.state != DONE;
@@ -282,7 +282,7 @@ inline void run(unsigned grid, int threads, int bytes, uint64_t order, void (*ke
     while (!blocks.empty()) {
         const size_t chosen = random() % blocks.size();
         block = &blocks[chosen];
-        // Now and then a warp goes as far as the barrier, else a step or a few.
+        // Sometimes a warp runs to the barrier, otherwise it runs a few steps.
         const int warp = random() % (threads / 32), most = random() % 4 == 0 ? 1 << 20 : 1 + int(random() % 16);
         int steps = 0;
         while (steps < most && step(warp)) ++steps;
@@ -342,7 +342,7 @@ template <class T> DEVICE T fetch(const T* from) {
 template <class T> DEVICE void copy_async(int to, const T* from) {
     if (!shim::inside(to, sizeof(T))) return;
     shim::counts.fetched += sizeof(T), shim::counts.shared_written += sizeof(T);
-    // It may arrive at any time from now on: from now on nobody else may read or write there.
+    // The copy may arrive at any time from now on, so no other thread may access the target.
     shim::touch(to, sizeof(T), true, shim::thread);
     shim::lane().copies.push_back({to, int(sizeof(T)), from});
 }
@@ -356,7 +356,7 @@ inline void load_matrices(unsigned (&to)[4], int row) {
     if (!shim::inside(row, 16)) row = 0;
     shim::touch(row, 16, false, shim::thread);
     shim::lane().row = row;
-    shim::together(shim::Operation::load);
+    shim::meet(shim::Operation::load);
     std::copy_n(shim::lane().a, 4, to);
 }
 
@@ -364,7 +364,7 @@ inline void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, uns
     shim::Lane& lane = shim::lane();
     std::copy_n(a, 4, lane.a), std::copy_n(d, 4, lane.d);
     lane.b[0] = b0, lane.b[1] = b1;
-    shim::together(shim::Operation::multiply);
+    shim::meet(shim::Operation::multiply);
     std::copy_n(lane.d, 4, d);
 }
 
@@ -373,7 +373,7 @@ inline float2 unpack(unsigned both) { return {shim::half(both), shim::half(both 
 
 inline float shuffle(float mine, int source) {
     shim::lane().value = mine, shim::lane().source = source;
-    shim::together(shim::Operation::shuffle);
+    shim::meet(shim::Operation::shuffle);
     return shim::lane().value;
 }
 inline float shuffle_xor(float mine, int mask) { return shuffle(mine, shim::thread % 32 ^ mask); }

@@ -1,4 +1,4 @@
-"""The persistent kernel's own source, built for the CPU (shim.hpp, driver.cpp), as an engine."""
+"""An engine that runs the persistent kernel's own source on the CPU (shim.hpp, driver.cpp)."""
 
 import ctypes
 import hashlib
@@ -36,7 +36,7 @@ class Launch(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Counts:
-    """What a run did: instructions of warps, barriers of thread blocks, bytes, and what must never happen."""
+    """Counts of one run: instructions of warps, barriers of thread blocks, bytes, and faults."""
 
     multiplies: int
     matrices: int
@@ -82,7 +82,7 @@ def compile_library(texts: dict[str, str], options: Sequence[str], library: Path
 
 
 class SimulatedEngine:
-    """Runs a folded network on ``grid`` thread blocks, whose warps go on in an order that ``order`` seeds."""
+    """Run a folded network on ``grid`` thread blocks. ``order`` is the seed of the order of warps."""
 
     name = "persistent"
     device = "cpu"
@@ -90,13 +90,13 @@ class SimulatedEngine:
     def __init__(self, folded: FoldedNetwork, grid: int = 1, order: int = 1, library: Path | None = None) -> None:
         self.library = ctypes.CDLL(str(library or build(GATES[gate_kind(folded)])))
         self.folded, self.grid, self.order = folded, grid, order
-        # Aligned as the GPU's allocator aligns; fetch counts what is not.
+        # Aligned like GPU memory. The shim counts unaligned loads.
         self.weights = [aligned(words) for words in (*filter_streams(folded), gate_stream(folded))]
         self.queue = np.zeros(2, np.uint32)
         self.counts = Counts(*[0] * 10)
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """See Engine.run; ``counts`` then says what the run did."""
+        """Run a batch, as ``Engine.run`` does, and set ``counts``."""
         count, blocks = len(images), len(self.folded.blocks)
         images, limits = np.ascontiguousarray(images), Limits.of(thresholds).probabilities.numpy()
         logits = np.full((count, len(self.folded.head_bias)), np.nan, np.float32)
@@ -120,11 +120,11 @@ class SimulatedEngine:
         self.counts = Counts(*counted.tolist())
         if not self.folded.gates:
             return Routed(logits, np.ones_like(executed, np.bool_), np.ones_like(probability), "branch")
-        assert executed.max(initial=0) <= 1, "a decision was not written down"
+        assert executed.max(initial=0) <= 1, "a decision was not stored"
         return Routed(logits, executed.astype(np.bool_), probability, "branch")
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is nothing to release."""
 
 
 def aligned(words: NDArray[np.uint8]) -> NDArray[np.uint8]:

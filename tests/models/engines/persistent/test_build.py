@@ -1,4 +1,4 @@
-"""The kernel compiles for every GPU that it is meant for, without one, and takes no more than each has."""
+"""The kernel compiles for every supported GPU and fits into its registers and shared memory."""
 
 import ctypes
 import shutil
@@ -25,23 +25,23 @@ def test_it_fits(architecture: str, gates: str | None) -> None:
     assert (used.spilled, used.stack) == (0, 0)
     kilobytes = ARCHITECTURES[architecture][1]
     assert used.shared <= (kilobytes - 1) * 1024
-    # Two thread blocks hide each other's waiting, where there is the memory for two.
+    # Two thread blocks hide each other's waits, if the memory is enough for two.
     assert used.blocks(architecture) == (2 if kilobytes > 160 else 1)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++")
-def test_python_knows_what_a_launch_takes() -> None:
+def test_python_and_the_kernel_agree_on_the_launch() -> None:
     library = ctypes.CDLL(str(build("NoGate")))
     assert (library.shared_bytes(), library.threads()) == (SHARED_BYTES, THREADS)
 
 
-def test_what_the_compiler_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_error_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(persistent_build.GATES, "rnn", "NoSuchGate")
     with pytest.raises(EngineError, match=r"NVRTC cannot compile the persistent engine for sm_90: .*NoSuchGate"):
         persistent_build.compile_kernel("rnn", "sm_90")
 
 
-def test_a_machine_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(EngineError, match="needs a GPU"):
         PersistentEngine(fold(random_network("cifar10_rnn_gate_38")), "cuda:0")

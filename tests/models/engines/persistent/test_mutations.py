@@ -1,4 +1,4 @@
-"""The proof can fail: a barrier left out, a wrong swizzle, a wrong index in the kernel's source are each caught."""
+"""The tests can fail: they find a missing barrier, a wrong swizzle and a wrong index in the kernel's source."""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +46,7 @@ MUTATIONS = {
 
 @pytest.fixture(scope="module")
 def network() -> SkipNet:
-    """Two blocks a group, gates on both sides of a half."""
+    """A network of two blocks per group whose gates decide differently."""
     torch.manual_seed(3)
     network = SkipNet(stem="cifar", block=BasicBlock, blocks=(2, 2, 2), classes=5, gates="rnn").eval()
     with torch.no_grad():
@@ -68,32 +68,32 @@ def libraries() -> dict[str, Path]:
         return dict(zip(names, pool.map(one, names), strict=True))
 
 
-def caught(folded: FoldedNetwork, network: SkipNet, library: Path) -> set[str]:
-    """Return which of the proofs a kernel fails."""
+def find_faults(folded: FoldedNetwork, network: SkipNet, library: Path) -> set[str]:
+    """Return the checks that a kernel fails."""
     images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
     thresholds = np.array([0.5, 0.0, 1.0], np.float32)
     expected = ReferenceEngine(network).run(images, thresholds)
     found = set()
-    answers = []
+    outputs = []
     for order in (1, 2):
         engine = SimulatedEngine(folded, grid=1, order=order, library=library)
-        answer = engine.run(images, thresholds)
-        answers.append(answer)
+        output = engine.run(images, thresholds)
+        outputs.append(output)
         if engine.counts.races:
             found.add("race")
         if engine.counts.outside:
             found.add("outside")
-        # Strided convolutions of the two projecting blocks: the only reads whose rows share banks.
+        # Only the reads of the strided convolutions of the two projecting blocks share banks.
         if engine.counts.conflicts > STRIDED_CONFLICTS * len(images):
             found.add("conflict")
-        work = sum(expected_work(folded, executed)[0] for executed in answer.executed)
+        work = sum(expected_work(folded, executed)[0] for executed in output.executed)
         if engine.counts.multiplies != work:
             found.add("work")
-        wrong = (answer.executed != expected.executed).any()
-        error = np.abs(answer.logits - expected.logits).max()
+        wrong = (output.executed != expected.executed).any()
+        error = np.abs(output.logits - expected.logits).max()
         if wrong or not error < 0.01 * np.abs(expected.logits).max():
-            found.add("answer")
-    if not np.array_equal(answers[0].logits, answers[1].logits, equal_nan=True):
+            found.add("output")
+    if not np.array_equal(outputs[0].logits, outputs[1].logits, equal_nan=True):
         found.add("schedule")
     return found
 
@@ -101,20 +101,20 @@ def caught(folded: FoldedNetwork, network: SkipNet, library: Path) -> set[str]:
 STRIDED_CONFLICTS = 2080
 
 
-def test_the_kernel_itself_passes(network: SkipNet, libraries: dict[str, Path]) -> None:
+def test_the_kernel_passes(network: SkipNet, libraries: dict[str, Path]) -> None:
     probability = ReferenceEngine(network).run(np.zeros((1, 3, 32, 32), np.float32), np.ones(1, np.float32)).probability
     assert (np.abs(probability - 0.5) > 1e-3).all()
-    assert caught(fold(network), network, libraries[""]) == set()
+    assert find_faults(fold(network), network, libraries[""]) == set()
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_fault_is_caught(mutation: str, network: SkipNet, libraries: dict[str, Path]) -> None:
-    found = caught(fold(network), network, libraries[mutation])
+def test_a_fault_is_found(mutation: str, network: SkipNet, libraries: dict[str, Path]) -> None:
+    found = find_faults(fold(network), network, libraries[mutation])
     if mutation.startswith("barrier"):
-        # However the warps happened to be scheduled.
+        # With any order of the warps.
         assert "race" in found
     elif mutation == "swizzle that conflicts":
         assert found == {"conflict"}
     elif mutation == "skipped block that runs":
         assert "work" in found
-    assert found, f"nothing noticed: {mutation}"
+    assert found, f"no check found the fault: {mutation}"

@@ -1,4 +1,4 @@
-"""Skipped means not computed: what a run of the persistent kernel did is what its decisions say, to the instruction."""
+"""The persistent kernel executes exactly the instructions that its decisions require."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ comp
 
 
 def instructions(convolution: Convolution, side: int) -> int:
-    """Return the mma.m16n8k16 of a convolution to a map of ``side`` x ``side`` pixels."""
+    """Return the number of mma.m16n8k16 for a convolution to a map of ``side`` x ``side`` pixels."""
     outputs, inputs, kernel, _ = convolution.weight.shape
     return -(-side * side // 16) * outputs // 8 * -(-inputs // 16) * kernel**2
 
@@ -52,7 +52,7 @@ def expected_work(folded: FoldedNetwork, executed: NDArray[np.bool_]) -> tuple[i
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("gates", ["rnn", "feedforward_1", "feedforward_2"])
-def test_work_is_that_of_the_executed_blocks(
+def test_only_executed_blocks_are_computed(
     gates: GateKind, route: str, make_images: Callable[[str], NDArray[np.float32]]
 ) -> None:
     network = SkipNet(stem="cifar", block=BasicBlock, blocks=(3, 2, 4), classes=10, gates=gates).eval()
@@ -63,18 +63,18 @@ def test_work_is_that_of_the_executed_blocks(
     }[route]
     folded = fold(force_route(network, decisions))
     engine = SimulatedEngine(folded)
-    answer = engine.run(make_images("cifar10")[:1], np.full(1, 0.5, np.float32))
-    np.testing.assert_array_equal(answer.executed[0], decisions)
+    output = engine.run(make_images("cifar10")[:1], np.full(1, 0.5, np.float32))
+    np.testing.assert_array_equal(output.executed[0], decisions)
     multiplies, barriers = expected_work(folded, decisions)
     assert (engine.counts.multiplies, engine.counts.barriers) == (multiplies, barriers)
     assert (engine.counts.races, engine.counts.outside, engine.counts.diverged) == (0, 0, 0)
 
 
-def test_one_block_more_is_2304_instructions_and_no_bank_conflict(
-    lively_network: Callable[[str], SkipNet], make_images: Callable[[str], NDArray[np.float32]]
+def test_one_more_block_is_2304_instructions_and_no_bank_conflict(
+    varied_network: Callable[[str], SkipNet], make_images: Callable[[str], NDArray[np.float32]]
 ) -> None:
-    """In each group alike: 4.72 M multiply-adds of 2048 each. Its reads of maps conflict nowhere."""
-    network, images = lively_network("cifar10_rnn_gate_38"), make_images("cifar10_rnn_gate_38")[:1]
+    """This holds in each group: 4.72 M multiply-adds, 2048 per instruction. Its reads have no bank conflict."""
+    network, images = varied_network("cifar10_rnn_gate_38"), make_images("cifar10_rnn_gate_38")[:1]
     none = np.zeros(17, np.bool_)
     engine = SimulatedEngine(fold(force_route(network, none)))
     engine.run(images, np.full(1, 0.5, np.float32))

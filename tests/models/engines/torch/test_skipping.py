@@ -1,4 +1,4 @@
-"""A skipped block is not run: convolutions are counted."""
+"""Skipped blocks are not computed. The tests count convolutions."""
 
 import json
 from collections.abc import Callable
@@ -29,8 +29,8 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def folded(architecture: str, lively_network: Callable[[str], SkipNet]) -> FoldedNetwork:
-    return fold(lively_network(architecture))
+def folded(architecture: str, varied_network: Callable[[str], SkipNet]) -> FoldedNetwork:
+    return fold(varied_network(architecture))
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def image(architecture: str, make_images: Callable[[str], NDArray[np.float32]]) 
     return make_images(architecture)[4:5]
 
 
-def due(folded: FoldedNetwork, executed: NDArray[np.bool_]) -> int:
-    """Return the convolutions that decisions [B-1] call for: stem, projections, first and executed blocks."""
+def expected_convolutions(folded: FoldedNetwork, executed: NDArray[np.bool_]) -> int:
+    """Return the number of convolutions for decisions [B-1]: stem, projections, first block and executed blocks."""
     first, *others = folded.blocks
     projections = sum(block.projection is not None for block in folded.blocks)
     ran = sum(len(block.residual) for block, runs in zip(others, executed, strict=True) if runs)
@@ -47,13 +47,13 @@ def due(folded: FoldedNetwork, executed: NDArray[np.bool_]) -> int:
 
 
 def check(engine: Engine, image: NDArray[np.float32], folded: FoldedNetwork, count: Callable[[], int]) -> None:
-    """Run ``image`` at several thresholds; ``count`` tells the convolutions run since it was last called."""
+    """Run ``image`` at several thresholds. ``count`` returns the convolutions since its last call."""
     seen = set()
     for threshold in THRESHOLDS:
         routed = engine.run(image, np.full(1, threshold, np.float32))
-        wanted = due(folded, routed.executed[0])
-        assert count() == wanted
-        seen.add(wanted)
+        expected = expected_convolutions(folded, routed.executed[0])
+        assert count() == expected
+        seen.add(expected)
     assert len(seen) == len(THRESHOLDS)
 
 
@@ -74,10 +74,10 @@ def test_torch(folded: FoldedNetwork, image: NDArray[np.float32], monkeypatch: p
     monkeypatch.setattr(torch.nn.functional, "conv2d", counting)
     engine = TorchEngine(folded)
     check(engine, image, folded, count)
-    # In a batch, each block sees just the images that execute it.
+    # In a batch, each block runs only on the images that execute it.
     batch = np.concatenate([image, image * 0.2, image * 3])
     routed = engine.run(batch, np.array([0, 0.5, 1], np.float32))
-    assert count() == sum(due(folded, executed) for executed in routed.executed)
+    assert count() == sum(expected_convolutions(folded, executed) for executed in routed.executed)
 
 
 def test_onnxruntime(
@@ -101,12 +101,12 @@ def test_onnxruntime(
             events = json.loads(Path(engine.session.end_profiling()).read_text())
             kernels = [event["args"]["op_name"] for event in events if event["name"].endswith("_kernel_time")]
             ran = sum(kernel in ("Conv", "FusedConv") for kernel in kernels)
-            assert ran == due(folded, routed.executed[0])
+            assert ran == expected_convolutions(folded, routed.executed[0])
             engine.close()
 
 
 def test_native(folded: FoldedNetwork, image: NDArray[np.float32]) -> None:
     engine = NativeEngine(folded, 1)
-    # The native engine counts blocks' convolutions; the stem's is not among them.
+    # The native engine counts the convolutions of blocks, without the stem's.
     check(engine, image, folded, lambda: 1 + int(engine.convolutions.sum()))
     engine.close()

@@ -1,4 +1,4 @@
-"""The persistent kernel, on simulated thread blocks, answers as the reference does."""
+"""The persistent kernel, on simulated thread blocks, gives the reference output."""
 
 import shutil
 from collections.abc import Callable
@@ -38,9 +38,9 @@ ARCHITECTURES = [
 CASES = ["cifar10_resnet_38", "cifar10_rnn_gate_38", "cifar10_rnn_gate_rl_38", "cifar10_feedforward_38"]
 PHOTOS = sorted((Path(__file__).parents[3] / "photos").glob("*.jpg"))
 NEAR = 1e-3
-"""A probability this near to its threshold may fall to either side in half precision."""
+"""Half precision may change a decision if the probability is this near its threshold."""
 HALF = 0.01
-"""Error of a logit in half precision, as a share of the largest: rounding of 2**-11 in each of 38 to 110 layers."""
+"""The error of a logit in half precision, relative to the largest: 2**-11 in each of 38 to 110 layers."""
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++"),
@@ -51,51 +51,51 @@ Build = Callable[[str], SkipNet]
 Images = Callable[[str], NDArray[np.float32]]
 
 
-def agree(answer: Routed, expected: Routed, thresholds: NDArray[np.float32]) -> int:
-    """Assert parity of the images that no gate finds undecided; return how many others there are."""
+def agree(output: Routed, expected: Routed, thresholds: NDArray[np.float32]) -> int:
+    """Compare the images whose decisions rounding cannot change, and return the number of the others."""
     forced = (thresholds <= 0) | (thresholds >= 1)
     clear = forced | (np.abs(expected.probability - thresholds[:, None]) > NEAR).all(1)
-    np.testing.assert_array_equal(answer.executed[clear], expected.executed[clear])
-    np.testing.assert_allclose(answer.probability[clear], expected.probability[clear], rtol=0, atol=HALF)
+    np.testing.assert_array_equal(output.executed[clear], expected.executed[clear])
+    np.testing.assert_allclose(output.probability[clear], expected.probability[clear], rtol=0, atol=HALF)
     largest = float(np.abs(expected.logits).max())
-    np.testing.assert_allclose(answer.logits[clear], expected.logits[clear], rtol=0, atol=HALF * largest)
+    np.testing.assert_allclose(output.logits[clear], expected.logits[clear], rtol=0, atol=HALF * largest)
     return int((~clear).sum())
 
 
-def never(engine: SimulatedEngine) -> None:
-    """What must not happen in any run."""
+def assert_no_fault(engine: SimulatedEngine) -> None:
+    """No run may have races, accesses out of bounds or diverged warps."""
     assert (engine.counts.races, engine.counts.outside, engine.counts.diverged) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_gate_and_stage(architecture: str, lively_network: Build, make_images: Images) -> None:
-    """Thresholds differ within the batch: every block, none, and the gates' own routing."""
-    network, images = lively_network(architecture), make_images(architecture)[:5]
+def test_every_gate_and_stage(architecture: str, varied_network: Build, make_images: Images) -> None:
+    """With different thresholds in one batch: every block, none, and the gates' own routes."""
+    network, images = varied_network(architecture), make_images(architecture)[:5]
     reference = ReferenceEngine(network)
     thresholds = np.array([0, 1, 0.5, 0.4, 0.6], np.float32)
     expected = reference.run(images, thresholds)
     engine = SimulatedEngine(fold(network), grid=2)
 
-    answer = engine.run(images, thresholds)
+    output = engine.run(images, thresholds)
 
-    never(engine)
-    assert agree(answer, expected, thresholds) <= 1
+    assert_no_fault(engine)
+    assert agree(output, expected, thresholds) <= 1
     if network.gate_kind is not None:
-        assert answer.executed[0].all()
-        assert not answer.executed[1].any()
+        assert output.executed[0].all()
+        assert not output.executed[1].any()
         assert 0.1 < expected.executed[2:].mean() < 0.9
 
 
-def test_depth_and_classes_are_known_at_run_time_only(lively_network: Build, make_images: Images) -> None:
-    """The library of the kernel is the same for 38 layers and 10 classes and for 152 and 100."""
-    network, images = lively_network("cifar100_rnn_gate_152"), make_images("cifar100_rnn_gate_152")[3:4]
+def test_depth_and_classes_are_known_only_at_run_time(varied_network: Build, make_images: Images) -> None:
+    """One compiled kernel runs 38 layers with 10 classes and 152 layers with 100."""
+    network, images = varied_network("cifar100_rnn_gate_152"), make_images("cifar100_rnn_gate_152")[3:4]
     thresholds = np.array([0.5], np.float32)
     engine = SimulatedEngine(fold(network))
-    answer, expected = engine.run(images, thresholds), ReferenceEngine(network).run(images, thresholds)
-    never(engine)
-    assert answer.logits.shape == (1, 100)
-    assert answer.executed.shape == (1, 74)
-    assert (answer.executed == expected.executed).mean() > 0.9
+    output, expected = engine.run(images, thresholds), ReferenceEngine(network).run(images, thresholds)
+    assert_no_fault(engine)
+    assert output.logits.shape == (1, 100)
+    assert output.executed.shape == (1, 74)
+    assert (output.executed == expected.executed).mean() > 0.9
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_photos_on_the_shipped_checkpoint(shipped: SkipNet) -> None:
     thresholds = np.full(len(images), 0.5, np.float32)
     engine = SimulatedEngine(fold(shipped))
     undecided = agree(engine.run(images, thresholds), ReferenceEngine(shipped).run(images, thresholds), thresholds)
-    never(engine)
+    assert_no_fault(engine)
     assert undecided < len(images)
 
 
@@ -125,32 +125,32 @@ def real() -> NDArray[np.float32]:
 
 
 def test_real_images_on_the_shipped_checkpoint(shipped: SkipNet, real: NDArray[np.float32]) -> None:
-    """Half precision decides alike: the kernel itself, on a sample."""
+    """The kernel makes the same decisions in half precision, on a sample."""
     thresholds = np.full(len(real), 0.5, np.float32)
     engine = SimulatedEngine(fold(shipped), grid=3)
-    answer, expected = engine.run(real, thresholds), ReferenceEngine(shipped).run(real, thresholds)
-    never(engine)
-    assert agree(answer, expected, thresholds) <= 4
-    assert (answer.executed == expected.executed).mean() >= 0.995
-    assert (answer.logits.argmax(1) == expected.logits.argmax(1)).mean() >= 0.97
+    output, expected = engine.run(real, thresholds), ReferenceEngine(shipped).run(real, thresholds)
+    assert_no_fault(engine)
+    assert agree(output, expected, thresholds) <= 4
+    assert (output.executed == expected.executed).mean() >= 0.995
+    assert (output.logits.argmax(1) == expected.logits.argmax(1)).mean() >= 0.97
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_public_codes_answers(name: str) -> None:
-    """No probability of a case is nearer to the threshold than 0.02: every decision must be the same."""
+def test_output_equals_the_public_codes(name: str) -> None:
+    """No probability is within 0.02 of its threshold, so every decision must be the same."""
     case = read_case(shared(f"reference/parity/{name}.npz"))
     engine = SimulatedEngine(fold(case.checkpoint.network))
     few = slice(0, 6)
-    answer = engine.run(case.images[few], np.full(6, THRESHOLD, np.float32))
-    never(engine)
-    np.testing.assert_array_equal(answer.executed, case.expected.executed[few])
+    output = engine.run(case.images[few], np.full(6, THRESHOLD, np.float32))
+    assert_no_fault(engine)
+    np.testing.assert_array_equal(output.executed, case.expected.executed[few])
     largest = np.abs(case.expected.logits).max()
-    np.testing.assert_allclose(answer.logits, case.expected.logits[few], rtol=0, atol=HALF * largest)
+    np.testing.assert_allclose(output.logits, case.expected.logits[few], rtol=0, atol=HALF * largest)
 
 
 @pytest.mark.parametrize("gates", [None, "rnn", "feedforward_1", "feedforward_2"])
 def test_the_emulation_rounds_where_the_kernel_does(gates: GateKind | None) -> None:
-    """What is left between them is the order of sums: less than half of what half precision itself takes."""
+    """They differ by the order of sums, less than half of the error of half precision."""
     torch.manual_seed(3)
     network = SkipNet(stem="cifar", block=BasicBlock, blocks=(2, 2, 2), classes=5, gates=gates).eval()
     images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
@@ -160,14 +160,14 @@ def test_the_emulation_rounds_where_the_kernel_does(gates: GateKind | None) -> N
     reference = ReferenceEngine(network).run(images, thresholds)
     np.testing.assert_array_equal(emulated.executed, kernel.executed)
     np.testing.assert_allclose(emulated.probability, kernel.probability, rtol=0, atol=1e-4)
-    apart, rounding = (np.abs(kernel.logits - other.logits).mean() for other in (emulated, reference))
-    assert apart < rounding / 2
+    difference, rounding = (np.abs(kernel.logits - other.logits).mean() for other in (emulated, reference))
+    assert difference < rounding / 2
 
 
 @pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_feedforward_110"])
-def test_two_schedules_answer_in_the_same_bits(architecture: str, lively_network: Build, make_images: Images) -> None:
-    """Whatever the order of warps and thread blocks, the batch, and who drew which image."""
-    folded, images = fold(lively_network(architecture)), make_images(architecture)[2:5]
+def test_two_schedules_give_the_same_bits(architecture: str, varied_network: Build, make_images: Images) -> None:
+    """The output does not depend on the order of warps and thread blocks, or on the batch."""
+    folded, images = fold(varied_network(architecture)), make_images(architecture)[2:5]
     thresholds = np.array([0.5, 0.3, 0.7], np.float32)
     first = SimulatedEngine(folded, grid=1, order=1).run(images, thresholds)
     engine = SimulatedEngine(folded, grid=3, order=2)
@@ -187,20 +187,20 @@ def test_the_queue_is_ready_for_the_next_launch(shipped: SkipNet, make_images: I
 
 
 def test_saturated_gates_obey_extreme_thresholds(shipped: SkipNet, make_images: Images) -> None:
-    """Probabilities that round to exactly 0 and 1 are still above threshold 0 and not above threshold 1."""
+    """A probability that rounds to 0 exceeds threshold 0. One that rounds to 1 does not exceed threshold 1."""
     route = np.arange(17) % 2 > 0
     network = force_route(shipped, route)
     with torch.no_grad():
         assert network.controller is not None
         network.controller.projection.weight.mul_(20)
-    answer = SimulatedEngine(fold(network)).run(make_images("cifar10")[:2], np.array([0, 1], np.float32))
-    np.testing.assert_array_equal(answer.probability, np.broadcast_to(route.astype(np.float32), (2, 17)))
-    assert answer.executed[0].all()
-    assert not answer.executed[1].any()
+    output = SimulatedEngine(fold(network)).run(make_images("cifar10")[:2], np.array([0, 1], np.float32))
+    np.testing.assert_array_equal(output.probability, np.broadcast_to(route.astype(np.float32), (2, 17)))
+    assert output.executed[0].all()
+    assert not output.executed[1].any()
 
 
-def test_ten_classes_alike_on_the_native_engine(shipped: SkipNet, make_images: Images) -> None:
-    """Another engine that starts from the same folded network, in float32."""
+def test_output_equals_the_native_engines(shipped: SkipNet, make_images: Images) -> None:
+    """The native engine runs the same folded network in float32."""
     images, thresholds = make_images("cifar10_rnn_gate_38")[:2], np.array([0.0, 1.0], np.float32)
-    answer = SimulatedEngine(fold(shipped)).run(images, thresholds)
-    agree(answer, NativeEngine(fold(shipped), threads=1).run(images, thresholds), thresholds)
+    output = SimulatedEngine(fold(shipped)).run(images, thresholds)
+    agree(output, NativeEngine(fold(shipped), threads=1).run(images, thresholds), thresholds)

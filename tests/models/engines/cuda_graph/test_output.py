@@ -1,4 +1,4 @@
-"""The CUDA graph engine on a machine without CUDA: the function that would be recorded is called instead."""
+"""The CUDA graph engine without CUDA: it calls the function that it would capture."""
 
 import weakref
 
@@ -17,7 +17,7 @@ from models.macs import Mode
 from models.network import SkipNet
 
 NEAR = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
-"""How near its threshold a probability may be decided by rounding, and how far logits may be off."""
+"""The distance to its threshold at which rounding may change a decision, and the tolerance of logits."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,29 +36,29 @@ THRESHOLDS = {
 }
 
 
-def agree(answer: Routed, expected: Routed, thresholds: NDArray[np.float32], near: float) -> int:
-    """Compare the images that rounding cannot divert; return how many those are."""
-    open_to_rounding = (np.abs(expected.probability - thresholds[:, None]) <= near) & (expected.probability != 1)
-    clear = ~(open_to_rounding & (thresholds > 0)[:, None] & (thresholds < 1)[:, None]).any(1)
-    np.testing.assert_array_equal(answer.executed[clear], expected.executed[clear])
-    np.testing.assert_allclose(answer.probability[clear], expected.probability[clear], atol=near)
+def agree(output: Routed, expected: Routed, thresholds: NDArray[np.float32], near: float) -> int:
+    """Compare the images whose decisions rounding cannot change, and return their number."""
+    near_threshold = (np.abs(expected.probability - thresholds[:, None]) <= near) & (expected.probability != 1)
+    clear = ~(near_threshold & (thresholds > 0)[:, None] & (thresholds < 1)[:, None]).any(1)
+    np.testing.assert_array_equal(output.executed[clear], expected.executed[clear])
+    np.testing.assert_allclose(output.probability[clear], expected.probability[clear], atol=near)
     scale = np.abs(expected.logits).max()
-    np.testing.assert_allclose(answer.logits[clear] / scale, expected.logits[clear] / scale, atol=near)
+    np.testing.assert_allclose(output.logits[clear] / scale, expected.logits[clear] / scale, atol=near)
     return int(clear.sum())
 
 
 @pytest.mark.parametrize("routing", THRESHOLDS)
-def test_answers_what_the_reference_answers(
+def test_output_equals_the_reference(
     mode: Mode, folded: FoldedNetwork, reference: Engine, pictures: NDArray[np.float32], routing: str
 ) -> None:
     engine = CudaGraphEngine(folded, "cpu", mode, torch.float32)
     for part in (slice(0, 8), slice(1, 6), slice(4, 5), slice(7, 8)):
         images, thresholds = pictures[part], THRESHOLDS[routing][part]
-        answer = engine.run(images, thresholds)
-        compared = agree(answer, reference.run(images, thresholds), thresholds, NEAR[torch.float32])
+        output = engine.run(images, thresholds)
+        compared = agree(output, reference.run(images, thresholds), thresholds, NEAR[torch.float32])
         assert compared > 0.6 * len(images)
-        assert answer.mode == mode
-        assert {array.dtype.name for array in (answer.logits, answer.probability)} == {"float32"}
+        assert output.mode == mode
+        assert {array.dtype.name for array in (output.logits, output.probability)} == {"float32"}
 
 
 @pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38"], indirect=True)
@@ -68,28 +68,26 @@ def test_a_batch_without_images_is_refused(folded: FoldedNetwork, pictures: NDAr
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_decides_alike(
+def test_half_precision_makes_the_same_decisions(
     mode: Mode, dtype: torch.dtype, folded: FoldedNetwork, reference: Engine, pictures: NDArray[np.float32]
 ) -> None:
     thresholds = np.full(8, 0.5, np.float32)
-    answer = CudaGraphEngine(folded, "cpu", mode, dtype).run(pictures, thresholds)
-    assert agree(answer, reference.run(pictures, thresholds), thresholds, NEAR[dtype]) >= 1
+    output = CudaGraphEngine(folded, "cpu", mode, dtype).run(pictures, thresholds)
+    assert agree(output, reference.run(pictures, thresholds), thresholds, NEAR[dtype]) >= 1
 
 
-def test_what_fills_a_batch_up_changes_nothing(
-    mode: Mode, folded: FoldedNetwork, pictures: NDArray[np.float32]
-) -> None:
-    """A batch of five leaves three images of the batch of eight before it in the buffer."""
+def test_padding_images_change_nothing(mode: Mode, folded: FoldedNetwork, pictures: NDArray[np.float32]) -> None:
+    """After a batch of eight, a batch of five leaves three of its images in the buffer."""
     thresholds = np.full(8, 0.5, np.float32)
     used, fresh = (CudaGraphEngine(folded, "cpu", mode, torch.float32) for _ in range(2))
     used.run(pictures * 100, np.zeros(8, np.float32))
-    answers = [engine.run(pictures[:5], thresholds[:5]) for engine in (used, fresh)]
-    np.testing.assert_array_equal(answers[0].logits, answers[1].logits)
-    np.testing.assert_array_equal(answers[0].executed, answers[1].executed)
+    outputs = [engine.run(pictures[:5], thresholds[:5]) for engine in (used, fresh)]
+    np.testing.assert_array_equal(outputs[0].logits, outputs[1].logits)
+    np.testing.assert_array_equal(outputs[0].executed, outputs[1].executed)
     assert set(used.captured) == {pictures.shape}
     used.run(pictures[:5], np.ones(5, np.float32))
     skipping = used.captured[pictures.shape].skipping
-    assert skipping is None or not skipping.ran.any(), "what fills up was computed"
+    assert skipping is None or not skipping.ran.any(), "padding images were computed"
 
 
 def test_a_large_batch_is_split(
@@ -113,9 +111,9 @@ def test_a_batch_without_memory_is_split(
     tried: list[int] = []
     failed: list[weakref.ref[CapturedForward]] = []
 
-    class Recorded(CapturedForward):
+    class LimitedForward(CapturedForward):
         def __init__(self, engine: CudaGraphEngine, shape: tuple[int, ...]) -> None:
-            assert not any(recording() for recording in failed), "what has failed still holds its memory"
+            assert not any(captured() for captured in failed), "a failed capture still holds its memory"
             failed.append(weakref.ref(self))
             tried.append(shape[0])
             if shape[0] > most:
@@ -127,13 +125,13 @@ def test_a_batch_without_memory_is_split(
             failed.clear()
             super().__init__(engine, shape)
 
-    monkeypatch.setattr(cuda_graph, "CapturedForward", Recorded)
+    monkeypatch.setattr(cuda_graph, "CapturedForward", LimitedForward)
     engine, most = CudaGraphEngine(folded, "cpu", "branch", torch.float32), 2
     for _ in range(2):
         split = engine.run(pictures, thresholds)
         np.testing.assert_array_equal(split.executed, together.executed)
         np.testing.assert_allclose(split.logits, together.logits, atol=1e-4, rtol=1e-4)
-    # What failed once is not tried again.
+    # A failed size is not tried again.
     assert tried == [8, 4, 2]
     engine, most = CudaGraphEngine(folded, "cpu", "branch", torch.float32), 0
     with pytest.raises(torch.OutOfMemoryError):
