@@ -65,6 +65,10 @@ class LoadedCascade(LoadedModel):
         return []
 
     @property
+    def curve(self) -> list[tuple[float, float]]:
+        return [(point.mac_share, point.accuracy) for point in self.checkpoint.config.curve]
+
+    @property
     def gated(self) -> bool:
         return all(stage.macs.gates for stage in self.checkpoint.stages)
 

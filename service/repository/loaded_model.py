@@ -1,5 +1,6 @@
 """One version of a model in memory: its checkpoint, its engine and the time a dense batch takes."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -92,6 +93,12 @@ class LoadedModel:
         return [] if evaluation is None else evaluation.execution_rate
 
     @property
+    def curve(self) -> list[tuple[float, float]]:
+        """The accuracy-compute curve as MAC shares and accuracies, both rising; empty if it was not measured."""
+        points = [(point.mac_share, point.accuracy) for point in self.checkpoint.config.calibration]
+        return upper_envelope(points)
+
+    @property
     def gated(self) -> bool:
         """Whether gates decide which blocks run."""
         return bool(self.checkpoint.macs.gates)
@@ -150,6 +157,15 @@ class LoadedModel:
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
+
+
+def upper_envelope(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points of MAC share and accuracy that are more accurate than every cheaper one."""
+    envelope: list[tuple[float, float]] = []
+    for share, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not envelope or accuracy > envelope[-1][1]:
+            envelope.append((share, accuracy))
+    return envelope
 
 
 def timed(engine: "Engine", images: NDArray[np.float32], threshold: Threshold) -> "tuple[Routed, float]":

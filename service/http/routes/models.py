@@ -11,6 +11,13 @@ from service.repository.repository import Entry, State
 router = APIRouter(tags=["models"])
 
 
+class Budget(BaseModel):
+    """A point of the accuracy-compute curve, measured on validation images."""
+
+    mac_share: float = Field(description="mean executed MACs over dense MACs")
+    accuracy: float = Field(description="top-1, 0..1")
+
+
 class ServedVersion(ModelIdentity):
     """What is known of a version that is served."""
 
@@ -25,6 +32,7 @@ class ServedVersion(ModelIdentity):
     blocks: int
     dense_macs: int
     accuracy: float | None = Field(None, description="top-1 where it was evaluated, in 0..1")
+    budgets: list[Budget] = Field(description="the accuracy-compute curve: what compute_budget buys, by rising MACs")
 
 
 class RepositoryEntry(BaseModel):
@@ -71,5 +79,6 @@ def describe(container: Container, entry: Entry) -> RepositoryEntry:
             blocks=loaded.blocks,
             dense_macs=loaded.dense_macs,
             accuracy=loaded.accuracy,
+            budgets=[Budget(mac_share=share, accuracy=accuracy) for share, accuracy in loaded.curve],
         )
     return answer

@@ -55,66 +55,108 @@ def test_photo_shows_its_label_its_route_and_what_was_saved(browser: Chrome, shi
     find(browser, "#file").send_keys(str(PHOTO))
     until(lambda: find(browser, "#label").text == "cat", 30)
     answer = shipped.client.post("/classify", files={"image": PHOTO.read_bytes()}).json()
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#blocks i")) == answer["routing"]["blocks"]
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#blocks i.run")) == answer["routing"]["executed"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#stages i")) == answer["routing"]["blocks"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#stages i.run")) == answer["routing"]["executed"]
     assert saved(browser) == pytest.approx(100 * answer["routing"]["saved"], abs=0.1)
     if folder := os.environ.get("SKIPNET_SCREENSHOTS"):
         browser.save_screenshot(f"{folder}/page.png")
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
-def test_dial_changes_what_is_computed(browser: Chrome, shipped: Running) -> None:
+def choose(browser: Chrome, model: str) -> None:
+    until(lambda: model in find(browser, "#model").text, 30)
+    browser.execute_script(
+        "const list = document.querySelector('#model'); list.value = arguments[0];"
+        "list.dispatchEvent(new Event('change'))",
+        model,
+    )
+
+
+def sent(browser: Chrome, name: str) -> list[str | None]:
+    """Return the values of a parameter in the requests that the page has sent."""
+    values: list[str | None] = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => new URL(entry.name))"
+        ".filter(url => url.pathname === '/classify').map(url => url.searchParams.get(arguments[0]))",
+        name,
+    )
+    return values
+
+
+def test_the_page_says_which_model_answers_and_what_it_knows(browser: Chrome, shipped: Running) -> None:
+    models = shipped.client.get("/models").json()["models"]
     browser.get(shipped.url)
+    until(lambda: "airplane" in find(browser, "#knows").text, 30)
+    [default] = [model for model in models if model["default"]]
+    assert find(browser, "#model").get_attribute("value") == default["name"]
+    for model in models:
+        choose(browser, model["name"])
+        assert (
+            f"knows {model['served']['classes']} classes: {model['served']['labels'][0]}"
+            in find(browser, "#knows").text
+        )
+
+
+def test_a_sample_photo_is_classified_by_the_chosen_model(browser: Chrome, shipped: Running) -> None:
+    browser.get(shipped.url)
+    choose(browser, "cifar10_rnn_gate_38")
+    find(browser, "[data-sample=cat]").click()
+    until(lambda: find(browser, "#label").text == "cat", 30)
+    assert sent(browser, "model") == ["cifar10_rnn_gate_38"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#stages i")) == 18
+
+
+def test_the_slider_moves_along_the_curve(browser: Chrome, shipped: Running) -> None:
+    browser.get(shipped.url)
+    choose(browser, "cifar10_rnn_gate_38")
     find(browser, "#file").send_keys(str(PHOTO))
     until(lambda: find(browser, "#label").text == "cat", 30)
-    for threshold, executed in (("1", 1), ("0", 18)):
-        browser.execute_script(
-            "const dial = document.querySelector('#threshold'); dial.value = arguments[0];"
-            "dial.dispatchEvent(new Event('input'))",
-            threshold,
-        )
-        until(lambda executed=executed: len(browser.find_elements(By.CSS_SELECTOR, "#blocks i.run")) == executed, 30)  # type: ignore[misc]
-
-
-def sent(browser: Chrome) -> list[str | None]:
-    """Return the thresholds that the page has sent."""
-    thresholds: list[str | None] = browser.execute_script(
-        "return performance.getEntriesByType('resource').map(entry => new URL(entry.name))"
-        ".filter(url => url.pathname === '/classify').map(url => url.searchParams.get('execute_threshold'))"
+    [model] = [m for m in shipped.client.get("/models").json()["models"] if m["name"] == "cifar10_rnn_gate_38"]
+    curve = model["served"]["budgets"]
+    assert len(curve) > 2 and find(browser, "#slider").get_attribute("max") == str(len(curve) - 1)
+    browser.execute_script(
+        "const slider = document.querySelector('#slider'); slider.value = 0; slider.dispatchEvent(new Event('input'))"
     )
-    return thresholds
+    until(lambda: len(sent(browser, "compute_budget")) == 2, 30)
+    first, second = sent(browser, "compute_budget")
+    assert first is None and second is not None and float(second) == pytest.approx(curve[0]["mac_share"], abs=1e-5)
+    assert f"expected accuracy {100 * curve[0]['accuracy']:.1f} %" in find(browser, "#value").text
+    executed = shipped.client.post(
+        f"/classify?model=cifar10_rnn_gate_38&compute_budget={second}", files={"image": PHOTO.read_bytes()}
+    ).json()["routing"]["executed"]
+    until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#stages i.run")) == executed, 30)
+    find(browser, "#reset").click()
+    until(lambda: len(sent(browser, "compute_budget")) == 3 and sent(browser, "compute_budget")[2] is None, 30)
 
 
-def test_the_threshold_is_the_networks_own_until_the_dial_is_moved(browser: Chrome, shipped: Running) -> None:
-    # The page was opened while the model was loading: /models lists none at first.
+def test_a_cascade_shows_both_passes(browser: Chrome, shipped: Running) -> None:
+    browser.get(shipped.url)
+    choose(browser, "cifar10_cascade")
+    find(browser, "[data-sample=rocket]").click()
+    until(lambda: find(browser, "#label").text != "", 30)
+    photo = (PHOTO.parent / "rocket.jpg").read_bytes()
+    stages = shipped.client.post("/classify?model=cifar10_cascade", files={"image": photo}).json()["routing"]["stages"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".stage")) == len(stages)
+    assert stages[0]["model"] in find(browser, ".stage p").text
+
+
+def test_the_page_waits_for_models_that_are_being_loaded(browser: Chrome, shipped: Running) -> None:
     loading = browser.execute_cdp_cmd(
         "Page.addScriptToEvaluateOnNewDocument",
         {
-            "source": "const real = window.fetch; window.fetch = (...call) => call[0] !== '/models' ? real(...call) :"
+            "source": "const real = window.fetch; window.fetch = (...call) => call[0] !== 'models' ? real(...call) :"
             "(window.fetch = real, Promise.resolve(new Response('{\"models\": []}')))"
         },
     )
     browser.get(shipped.url)
     browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", loading)
-    assert find(browser, "#value").get_attribute("textContent") == ""
-    find(browser, "#file").send_keys(str(PHOTO))
-    models = shipped.client.get("/models").json()["models"]
-    [own] = [model["served"]["execute_threshold"] for model in models if model["default"]]
-    until(lambda: find(browser, "#value").text != "" and float(find(browser, "#value").text) == own, 30)
-    assert sent(browser) == [None]
-    browser.execute_script(
-        "const dial = document.querySelector('#threshold'); dial.value = 0.25; dial.dispatchEvent(new Event('input'))"
-    )
-    until(lambda: sent(browser) == [None, "0.25"], 30)
-    find(browser, "#reset").click()
-    until(lambda: sent(browser) == [None, "0.25", None], 30)
-    assert float(find(browser, "#value").text) == own
+    assert "being loaded" in find(browser, "#knows").text
+    until(lambda: "airplane" in find(browser, "#knows").text, 30)
 
 
 def test_what_is_no_photo_is_told(browser: Chrome, shipped: Running) -> None:
     browser.get(shipped.url)
     find(browser, "#file").send_keys(str(Path(__file__)))
-    until(lambda: "not an image" in find(browser, "#problem").text, 30)
+    until(lambda: "This file was refused: not an image" in find(browser, "#problem").text, 30)
 
 
 @pytest.fixture(scope="module")
