@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -25,6 +25,8 @@ from models.network import SkipNet
 from models.preprocessing import InputSpec
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CASCADE: Literal["cascade"] = "cascade"
+"""The ``kind`` in the config.json of a cascade (`models.cascade`), which has no weights of its own."""
 
 
 class CheckpointError(UserError):
@@ -156,6 +158,15 @@ def without_batch_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
+def is_cascade(folder: Path) -> bool:
+    """Return whether a version's folder holds a cascade; what can't be read is none."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("kind") == CASCADE
+
+
 def read_config(folder: Path) -> Config:
     """Read a checkpoint's ``config.json`` alone; raises CheckpointError as `read_checkpoint` does."""
     try:
@@ -169,6 +180,8 @@ def read_config(folder: Path) -> Config:
                 f"{folder} holds {pickles[0]}, a pickle, which could run code when loaded; "
                 f"convert it: skipnet import {folder / pickles[0]} --arch NAME --output {folder}"
             )
+        if is_cascade(folder):
+            raise CheckpointError(f"{folder} is a cascade, which has no network of its own: name one of its stages")
         there = version_numbers(folder)
         remedy = choose_among(there) if there else f"it should hold {WEIGHTS} and {CONFIG}"
         raise CheckpointError(f"{folder} is no checkpoint: {remedy}")

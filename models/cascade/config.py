@@ -12,10 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from models.atomic_file import whole_file
 from models.cascade.confidence import Measure
-from models.checkpoint import CONFIG, WEIGHTS, Checkpoint, CheckpointError, read_checkpoint
+from models.checkpoint import CASCADE, CONFIG, WEIGHTS, Checkpoint, CheckpointError, read_checkpoint
 from models.preprocessing import InputSpec
 
-KIND: Literal["cascade"] = "cascade"
 Combination = Literal["last", "mean"]
 
 
@@ -70,7 +69,7 @@ class CascadeEvaluation(Strict):
 class CascadeConfig(Strict):
     """``config.json`` of a cascade. Labels and input are those of every stage."""
 
-    kind: Literal["cascade"] = KIND
+    kind: Literal["cascade"] = CASCADE
     stages: tuple[Stage, ...] = Field(min_length=2)
     measure: Measure = "margin"
     combination: Combination = "mean"
@@ -120,15 +119,6 @@ class Cascade:
         """Each stage's columns of the decisions [N, B-1] of all B blocks; a later stage's first block has one too."""
         ends = np.cumsum([len(stage.macs.blocks) for stage in self.stages]) - 1
         return (slice(0, int(ends[0])), *(slice(int(start), int(end)) for start, end in pairwise(ends)))
-
-
-def is_cascade(folder: Path) -> bool:
-    """Return whether a version's folder holds a cascade; what can't be read is none."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("kind") == KIND
 
 
 def read_cascade_config(folder: Path) -> CascadeConfig:

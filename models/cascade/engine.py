@@ -14,6 +14,7 @@ from models.cascade.config import Cascade
 from models.engines import load_engine
 from models.engines.protocol import Engine, Routed, check_batch
 from models.engines.routing_switch import run_untracked
+from models.macs import Mode
 
 if TYPE_CHECKING:
     from models.engines.selection import OnFallback
@@ -130,12 +131,15 @@ class CascadeEngine:
         return CascadeRouted(logits, executed, probability, results[0].routed.mode, tuple(results))
 
 
-def executed_macs(cascade: Cascade, routed: CascadeRouted) -> list[NDArray[np.int64]]:
-    """Return what each stage cost each image of a batch [N], in MACs: 0 where an image did not reach the stage."""
+def executed_macs(cascade: Cascade, routed: CascadeRouted, mode: Mode | None = None) -> list[NDArray[np.int64]]:
+    """Return what each stage cost each image of a batch [N], in MACs: 0 where an image did not reach the stage.
+
+    ``mode`` counts as if every stage had run in it, whatever was faster on this machine.
+    """
     costs = []
     for checkpoint, result in zip(cascade.stages, routed.stages, strict=False):
         macs = np.zeros(len(routed.logits), np.int64)
-        macs[result.images] = checkpoint.macs.executed(result.routed.executed, result.routed.mode)
+        macs[result.images] = checkpoint.macs.executed(result.routed.executed, mode or result.routed.mode)
         costs.append(macs)
     return costs
 

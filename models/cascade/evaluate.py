@@ -26,7 +26,7 @@ def collect_answers(
             StageAnswers(
                 threshold,
                 np.concatenate([each.logits for each in routed]),
-                np.concatenate([checkpoint.macs.executed(each.executed, each.mode) for each in routed]),
+                np.concatenate([checkpoint.macs.executed(each.executed) for each in routed]),
             )
         )
     return answers
@@ -39,7 +39,7 @@ def measure_cascade(cascade: Cascade, engine: CascadeEngine, source: Source, spl
         routed = engine.run(images.numpy(), np.tile(np.asarray(cascade.thresholds, np.float32), (len(images), 1)))
         correct.append(routed.logits.argmax(1) == truth.numpy())
         labels.append(truth.numpy())
-        macs.append(np.sum(executed_macs(cascade, routed), axis=0))
+        macs.append(np.sum(executed_macs(cascade, routed, "branch"), axis=0))
         counts = [len(stage.images) for stage in routed.stages]
         reached.append(counts + [0] * (len(cascade.stages) - len(counts)))
     right, truths, total = np.concatenate(correct), np.concatenate(labels), np.sum(reached, axis=0)

@@ -50,7 +50,7 @@ def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> L
 
 def open_version(folder: Path, options: EngineOptions, on_fallback: "OnFallback | None" = None) -> LoadedModel:
     """Return the checkpoint or cascade in ``folder``, not warm yet; raises CheckpointError or EngineError."""
-    from models.cascade.config import is_cascade
+    from models.checkpoint import is_cascade
 
     return (load_cascade if is_cascade(folder) else load_checkpoint)(folder, options, on_fallback)
 

@@ -1,5 +1,6 @@
 """skipnet cascade"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from models.cascade.fit import StageAnswers
     from models.checkpoint import Checkpoint
     from models.data.source import Source
+    from service.cli.measuring.evaluate import Evaluate
 
 
 class BuildCascade(Options):
@@ -46,6 +48,7 @@ class BuildCascade(Options):
         from models.checkpoint import read_checkpoint
         from models.data.datasets import find_dataset
         from models.data.source import read_source
+        from models.model_card.cascade_card import write_cascade_card
 
         repository = self.output.parent
         if any(stage.resolve().parents[1] != repository.resolve() for stage in self.stages):
@@ -64,6 +67,7 @@ class BuildCascade(Options):
             engine.close()
         write_cascade_config(folder, config.model_copy(update={"evaluation": evaluation}))
         print(describe(read_cascade(folder)))
+        print("card:", write_cascade_card(folder))
 
     def fit(self, checkpoints: "list[Checkpoint]", train: "Source") -> "CascadeConfig":
         """Return the cascade fitted on the validation images that all stages have in common."""
@@ -104,6 +108,36 @@ class BuildCascade(Options):
         from models.model_repository import versions
 
         return self.output / str(max(versions(self.output.parent, self.output.name), default=0) + 1)
+
+
+def evaluate_cascade(options: "Evaluate") -> None:
+    """Measure a cascade for `skipnet evaluate`, whose options for single networks do not apply."""
+    from models.cascade.config import read_cascade, write_cascade_config
+    from models.cascade.engine import load_cascade_engine
+    from models.cascade.evaluate import measure_cascade
+    from models.data.datasets import find_dataset
+    from models.data.source import read_source
+    from models.model_card.cascade_card import write_cascade_card
+
+    given = {"calibrate": options.calibrate, "half": options.half, "temper": options.temper}
+    if wrong := [name for name, value in given.items() if value] + (
+        ["execute-threshold"] if options.execute_threshold is not None else []
+    ):
+        raise UserError(f"{options.checkpoint} is a cascade: --{wrong[0]} is for its stages; name one of them")
+    cascade = read_cascade(options.checkpoint)
+    known = cascade.config.evaluation
+    row = find_dataset(options.dataset or (known.dataset if known else "(none named)"))
+    engine = load_cascade_engine(cascade, options.engine, options.device)
+    try:
+        source = read_source(row, "test", options.data).labelled_as(cascade.config.labels)
+        evaluation = measure_cascade(cascade, engine, source, "test")
+    finally:
+        engine.close()
+    measured = replace(cascade, config=cascade.config.model_copy(update={"evaluation": evaluation}))
+    print(describe(measured))
+    if options.write:
+        write_cascade_config(options.checkpoint, measured.config)
+        print("card:", write_cascade_card(options.checkpoint))
 
 
 def candidate_thresholds(checkpoint: "Checkpoint") -> list[float]:

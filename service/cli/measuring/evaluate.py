@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from service.cli.measuring.cascade import evaluate_cascade
 from service.settings import DeviceName, EngineName, Options
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Evaluate(Options):
     )
 
     def cli_cmd(self) -> None:
-        from models.checkpoint import is_half, read_checkpoint, write_checkpoint, write_config
+        from models.checkpoint import is_cascade, is_half, read_checkpoint, write_checkpoint, write_config
         from models.data.datasets import find_dataset
         from models.data.source import read_source
         from models.data.validation_split import validation_source
@@ -48,6 +49,9 @@ class Evaluate(Options):
         from models.evaluation.metrics import measure
         from models.model_card.card import write_card
 
+        if is_cascade(self.checkpoint):
+            evaluate_cascade(self)
+            return
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config
         row = find_dataset(self.dataset or config.training.get("dataset", "(none named)"))

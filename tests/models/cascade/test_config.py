@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from models.cascade.config import is_cascade, read_cascade
-from models.checkpoint import CheckpointError
+from models.cascade.config import read_cascade
+from models.checkpoint import CheckpointError, is_cascade, read_checkpoint
 from tests.models.cascade.conftest import FIRST, SECOND
 
 Write = Callable[..., Path]
@@ -58,3 +58,8 @@ def test_margins_belong_to_all_stages_but_the_last(write: Write, margins: list[f
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="every stage but the last needs a margin"):
         read_cascade(folder)
+
+
+def test_a_cascade_is_no_checkpoint(write: Write) -> None:
+    with pytest.raises(CheckpointError, match="is a cascade, which has no network of its own"):
+        read_checkpoint(write())

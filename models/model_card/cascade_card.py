@@ -1,0 +1,98 @@
+"""The card of a cascade: its README.md, whose figures are those of its config.json."""
+
+from pathlib import Path
+
+from models.atomic_file import whole_file
+from models.cascade.config import Cascade, CascadeConfig, read_cascade
+from models.model_card.card import BEGIN, CARD, END, split_card
+
+TEMPLATE = """\
+# {name}, version {version}
+
+A cascade: images that a cheap network is unsure of go on to a more accurate one.
+
+{figures}
+
+## Limits
+
+- It has the classes and the input of its stages, and their weaknesses.
+- Inputs unlike the validation images escalate more often and cost more; `skipnet_cascade_images_total` shows it.
+"""
+
+
+def write_cascade_card(folder: Path) -> Path:
+    """Write the figures into a cascade's card, and a card if it has none; return the card's path.
+
+    Raises CheckpointError if the cascade can't be read or an existing card has no marks to write between.
+    """
+    cascade, card = read_cascade(folder), folder / CARD
+    figures = draw_figures(cascade)
+    if card.is_file():
+        before, _, after = split_card(card)
+        text = before + figures + after
+    else:
+        text = TEMPLATE.format(name=cascade.name, version=cascade.version, figures=figures)
+    with whole_file(card) as file:
+        file.write(text.encode())
+    return card
+
+
+def draw_figures(cascade: Cascade) -> str:
+    """Return the figures in Markdown, marks included."""
+    config = cascade.config
+    body = "\n\n".join([draw_stages(config), draw_evaluation(cascade), draw_curve(config), draw_command(cascade)])
+    return f"{BEGIN}\n\n{body}\n\n{END}"
+
+
+def draw_stages(config: CascadeConfig) -> str:
+    """Return the table of stages."""
+    lines = [
+        f"Confidence is the {config.measure} of the class probabilities; "
+        + (
+            "the answer is the mean of the stages' probabilities."
+            if config.combination == "mean"
+            else "the last answers."
+        ),
+        "",
+        "| stage | execute threshold | temperature | goes on below |",
+        "|---|---|---|---|",
+    ]
+    for stage in config.stages:
+        margin = "" if stage.margin is None else f"{stage.margin:.4f}"
+        threshold, temperature = f"{stage.execute_threshold:g}", f"{stage.temperature:g}"
+        lines.append(f"| `{stage.model}`, version {stage.version} | {threshold} | {temperature} | {margin} |")
+    return "\n".join(lines)
+
+
+def draw_evaluation(cascade: Cascade) -> str:
+    """Return what `skipnet evaluate` measured."""
+    found = cascade.config.evaluation
+    if found is None:
+        return "Not evaluated yet: `skipnet evaluate CASCADE --write`."
+    shares = ", ".join(f"{share:.2%}" for share in found.escalated)
+    saved = 1 - found.macs / found.dense_macs
+    return (
+        f"On the {found.images:,} {found.split} images of {found.dataset} (engine {found.engine}): **top-1 "
+        f"{found.accuracy:.2%} for {found.macs / 1e6:.1f} M MACs an image**, all stages counted. The last stage alone, "
+        f"dense, takes {found.dense_macs / 1e6:.1f} M; {saved:.1%} of that is saved. {shares} of the images go on."
+    )
+
+
+def draw_curve(config: CascadeConfig) -> str:
+    """Return the accuracy-compute curve as a table."""
+    lines = [
+        "The accuracy-compute curve, on validation images (what `compute_budget` chooses from):",
+        "",
+        "| MACs over dense | top-1 | go on |",
+        "|---|---|---|",
+    ]
+    for point in config.curve:
+        shares = ", ".join(f"{share:.1%}" for share in point.escalated)
+        lines.append(f"| {point.mac_share:.3f} | {point.accuracy:.2%} | {shares} |")
+    return "\n".join(lines)
+
+
+def draw_command(cascade: Cascade) -> str:
+    """Return the command that builds the cascade again."""
+    stages = " ".join(f"REPOSITORY/{stage.model}/{stage.version}" for stage in cascade.config.stages)
+    return f"```\nskipnet cascade {stages} --data FOLDER --output REPOSITORY/{cascade.name}\n```"
