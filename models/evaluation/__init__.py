@@ -1,1 +1,1 @@
-"""Measuring networks and engines: accuracy, computation, the compute dial's curve, and whether two agree."""
+"""Measure networks and engines: accuracy, computation, the accuracy-compute curve and agreement."""

@@ -1,4 +1,4 @@
-"""Measuring a network: accuracy, the paper's computation percentage, true MACs, execution rates."""
+"""Measure a network: accuracy, the paper's computation percentage, MACs and execution rates."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,9 +21,10 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class Metrics:
-    """Accuracy and execution rate per gate in 0..1; the computation percentage is the paper's, in 0..100.
+    """The metrics of a network on a data set.
 
-    A class without images has no accuracy.
+    Accuracies and execution rates (one per gate) are in 0..1; a class without images has no accuracy. The computation
+    percentage (0..100) is the paper's: the share of executed blocks. ``executed`` is [N, B-1].
     """
 
     images: int
@@ -51,7 +52,7 @@ class Metrics:
 
 
 Run = Callable[[Tensor], tuple[NDArray[np.float32], NDArray[np.bool_]]]
-"""Answers normalised images [N, 3, H, W] with class logits [N, classes] and decisions [N, B-1]."""
+"""Return class logits [N, classes] and decisions [N, B-1] for normalised images [N, 3, H, W]."""
 
 
 def collect(
@@ -60,15 +61,15 @@ def collect(
     """Return class logits [N, classes], labels [N] and decisions [N, B-1] of all batches."""
     logits, labels, executed = [], [], []
     for images, truth in batches:
-        answer, decisions = run(images)
-        logits.append(answer)
+        output, decisions = run(images)
+        logits.append(output)
         labels.append(truth.cpu().numpy())
         executed.append(decisions)
     return np.concatenate(logits), np.concatenate(labels), np.concatenate(executed)
 
 
 def evaluate_network(network: SkipNet, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
-    """Return the metrics of a network in its masked form, in evaluation mode; its mode is restored."""
+    """Return the metrics of the masked network in evaluation mode; its mode is restored."""
 
     def run(images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         with torch.inference_mode():
@@ -81,11 +82,11 @@ def evaluate_network(network: SkipNet, batches: Iterable[tuple[Tensor, Tensor]])
 
 def evaluate_engine(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Metrics:
     """Return the metrics of an engine at one execute threshold."""
-    return Metrics.of(*collect(routed_by(engine, threshold), batches))
+    return Metrics.of(*collect(run_engine(engine, threshold), batches))
 
 
-def routed_by(engine: Engine, threshold: float) -> Run:
-    """Return the way in which an engine answers at one execute threshold."""
+def run_engine(engine: Engine, threshold: float) -> Run:
+    """Return a function that runs an engine at one execute threshold."""
 
     def run(images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         routed = engine.run(images.numpy(), np.full(len(images), threshold, np.float32))
@@ -95,7 +96,7 @@ def routed_by(engine: Engine, threshold: float) -> Run:
 
 
 def measure(checkpoint: Checkpoint, engine: Engine, source: Source, split: str, threshold: float) -> Evaluation:
-    """Return what a checkpoint does on a split, image by image as the service prepares them."""
+    """Return the evaluation of a checkpoint on a split, with images prepared as in the service."""
     metrics = evaluate_engine(engine, prepared_batches(source, checkpoint.config.input), threshold)
     return Evaluation(
         dataset=source.dataset.name,
@@ -118,5 +119,5 @@ def measure(checkpoint: Checkpoint, engine: Engine, source: Source, split: str, 
 
 
 def prepared_batches(source: Source, spec: InputSpec) -> Iterable[tuple[Tensor, Tensor]]:
-    """Yield network inputs, prepared as the service prepares them, and labels, in the source's order."""
+    """Yield network inputs, prepared as in the service, and labels, in the order of the source."""
     return DataLoader(PreparedImages(source, spec), BATCH)

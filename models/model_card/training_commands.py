@@ -1,4 +1,4 @@
-"""The commands that train a checkpoint once more, by what its config tells of its stages."""
+"""The commands that reproduce the training of a checkpoint, from the stages in its config."""
 
 import json
 import re
@@ -17,65 +17,65 @@ from models.training.soup import SOUP
 Stages = Sequence[dict[str, Any]]
 
 
-def draw_commands(config: Config) -> list[str]:
-    """Return the commands that train the stages, each from the one before, and its teachers."""
-    commands, _ = draw_chain(config, config.training.get("stages", []), [], "")
+def list_commands(config: Config) -> list[str]:
+    """Return the commands that train the teachers and then the stages."""
+    commands, _ = list_chain(config, config.training.get("stages", []), [], "")
     training = config.training
     networks = [
         network for network in TEACHERS if any(f"{training['dataset']}_teacher_{network}/" in each for each in commands)
     ]
-    teachers = [draw_teaching(training["dataset"], network, training["validation_images"]) for network in networks]
+    teachers = [teacher_command(training["dataset"], network, training["validation_images"]) for network in networks]
     return [*teachers, *commands]
 
 
-def draw_teaching(dataset: str, network: str, held_out: int) -> str:
+def teacher_command(dataset: str, network: str, validation_images: int) -> str:
     """Return the command that trains a distillation teacher."""
     which = "" if network == "small" else f" --network {network}"
-    return f"skipnet teach {dataset}{which} --held-out {held_out}"
+    return f"skipnet teach {dataset}{which} --held-out {validation_images}"
 
 
-def draw_chain(config: Config, stages: Stages, folders: Sequence[str], mark: str) -> tuple[list[str], list[str]]:
-    """Return the commands of the stages after those that left ``folders``, and the folders of all.
+def list_chain(config: Config, stages: Stages, folders: Sequence[str], mark: str) -> tuple[list[str], list[str]]:
+    """Return the commands of a chain of stages and the folders that its stages write.
 
-    ``mark`` tells their runs from another chain's.
+    The stages that wrote ``folders`` are already done. ``mark`` distinguishes the runs of several chains.
     """
     commands: list[str] = []
-    left = list(folders)
+    written = list(folders)
     for stage in stages[len(folders) :]:
         if stage["stage"] == SOUP:
-            more, folder = draw_average(config, stages, stage["of"], left)
+            more, folder = list_soup(config, stages, stage["of"], written)
             commands += more
         elif stage["stage"] == IMPORTED:
             arch = stage.get("architecture", config.architecture)
             folder = f"runs/{arch}_{IMPORTED}"
             commands.append(f"skipnet import {stage['name']} --arch {arch} --output {folder}")
         else:
-            command, folder = draw_train(config, stage, left, mark)
+            command, folder = train_command(config, stage, written, mark)
             commands.append(command)
-        left.append(folder)
-    return commands, left
+        written.append(folder)
+    return commands, written
 
 
-def draw_average(
+def list_soup(
     config: Config, stages: Stages, others: Sequence[Stages], folders: Sequence[str]
 ) -> tuple[list[str], str]:
-    """Return the commands of the chains that are averaged with the one that left ``folders``, and the mean's folder."""
+    """Return the commands of the other chains of a model soup, and the folder of the soup."""
     commands, ends = [], [folders[-1]]
     for number, other in enumerate(others, 2):
-        more, left = draw_chain(config, other, folders[: shared(stages, other)], f"_{number}")
+        more, written = list_chain(config, other, folders[: count_shared_stages(stages, other)], f"_{number}")
         commands += more
-        ends.append(left[-1])
+        ends.append(written[-1])
     target = f"runs/{config.architecture}_{SOUP}"
     return [*commands, f"skipnet average {target} {' '.join(ends)}"], target
 
 
-def shared(stages: Stages, other: Stages) -> int:
-    """Return with how many of the same stages two chains begin."""
+def count_shared_stages(stages: Stages, other: Stages) -> int:
+    """Return the number of equal stages with which two chains begin."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(stages, other, strict=False)))
 
 
-def draw_train(config: Config, stage: dict[str, Any], folders: Sequence[str], mark: str) -> tuple[str, str]:
-    """Return the command of a stage that starts from the last of ``folders``, and the folder that it leaves."""
+def train_command(config: Config, stage: dict[str, Any], folders: Sequence[str], mark: str) -> tuple[str, str]:
+    """Return the command of a stage that starts from the last of ``folders``, and the folder that it writes."""
     architecture, training = config.architecture, config.training
     name, plain = stage["stage"], re.sub("_(rnn_gate|feedforward)(_rl)?_", "_resnet_", architecture)
     trained = stage.get("architecture", plain if name == "plain" else architecture)
@@ -94,7 +94,7 @@ def draw_train(config: Config, stage: dict[str, Any], folders: Sequence[str], ma
         parts.append(f"--size {config.input.height}")
     if folders:
         parts.append(f"--init {folders[-1]}")
-    teacher = teacher_of(stage) or ""
+    teacher = find_teacher(stage) or ""
     if wide := parse_teacher(teacher):
         network, file = wide
         parts.append(f"--teacher runs/{training['dataset']}_teacher_{network}/{file}")
@@ -108,7 +108,7 @@ def draw_train(config: Config, stage: dict[str, Any], folders: Sequence[str], ma
     return " ".join(parts), f"{run}/{name}"
 
 
-def teacher_of(stage: dict[str, Any]) -> str | None:
+def find_teacher(stage: dict[str, Any]) -> str | None:
     """Return the teacher of a stage, if it had one: see `parse_teacher`, or "checkpoint"."""
     if not stage.get("distillation_weight"):
         return None

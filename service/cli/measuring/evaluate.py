@@ -16,27 +16,28 @@ if TYPE_CHECKING:
 
 
 class Evaluate(Options):
-    """Measure a checkpoint's accuracy and computation; --write puts the figures into its config.json."""
+    """Measure the accuracy and the computation of a checkpoint; --write stores them in its config.json."""
 
     checkpoint: CliPositionalArg[Path] = Field(description="folder <repository>/<model>/<version>")
     dataset: str | None = Field(None, description="data set; default: the one that the checkpoint was trained on")
     data: Path | None = Field(None, description="local folder of the data set; default: the hub")
-    engine: EngineName = Field("auto", description="what runs the network")
+    engine: EngineName = Field("auto", description="engine that runs the network")
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N")
     execute_threshold: float | None = Field(None, ge=0, le=1, description="default: the checkpoint's own")
     skip_damaged: bool = Field(False, description="leave out images that can't be read")
-    calibrate: bool = Field(False, description="measure the threshold curve too, on held-out training images")
+    calibrate: bool = Field(False, description="also measure the accuracy-compute curve, on validation images")
     half: bool = Field(
-        False, description="round the weights to half precision, if on held-out images decisions and accuracy stay"
+        False,
+        description="round the weights to half precision, unless decisions or accuracy on validation images change",
     )
     temper: bool = Field(
         False,
-        description="divide the class logits by the temperature at which probabilities are as sure as they are right, "
-        "on held-out images; weights in half precision stay so",
+        description="temperature scaling: divide the class logits by the temperature that calibrates the probabilities "
+        "on validation images; weights in half precision stay in half precision",
     )
     write: bool = Field(
         False,
-        description="write the figures into the checkpoint's config.json, and with --half or --temper its weights",
+        description="write the figures to config.json and the model card, and with --half or --temper the weights",
     )
 
     def cli_cmd(self) -> None:
@@ -60,11 +61,11 @@ class Evaluate(Options):
         half = self.half or (self.temper and is_half(self.checkpoint))
         if self.calibrate or half or self.temper:
             train = read_source(row, "train", self.data).labelled_as(config.labels)
-            kept_apart = self.intact(validation_source(train, config.training), config.input.resize)
+            validation = self.intact(validation_source(train, config.training), config.input.resize)
         if self.temper:
-            checkpoint = self.tempered(checkpoint, kept_apart, threshold)
+            checkpoint = self.scale_temperature(checkpoint, validation, threshold)
         if half:
-            checkpoint = self.rounded(checkpoint, kept_apart, threshold)
+            checkpoint = self.round_weights(checkpoint, validation, threshold)
         engine = load_engine(checkpoint, self.engine, self.device)
         changes: dict[str, object] = {}
         try:
@@ -73,7 +74,7 @@ class Evaluate(Options):
             print(compare(evaluation, config.evaluation))
             changes["evaluation"] = evaluation
             if self.calibrate:
-                curve = calibrate(checkpoint, engine, kept_apart)
+                curve = calibrate(checkpoint, engine, validation)
                 for point in curve:
                     print(
                         f"threshold {point.threshold:8.6g}: accuracy {point.accuracy:6.2%}, "
@@ -91,7 +92,7 @@ class Evaluate(Options):
             print("card:", write_card(self.checkpoint))
 
     def intact(self, source: "Source", shorter_side: int) -> "Source":
-        """Return the source without damaged images where the user asked for it; tell what was left out."""
+        """Return the source, without damaged images if --skip-damaged is set; print what was left out."""
         from models.data.source import describe
 
         if self.skip_damaged:
@@ -100,27 +101,27 @@ class Evaluate(Options):
             print(describe(source))
         return source
 
-    def tempered(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
-        """Return the checkpoint with its class logits divided by a temperature, which its config tells."""
+    def scale_temperature(self, checkpoint: "Checkpoint", validation: "Source", threshold: float) -> "Checkpoint":
+        """Return the checkpoint after temperature scaling; its config records the temperature."""
         from models.engines import load_engine
-        from models.evaluation.temperature import temper, temperature_on
+        from models.evaluation.temperature import measure_temperature, scale_temperature
 
         engine = load_engine(checkpoint, self.engine, self.device)
         try:
-            temperature = temperature_on(checkpoint, engine, kept_apart, threshold)
+            temperature = measure_temperature(checkpoint, engine, validation, threshold)
         finally:
             engine.close()
         print(f"class logits are divided by {temperature:.3f}")
         training = checkpoint.config.training
-        told = training | {"temperature": round(training.get("temperature", 1.0) * temperature, 4)}
+        updated = training | {"temperature": round(training.get("temperature", 1.0) * temperature, 4)}
         return replace(
             checkpoint,
-            network=temper(checkpoint.network, temperature),
-            config=checkpoint.config.model_copy(update={"training": told}),
+            network=scale_temperature(checkpoint.network, temperature),
+            config=checkpoint.config.model_copy(update={"training": updated}),
         )
 
-    def rounded(self, checkpoint: "Checkpoint", kept_apart: "Source", threshold: float) -> "Checkpoint":
-        """Return the checkpoint as half precision leaves it; raises PrecisionLost where it answers otherwise."""
+    def round_weights(self, checkpoint: "Checkpoint", validation: "Source", threshold: float) -> "Checkpoint":
+        """Return the checkpoint with rounded weights; raises UserError if that changes its outputs too much."""
         from models.engines import load_engine
         from models.evaluation.agreement import compare_engines
         from models.evaluation.metrics import prepared_batches
@@ -129,21 +130,21 @@ class Evaluate(Options):
         after = replace(checkpoint, network=round_weights(checkpoint.network))
         engine, rounded = (load_engine(each, self.engine, self.device) for each in (checkpoint, after))
         try:
-            batches = prepared_batches(kept_apart, checkpoint.config.input)
+            batches = prepared_batches(validation, checkpoint.config.input)
             agreement = compare_engines(rounded, engine, batches, threshold)
         finally:
             engine.close()
             rounded.close()
         check_rounding(agreement)
         print(
-            f"half precision, on {agreement.images} held-out images: {1 - agreement.decisions:.3%} of the decisions "
+            f"half precision, on {agreement.images} validation images: {1 - agreement.decisions:.3%} of the decisions "
             f"flip, accuracy {agreement.reference_accuracy:.2%} -> {agreement.accuracy:.2%}"
         )
         return after
 
 
 def compare(measured: "Evaluation", said: "Evaluation | None") -> str:
-    """Return whether figures are those that the checkpoint's config.json holds, whatever engine they came from."""
+    """Return whether figures equal those in config.json; the engine may differ."""
     if said is None:
         return "config.json holds no figures yet"
     same = measured.model_dump(exclude={"engine"}) == said.model_dump(exclude={"engine"})
@@ -159,7 +160,7 @@ def compare(measured: "Evaluation", said: "Evaluation | None") -> str:
 
 
 def describe(evaluation: "Evaluation") -> str:
-    """Return the figures of an evaluation for a person to read."""
+    """Return the figures of an evaluation as text."""
     saved = 1 - evaluation.macs / evaluation.dense_macs
     rates = " ".join(f"{rate:.2f}" for rate in evaluation.execution_rate)
     worst = min(evaluation.accuracy_per_class, key=lambda label: evaluation.accuracy_per_class[label])

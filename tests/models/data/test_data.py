@@ -21,7 +21,7 @@ from models.data.parquet import TableImages, class_names, import_datasets
 from models.data.source import read_source
 from models.data.validation_split import split_positions
 from models.errors import UserError
-from models.model_card.training_commands import draw_commands
+from models.model_card.training_commands import list_commands
 from models.network import SkipNet
 from models.training.job import JobOptions, input_spec, make_job
 from models.training.loop import stage_summary
@@ -95,7 +95,7 @@ def test_training_keeps_the_normalisation_of_an_imported_start(pixels: np.ndarra
         training={"dataset": "cifar10", "seed": 0, "validation_images": 4, "train_images": 16}
         | {"stages": [*job.earlier, stage_summary(job.recipes[0])]},
     )  # fmt: skip
-    first, second = draw_commands(config)
+    first, second = list_commands(config)
     imported = "runs/cifar10_rnn_gate_38_imported"
     assert first == f"skipnet import rnn_gate.pth.tar --arch cifar10_rnn_gate_38 --output {imported}"
     assert "--stages hrl " in second and f"--init {imported}" in second

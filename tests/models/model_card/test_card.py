@@ -7,10 +7,10 @@ import pytest
 
 from models import SHIPPED
 from models.analysis.schema import ANALYSIS, read_analysis
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import read_checkpoint
 from models.errors import UserError
 from models.model_card.card import BEGIN, CARD, END, draw_figures, split_card, write_card
-from models.model_card.training_commands import draw_commands
+from models.model_card.training_commands import list_commands
 from models.model_repository import find_version
 
 FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
@@ -23,12 +23,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("shipped", FOLDERS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
-def test_a_shipped_card_says_what_its_config_does(shipped: Path) -> None:
+def test_shipped_card_matches_its_config(shipped: Path) -> None:
     _, figures, _ = split_card(shipped / CARD)
     assert figures == draw_figures(read_checkpoint(shipped), read_analysis(shipped))
 
 
-def test_its_commands_say_what_is_not_the_default() -> None:
+def test_commands_give_options_that_are_not_the_default() -> None:
     _, photos, _ = split_card(SHIPPED / "imagenette_rnn_gate_18" / "1" / CARD)
     commands = [line for line in photos.splitlines() if line.startswith("skipnet train")]
     assert len(commands) == 4
@@ -38,9 +38,9 @@ def test_its_commands_say_what_is_not_the_default() -> None:
 
 
 @pytest.mark.parametrize("shipped", FOLDERS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
-def test_its_commands_start_where_an_earlier_one_ended_and_overwrite_none(shipped: Path) -> None:
+def test_commands_start_from_earlier_ones_and_overwrite_none(shipped: Path) -> None:
     ended: list[str] = []
-    for command in draw_commands(read_checkpoint(shipped).config):
+    for command in list_commands(read_checkpoint(shipped).config):
         said = dict(re.findall(r"--(\S+) (\S+)", command))
         if "stages" in said:
             assert "init" not in said or said["init"] in ended
@@ -74,12 +74,12 @@ def test_its_commands_start_where_an_earlier_one_ended_and_overwrite_none(shippe
         ({"name": "budget"}, ""),
     ],
 )
-def test_its_commands_name_what_a_stage_learned_from(stage: dict[str, Any], teacher: str) -> None:
+def test_commands_name_the_teacher_of_a_stage(stage: dict[str, Any], teacher: str) -> None:
     plain = {"name": "short", "stage": "plain", "epochs": 2, "batch": 128}
     stages = [plain, plain | stage | {"stage": "sp"}, plain | stage | {"stage": "hrl"}]
     config = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).config
     training = {"dataset": "cifar10", "validation_images": 1000, "seed": 0, "stages": stages}
-    commands = draw_commands(config.model_copy(update={"training": training}))
+    commands = list_commands(config.model_copy(update={"training": training}))
     assert ("skipnet teach cifar10 --held-out 1000" in commands) == ("cifar10_teacher_small/" in teacher)
     assert ("skipnet teach cifar10 --network large --held-out 1000" in commands) == (
         "cifar10_teacher_large/" in teacher
@@ -88,18 +88,18 @@ def test_its_commands_name_what_a_stage_learned_from(stage: dict[str, Any], teac
     assert ("--teacher" in commands[-1]) == bool(teacher)
 
 
-def test_its_commands_train_the_network_that_each_stage_trained() -> None:
+def test_commands_train_the_architecture_of_each_stage() -> None:
     sp = {"name": "short", "stage": "sp", "epochs": 2, "batch": 128}
     training = {"dataset": "cifar10", "validation_images": 1000, "seed": 0}
     routed = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).config
     stages = [{"architecture": "cifar10_rnn_gate_38"} | sp, sp | {"stage": "plain"}]
     dense = routed.model_copy(update={"architecture": "cifar10_resnet_38", "training": training | {"stages": stages}})
-    first, second = draw_commands(dense)
+    first, second = list_commands(dense)
     assert "--arch cifar10_rnn_gate_38 " in first
     assert "--arch cifar10_resnet_38 " in second and second.endswith("--init runs/cifar10_rnn_gate_38/sp")
 
 
-def test_what_a_person_wrote_stays(folder: Path) -> None:
+def test_text_outside_the_marks_is_kept(folder: Path) -> None:
     card = folder / CARD
     before, figures, after = split_card(card)
     card.write_text(f"{before}Mine.\n\n{BEGIN}\nold\n{END}{after}\nMine too.\n")
@@ -108,7 +108,7 @@ def test_what_a_person_wrote_stays(folder: Path) -> None:
     assert card.read_text() == f"{before}Mine.\n\n{figures.replace(f'/{FOLDERS[0].name}', '/7')}{after}\nMine too.\n"
 
 
-def test_a_checkpoint_without_a_card_gets_one_to_fill_in(folder: Path) -> None:
+def test_checkpoint_without_a_card_gets_the_template(folder: Path) -> None:
     (folder / CARD).unlink()
     text = write_card(folder).read_text()
     assert text.startswith(f"# {folder.parent.name}, version 7\n") and "## Limits" in text
@@ -116,14 +116,14 @@ def test_a_checkpoint_without_a_card_gets_one_to_fill_in(folder: Path) -> None:
     assert f"| top-1 accuracy | {accuracy:.2%} |" in text
 
 
-def test_a_card_without_marks_is_left_alone(folder: Path) -> None:
+def test_card_without_marks_is_not_changed(folder: Path) -> None:
     (folder / CARD).write_text("# All mine\n")
-    with pytest.raises(CheckpointError, match="no place for figures: put these two lines there"):
+    with pytest.raises(UserError, match="has no marks for the figures: add these two lines"):
         write_card(folder)
     assert (folder / CARD).read_text() == "# All mine\n"
 
 
-def test_a_damaged_analysis_says_what_to_do(folder: Path) -> None:
+def test_damaged_analysis_is_an_error(folder: Path) -> None:
     (folder / ANALYSIS).write_text('{"model": "half')
     with pytest.raises(UserError, match="run `skipnet analyze"):
         read_analysis(folder)

@@ -16,7 +16,7 @@ from models.experiments.catalogue import find_row
 from models.experiments.plan import Plan
 from models.experiments.runner import reproduce
 from models.model_card.card import draw_training
-from models.model_card.training_commands import draw_commands
+from models.model_card.training_commands import list_commands
 from models.model_repository import find_version
 from models.network import SkipNet
 from models.training.distillation.location import LOGITS_FILE
@@ -127,7 +127,7 @@ def test_the_stages_behind_a_grown_network_are_told_with_their_networks(plan: Pl
     grew = config.model_copy(
         update={"architecture": "cifar10_rnn_gate_74", "training": config.training | {"stages": stages}}
     )
-    before, last = draw_commands(grew)[-2:]
+    before, last = list_commands(grew)[-2:]
     assert "--arch cifar10_resnet_38 " in before
     assert "--arch cifar10_rnn_gate_74 " in last
     assert "| plain, `cifar10_resnet_38` | distilled |" in draw_training(replace(read_checkpoint(TRAINED), config=grew))

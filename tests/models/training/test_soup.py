@@ -10,7 +10,7 @@ from models.architectures import find_architecture
 from models.checkpoint import CalibrationPoint, Config, read_checkpoint, write_checkpoint
 from models.errors import UserError
 from models.model_card.card import draw_stages
-from models.model_card.training_commands import draw_commands
+from models.model_card.training_commands import list_commands
 from models.preprocessing import InputSpec
 from models.training.soup import make_soup
 from service.cli.main import main
@@ -86,7 +86,7 @@ def test_its_commands_train_each_network_from_what_they_share(tmp_path: Path) ->
     config = read_checkpoint(tmp_path / "mean").config
     stages = [*config.training["stages"], HRL | {"epochs": 2}]
     config = config.model_copy(update={"training": config.training | {"stages": stages}})
-    teach, sp, hrl, more_hrl, other_hrl, mean, last = draw_commands(config)
+    teach, sp, hrl, more_hrl, other_hrl, mean, last = list_commands(config)
     assert teach.startswith("skipnet teach cifar10")
     assert f"--init runs/{NAME}/sp" in hrl and "--output" not in hrl
     assert f"--init runs/{NAME}/hrl" in more_hrl and more_hrl.endswith(f"--output runs/{NAME}_2")

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from models import SHIPPED
 from models.checkpoint import is_half, read_checkpoint, read_config, write_checkpoint
+from models.errors import UserError
 from models.evaluation.agreement import Agreement
-from models.evaluation.precision import PrecisionLost, check_rounding
+from models.evaluation.precision import check_rounding
 from models.model_repository import find_version
 from service.cli.main import main
 from tests.models.data.test_data import write_cifar10
@@ -46,7 +47,7 @@ def evaluate(checkpoint: Path, data: Path, *options: str) -> None:
     main(["evaluate", str(checkpoint), "--data", str(data), "--engine", "torch", *options])
 
 
-def test_written_figures_are_found_again(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_written_figures_are_read_back(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(checkpoint, data)
     assert "config.json says          accuracy 93.28%" in capsys.readouterr().out
     evaluate(checkpoint, data, "--write")
@@ -81,7 +82,7 @@ def test_half_precision_halves_the_file_and_keeps_the_answers(
     evaluate(checkpoint, data, "--half")
     assert weights.stat().st_size == size
     evaluate(checkpoint, data, "--half", "--write")
-    assert f"on {TRAIN} held-out images: 0.000% of the decisions flip" in capsys.readouterr().out
+    assert f"on {TRAIN} validation images: 0.000% of the decisions flip" in capsys.readouterr().out
     assert weights.stat().st_size < 0.55 * size
     stored = load_file(weights)
     assert {value.dtype for value in stored.values() if value.ndim > 1} == {torch.float16}
@@ -92,7 +93,7 @@ def test_half_precision_halves_the_file_and_keeps_the_answers(
         torch.testing.assert_close(new, old, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_tempered_probabilities_are_said_and_written_with_the_weights(
+def test_temperature_scaling_is_printed_and_written_with_the_weights(
     checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = read_checkpoint(checkpoint)
@@ -100,17 +101,17 @@ def test_tempered_probabilities_are_said_and_written_with_the_weights(
     assert read_config(checkpoint) == before.config
     evaluate(checkpoint, data, "--temper", "--write")
     after = read_checkpoint(checkpoint)
-    told = after.config.training["temperature"]
-    assert f"class logits are divided by {told:.3f}" in capsys.readouterr().out and told != 1
-    torch.testing.assert_close(after.network.head.weight * told, before.network.head.weight, rtol=1e-3, atol=1e-6)
+    scaled_by = after.config.training["temperature"]
+    assert f"class logits are divided by {scaled_by:.3f}" in capsys.readouterr().out and scaled_by != 1
+    torch.testing.assert_close(after.network.head.weight * scaled_by, before.network.head.weight, rtol=1e-3, atol=1e-6)
     assert "--temper --calibrate --write" in (checkpoint / "README.md").read_text()
     # Once more finds nothing to do, and the product of both is kept.
     evaluate(checkpoint, data, "--temper", "--write")
     assert "class logits are divided by 1.000" in capsys.readouterr().out
-    assert read_config(checkpoint).training["temperature"] == pytest.approx(told, rel=1e-3)
+    assert read_config(checkpoint).training["temperature"] == pytest.approx(scaled_by, rel=1e-3)
 
 
-def test_tempered_weights_in_half_precision_stay_so(checkpoint: Path, data: Path) -> None:
+def test_temperature_scaling_keeps_half_precision(checkpoint: Path, data: Path) -> None:
     evaluate(checkpoint, data, "--half", "--write")
     size = (checkpoint / "model.safetensors").stat().st_size
     evaluate(checkpoint, data, "--temper", "--write")
@@ -124,7 +125,7 @@ def test_half_precision_that_changes_the_answers_is_refused() -> None:
         return Agreement(1000, decisions, labels=1.0, accuracy=accuracy, reference_accuracy=0.9)
 
     check_rounding(rounding(decisions=0.9995, accuracy=0.8995))
-    with pytest.raises(PrecisionLost, match=r"0\.200% of the decisions flip"):
+    with pytest.raises(UserError, match=r"0\.200% of the decisions flip"):
         check_rounding(rounding(decisions=0.998, accuracy=0.9))
-    with pytest.raises(PrecisionLost, match=r"from 90.00% to 89.50%; keep float32"):
+    with pytest.raises(UserError, match=r"from 90.00% to 89.50%; keep float32"):
         check_rounding(rounding(decisions=1.0, accuracy=0.895))

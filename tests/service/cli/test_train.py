@@ -10,7 +10,7 @@ import pytest
 
 from models import SHIPPED
 from models.checkpoint import read_config
-from models.model_card.training_commands import draw_commands, shared
+from models.model_card.training_commands import count_shared_stages, list_commands
 from models.training.job import JobOptions, override
 from models.training.loop import stage_summary
 from models.training.recipes import OperatingPoint, Recipe, find_changes, find_recipe, read_changes
@@ -31,7 +31,7 @@ def trained(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the stages that are trained; of networks that went into a mean, those that they don't share."""
     found = [stage for stage in stages if stage["stage"] != SOUP]
     for stage in stages:
-        found += [each for other in stage.get("of", []) for each in other[shared(stages, other) :]]
+        found += [each for other in stage.get("of", []) for each in other[count_shared_stages(stages, other) :]]
     return found
 
 
@@ -39,7 +39,7 @@ def trained(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Path) -> None:
     config = read_config(shipped)
     stages = trained(config.training["stages"])
-    lines = [shlex.split(line) for line in draw_commands(config) if line.startswith("skipnet train ")]
+    lines = [shlex.split(line) for line in list_commands(config) if line.startswith("skipnet train ")]
     assert len(lines) == len(stages) > 0
     for line, stage in zip(lines, stages, strict=True):
         said = Train(_cli_parse_args=line[2:])
