@@ -1,4 +1,12 @@
-"""The one error that is the user's to mend."""
+"""The error that a user can mend, and its most frequent cause: an extra of pyproject.toml that is not installed."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DISTRIBUTION = "skipnet-serve"
 
 
 class UserError(Exception):
@@ -6,3 +14,25 @@ class UserError(Exception):
 
     The command line prints it as one line and exits with 1. Subclass it only where code catches the subclass by name.
     """
+
+
+def install_command(extra: str) -> str:
+    """Return the shell command that installs an extra for this Python.
+
+    In a checkout it installs from the checkout, since the package index may not have the distribution.
+    """
+    root = Path(__file__).resolve().parents[1]
+    checkout = (root / "pyproject.toml").is_file()
+    package = ["--editable", f"{root}[{extra}]"] if checkout else [f"{DISTRIBUTION}[{extra}]"]
+    return shlex.join([sys.executable, "-m", "pip", "install", *package])
+
+
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Import the packages of an extra in this context; raises UserError with the install command if one is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(
+            f"{purpose} needs the extra {extra!r} ({error}); install it: {install_command(extra)}"
+        ) from error

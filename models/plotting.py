@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from models.extras import needs_extra
+from models.errors import needs_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from PIL import Image
 
 from models.analysis.paper_claims import check_claims
 from models.analysis.schema import Analysis
-from models.extras import needs_extra
+from models.errors import needs_extra
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from models.analysis.sample import Pixels
 from models.engines.protocol import Engine
-from models.extras import needs_extra
+from models.errors import needs_extra
 from models.preprocessing import InputSpec, normalise
 
 BATCH = 64

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.data.datasets import DatasetInfo
-from models.errors import UserError
-from models.extras import needs_extra
+from models.errors import UserError, needs_extra
 
 if TYPE_CHECKING:
     from datasets import Dataset

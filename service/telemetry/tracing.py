@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from models.extras import needs_extra
+from models.errors import needs_extra
 from service.telemetry.timing import STAGES
 
 if TYPE_CHECKING:

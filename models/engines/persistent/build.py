@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.engines.protocol import EngineError
-from models.extras import install_command
+from models.errors import install_command
 
 if TYPE_CHECKING:
     from cuda.core import ObjectCode

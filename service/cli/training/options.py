@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from models.extras import needs_extra
+from models.errors import needs_extra
 from service.settings import Options
 
 HELD_OUT_TO_REPORT, HELD_OUT_TO_CHOOSE = 1000, 5000

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import UserError
-from models.extras import install_command, needs_extra
+from models.errors import UserError, install_command, needs_extra
 
 ROOT = Path(__file__).parents[2]
 
