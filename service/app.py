@@ -1,4 +1,4 @@
-"""The application: `create_app(settings)` puts container, routes and middleware together."""
+"""The ASGI application: container, routes and middleware."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -22,13 +22,13 @@ from service.http.routes import classify, health, metrics, models, page, v2
 from service.repository.loaded_model import LoadedModel
 from service.settings import Settings
 
-DESCRIPTION = """Image classification whose cost follows the image: a SkipNet leaves out the blocks that an
-image does not need, and every answer says which.
+DESCRIPTION = """Image classification whose cost depends on the image: a SkipNet skips the blocks that an image
+does not need. Each response says which blocks ran.
 
-Every answer carries `X-Request-ID` (yours, where you send a plain one). `POST /classify` also tells where the
-time went: `Server-Timing`, `X-Receive-Time`, `X-Decode-Time`, `X-Queue-Time`, `X-Inference-Time` and
-`X-Total-Time` in milliseconds, `X-Batch-Size` in images. The request header `X-Request-Timeout` sets a
-deadline in seconds."""
+Each response has the header `X-Request-ID`, which is the request's if that is short and plain. Responses to
+`POST /classify` also have times in milliseconds (`Server-Timing`, `X-Receive-Time`, `X-Decode-Time`, `X-Queue-Time`,
+`X-Inference-Time`, `X-Total-Time`) and the number of images in the batch (`X-Batch-Size`). The request header
+`X-Request-Timeout` sets a deadline in seconds."""
 
 
 def create_app(
@@ -36,9 +36,10 @@ def create_app(
     load: Callable[[Path], LoadedModel] | None = None,
     workers: Sequence[Path] = (),
 ) -> FastAPI:
-    """Return the application, its container at `app.state.container`; ``load`` stands in for reading a checkpoint.
+    """Return the application, with its container at `app.state.container`.
 
-    ``workers`` are the private sockets of all the processes that serve together, where there are several.
+    ``load`` reads a version's folder; by default the container's own does. ``workers`` are the private sockets of all
+    worker processes, if there are several.
     """
     container = Container(settings or Settings(), load)
 
@@ -65,13 +66,13 @@ def create_app(
 
         middleware.append(Middleware(Collective, workers=workers))
     middleware.append(Middleware(Direct, endpoints={"/classify": classify.classify}))
-    # Its pages bring their own scripts: many servers, and many browsers that look at them, have no internet.
+    # FastAPI's own documentation page loads its scripts from the internet.
     app = FastAPIOffline(
         redoc_url=None,
         title="SkipNet Serve",
         version=version("skipnet-serve"),
         description=DESCRIPTION,
-        # `service/telemetry/tracing.py` makes the spans. FastAPI's own check costs as much as decoding an image.
+        # `service/telemetry/tracing.py` makes the spans. FastAPI's check for them takes as long as decoding an image.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
         middleware=middleware,

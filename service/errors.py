@@ -1,4 +1,4 @@
-"""Everything that can go wrong for a client, and how it is told: one table of statuses, one exception, one answer."""
+"""Errors of requests: their codes and statuses, the exception, and the response."""
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -49,7 +49,7 @@ STATUS: Mapping[Code, int] = {
     Code.INVALID_PARAMETER: 422,
     # Not 5xx, which would spend the availability budget and make proxies eject a replica for being busy.
     Code.OVERLOADED: 429,
-    # Nobody reads this answer; nginx's number for it, seen in logs only.
+    # In logs only, since the client has disconnected. The number is nginx's.
     Code.CLIENT_GONE: 499,
     Code.INTERNAL: 500,
     Code.ENGINE_FAILED: 500,
@@ -64,14 +64,15 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
 
 class ServiceError(Exception):
-    """A request can't be answered; becomes an `ErrorAnswer` with the status of its code, which also says which of
-    OUTCOMES it is, unless ``outcome`` does.
+    """A request fails; becomes an `ErrorAnswer` with the status of its code.
+
+    ``outcome`` is one of OUTCOMES; by default the status determines it.
     """
 
     def __init__(
@@ -85,48 +86,49 @@ class ServiceError(Exception):
 
 
 def not_ready(message: str, *, closing: bool = False) -> ServiceError:
-    """Return the refusal of a request that another replica may answer, or this one later."""
+    """Return the error for a request that another replica may answer, or this one later."""
     return ServiceError(Code.NOT_READY, message, {"Retry-After": "1"} | ({"Connection": "close"} if closing else {}))
 
 
 def in_oip(scope: Scope) -> bool:
-    """Return whether a request's errors are worded as the Open Inference Protocol wants them."""
+    """Return whether a request's errors have the format of the Open Inference Protocol."""
     path = route_path(scope)
     return path == "/v2" or path.startswith("/v2/")
 
 
 def error_answer(scope: Scope, error: ServiceError, status: int | None = None) -> Response:
-    """Return an error as our own routes word it, or as the Open Inference Protocol does under /v2; it goes into the
-    request's context. ``status`` replaces the one of its code.
+    """Return the response for an error, in the Open Inference Protocol's format under /v2, and note it for the log.
+
+    ``status`` replaces the status of its code.
     """
     if context := scope.get("state", {}).get("context"):
         context.fields["code"] = error.code
         context.outcome = error.outcome
-    # A client may send what is no text, such as half of a pair that stands for one character.
+    # A message may quote the client, who may send characters that UTF-8 has no bytes for.
     message = error.message.encode(errors="backslashreplace").decode()
     detail: dict[str, Any] = {"code": error.code, "message": message}
     return JSONResponse({"error": message if in_oip(scope) else detail}, status or STATUS[error.code], error.headers)
 
 
 def invalid(problems: Iterable[Mapping[str, Any]], model: type[BaseModel] | None = None) -> ServiceError:
-    """Return what pydantic found wrong with parameters as one error; ``model`` tells which there are."""
+    """Return pydantic's errors as one; ``model`` has the known parameters."""
     return ServiceError(Code.INVALID_PARAMETER, "; ".join(worded(each, model) for each in problems))
 
 
 def worded(problem: Mapping[str, Any], model: type[BaseModel] | None = None) -> str:
-    """Return what pydantic found wrong with one value, and where."""
-    name = problem["loc"][-1] if problem["loc"] else "all of it"
+    """Return the message of one pydantic error, with the parameter's name."""
+    name = problem["loc"][-1] if problem["loc"] else "the body"
     if problem["type"] == "extra_forbidden" and model is not None:
-        return f"{name}: nothing is called so; there are {', '.join(model.model_fields)}"
+        return f"{name}: unknown parameter; expected one of {', '.join(model.model_fields)}"
     return f"{name}: {problem['msg']}"
 
 
 OUTCOMES = ("ok", "bad_input", "rejected", "cancelled", "unavailable", "deadline", "client_deadline", "error")
-"""What becomes of a request; "client_deadline" is one that the client gave less time than the service would have."""
+"""Results of requests. "client_deadline": the deadline that the client set passed before the service's own would have."""
 
 
 def outcome_of(status: int) -> str:
-    """Return a status as one of OUTCOMES."""
+    """Return the outcome of a status, one of OUTCOMES."""
     special = {429: "rejected", 499: "cancelled", 503: "unavailable", 504: "deadline"}
     if status in special:
         return special[status]
@@ -134,7 +136,7 @@ def outcome_of(status: int) -> str:
 
 
 def documented(*codes: Code) -> dict[int | str, dict[str, Any]]:
-    """Return FastAPI's `responses` for these errors, so that the OpenAPI page tells of them."""
+    """Return FastAPI's `responses` for these errors, for the OpenAPI document."""
     described: dict[int | str, dict[str, Any]] = {}
     for code in codes:
         entry = described.setdefault(STATUS[code], {"model": ErrorAnswer, "description": ""})

@@ -1,4 +1,4 @@
-"""The process: binds its socket, loads behind it, and on SIGTERM finishes what it admitted."""
+"""The server process: it starts at once, loads models in the background and drains on SIGTERM."""
 
 import asyncio
 import gc
@@ -35,45 +35,44 @@ GRACE_SECONDS = 0.25
 
 
 def serve(settings: Settings, sockets: list[socket.socket] | None = None, workers: Sequence[Path] = ()) -> NoReturn:
-    """Serve until a signal or a broken engine ends it, and the process with it: with code 0 after a signal, else 1.
+    """Serve until a signal or an engine failure, and end the process: with code 0 after a signal, else 1.
 
     ``sockets`` are open already, for one of several workers; ``workers`` is `create_app`'s.
     """
     configure(settings.log_level, settings.log_format)
-    # Requests come and go faster than Python's thresholds expect: looking for garbage took a tenth of the time.
+    # With Python's default thresholds the garbage collector took a tenth of the time.
     gc.set_threshold(20_000, 20, 20)
-    # Threads that decode give way to the event loop sooner than after Python's 5 ms.
+    # Decoding threads yield to the event loop after 0.5 ms, not Python's 5 ms.
     sys.setswitchinterval(0.0005)
     open_many_files()
     for variable, option in misspelt(os.environ):
-        log.warning("%s is no option and changes nothing; did you mean %s?", variable, option)
+        log.warning("%s: unknown setting, ignored; did you mean %s?", variable, option)
     server = build(settings, workers=workers)
     if not server.container.management_keys.keys and settings.host not in LOOPBACK:
         log.warning(
-            "without keys anybody who reaches %s may load and unload models; set SKIPNET_MANAGEMENT_KEYS or "
+            "without keys every client that reaches %s may load and unload models; set SKIPNET_MANAGEMENT_KEYS or "
             "SKIPNET_API_KEYS",
             settings.host,
         )
     server.run(sockets)
     logging.shutdown()
-    # Nobody waits for a load, a stuck engine or a decoder any more, which nothing can interrupt; and to take the
-    # interpreter apart, torch and all, takes seconds of the time that there is for ending.
+    # Loads, engines and decoders cannot be interrupted, and a regular exit with torch takes seconds.
     os._exit(server.exit_code)
 
 
 def open_many_files() -> None:
-    """Let the process open as many files, connections among them, as the system lets it ask for."""
+    """Raise the limit on open files, which connections need, to the hard limit."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    except (OSError, ValueError) as error:  # Where the system's own bound is lower than what it says.
-        log.warning("the process may open few files only: %s", error)
+    except (OSError, ValueError) as error:  # The system may allow less than the hard limit.
+        log.warning("the limit on open files can't be raised: %s", error)
 
 
 def build(
     settings: Settings, load: Callable[[Path], LoadedModel] | None = None, workers: Sequence[Path] = ()
 ) -> "Server":
-    """Return a server that has yet to run; ``load`` and ``workers`` are `create_app`'s."""
+    """Return a server that is not running yet; ``load`` and ``workers`` are `create_app`'s."""
     app = create_app(settings, load, workers)
     config = uvicorn.Config(
         app,

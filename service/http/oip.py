@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's tensors: requests and answers, as JSON and with binary tensors behind it.
+"""Tensors of the Open Inference Protocol, in JSON or as binary data behind it.
 
 Version 2 over REST, with the extensions "binary tensor data" and "classification" as Triton documents them.
 """
@@ -19,11 +19,11 @@ from service.errors import Code, ServiceError
 from service.inference.image_task import Payload
 from service.inference.result import ImageResult
 
-# JSON is parsed in one go, in which no other request moves: larger tensors are to come as binary.
 MAX_JSON = 4 << 20
+"""Bytes. No other request advances while JSON is parsed; larger tensors are sent as binary data."""
 
 MAX_TIMEOUT = 3_600_000_000
-"""Microseconds: the most that a server can be set to."""
+"""Microseconds. The largest value of the setting request_timeout."""
 
 DATATYPES = {"logits": "FP32", "probabilities": "FP32", "executed": "BOOL", "macs": "INT64"}
 
@@ -46,7 +46,7 @@ class Tolerant(NullIsAbsent):
 
 
 class Parameters(Tolerant):
-    """Parameters of a request; those of the protocol's extensions and our own."""
+    """Parameters of a request: the protocol's extensions and our own."""
 
     binary_data_output: bool = False
     execute_threshold: float | None = Field(default=None, ge=0, le=1)
@@ -86,7 +86,7 @@ class InferRequest(Tolerant):
 
 @dataclass(frozen=True)
 class Call:
-    """What a request asks for, its one input taken apart into images: files' bytes, or normalised tensors [3, H, W]."""
+    """A request whose one input is split into images: encoded files, or normalised tensors FP32 [3, H, W]."""
 
     id: str
     parameters: Parameters
@@ -114,7 +114,7 @@ def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int],
     names = [output.name for output in request.outputs]
     unknown = [name for name in names if name not in DATATYPES]
     if unknown:
-        raise bad(f"no output is called {unknown[0]!r}: there are {', '.join(DATATYPES)}")
+        raise bad(f"unknown output {unknown[0]!r}; expected one of {', '.join(DATATYPES)}")
     if len(set(names)) < len(names):
         raise bad("ask for each output once")
     if len(request.inputs) != 1:
@@ -122,7 +122,7 @@ def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int],
     [tensor] = request.inputs
     size, rest = tensor.parameters.binary_data_size, memoryview(body)[length:]
     if (size or 0) != len(rest) or (size is None) == (tensor.data is None):
-        raise bad("an input has either data, or binary_data_size and as many bytes behind the JSON")
+        raise bad("an input needs either data, or binary_data_size and that number of bytes after the JSON")
     if tensor.shape[0] > max_images:
         raise ServiceError(
             Code.INVALID_PARAMETER, f"{tensor.shape[0]} images in one request; at most {max_images} are admitted"
@@ -133,7 +133,7 @@ def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int],
     elif tensor.name == "bytes":
         payloads = read_files(tensor, binary)
     else:
-        raise bad(f"no input is called {tensor.name!r}: send image, or bytes")
+        raise bad(f"unknown input {tensor.name!r}; send image or bytes")
     return Call(request.id, request.parameters, request.outputs, payloads)
 
 
@@ -162,9 +162,7 @@ def read_images(tensor: InputTensor, binary: memoryview | None, shape: tuple[int
 
 
 def read_files(tensor: InputTensor, binary: memoryview | None) -> list[Payload]:
-    """Return the encoded images of a tensor BYTES [N], or as Triton's configuration has it [N, 1]; in JSON they are
-    base64.
-    """
+    """Return the encoded images of a tensor BYTES [N], or [N, 1] as in Triton's configuration; in JSON, base64."""
     if tensor.datatype != "BYTES" or tensor.shape[0] < 1 or tensor.shape[1:] not in ([], [1]):
         raise bad(f"bytes has to be BYTES [-1], not {tensor.datatype!r} {tensor.shape}")
     if binary is not None:
@@ -181,9 +179,9 @@ def read_files(tensor: InputTensor, binary: memoryview | None) -> list[Payload]:
 
 
 def split_elements(binary: memoryview, count: int) -> list[Payload]:
-    """Return the ``count`` elements of a binary tensor BYTES, each of which stands behind its length."""
+    """Return the ``count`` elements of a binary tensor BYTES. Each is preceded by its length, four bytes."""
     elements: list[Payload] = []
-    # Not as many as there are: empty ones are four bytes each, millions in a body.
+    # Not all that the body has: it could hold millions of empty elements.
     for _ in range(count):
         end = 4 + int.from_bytes(binary[:4], "little")
         if len(binary) < end:
@@ -198,7 +196,7 @@ def split_elements(binary: memoryview, count: int) -> list[Payload]:
 def respond(
     call: Call, results: Sequence[ImageResult], labels: list[str], model: str, version: int
 ) -> tuple[bytes, int | None]:
-    """Return an answer's body, and the length of its JSON where binary tensors stand behind it."""
+    """Return the response's body, and the length of its JSON if binary tensors follow it."""
     if not all(np.isfinite(result.logits).all() for result in results):
         raise bad("image holds numbers so large that the network's sums overflow; is it normalised?")
     binary_by_default = call.parameters.binary_data_output
@@ -236,7 +234,7 @@ def tensor_of(name: str, results: Sequence[ImageResult]) -> NDArray[Any]:
 
 
 def classified(values: NDArray[Any], labels: list[str], output: RequestedOutput) -> NDArray[Any]:
-    """Return the likeliest classes of each image as b"value:index:label", [N, k]."""
+    """Return the most probable classes of each image as b"value:index:label", [N, k]."""
     if output.name not in ("logits", "probabilities"):
         raise bad(f"the output {output.name} can't be classified; logits and probabilities can")
     order = np.argsort(-values, axis=1, kind="stable")[:, : output.parameters.classification]

@@ -12,8 +12,8 @@ Private to uvicorn, for which it is pinned to a minor version:
   overridden to answer 431.
 
 uvicorn's other protocol, for h11, has a limit on heads and would need neither. But h11 is written in Python: it takes a
-fifth more of the event loop's time for a request (a 32x32 PNG to POST /classify, medians of interleaved runs: 1.20 ms
-against 0.99) and 0.62 s for one read of 256 KiB in chunks of one byte (httptools 0.013 s), in which no other request
+fifth more of the event loop's time for a request (a 32x32 PNG to POST /classify, medians of interleaved runs: 1.23 ms
+against 1.02) and 0.62 s for one read of 256 KiB in chunks of one byte (httptools 0.013 s), in which no other request
 advances.
 """
 

@@ -1,4 +1,4 @@
-"""A request's context: its id, its times, and what its log line and its span tell."""
+"""The context of a request: its id, its times, and the fields of its log line and span."""
 
 import re
 import secrets
@@ -15,7 +15,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,63}")
 
 @dataclass(slots=True)
 class RequestContext:
-    """What is known of a request beside its answer."""
+    """Collects what the log, the metrics and the tracing need of a request."""
 
     request_id: str
     timing: Timing = field(default_factory=Timing)
@@ -31,6 +31,6 @@ def context_of(request: Request) -> RequestContext:
 
 
 def request_id(headers: Headers) -> str:
-    """Return the client's `X-Request-ID` where it is short and plain, else a new one."""
+    """Return the client's `X-Request-ID` if it is short and plain, else a new id."""
     given = headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

@@ -1,1 +1,1 @@
-"""What the service answers, one module per group of routes."""
+"""The routes, one module for each group."""

@@ -1,4 +1,4 @@
-"""POST /classify: an image in, its labels and the blocks it needed out."""
+"""POST /classify: the labels of an image and the blocks that it needed."""
 
 from time import perf_counter
 
@@ -17,7 +17,7 @@ router = APIRouter(tags=["inference"])
 FILE = {"type": "string", "format": "binary"}
 REQUEST_BODY = {
     "required": True,
-    "description": "an image: JPEG, PNG, WebP, BMP or GIF, of which the first frame counts",
+    "description": "an image: JPEG, PNG, WebP, BMP or GIF (first frame)",
     "content": {
         "multipart/form-data": {"schema": {"type": "object", "required": ["image"], "properties": {"image": FILE}}},
         **{f"image/{kind}": {"schema": FILE} for kind in ("jpeg", "png", "webp", "bmp", "gif")},
@@ -52,7 +52,7 @@ class ClassifyQuery(BaseModel):
 
     model: str | None = Field(None, description="default: the server's default model")
     version: int | None = Field(None, ge=0, description="default: the newest that is served")
-    top_k: int = Field(5, ge=1, le=1000, description="predictions to return, at most one a class")
+    top_k: int = Field(5, ge=1, le=1000, description="predictions to return, at most one per class")
     execute_threshold: float | None = Field(
         None,
         ge=0,

@@ -1,4 +1,4 @@
-"""What routes are handed, how they read what a request asks for, and how the OpenAPI page tells of it."""
+"""Dependencies and parameters of routes, and their OpenAPI descriptions."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -18,7 +18,7 @@ def container_of(request: Request) -> Container:
     return container
 
 
-# A coroutine: FastAPI would send a plain function through a thread each time.
+# A coroutine, because FastAPI would run a plain function in a thread.
 async def _container(request: Request) -> Container:
     return container_of(request)
 
@@ -32,16 +32,16 @@ KEYED = [
         APIKeyHeader(name="X-API-Key", auto_error=False, description="the same, by another header"),
     )
 ]
-"""What tells the OpenAPI page of a route whose keys `service/http/keys.py` checks."""
+"""Describes the keys in OpenAPI; `service/http/keys.py` checks them."""
 
 
 def read_query(model: type[Parameters], request: Request) -> Parameters:
-    """Return a model of the query's parameters; raises ServiceError invalid_parameter."""
+    """Return the parsed query parameters; raises ServiceError invalid_parameter."""
     return read_parameters(model, request.query_params if request.scope["query_string"] else {})
 
 
 def read_parameters(model: type[Parameters], given: Mapping[str, str]) -> Parameters:
-    """Return a model of query parameters or headers, as FastAPI's own would be at ten times the cost.
+    """Return parsed query parameters or headers, at a tenth of the cost of FastAPI's parsing.
 
     Raises ServiceError invalid_parameter.
     """
@@ -52,7 +52,7 @@ def read_parameters(model: type[Parameters], given: Mapping[str, str]) -> Parame
 
 
 def described(model: type[BaseModel], place: str) -> list[dict[str, Any]]:
-    """Return the OpenAPI parameters that a model stands for; ``place`` is "query" or "header"."""
+    """Return the OpenAPI parameters for the fields of a model; ``place`` is "query" or "header"."""
     return [
         {"name": name, "in": place, "required": False, "description": schema.pop("description"), "schema": schema}
         for name, schema in model.model_json_schema()["properties"].items()
@@ -66,7 +66,7 @@ class OipError(BaseModel):
 
 
 def taking(model: type[BaseModel]) -> dict[str, Any]:
-    """Return what tells the OpenAPI page of a body that FastAPI does not read."""
+    """Return the OpenAPI description of a JSON body that FastAPI does not read."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 

@@ -1,4 +1,4 @@
-"""The management of the model repository, as the Open Inference Protocol's extension has it."""
+"""Managing the model repository: the extension of the Open Inference Protocol."""
 
 from collections.abc import Awaitable
 from typing import TypeVar
@@ -17,7 +17,7 @@ from service.repository.repository import State
 Content = TypeVar("Content", bound=BaseModel)
 
 MAX_BODY = 4 << 10
-"""Bytes; what is asked for here takes a hundred."""
+"""Bytes. Requests here need about a hundred."""
 
 ERRORS = failing(400, 401, 403, 408, 413, 429)
 
@@ -43,7 +43,7 @@ class ChangeParameters(NullIsAbsent):
 
 
 class ChangeRequest(NullIsAbsent):
-    """A word that is not known is refused: without its version, an unload would take every one of them."""
+    """Forbids unknown members: an unload whose version is misspelt would unload every version."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -54,8 +54,8 @@ class ChangeRequest(NullIsAbsent):
     "/index", summary="List the versions in the repository", responses=ERRORS, openapi_extra=taking(IndexRequest)
 )
 async def index(request: Request, container: ContainerHere) -> list[IndexEntry]:
-    """Every version in the repository and what became of it."""
-    only_ready = (await sent(request, IndexRequest)).ready
+    """List every version in the repository and its state."""
+    only_ready = (await read_message(request, IndexRequest)).ready
     return [
         IndexEntry(name=each.name, version=str(each.version), state=each.state, reason=each.reason)
         for each in await container.repository.index()
@@ -65,21 +65,21 @@ async def index(request: Request, container: ContainerHere) -> list[IndexEntry]:
 
 @router.post("/models/{model}/load", summary="Load a model", responses=ERRORS, openapi_extra=taking(ChangeRequest))
 async def load(request: Request, container: ContainerHere, model: str) -> None:
-    """Serve a model's newest version in place of an older one, or one version by number beside the others.
+    """Load a model's newest version in place of the older one, or one version by number beside the others.
 
-    Answers when it is served. What fails to load changes nothing, and the error says why.
+    Responds when it is loaded. If loading fails, nothing changes and the error says why.
     """
-    await change(container.repository.load(model, (await sent(request, ChangeRequest)).parameters.version))
+    await change(container.repository.load(model, (await read_message(request, ChangeRequest)).parameters.version))
 
 
 @router.post("/models/{model}/unload", summary="Unload a model", responses=ERRORS, openapi_extra=taking(ChangeRequest))
 async def unload(request: Request, container: ContainerHere, model: str) -> None:
-    """Serve a model no more, or one version of it; requests that have it are finished."""
-    await change(container.repository.unload(model, (await sent(request, ChangeRequest)).parameters.version))
+    """Unload a model or one version of it, and finish its requests."""
+    await change(container.repository.unload(model, (await read_message(request, ChangeRequest)).parameters.version))
 
 
-async def sent(request: Request, model: type[Content]) -> Content:
-    """Return a body that may be missing. Not FastAPI's own: Triton's client sends JSON without a content type."""
+async def read_message(request: Request, model: type[Content]) -> Content:
+    """Return the body, which may be missing. Triton's client sends JSON without the content type FastAPI needs."""
     body = await read_instruction(request)
     try:
         return model.model_validate_json(body or b"{}")
@@ -90,7 +90,7 @@ async def sent(request: Request, model: type[Content]) -> Content:
 
 
 async def read_instruction(request: Request) -> bytes:
-    """Return the body of a request that has a key to manage the repository; raises ServiceError."""
+    """Check a request's management key and return its body; raises ServiceError."""
     container = container_of(request)
     container.management_keys.check(request)
     started = context_of(request).timing.started
@@ -102,7 +102,7 @@ async def read_short(request: Request) -> bytes:
     async for part in request.stream():
         body += part
         if len(body) > MAX_BODY:
-            raise ServiceError(Code.BODY_TOO_LARGE, f"the body is larger than {MAX_BODY:,} bytes, the most taken here")
+            raise ServiceError(Code.BODY_TOO_LARGE, f"the body is larger than {MAX_BODY:,} bytes, the limit")
     return body
 
 

@@ -1,4 +1,4 @@
-"""GET /metrics, in Prometheus' text format or OpenMetrics, as the scraper asks."""
+"""GET /metrics, in Prometheus' text format or OpenMetrics."""
 
 import asyncio
 
@@ -13,8 +13,8 @@ router = APIRouter(tags=["metrics"])
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
 async def metrics(request: Request, container: ContainerHere) -> Response:
-    """What Prometheus scrapes. OpenMetrics, when asked for, has request ids as exemplars of the durations."""
+    """Return the metrics. OpenMetrics, if accepted, has request ids as exemplars of the durations."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    # Thousands of series take a while to write: off the event loop.
+    # Writing thousands of series would block the event loop.
     text = await asyncio.to_thread(encode, container.metrics.registry)
     return Response(text, headers={"Content-Type": content_type})

@@ -1,4 +1,4 @@
-"""GET /models: what is in the repository, and what of it is served."""
+"""GET /models: the versions in the repository and those that are loaded."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -19,7 +19,7 @@ class Budget(BaseModel):
 
 
 class ServedVersion(ModelIdentity):
-    """What is known of a version that is served."""
+    """A version that is loaded."""
 
     architecture: str
     classes: int
@@ -50,7 +50,7 @@ class Models(BaseModel):
 
 @router.get("/models", summary="List the models", response_model=Models, response_model_exclude_none=True)
 async def models(container: ContainerHere) -> Models:
-    """Every version in the repository."""
+    """List every version in the repository."""
     return Models(models=[describe(container, entry) for entry in await container.repository.index()])
 
 

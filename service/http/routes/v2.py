@@ -23,12 +23,12 @@ router.include_router(management.router)
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
 
-# Clients that insist on one input and one output, as Triton's image client does, find the model under its name
-# with this behind it, with `image` and `probabilities` only.
 PLAIN = "@image"
+"""Suffix of a model's name for clients that need one input and one output, as Triton's image client does. Under it the
+model has `image` and `probabilities` only."""
 
-# An answer of so few values, images by classes, is written in less time than another thread may take to wake.
 SMALL_ANSWER = 1000
+"""Values, images times classes. Smaller responses are written in less time than a thread takes to start."""
 
 
 class ServerMetadata(BaseModel):
@@ -108,7 +108,7 @@ async def model_metadata(container: ContainerHere, model: str, version: str | No
 @router.get("/models/{model}/config", summary="Model configuration", responses=failing(404, 503))
 @router.get("/models/{model}/versions/{version}/config", summary="Version configuration", responses=failing(404, 503))
 async def model_config(container: ContainerHere, model: str, version: str | None = None) -> dict[str, Any]:
-    """What a client needs to prepare its input, in the form of Triton's model configuration."""
+    """Return Triton's model configuration, with what a client needs to prepare its input."""
     loaded = find(container, model, version)
     inputs, outputs = tensors(loaded, model.endswith(PLAIN))
     return {
@@ -162,7 +162,7 @@ async def infer(
 ) -> Response:
     """Classify the images of one tensor: `image` FP32 [-1, 3, H, W], or `bytes` BYTES [-1] of encoded images.
 
-    Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`; all of them where none is asked for.
+    Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`; by default all of them.
     Parameters: `execute_threshold`, `compute_budget`, `timeout` (microseconds), `binary_data_output`.
     """
     container, context = container_of(request), context_of(request)
@@ -209,7 +209,7 @@ def plain_name(model: str) -> str:
 
 
 def number(version: str | None) -> int | None:
-    """Return a version from a path; one that is no number names nothing."""
+    """Return the version in a path; raises ServiceError model_not_found if it is not a number."""
     if version is None:
         return None
     if not (version.isascii() and version.isdecimal() and len(version) < 19):
@@ -222,7 +222,7 @@ def find(container: Container, model: str, version: str | None) -> LoadedModel:
 
 
 def tensors(loaded: LoadedModel, plain: bool) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
-    """Return what the model takes and what it answers."""
+    """Return the metadata of the model's inputs and outputs."""
     classes, decisions = len(loaded.labels), loaded.blocks - 1
     shapes = {"logits": [-1, classes], "probabilities": [-1, classes], "executed": [-1, decisions], "macs": [-1]}
     inputs = [TensorMetadata(name="image", datatype="FP32", shape=[-1, *loaded.shape])]

@@ -138,7 +138,7 @@ def test_message_of_a_bad_parameter_names_it(running: Running) -> None:
 def test_message_of_an_unknown_parameter_names_those_that_there_are(running: Running) -> None:
     response = post(running, encoded(picture(0)), "?topk=1")
     names = "model, version, top_k, execute_threshold, compute_budget, min_margin, explain"
-    message = f"topk: nothing is called so; there are {names}"
+    message = f"topk: unknown parameter; expected one of {names}"
     assert response.json()["error"]["message"] == message
 
 

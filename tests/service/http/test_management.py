@@ -89,8 +89,8 @@ def test_load_and_unload(shelf: Callable[..., Running]) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"version": 1}, "version: nothing is called so; there are parameters"),
-        ({"parameters": {"vershun": 1}}, "vershun: nothing is called so; there are version, unload_dependents"),
+        ({"version": 1}, "version: unknown parameter; expected one of parameters"),
+        ({"parameters": {"vershun": 1}}, "vershun: unknown parameter; expected one of version, unload_dependents"),
         ({"parameters": {"version": -1}}, "version: Input should be greater than or equal to 0"),
     ],
 )
