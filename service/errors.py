@@ -124,7 +124,7 @@ def worded(problem: Mapping[str, Any], model: type[BaseModel] | None = None) -> 
 
 
 OUTCOMES = ("ok", "bad_input", "rejected", "cancelled", "unavailable", "deadline", "client_deadline", "error")
-"""Results of requests. "client_deadline": the deadline that the client set passed before the service's own would have."""
+"""Results of requests. "client_deadline": the client's deadline passed, which was before the service's own."""
 
 
 def outcome_of(status: int) -> str:
