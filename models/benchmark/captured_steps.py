@@ -1,4 +1,4 @@
-"""Training's recorded steps against the same steps called: `skipnet verify-gpu`."""
+"""Compare training steps captured as CUDA graphs with the same steps run eagerly: `skipnet verify-gpu`."""
 
 from collections.abc import Callable
 
@@ -22,14 +22,12 @@ STAGES: dict[Stage, str] = {
     "hrl": "cifar10_rnn_gate_38",
 }
 TOLERANCE = 1e-3
-"""Of a parameter's gradient, by its norm. Nothing was seen to differ; cuDNN may sum in another order."""
+"""The largest relative difference of a parameter's gradient; cuDNN may sum in another order."""
 SECONDS = 2.0
 
 
-def compare_recorded(stage: Stage, device: str) -> tuple[float, float]:
-    """Return by how much a recorded step's gradients differ from those of the same step called, as a share of the norm
-    of the parameter's that differs most, and the recorded step's share of the other's time.
-    """
+def compare_captured(stage: Stage, device: str) -> tuple[float, float]:
+    """Return the largest relative difference of a gradient, and the time relative to the eager step."""
     torch.manual_seed(0)
     on = torch.device(device)
     network = find_architecture(STAGES[stage]).build(CLASSES).to(on).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -37,30 +35,30 @@ def compare_recorded(stage: Stage, device: str) -> tuple[float, float]:
         freeze_statistics(network)
     recipe = find_recipe("distilled", stage)
     descend = make_forward_backward(network, recipe, on, multiplies_bfloat16(on), masked=True)
-    recorded = CapturedStep(network, descend)
+    captured = CapturedStep(network, descend)
 
     def batch() -> tuple[Tensor | None, ...]:
         images = torch.randn(BATCH, 3, SIDE, SIDE, device=on).contiguous(memory_format=torch.channels_last)
         labels = torch.randint(CLASSES, (BATCH,), device=on)
         uniform = draw(BATCH, network.decision_count, recipe, torch.Generator().manual_seed(0)).to(on)
-        answers = torch.randn(BATCH, CLASSES, device=on)
-        return images, labels, torch.tensor(0.5, device=on), uniform if stage == "hrl" else None, answers
+        teacher_logits = torch.randn(BATCH, CLASSES, device=on)
+        return images, labels, torch.tensor(0.5, device=on), uniform if stage == "hrl" else None, teacher_logits
 
-    # Recorded with one batch, asked about another.
-    recorded(*batch())
-    asked = batch()
+    # Captured with one batch, replayed with another.
+    captured(*batch())
+    inputs = batch()
     statistics = [buffer.clone() for buffer in network.buffers()]
-    recorded(*asked)
+    captured(*inputs)
     found = gradients(network)
     for buffer, before in zip(network.buffers(), statistics, strict=True):
         buffer.copy_(before)
-    descend(*asked)
+    descend(*inputs)
     expected = gradients(network)
     worst = max(float((found[name] - each).norm() / each.norm().clamp(min=1e-12)) for name, each in expected.items())
-    # A recording has gradients of its own: what is called between its replays takes nothing from it.
-    steps = {"recorded": finished(lambda: recorded(*asked)), "called": finished(lambda: descend(*asked))}
+    # A captured step has its own gradient tensors, so eager steps between its replays do not affect it.
+    steps = {"captured": finished(lambda: captured(*inputs)), "eager": finished(lambda: descend(*inputs))}
     timings = interleave(steps, SECONDS)
-    return worst, timings["recorded"].share_of(timings["called"])[0]
+    return worst, timings["captured"].share_of(timings["eager"])[0]
 
 
 def gradients(network: SkipNet) -> dict[str, Tensor]:
@@ -69,7 +67,7 @@ def gradients(network: SkipNet) -> dict[str, Tensor]:
 
 
 def finished(step: Callable[[], object]) -> Callable[[], object]:
-    """Return the step that waits until the device has done it."""
+    """Return the step followed by a wait for the device."""
 
     def run() -> None:
         step()

@@ -1,4 +1,4 @@
-"""Energy by NVML's counter, which GPUs since Volta have; it moves every few tens of milliseconds."""
+"""Measure energy with the counter of NVML, which GPUs since Volta have."""
 
 import time
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from collections.abc import Callable
 import torch
 
 SPAN_S = 2.0
-"""So long that the counter's steps do not matter."""
+"""Seconds of a measurement: long, since the counter is updated every few tens of milliseconds."""
 
 
 Meter = Callable[[], float]
-"""Tells the joules that a GPU took so far."""
+"""Return the joules that a GPU has used so far."""
 
 
 def open_meter(device: str) -> Meter | None:
-    """Return the meter of a CUDA device, or None where NVML cannot tell."""
+    """Return the meter of a CUDA device, or None if NVML has no counter for it."""
     import pynvml
 
     if device == "cpu":
@@ -31,7 +31,7 @@ def open_meter(device: str) -> Meter | None:
 
 
 def joules_a_run(run: Callable[[], object], read: Meter, span_s: float = SPAN_S) -> float:
-    """Return the joules of one run, the idle power of the GPU included, from runs for ``span_s`` seconds."""
+    """Return the joules of one run, including idle power, measured over ``span_s`` seconds."""
     runs, before, began = 0, read(), time.perf_counter()
     while time.perf_counter() - began < span_s:
         run()

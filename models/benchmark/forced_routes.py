@@ -1,4 +1,4 @@
-"""Networks made for measuring: the same shapes and costs, but routes that are given instead of decided."""
+"""Networks with forced routes, for benchmarks: the gates do their work, but their decisions are given."""
 
 import copy
 
@@ -11,7 +11,7 @@ from models.gates import FeedForwardGate, RNNGate
 from models.network import SkipNet
 
 CERTAIN = 20.0
-"""A logit whose probability is 0 or 1 to any threshold that is used."""
+"""A logit beyond every threshold that is used."""
 
 
 def spread_evenly(decisions: int, share: float) -> NDArray[np.bool_]:
@@ -23,7 +23,7 @@ def spread_evenly(decisions: int, share: float) -> NDArray[np.bool_]:
 
 @torch.no_grad()
 def force_route(network: SkipNet, executed: NDArray[np.bool_]) -> SkipNet:
-    """Return a copy of ``network`` whose gates do all their work and then answer as ``executed`` [B-1] says.
+    """Return a copy of ``network`` whose gates compute as usual and then decide as ``executed`` [B-1] says.
 
     An RNN gate's embedding is a constant +1 or -1 in its first dimension, whatever the image; the LSTM forgets
     all else and hands that on to the readout.

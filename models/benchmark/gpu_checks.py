@@ -1,6 +1,6 @@
-"""What the GPU engines must pass, one check after another: `skipnet verify-gpu`.
+"""The checks of the GPU engines and of captured training steps: `skipnet verify-gpu`.
 
-On the CPU, the same checks run with the CUDA graph engine's function called instead of recorded.
+On the CPU the function of the CUDA graph engine runs eagerly.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.benchmark.captured_steps import STAGES, compare_recorded
+from models.benchmark.captured_steps import STAGES, compare_captured
 from models.benchmark.captured_steps import TOLERANCE as RECORDED
 from models.checkpoint import Checkpoint
 from models.engines.cuda_graph.engine import CudaGraphEngine
@@ -32,7 +32,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Check:
-    """One engine, one network, one demand."""
+    """The result of one requirement for one engine and network."""
 
     network: str
     engine: str
@@ -42,7 +42,7 @@ class Check:
 
 
 def gpu_engines(checkpoint: Checkpoint, device: str) -> dict[str, Callable[[], Engine]]:
-    """Return what makes each engine that is meant for a GPU and suits the network, verified, by name and mode."""
+    """Return functions that build and verify each GPU engine that supports the network, by "name:mode"."""
     if device == "cpu":
         return {f"cuda_graph:{mode}": partial(called, checkpoint, mode) for mode in MODES["cuda_graph"]}
     selection = Selection(checkpoint, device, 1, None)
@@ -61,7 +61,7 @@ def called(checkpoint: Checkpoint, mode: Mode) -> Engine:
 
 
 def check_parity(file: Path, device: str) -> Iterator[Check]:
-    """Ask the GPU engines about a parity case of the public code."""
+    """Check the GPU engines on a parity case of the public code."""
     case = read_case(file)
     for name, make in gpu_engines(case.checkpoint, device).items():
 
@@ -95,11 +95,11 @@ def check_checkpoint(
 
 
 def check_training(device: str) -> Iterator[Check]:
-    """Compare a training step of each stage, recorded as on CUDA, with the same step called."""
+    """Compare a training step of each stage, captured as a CUDA graph, with the same step run eagerly."""
     for stage, architecture in STAGES.items():
 
         def ask(stage: Stage = stage) -> tuple[bool, str]:
-            worst, share = compare_recorded(stage, device)
+            worst, share = compare_captured(stage, device)
             return worst <= RECORDED, f"gradients within {worst:.1e}, in {share:.2f} of the time"
 
         yield judge(architecture, f"{stage}, recorded", "learns as the step that is called", ask)
@@ -108,7 +108,7 @@ def check_training(device: str) -> Iterator[Check]:
 def check(
     network: str, engine: str, demand: str, make: Callable[[], Engine], ask: Callable[[Engine], tuple[bool, str]]
 ) -> Check:
-    """Make an engine and ask it."""
+    """Build an engine and run its check."""
 
     def ask_made() -> tuple[bool, str]:
         with closing(make()) as made:
@@ -118,7 +118,7 @@ def check(
 
 
 def judge(network: str, engine: str, demand: str, ask: Callable[[], tuple[bool, str]]) -> Check:
-    """Return what was asked; whatever fails is what was found."""
+    """Return the result of a check; an exception is a failed check."""
     try:
         passed, found = ask()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Interleaved timing of contenders: each round runs every one, so that a machine's moods strike all alike."""
+"""Interleaved timing: each round runs every contender, so that noise affects all of them equally."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 3, 9, 400
 TURN = 0.01
-"""Seconds."""
+"""Seconds of one contender in a round."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def interleave(contenders: dict[str, Callable[[], object]], seconds: float) -> d
     times = {name: np.empty(rounds) for name in contenders}
     order = np.random.default_rng(0)
     for number in range(rounds):
-        # Whoever comes before may leave the processor hot or throttled: no two rounds have the same order.
+        # The order is random, since a contender may leave the processor throttled for the next one.
         for name in order.permutation(list(contenders)).tolist():
             times[name][number] = take_turn(contenders[name], repeats[name])
     return {name: Timing(seconds) for name, seconds in times.items()}

@@ -1,1 +1,1 @@
-"""The load test of `make loadtest`; docs/load.md tells what it measures."""
+"""The load test of `make loadtest`; docs/load.md describes it."""

@@ -1,6 +1,6 @@
-"""Load the service on loopback and write what it did: `make loadtest`, `python -m service.benchmark --help`.
+"""Run the load test on loopback: `make loadtest`, `python -m service.benchmark --help`.
 
-Server and load share this machine's cores; what the load took of them is reported.
+Server and load generator share the cores of the machine; the report says how much the generator used.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def read_parts(text: str) -> list[str]:
     parts = text.split(",")
     for part in parts:
         if part not in PARTS:
-            raise argparse.ArgumentTypeError(f"no part is called {part!r}; there are {', '.join(PARTS)}")
+            raise argparse.ArgumentTypeError(f"unknown part {part!r}; expected one of {', '.join(PARTS)}")
     return parts
 
 

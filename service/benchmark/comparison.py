@@ -1,4 +1,4 @@
-"""The service beside the peers."""
+"""Compare the service with other model servers."""
 
 import argparse
 import socket
@@ -21,7 +21,7 @@ from service.benchmark.servers import Ours, Server, peers
 
 
 def peers_side_by_side(chosen: argparse.Namespace) -> dict[str, object]:
-    """Each server with 64 requests under way: ours routed, the peers the dense network of the same size."""
+    """Measure each server with 64 requests in flight; the peers serve the dense network of the same size."""
     report: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = read_checkpoint(find_version(SHIPPED, None, None))
@@ -73,11 +73,11 @@ def free_port() -> int:
 
 
 def wait_listening(server: Server, port: int, seconds: float = 90) -> None:
-    """Return once a photo is answered; peers differ in their probes."""
+    """Wait until an image is classified, since the peers have different probes."""
     end = time.monotonic() + seconds
     request = form("/classify", *IMAGES["PNG 32x32"])
     while time.monotonic() < end and server.process.poll() is None:
         if uvloop.run(closed_loop(port, [request], 1, 0.2, 1)).statuses[200]:
             return
         time.sleep(0.2)
-    raise RuntimeError(f"it did not start: {server.log.read_text()[-400:]}")
+    raise RuntimeError(f"the server did not start: {server.log.read_text()[-400:]}")

@@ -1,4 +1,4 @@
-"""What becomes of requests and memory in a long time, with versions replaced and servers ended."""
+"""Endurance tests: replace versions under load, drain servers, and watch the memory."""
 
 import argparse
 import asyncio
@@ -16,7 +16,7 @@ from service.benchmark.servers import Ours
 
 
 def swaps(chosen: argparse.Namespace) -> dict[str, object]:
-    """Replace the served version again and again under load; every request is to be answered."""
+    """Replace the served version repeatedly under load; every request must be answered."""
     server = Ours(chosen.output / "ours.log", "--engine", "native", "--routing", "branch", "--max-batch-size", "8")
     name = find_version(SHIPPED, None, None).parent.name
 
@@ -45,7 +45,7 @@ def swaps(chosen: argparse.Namespace) -> dict[str, object]:
 
 
 def drains(chosen: argparse.Namespace) -> dict[str, object]:
-    """End the server under load again and again; what it took is to be answered, the rest refused."""
+    """Stop the server repeatedly under load; admitted requests must be answered, later ones refused."""
     total, exits = Result(0), Counter[int]()
     for _ in range(chosen.drains):
         server = Ours(
@@ -66,7 +66,7 @@ def drains(chosen: argparse.Namespace) -> dict[str, object]:
 
 
 def memory(chosen: argparse.Namespace) -> dict[str, object]:
-    """What the process holds after the first tenth of the requests, and after all of them."""
+    """Return the memory of the process after a tenth of the requests and after all of them."""
     server = Ours(chosen.output / "ours.log")
     requests = [post(f"/classify?execute_threshold={step / 8}", *IMAGES["PNG 32x32"]) for step in range(9)]
     try:
@@ -81,5 +81,5 @@ def memory(chosen: argparse.Namespace) -> dict[str, object]:
 
 
 def accounted(result: Result, **more: object) -> dict[str, object]:
-    """Return how many requests there were and what became of them, with ``more``."""
+    """Return the number of requests, their statuses and ``more``."""
     return {"requests": len(result.outcomes), "statuses": named(result.statuses), "lost": result.statuses[LOST], **more}

@@ -1,4 +1,4 @@
-"""Load on loopback: requests that come when they come (open loop), or as fast as they are answered (closed loop)."""
+"""Generate load on loopback: at random times (open loop), or as fast as responses arrive (closed loop)."""
 
 import asyncio
 import random
@@ -12,16 +12,16 @@ import numpy as np
 import uvloop
 
 LOST = 0
-"""The status of a request whose connection ended without an answer."""
+"""The status of a request whose connection closed without a response."""
 REFUSED = -1
-"""The status of a request for which no connection could be had."""
+"""The status of a request whose connection was refused."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """One request: when it was due, when it could be sent and was answered, and the answer's status.
+    """One request: its due time, the times when it was sent and answered (seconds), and the status.
 
-    More than `Client.most` are not under way at once: those due meanwhile are sent late, which is no server's fault.
+    At most `Client.most` requests are in flight; others are sent late. Latency counts from when a request was sent.
     """
 
     due: float
@@ -32,7 +32,7 @@ class Outcome:
 
 @dataclass
 class Result:
-    """What became of every request of a run; ``seconds`` is how long it took until the last answer."""
+    """The outcomes of a run; ``seconds`` is its duration until the last response."""
 
     seconds: float
     outcomes: list[Outcome] = field(default_factory=list)
@@ -43,16 +43,16 @@ class Result:
 
     @property
     def goodput(self) -> float:
-        """Answers with 200 a second."""
+        """Responses with status 200 per second."""
         return self.statuses[200] / self.seconds
 
     @property
     def offered(self) -> float:
-        """Requests a second, while they were sent."""
+        """Requests per second while the load was sent."""
         return len(self.outcomes) / (self.outcomes[-1].due - self.outcomes[0].due)
 
     def percentile(self, share: float) -> float:
-        """Return the milliseconds within which this percentage of the 200s came, from when they were sent."""
+        """Return a percentile (0..100) of the latency of responses with status 200, in milliseconds."""
         times = [outcome.done - outcome.sent for outcome in self.outcomes if outcome.status == 200]
         return float(np.percentile(times, share)) * 1e3 if times else float("nan")
 
@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Connections to one address, opened as they are needed, at most ``most`` at a time."""
+    """A pool of at most ``most`` connections to one port, opened when needed."""
 
     def __init__(self, port: int, most: int = 512) -> None:
         self.port, self.most = port, most
@@ -113,7 +113,7 @@ class Client:
         self.tasks: set[asyncio.Task[None]] = set()
 
     def send(self, request: bytes, outcome: Outcome) -> None:
-        """Send on an idle connection, a new one, or the first that comes free."""
+        """Send on an idle connection, else a new one, else the first that becomes idle."""
         outcome.sent = perf_counter()
         while self.idle:
             connection = self.idle.popleft()
@@ -148,9 +148,9 @@ class Client:
         if self.waiting:
             self.send(*self.waiting.popleft())
 
-    async def drain(self, patience: float) -> None:
-        """Wait for every answer; after ``patience`` seconds what is missing stays LOST."""
-        end = perf_counter() + patience
+    async def drain(self, timeout: float) -> None:
+        """Wait for all responses; after ``timeout`` seconds missing ones stay LOST."""
+        end = perf_counter() + timeout
         while (self.busy or self.waiting) and perf_counter() < end:
             await asyncio.sleep(0.01)
         for connection in self.idle:
@@ -159,7 +159,7 @@ class Client:
 
 
 async def open_loop(port: int, requests: list[bytes], rate: float, seconds: float, most: int = 512) -> Result:
-    """Send ``rate`` requests a second, at times of a Poisson process whatever the answers do."""
+    """Send ``rate`` requests per second at the times of a Poisson process, independently of the responses."""
     client, chance = Client(port, most), random.Random(0)
     result = Result(seconds)
     start = perf_counter()
@@ -168,7 +168,7 @@ async def open_loop(port: int, requests: list[bytes], rate: float, seconds: floa
         pause = due - perf_counter()
         if pause > 0:
             await asyncio.sleep(pause)
-        # A late generator sends what is due at once; each one's time counts from when it was sent.
+        # If the generator is late, it sends all due requests at once.
         while due <= perf_counter() and due < start + seconds:
             result.outcomes.append(Outcome(due))
             client.send(requests[len(result.outcomes) % len(requests)], result.outcomes[-1])
@@ -180,7 +180,7 @@ async def open_loop(port: int, requests: list[bytes], rate: float, seconds: floa
 
 
 async def closed_loop(port: int, requests: list[bytes], connections: int, seconds: float, most: int = 10**9) -> Result:
-    """Keep ``connections`` requests under way for ``seconds``, or until ``most`` were sent."""
+    """Keep ``connections`` requests in flight for ``seconds``, or until ``most`` requests were sent."""
     client = Client(port, connections)
     start = perf_counter()
     result = Result(seconds)

@@ -1,4 +1,4 @@
-"""The photo that is sent, large and small."""
+"""The images that the load generator sends."""
 
 from io import BytesIO
 
@@ -10,7 +10,7 @@ PHOTO = ROOT / "tests/photos/cat.jpg"
 
 
 def small() -> bytes:
-    """Return the photo at the network's own size, as PNG: next to no decoding."""
+    """Return the photo as a PNG of the network's input size, which takes little time to decode."""
     file = BytesIO()
     with Image.open(PHOTO) as photo:
         photo.resize((32, 32)).save(file, "PNG")

@@ -1,4 +1,4 @@
-"""The servers under load, each a process of its own: ours, and the peers."""
+"""Start the servers under load as processes: this service and its peers."""
 
 import os
 import re
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """A process that serves; ended with everything that it started."""
+    """A server process; `end` also stops its child processes."""
 
     def __init__(self, command: list[str], log: Path, **environment: str) -> None:
         self.log = log
@@ -28,7 +28,7 @@ class Server:
             )
 
     def wait_ready(self, url: str, seconds: float = 120) -> None:
-        """Return once ``url`` answers with 200; raises RuntimeError where that does not come."""
+        """Wait until ``url`` answers with 200; raises RuntimeError after ``seconds``."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:
             try:
@@ -39,7 +39,7 @@ class Server:
                 pass
             time.sleep(0.1)
         self.end()
-        raise RuntimeError(f"it did not start: {self.log.read_text()[-300:]}")
+        raise RuntimeError(f"the server did not start: {self.log.read_text()[-300:]}")
 
     def end(self) -> None:
         for sig in (signal.SIGTERM, signal.SIGKILL):
@@ -50,12 +50,12 @@ class Server:
                 continue
 
     def resident(self) -> float:
-        """Return the MiB that the process holds."""
+        """Return the resident memory of the process in MiB."""
         return int(Path(f"/proc/{self.process.pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
 
 
 class Ours(Server):
-    """`skipnet serve` on a port of its own choice, ready."""
+    """`skipnet serve` on a free port, ready for requests."""
 
     def __init__(self, log: Path, *options: str) -> None:
         super().__init__([sys.executable, "-m", "service.cli.main", "serve", "--port", "0", *options], log)
@@ -63,14 +63,14 @@ class Ours(Server):
         while (found := address.search(log.read_text())) is None:
             if self.process.poll() is not None or time.monotonic() > end:
                 self.end()
-                raise RuntimeError(f"it did not start: {log.read_text()[-300:]}")
+                raise RuntimeError(f"the server did not start: {log.read_text()[-300:]}")
             time.sleep(0.05)
         self.port = int(found[1])
         self.wait_ready(f"http://127.0.0.1:{self.port}/health/ready")
 
 
 def peers(python: Path, port: int) -> dict[str, list[str]]:
-    """Return how to start each peer with the Python of their environment."""
+    """Return the command that starts each peer with the Python of the peers' environment."""
     modules = "service.benchmark.peers"
     return {
         "LitServe": [str(python), "-m", f"{modules}.litserve_app", str(port)],

@@ -1,4 +1,4 @@
-"""How fast the service answers alone, and under more load than it can take."""
+"""Measure the latency of single requests, and the goodput under overload."""
 
 import argparse
 import asyncio
@@ -22,7 +22,7 @@ BYPASS = ("/health/live", "/health/ready", "/metrics", "/models")
 
 
 def latency(chosen: argparse.Namespace) -> dict[str, object]:
-    """One request at a time: what HTTP, queue and threads add to decoding and engine."""
+    """Send one request at a time: return the overhead of HTTP, queue and threads."""
     report: dict[str, object] = {}
     alone = {name: engine_alone(image) for name, (image, _) in IMAGES.items()}
     server = Ours(chosen.output / "ours.log")
@@ -64,7 +64,7 @@ def engine_alone(image: bytes) -> tuple[float, float]:
 
 
 def overload(chosen: argparse.Namespace) -> dict[str, object]:
-    """Goodput at 1, 2 and 10 times the capacity, and how soon probes and pages answer meanwhile."""
+    """Return the goodput at multiples of the capacity, and the latency of probes meanwhile."""
     report: dict[str, object] = {}
     server = Ours(chosen.output / "ours.log")
     try:
@@ -94,7 +94,7 @@ def overload(chosen: argparse.Namespace) -> dict[str, object]:
 
 
 async def with_probes(port: int, requests: list[bytes], rate: float, seconds: float, probes: list[float]) -> Result:
-    """Load as `open_loop`, and ask what bypasses the queue five times a second over connections of its own."""
+    """Run `open_loop` and meanwhile request the paths that bypass the queue, five times per second."""
 
     async def probe() -> None:
         turn = 0

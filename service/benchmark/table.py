@@ -5,13 +5,13 @@ from typing import Any
 
 
 def draw(report: dict[str, Any]) -> str:
-    """Return Markdown of every part that was run."""
+    """Return the tables of all parts that were run as Markdown."""
     machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     parts = [draw_part(report[name]) for name, draw_part in PARTS.items() if name in report]
     busy = max(report[name]["other_load"] for name in PARTS if name in report)
     note = (
-        f"Machine: {machine}. Before the runs up to {busy:.1f} processes were ready to run on it: above a few tenths, "
-        "others took part of the time.\n"
+        f"Machine: {machine}. Load average before the runs: up to {busy:.1f}; above a few tenths, other processes used "
+        "part of the processor.\n"
     )
     return "\n".join([note, *parts])
 

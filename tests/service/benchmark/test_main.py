@@ -25,5 +25,5 @@ def test_an_unknown_part_is_told_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert leave(monkeypatch, "--only", "latency,speed", "--output", str(tmp_path / "load")) == 2
-    assert "no part is called 'speed'; there are latency, " in capsys.readouterr().err
+    assert "unknown part 'speed'; expected one of latency, " in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

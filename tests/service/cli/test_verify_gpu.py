@@ -117,7 +117,7 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
             "torch:branch": lambda: TorchEngine(fold(checkpoint.network)),
         },
     )
-    monkeypatch.setattr(acceptance, "compare_recorded", lambda *_: (0.0, 0.2))
+    monkeypatch.setattr(acceptance, "compare_captured", lambda *_: (0.0, 0.2))
     monkeypatch.setattr(suite, "build", build)
     monkeypatch.setattr(dense_engines, "build", build)
     monkeypatch.setattr(dense_engines, "DenseTorch", eager)
