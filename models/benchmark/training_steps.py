@@ -20,9 +20,9 @@ from models.data.batches import MemoryBatches
 from models.data.datasets import find_dataset
 from models.network import RunBlock, SkipNet, run_masked
 from models.training.hardware import gains_by_compiling, multiplies_bfloat16
-from models.training.loop import make_optimizer
 from models.training.memory import keep_freed_memory
 from models.training.objective import Step
+from models.training.optimizer import make_optimizer
 from models.training.recipes import OperatingPoint, Recipe, find_recipe
 from models.training.stages.batch_norm import freeze_statistics
 from models.training.stages.gate_readout import readouts

@@ -20,10 +20,11 @@ from models.machine import describe_machine
 from models.training.distillation.location import parse_teacher
 from models.training.distillation.training import train_teacher
 from models.training.job import JobOptions, choose_device, make_job, override
-from models.training.loop import stage_summary, train
+from models.training.loop import train
 from models.training.recipes import find_recipe
 from models.training.soup import SOUP, make_soup
 from models.training.state import LOG, STATE
+from models.training.types import stage_summary
 
 Show = Callable[[Iterator[int]], Iterator[int]]
 """Wraps the steps of a training, for instance in a progress bar."""

@@ -27,8 +27,8 @@ from models.training.distillation.logits import read_teacher_logits
 from models.training.distillation.network import read_teacher
 from models.training.growth import grow
 from models.training.hardware import gains_by_compiling, multiplies_bfloat16, prepare_process
-from models.training.loop import Job
 from models.training.recipes import Recipe, Stage, find_recipe
+from models.training.types import Job
 
 IN_MEMORY = 4 << 30
 """Bytes: data sets that take more are decoded as they are needed."""

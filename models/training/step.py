@@ -1,7 +1,7 @@
 """A training step of each stage: from a batch to the gradients of its loss."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,7 @@ from models.training.recipes import Recipe
 from models.training.stages.reinforce import draw, reinforce_step
 from models.training.stages.skipping import run_executed
 from models.training.stages.supervised import run_teacher, supervised_step
-
-if TYPE_CHECKING:
-    from models.training.loop import Job
+from models.training.types import Job
 
 SAMPLING, MIXUP = 1 << 20, 1 << 21
 """Added to the epoch that seeds a generator: sampling, mixup and augmentation each have random numbers of their own."""
@@ -26,7 +24,7 @@ TakeStep = Callable[[Tensor, Tensor, float, int, int], Step]
 """Takes a batch's images and labels, the progress of annealing, the epoch, and the step within it."""
 
 
-def make_step(job: "Job", recipe: Recipe, batches: Batches) -> TakeStep:
+def make_step(job: Job, recipe: Recipe, batches: Batches) -> TakeStep:
     """Build the stage's step, which leaves its gradients in the network's parameters.
 
     On the CPU blocks really skip. On CUDA and compiled they are masked: a skipping block computes a different number

@@ -1,6 +1,6 @@
 """The training of a distillation teacher: SGD on smoothed labels, a run that resumes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from models.training.distillation.location import LOGITS_FILE, TEACHER_FILE, tea
 from models.training.distillation.logits import compute_teacher_logits, write_teacher_logits
 from models.training.distillation.network import TEACHERS, TeacherConfig, TeacherNetwork, write_teacher
 from models.training.hardware import multiplies_bfloat16, prepare_process
+from models.training.interruption import StopRequest, stop_on_signals
 from models.training.loop import require_finite
 from models.training.objective import Step
 from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
+from models.training.types import Show
 
 WHITENED = 5000
 """Images that the first layer's filters are computed from."""
@@ -40,8 +42,11 @@ class TeacherTraining:
     state: StateFile
     log: Path
 
-    def train(self, show: Callable[[Iterator[int]], Iterator[int]], measure: Callable[[], float]) -> bool:
-        """Run the steps that are left, and log each epoch; return whether there were any."""
+    def train(self, show: Show, measure: Callable[[], float], stop: StopRequest) -> bool:
+        """Run the steps that are left, and log each epoch; return whether there were any.
+
+        Raises TrainingStopped after a signal.
+        """
         optimizer, progress = self.optimizer(), Progress()
         if self.state.path.exists():
             progress, optimizer_state = self.state.load(self.network)
@@ -57,10 +62,12 @@ class TeacherTraining:
             for within, (images, labels) in zip(steps, self.batches.epoch(epoch, start), strict=False):
                 step = self.step(optimizer, images, labels, progress.step / self.steps)
                 progress.add(step, len(labels), *watch.lap())
-                if self.state.due() and within + 1 < self.batches.steps_per_epoch:
+                if (self.state.due() or stop.number is not None) and within + 1 < self.batches.steps_per_epoch:
                     self.state.save(progress, self.network, optimizer)
+                    stop.check(self.state.path)
             self.log_epoch(progress, epoch, measure())
             self.state.save(progress, self.network, optimizer)
+            stop.check(self.state.path)
         return not finished
 
     def optimizer(self) -> torch.optim.SGD:
@@ -117,7 +124,7 @@ def train_teacher(
     seed: int,
     device: torch.device,
     save_every: float,
-    show: Callable[[Iterator[int]], Iterator[int]],
+    show: Show,
 ) -> None:
     """Train a teacher on a data set of small images, or resume its training, and write its logits.
 
@@ -144,7 +151,8 @@ def train_teacher(
     identity |= {"train_images": len(train), "validation_images": held_out}
     state = StateFile(folder, identity, save_every)
     run = TeacherTraining(teacher, batches, config, epochs * batches.steps_per_epoch, state, folder / LOG)
-    trained = run.train(show, lambda: accuracy_on(teacher, pixels[validation], labels[validation], dataset))
+    with stop_on_signals() as stop:
+        trained = run.train(show, lambda: accuracy_on(teacher, pixels[validation], labels[validation], dataset), stop)
     if trained or not teacher_file(folder, LOGITS_FILE).is_file():
         logits = compute_teacher_logits(teacher.eval(), pixels, dataset).cpu()
         write_teacher_logits(folder / LOGITS_FILE, logits, dataset.name, network)

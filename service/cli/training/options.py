@@ -1,8 +1,10 @@
 """What the verbs that train have in common: options, whom they yield the processor to, and a bar that shows how far."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -35,3 +37,20 @@ def progress_bar(steps: Iterator[int]) -> Iterator[int]:
         from tqdm import tqdm
 
     return iter(tqdm(steps, unit="step", file=sys.stdout, mininterval=1))
+
+
+@contextmanager
+def resumable(*options: str) -> Iterator[None]:
+    """Print the command that resumes a run which a signal stops, and exit as the signal would.
+
+    ``options`` are what the command needs beside those that it was given.
+    """
+    from models.training.interruption import TrainingStopped
+
+    try:
+        yield
+    except TrainingStopped as stopped:
+        given = sys.argv[1:]
+        command = shlex.join(["skipnet", *given, *(option for option in options if option not in given)])
+        print(f"skipnet: {stopped}; resume with: {command}", file=sys.stderr)
+        sys.exit(128 + stopped.number)

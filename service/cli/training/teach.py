@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import CliPositionalArg
 
 from models.legacy_names import TEACHERS
-from service.cli.training.options import HELD_OUT_TO_REPORT, TrainingOptions, progress_bar
+from service.cli.training.options import HELD_OUT_TO_REPORT, TrainingOptions, progress_bar, resumable
 
 
 def current_network(name: str) -> str:
@@ -44,16 +44,17 @@ class Teach(TrainingOptions):
 
         self.yield_processor()
         output = self.output or teacher_folder(Path("runs"), self.dataset, self.network)
-        train_teacher(
-            read_source(find_dataset(self.dataset), "train", self.data),
-            output,
-            network=self.network,
-            epochs=self.epochs,
-            held_out=self.held_out,
-            limit=self.limit,
-            seed=self.seed,
-            device=torch.device(choose_device(self.device)),
-            save_every=self.save_every,
-            show=progress_bar,
-        )
+        with resumable():
+            train_teacher(
+                read_source(find_dataset(self.dataset), "train", self.data),
+                output,
+                network=self.network,
+                epochs=self.epochs,
+                held_out=self.held_out,
+                limit=self.limit,
+                seed=self.seed,
+                device=torch.device(choose_device(self.device)),
+                save_every=self.save_every,
+                show=progress_bar,
+            )
         print(f"teacher logits: {teacher_file(output, LOGITS_FILE)}\nteacher: {teacher_file(output, TEACHER_FILE)}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from models.errors import UserError
-from service.cli.training.options import HELD_OUT_TO_CHOOSE, TrainingOptions, progress_bar
+from service.cli.training.options import HELD_OUT_TO_CHOOSE, TrainingOptions, progress_bar, resumable
 
 if TYPE_CHECKING:
     from models.training.recipes import Stage
@@ -99,7 +99,8 @@ class Train(TrainingOptions):
         metrics = TrainingMetrics(job.architecture.name)
         if self.metrics_port is not None:
             print("metrics:", metrics.serve(self.metrics_host, self.metrics_port), flush=True)
-        folder = train(job, resume=self.resume, save_every=self.save_every, show=progress_bar, watcher=metrics)
+        with resumable("--resume"):
+            folder = train(job, resume=self.resume, save_every=self.save_every, show=progress_bar, watcher=metrics)
         print("checkpoint:", folder)
         if self.model_repository:
             print("published:", publish(folder, self.model_repository, name))

@@ -24,7 +24,7 @@ from models.errors import UserError
 from models.model_card.training_commands import list_commands
 from models.network import SkipNet
 from models.training.job import JobOptions, input_spec, make_job
-from models.training.loop import stage_summary
+from models.training.types import stage_summary
 from tests.research import shared
 
 CIFAR10 = find_dataset("cifar10")

@@ -16,8 +16,8 @@ from models.experiments.catalogue import find_row
 from models.experiments.results import Result, read_result, read_results
 from models.experiments.results_curve import draw_curve
 from models.experiments.results_table import draw_table
-from models.training.loop import stage_summary
 from models.training.recipes import find_recipe
+from models.training.types import stage_summary
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 

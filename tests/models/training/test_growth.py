@@ -23,7 +23,7 @@ from models.training.distillation.location import LOGITS_FILE
 from models.training.distillation.logits import write_teacher_logits
 from models.training.growth import grow
 from models.training.job import make_job
-from models.training.loop import stage_summary
+from models.training.types import stage_summary
 from tests.models.data.test_data import write_cifar10
 from tests.models.experiments.test_runner import TINY, TRAIN, never, plan_in
 from tests.models.training.interruption import quiet

@@ -18,13 +18,14 @@ from models.errors import UserError
 from models.evaluation.metrics import evaluate_network
 from models.macs import count_macs
 from models.training.job import JobOptions, input_spec, make_job
-from models.training.loop import Job, log_epoch, train
+from models.training.loop import log_epoch, train
 from models.training.objective import Step
 from models.training.recipes import Recipe, find_recipe
 from models.training.schedule import annealing_progress, learning_rate
 from models.training.stages.gate_readout import set_gate_bias
 from models.training.stages.supervised import straight_through, supervised_step
 from models.training.state import Progress, StateFile
+from models.training.types import Job
 from tests.models.training.interruption import Killed, KilledAfter, quiet
 
 IMAGES, BATCH = 48, 8
@@ -114,7 +115,7 @@ def with_first(job: Job, **changes: Any) -> Job:
     [
         (lambda job: replace(job, recipes=job.recipes[1:]), r"stages=\['hrl'\]"),
         (lambda job: with_first(job, batch=4), "sp batch=4"),
-        (lambda job: with_first(job, spread=0.5), "sp spread=0.5"),
+        (lambda job: with_first(job, per_sample_spread=0.5), "sp per_sample_spread=0.5"),
         (lambda job: with_first(job, operating_points=()), r"sp operating_points=\(\)"),
         (lambda job: replace(job, spec=input_spec(ROW, 64)), "size=64"),
         (lambda job: replace(job, compile=True), "compile=True"),

@@ -12,9 +12,9 @@ from models import SHIPPED
 from models.checkpoint import read_config
 from models.model_card.training_commands import count_shared_stages, list_commands
 from models.training.job import JobOptions, override
-from models.training.loop import stage_summary
 from models.training.recipes import OperatingPoint, Recipe, find_changes, find_recipe, read_changes
 from models.training.soup import SOUP
+from models.training.types import stage_summary
 from service.cli.main import main
 from service.cli.training.train import STAGES, Train
 from tests.service.parts import picture

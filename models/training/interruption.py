@@ -1,0 +1,58 @@
+"""SIGINT and SIGTERM during training: the run stops after its current step, and its state is saved."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from models.errors import UserError
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class TrainingStopped(UserError):
+    """A signal stopped the run after its state was saved. The command line adds how to resume it."""
+
+    def __init__(self, number: int, state: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; the state is saved in {state}")
+        self.number = number
+
+
+@dataclass
+class StopRequest:
+    """The number of the signal that asked the run to stop, if one did."""
+
+    number: int | None = None
+
+    def check(self, state: Path) -> None:
+        """Raise TrainingStopped where a signal has arrived; the state must be saved."""
+        if self.number is not None:
+            raise TrainingStopped(self.number, state)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request; a second one ends the process as usual."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = {number: signal.getsignal(number) for number in STOPPING}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def stop(number: int, _: FrameType | None) -> None:
+        request.number = number
+        restore()
+
+    for number in STOPPING:
+        signal.signal(number, stop)
+    try:
+        yield request
+    finally:
+        restore()

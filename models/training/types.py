@@ -1,0 +1,83 @@
+"""The types of a training run: the job, and the observer that follows it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from models.architectures import Architecture
+from models.data.batches import Batches
+from models.evaluation.metrics import Metrics
+from models.network import SkipNet
+from models.preprocessing import InputSpec
+from models.training.recipes import Recipe
+
+Evaluate = Callable[[SkipNet], Metrics]
+Show = Callable[[Iterator[int]], Iterator[int]]
+"""Wraps the steps of an epoch, for a progress bar."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a run.
+
+    ``batches`` returns a recipe's batches, and ``validate`` measures a network on the validation images. ``mixed`` runs
+    convolutions in bfloat16. ``teacher`` is a network, or the logits [N, classes] of one for all images;
+    ``teacher_name`` is its name in the stages' records. ``origins`` are the files that the run starts and learns from,
+    ``about`` is recorded in the checkpoint, ``earlier`` are the records of the stages before the run, and ``data`` is a
+    line that describes the data for the user.
+    """
+
+    architecture: Architecture
+    network: SkipNet
+    labels: list[str]
+    spec: InputSpec
+    recipes: list[Recipe]
+    batches: Callable[[Recipe], Batches]
+    validate: Evaluate
+    device: torch.device
+    seed: int
+    folder: Path
+    compile: bool
+    mixed: bool
+    teacher: nn.Module | Tensor | None
+    teacher_name: str
+    origins: dict[str, str]
+    about: dict[str, Any]
+    earlier: list[dict[str, Any]]
+    data: str = ""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The values that a run which resumes this one must share."""
+        values = {
+            f"{recipe.stage} {key}": value for recipe in self.recipes for key, value in stage_summary(recipe).items()
+        }
+        return {
+            "architecture": self.architecture.name,
+            "stages": [recipe.stage for recipe in self.recipes],
+            "seed": self.seed,
+            "size": self.spec.height,
+            "compile": self.compile,
+            **self.origins,
+            **self.about,
+            **values,
+        }
+
+
+class Watcher(Protocol):
+    """Follows a run, for metrics."""
+
+    def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float) -> None:
+        """Called after step ``step`` of ``steps``, on ``images`` images at learning rate ``rate``."""
+
+    def logged(self, row: dict[str, Any]) -> None:
+        """Called after an epoch, with the row that was appended to ``log.jsonl``."""
+
+
+def stage_summary(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's hyper-parameters as a checkpoint's config records them."""
+    return {key: value for key, value in asdict(recipe).items() if value is not None}
