@@ -1,4 +1,4 @@
-"""From a user's options to a training job: network, data, recipes."""
+"""Build a training job from the user's options: network, data and recipes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,12 +31,12 @@ from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.types import Job
 
 IN_MEMORY = 4 << 30
-"""Bytes: data sets that take more are decoded as they are needed."""
+"""Bytes; a larger data set is decoded during training."""
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What the user chose; see `skipnet train --help`. ``changes`` are values that replace a recipe's own."""
+    """The user's options; see `skipnet train --help`. ``changes`` replace values of the recipe."""
 
     arch: str
     dataset: str
@@ -61,13 +61,13 @@ class JobOptions:
 
 
 def make_job(options: JobOptions) -> Job:
-    """Return the job that the options describe.
-
-    Raises UserError or a subclass of it.
-    """
+    """Build the job that the options describe; raises UserError for options that don't make one."""
     prepare_process(options.seed)
     device = torch.device(choose_device(options.device))
-    architecture, dataset = find_architecture(options.arch), normalised_as_start(find_dataset(options.dataset), options)
+    architecture, dataset = (
+        find_architecture(options.arch),
+        with_start_normalisation(find_dataset(options.dataset), options),
+    )
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
     if architecture.gates is None and any(recipe.freeze_backbone for recipe in recipes):
@@ -76,10 +76,10 @@ def make_job(options: JobOptions) -> Job:
     check_size(architecture, size)
     source = read_source(dataset, "train", options.data)
     spec = input_spec(dataset, size)
-    train_positions, held_out_positions = split_positions(source, options.held_out, options.limit)
-    train, held_out = source.select(train_positions), source.select(held_out_positions)
+    train_positions, validation_positions = split_positions(source, options.held_out, options.limit)
+    train, validation = source.select(train_positions), source.select(validation_positions)
     if options.skip_damaged:
-        train, held_out = (part.without_damaged(spec.resize) for part in (train, held_out))
+        train, validation = (part.without_damaged(spec.resize) for part in (train, validation))
     network, earlier = start_network(architecture, source.classes, options)
     teacher = find_teacher(recipes, source, train.positions, options)
     mixed = options.precision == "bfloat16" or (options.precision == "auto" and multiplies_bfloat16(device))
@@ -90,7 +90,7 @@ def make_job(options: JobOptions) -> Job:
         spec=spec,
         recipes=recipes,
         batches=lambda recipe: make_batches(train, spec, recipe, options, device),
-        validate=lambda trained: validate(trained, held_out, spec, device),
+        validate=lambda trained: validate(trained, validation, spec, device),
         device=device,
         seed=options.seed,
         folder=options.output,
@@ -109,12 +109,12 @@ def make_job(options: JobOptions) -> Job:
             "precision": "bfloat16" if mixed else "float32",
         },
         earlier=earlier,
-        data=describe(train, held_out),
+        data=describe(train, validation),
     )
 
 
-def normalised_as_start(dataset: DatasetInfo, options: JobOptions) -> DatasetInfo:
-    """Return the data set with mean and deviation as the checkpoint to start from has them, the public code's say."""
+def with_start_normalisation(dataset: DatasetInfo, options: JobOptions) -> DatasetInfo:
+    """Return the data set with the mean and deviation of the checkpoint to start from."""
     if options.init is None:
         return dataset
     known = read_config(options.init).input
@@ -140,7 +140,7 @@ def gates_of(folder: Path) -> GateKind | None:
 
 
 def override(recipe: Recipe, options: JobOptions) -> Recipe:
-    """Return the recipe with the user's own epochs, batch size and other changes."""
+    """Return the recipe with the user's epochs, batch size and changes."""
     recipe = replace(recipe, **options.changes)
     if options.epochs is not None:
         recipe = replace(recipe, epochs=options.epochs, iterations=None)
@@ -152,11 +152,11 @@ def override(recipe: Recipe, options: JobOptions) -> Recipe:
 def start_network(
     architecture: Architecture, classes: list[str], options: JobOptions
 ) -> tuple[SkipNet, list[dict[str, Any]]]:
-    """Return a fresh network, or the one of the checkpoint to start from and the stages behind it.
+    """Return the network to train and the records of the stages before.
 
-    It must not have seen images that are held out now.
-
-    Gates may be given to a dense network, and left out of one that has them; one without may grow (`grow`).
+    The network is fresh, or that of the checkpoint to start from. A dense one can get gates or grow (`grow`), and a
+    routed one can lose its gates. Raises UserError where the checkpoint was trained on images that are now validation
+    images.
     """
     if options.init is None:
         return architecture.build(len(classes)), []
@@ -169,22 +169,22 @@ def start_network(
     ):
         raise UserError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
     check_labels(checkpoint, options.init, classes, options)
-    check_held_out(checkpoint, options.init, options)
-    stages = stages_behind(checkpoint)
+    check_validation_images(checkpoint, options.init, options)
+    stages = earlier_stages(checkpoint)
     if same_gates and not grows:
         return checkpoint.network, stages
     if grows:
         grown = grow(checkpoint.network, found, architecture)
         return grown, [{"architecture": found.name} | stage for stage in stages]
     network = architecture.build(len(classes))
-    # What one of the two lacks are the gates: those that are given stay as they were made.
+    # Only the gates' weights can be missing: new gates keep their fresh weights.
     network.load_state_dict(checkpoint.network.state_dict(), strict=False)
-    # Which network the stages with gates trained; a plain one never has any.
+    # Record which network the stages with gates trained; a plain stage never has any.
     return network, [stage if stage["stage"] == "plain" else {"architecture": found.name} | stage for stage in stages]
 
 
-def stages_behind(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Return what a checkpoint's config tells of how it was made: where it was imported from, and its stages."""
+def earlier_stages(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Return a checkpoint's origin, if it was imported, and the records of its stages."""
     training = checkpoint.config.training
     origin = [{"stage": IMPORTED, "name": training["imported_from"]}] if "imported_from" in training else []
     return [*origin, *training.get("stages", [])]
@@ -193,34 +193,33 @@ def stages_behind(checkpoint: Checkpoint) -> list[dict[str, Any]]:
 def find_teacher(
     recipes: list[Recipe], source: Source, positions: Sequence[int], options: JobOptions
 ) -> nn.Module | Tensor | None:
-    """Return what the recipes learn from, if one does: --teacher, or else the dense network that --init names.
+    """Return the recipes' teacher, if one needs it: that of --teacher, or else the dense network of --init.
 
-    That is a network, dense or wide, or where --teacher is a file of answers, those for the images at ``positions`` of
-    the source.
+    It is a network, or the logits that a file holds for the images at ``positions`` of the source.
     """
     if not any(recipe.distillation_weight for recipe in recipes):
         return None
     if is_teacher_file(options.teacher):
         if is_network(options.teacher):
             known = find_dataset(source.dataset.name)
-            check_normalised(options.teacher, known.mean, known.std, source.dataset)
+            check_normalisation(options.teacher, known.mean, known.std, source.dataset)
             return read_teacher(options.teacher, source.dataset.name, len(source.classes))
         logits = read_teacher_logits(options.teacher, source.dataset.name, len(source), len(source.classes))
         return logits[list(positions)]
     folder = options.teacher or options.init
     if folder is None:
-        raise UserError(f"recipe {options.recipe} learns from a dense network: name its checkpoint with --teacher")
+        raise UserError(f"recipe {options.recipe} needs a teacher: name a dense network's checkpoint with --teacher")
     checkpoint = read_checkpoint(folder)
     if checkpoint.network.gate_kind is not None:
-        raise UserError(f"{folder} has gates; recipe {options.recipe} learns from a dense network: name one, --teacher")
+        raise UserError(f"{folder} has gates; recipe {options.recipe} needs a dense teacher: name one with --teacher")
     check_labels(checkpoint, folder, source.classes, options)
-    check_held_out(checkpoint, folder, options)
-    check_normalised(folder, checkpoint.config.input.mean, checkpoint.config.input.std, source.dataset)
+    check_validation_images(checkpoint, folder, options)
+    check_normalisation(folder, checkpoint.config.input.mean, checkpoint.config.input.std, source.dataset)
     return checkpoint.network.requires_grad_(False)
 
 
 def is_teacher_file(teacher: Path | None) -> TypeGuard[Path]:
-    """Whether a teacher is a file: a wide network or its answers. A checkpoint is a folder."""
+    """Whether a teacher is a file of `skipnet teach`; a checkpoint is a folder."""
     return teacher is not None and teacher.suffix == ".safetensors"
 
 
@@ -229,33 +228,33 @@ def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], optio
         raise UserError(f"{folder} has other labels than {options.dataset}; train it from the start")
 
 
-def check_held_out(checkpoint: Checkpoint, folder: Path, options: JobOptions) -> None:
-    """Raise UserError where the checkpoint held out fewer images: it was trained on some that are held out now."""
+def check_validation_images(checkpoint: Checkpoint, folder: Path, options: JobOptions) -> None:
+    """Raise UserError where the checkpoint was trained on images that are now validation images."""
     training = checkpoint.config.training
     before = training.get("validation_images", options.held_out)
     if training.get("dataset") == options.dataset and before < options.held_out:
         raise UserError(
-            f"{folder} held out {before} images, and was trained on others of the {options.held_out} to be held out "
-            f"now: take --held-out {before}"
+            f"{folder} was validated on {before} images and trained on others of the {options.held_out} validation "
+            f"images: set --held-out {before}"
         )
 
 
-def check_normalised(teacher: Path, mean: Statistics, std: Statistics, dataset: DatasetInfo) -> None:
-    """Raise UserError where a teacher, which sees what the network sees, knows images of another mean or deviation."""
+def check_normalisation(teacher: Path, mean: Statistics, std: Statistics, dataset: DatasetInfo) -> None:
+    """Raise UserError where a teacher was trained on images normalised by another mean or deviation."""
     if not np.allclose((mean, std), (dataset.mean, dataset.std), rtol=0, atol=1e-4):
         raise UserError(
-            f"{teacher} knows images less {mean}, over {std}; those to be learned from are less {dataset.mean}, over "
-            f"{dataset.std}, as --init has them: take a teacher's teacher_logits.safetensors, or another --init"
+            f"{teacher} expects images with mean {mean} and deviation {std}, but --init has {dataset.mean} and "
+            f"{dataset.std}: use the teacher's teacher_logits.safetensors, or another --init"
         )
 
 
 def check_size(architecture: Architecture, size: int) -> None:
-    """Raise UserError where a block's map is one pixel: batch norm has no variance of one image that executes it."""
+    """Raise UserError where a block's map is one pixel: batch norm can't take the variance of a single value."""
     shrinks = 4 if architecture.stem == "cifar" else 32
     if architecture.gates is not None and size <= shrinks:
         raise UserError(
             f"images of {size} pixels are too small for {architecture.name}: its last maps would be one pixel; "
-            f"take a --size above {shrinks}"
+            f"set a --size above {shrinks}"
         )
 
 
@@ -274,14 +273,14 @@ def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: JobOpt
     return MemoryBatches(images, labels, train.dataset, spec.height, recipe.batch, options.seed, device)
 
 
-# One run's training and held-out images: of the next run in the same process others are held out.
+# The training and the validation images of one run; the next run in the process may split them differently.
 @lru_cache(maxsize=2)
 def pixels(source: Source, side: int) -> tuple[Tensor, Tensor]:
     return source.in_memory(side)
 
 
-def validate(network: SkipNet, held_out: Source, spec: InputSpec, device: torch.device) -> Metrics:
-    return evaluate_network(network, evaluation_batches(held_out, spec, device))
+def validate(network: SkipNet, validation: Source, spec: InputSpec, device: torch.device) -> Metrics:
+    return evaluate_network(network, evaluation_batches(validation, spec, device))
 
 
 def evaluation_batches(source: Source, spec: InputSpec, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -297,12 +296,12 @@ def evaluation_batches(source: Source, spec: InputSpec, device: torch.device) ->
 
 
 def fits_memory(source: Source, spec: InputSpec) -> bool:
-    """Whether a data set's images, resized and as uint8, are few and small enough to be held."""
+    """Whether the resized images, as uint8, fit into memory."""
     return len(source) * 3 * spec.resize**2 <= IN_MEMORY
 
 
 def choose_device(device: str) -> str:
-    """Return where to train; raises UserError where that is a GPU, and torch finds none."""
+    """Return the device to train on; raises UserError where a GPU is asked for and torch finds none."""
     found = torch.cuda.is_available()
     if device == "cuda" and not found:
         raise UserError("torch finds no GPU here: leave out --device cuda")

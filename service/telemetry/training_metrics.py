@@ -1,4 +1,4 @@
-"""What Prometheus scrapes of a training run while it goes on."""
+"""Prometheus metrics of a training run."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ RUN = ("architecture", "stage")
 
 
 class TrainingMetrics:
-    """The metrics of one run, in a registry of their own; a `models.training.loop.Watcher`."""
+    """The metrics of one run, in their own registry; a `models.training.types.Watcher`."""
 
     def __init__(self, architecture: str) -> None:
         registry = self.registry = CollectorRegistry()
@@ -32,7 +32,7 @@ class TrainingMetrics:
         self.skips = gauge("skip_ratio", "Share of held-out images that a block is skipped for.", "block")
 
     def serve(self, host: str, port: int) -> str:
-        """Answer scrapes in a thread of its own; return the address, its port chosen by the system where 0."""
+        """Serve the metrics in a thread and return the address; the system chooses port 0."""
         server, _ = start_http_server(port, host, self.registry)
         return f"http://{host}:{server.server_port}/metrics"
 

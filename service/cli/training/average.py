@@ -9,12 +9,13 @@ from service.settings import Options
 
 
 class Average(Options):
-    """Write the mean of several checkpoints' weights, for networks that were trained on from the same one: often better
-    than each of them, and as fast.
+    """Write a model soup: the mean of several checkpoints' weights.
+
+    Of networks that were trained from the same checkpoint it is often better than each of them, and as fast.
     """
 
     output: CliPositionalArg[Path] = Field(description="folder to write the checkpoint to")
-    checkpoints: CliPositionalArg[list[Path]] = Field(description="checkpoints' folders, two or more")
+    checkpoints: CliPositionalArg[list[Path]] = Field(description="two or more checkpoint folders")
 
     def cli_cmd(self) -> None:
         from models.training.soup import make_soup

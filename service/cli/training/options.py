@@ -1,4 +1,4 @@
-"""What the verbs that train have in common: options, whom they yield the processor to, and a bar that shows how far."""
+"""What the training verbs share: options, CPU priority, the progress bar, and how a stopped run resumes."""
 
 import os
 import shlex
@@ -14,25 +14,25 @@ from models.errors import needs_extra
 from service.settings import Options
 
 HELD_OUT_TO_REPORT, HELD_OUT_TO_CHOOSE = 1000, 5000
-"""Training images that are kept apart: in a run that is reported, and in one by which recipes are chosen."""
+"""Validation images of a run whose test figures are reported, and of one that chooses between recipes."""
 
 
 class TrainingOptions(Options):
     """Options of every verb that trains."""
 
     data: Path | None = Field(None, description="local folder of the data set; default: the hub")
-    limit: int | None = Field(None, ge=1, description="train on so many images only")
-    save_every: float = Field(300, ge=0, description="seconds between saves of a run's state, at most")
-    priority: Literal["normal", "low"] = Field("normal", description="low yields the CPU to everything else")
+    limit: int | None = Field(None, ge=1, description="train on this many images only")
+    save_every: float = Field(300, ge=0, description="longest time between saves of a run's state, in seconds")
+    priority: Literal["normal", "low"] = Field("normal", description="low gives way to all other processes")
 
     def yield_processor(self) -> None:
-        """Let everything else have the CPU first, where that was asked for."""
+        """Lower the priority of the process, where that was asked for."""
         if self.priority == "low":
             os.nice(19)
 
 
 def progress_bar(steps: Iterator[int]) -> Iterator[int]:
-    """Return the steps, which draw a bar as they are taken."""
+    """Return the steps; taking them draws a progress bar."""
     with needs_extra("training", "the progress bar"):
         from tqdm import tqdm
 

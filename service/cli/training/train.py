@@ -27,7 +27,9 @@ class Train(TrainingOptions):
 
     arch: str = Field(description="architecture, for instance cifar10_rnn_gate_38")
     dataset: str = Field(description="cifar10, cifar100, svhn, imagenet or imagefolder")
-    recipe: str = Field("paper", description="hyper-parameters: paper, short, budget, dial, adaptive or taught")
+    recipe: str = Field(
+        "paper", description="hyper-parameters: paper, short, budget, multi_budget, adaptive or distilled"
+    )
     stages: str | None = Field(
         None,
         pattern=f"^({'|'.join(STAGES)})$",
@@ -35,21 +37,20 @@ class Train(TrainingOptions):
         "network without gates; hrl alone starts from --init",
     )
     init: Path | None = Field(
-        None, description="checkpoint folder to start from; gates may be given to a dense network, or left out of one"
+        None, description="checkpoint to start from; a dense network can get gates, or a routed one lose them"
     )
     teacher: Path | None = Field(
         None,
-        description="what recipes dial, adaptive and taught learn from: a dense network's checkpoint folder, or of "
-        "skipnet teach answers.safetensors, or network.safetensors, which is asked about each image as it is seen; "
-        "default: --init",
+        description="teacher of recipes multi_budget, adaptive and distilled: a dense network's checkpoint, or of "
+        "skipnet teach teacher_logits.safetensors, or teacher.safetensors as an online teacher; default: --init",
     )
     epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
-    batch: int | None = Field(None, ge=1, description="images a step; default: the recipe's")
+    batch: int | None = Field(None, ge=1, description="images of a step; default: the recipe's")
     changes: str = Field(
         "{}", description="JSON object of values that replace the recipe's own; models/training/recipes.py names them"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order, augmentation and sampled gates")
-    held_out: int = Field(HELD_OUT_TO_CHOOSE, ge=1, description="training images kept apart to measure on")
+    held_out: int = Field(HELD_OUT_TO_CHOOSE, ge=1, description="validation images, taken from the training images")
     skip_damaged: bool = Field(
         False, description="leave out images that can't be read; decodes all of them once before training"
     )
@@ -61,15 +62,15 @@ class Train(TrainingOptions):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of convolutions while training; auto: bfloat16 where the processor multiplies it"
     )
-    workers: int = Field(2, ge=0, description="processes that decode images too many for memory")
+    workers: int = Field(2, ge=0, description="processes that decode a data set too large for memory")
     output: Path | None = Field(None, description="folder of the run; default: runs/<arch>")
-    resume: bool = Field(False, description="go on with the run in --output where it stopped")
+    resume: bool = Field(False, description="resume the run in --output")
     model_repository: Path | None = Field(
-        None, description="where given, the trained model becomes the next version of --model there"
+        None, description="folder in which the trained network becomes the next version of --model"
     )
     model: str | None = Field(None, description="name in --model-repository; default: <arch>")
-    metrics_port: int | None = Field(None, ge=0, le=65535, description="where Prometheus may scrape the run's metrics")
-    metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 is every one")
+    metrics_port: int | None = Field(None, ge=0, le=65535, description="port of the run's metrics for Prometheus")
+    metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 listens on all")
 
     def cli_cmd(self) -> None:
         from models.model_repository import publish, require_labels
@@ -91,7 +92,7 @@ class Train(TrainingOptions):
         job = make_job(JobOptions(**chosen, output=output, stages=stages, changes=changes))
         name = self.model or job.architecture.name
         if self.model_repository:
-            # Hours of training are not to end with this.
+            # Fail before hours of training, not after.
             require_labels(self.model_repository, name, job.labels)
         print(job.data)
         print(f"{job.architecture.name} on {job.device}, {', '.join(recipe.stage for recipe in job.recipes)}: {output}")

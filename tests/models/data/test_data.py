@@ -100,7 +100,7 @@ def test_training_keeps_the_normalisation_of_an_imported_start(pixels: np.ndarra
     assert first == f"skipnet import rnn_gate.pth.tar --arch cifar10_rnn_gate_38 --output {imported}"
     assert "--stages hrl " in second and f"--init {imported}" in second
     distilled = replace(options, init=None, teacher=tmp_path / "resnet", recipe="multi_budget", stages=("sp",))
-    with pytest.raises(UserError, match="take a teacher's teacher_logits"):
+    with pytest.raises(UserError, match="use the teacher's teacher_logits"):
         make_job(distilled)
 
 
@@ -148,7 +148,7 @@ def test_validation_images_are_not_training_images(tmp_path: Path, pixels: np.nd
 
 
 def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no gates: its only stage is plain"):
+    with pytest.raises(UserError, match="no gates: its only stage is plain"):
         make_job(JobOptions("cifar10_resnet_38", "cifar10", tmp_path, data=tmp_path, stages=("sp",)))
 
 
@@ -199,11 +199,11 @@ def test_a_checkpoint_of_another_network_is_refused_as_start(tmp_path: Path, pix
     config = Config(architecture=architecture.name, labels=labels, input=input_spec(CIFAR10, 32), code="test")
     write_checkpoint(tmp_path / "start", architecture.build(), config)
     options = JobOptions("cifar10_rnn_gate_74", "cifar10", tmp_path, data=tmp_path, init=tmp_path / "start", held_out=5)
-    with pytest.raises(ValueError, match="is a cifar10_rnn_gate_38, not a cifar10_rnn_gate_74"):
+    with pytest.raises(UserError, match="is a cifar10_rnn_gate_38, not a cifar10_rnn_gate_74"):
         make_job(options)
     job = make_job(replace(options, arch="cifar10_rnn_gate_rl_38"))
     assert [recipe.stage for recipe in job.recipes] == ["hrl"]
-    with pytest.raises(ValueError, match="learns from a dense network: name one, --teacher"):
+    with pytest.raises(UserError, match="needs a dense teacher: name one with --teacher"):
         make_job(replace(options, arch="cifar10_rnn_gate_38", recipe="multi_budget", stages=("sp",)))
 
 
@@ -218,7 +218,7 @@ def test_validation_images_were_not_seen_by_the_network_to_start_from(tmp_path: 
     options = JobOptions(
         dense.name, "cifar10", tmp_path, data=tmp_path, recipe="short", batch=4, init=tmp_path / "dense", held_out=6
     )
-    with pytest.raises(UserError, match=r"held out 5 images, and was trained on others of the 6 .* take --held-out 5"):
+    with pytest.raises(UserError, match=r"validated on 5 images and trained on others of the 6 .* set --held-out 5"):
         make_job(options)
     for fewer in (5, 4):
         assert make_job(replace(options, held_out=fewer)).about["validation_images"] == fewer
@@ -232,7 +232,7 @@ def test_a_network_with_gates_starts_from_the_dense_one_and_learns_from_it(tmp_p
     config = Config(architecture=dense.name, labels=labels, input=input_spec(CIFAR10, 32), code="test")
     write_checkpoint(tmp_path / "dense", trained, config)
     options = JobOptions("cifar10_rnn_gate_38", "cifar10", tmp_path, data=tmp_path, recipe="multi_budget", held_out=5)
-    with pytest.raises(ValueError, match="learns from a dense network: name its checkpoint with --teacher"):
+    with pytest.raises(UserError, match="needs a teacher: name a dense network's checkpoint with --teacher"):
         make_job(options)
     job = make_job(replace(options, init=tmp_path / "dense", batch=8))
     assert [recipe.stage for recipe in job.recipes] == ["sp", "hrl"]
