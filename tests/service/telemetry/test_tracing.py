@@ -81,5 +81,5 @@ def test_opentelemetry_is_not_imported_without_tracing() -> None:
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(UserError, match=r"skipnet-serve\[tracing\]"):
+    with pytest.raises(UserError, match=r"needs the extra 'tracing'.*install.*\[tracing\]"):
         Tracing()
