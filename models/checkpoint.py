@@ -50,6 +50,20 @@ class CalibrationPoint(Strict):
     mac_share: float
 
 
+class FixedRoute(Strict):
+    """The same weights along one route for every image: ``blocks`` gated blocks run, at ``macs`` MACs without gates.
+
+    ``gain`` is the accuracy of routing by image less that of the route, ``gain_error`` the standard error of the paired
+    difference. Accuracies are in 0..1.
+    """
+
+    blocks: int
+    accuracy: float
+    macs: int
+    gain: float
+    gain_error: float
+
+
 class Evaluation(Strict):
     """What `skipnet evaluate` measured. Shares and accuracies are in 0..1, MACs are means of an image."""
 
@@ -65,6 +79,7 @@ class Evaluation(Strict):
     decisions_skipped: float
     execution_rate: list[float]
     accuracy_per_class: dict[str, float]
+    fixed_routes: list[FixedRoute] = []
 
 
 class Config(Strict):

@@ -12,8 +12,8 @@ from dataclasses import astuple, dataclass
 import numpy as np
 import torch
 
-from models.benchmark.forced_routes import force_route, random_network
 from models.engines.folding import fold
+from models.evaluation.forced_routes import force_route, random_network
 from models.network import SkipNet
 from tests.models.engines.persistent.simulated import Counts, SimulatedEngine
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.architectures import find_architecture
-from models.benchmark.forced_routes import random_network
 from models.checkpoint import Checkpoint, Config
 from models.data.source import Source
+from models.evaluation.forced_routes import random_network
 from models.network import SkipNet
 from models.preprocessing import InputSpec, prepare
 

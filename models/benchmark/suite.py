@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from models.architectures import find_architecture
 from models.benchmark.dense_engines import dense_engines
 from models.benchmark.energy import joules_a_run, open_meter
-from models.benchmark.forced_routes import force_route, spread_evenly, without_gates
 from models.benchmark.subject import Subject
 from models.benchmark.timing import Timing, interleave
 from models.engines.factory import build, describe
 from models.engines.protocol import Engine
+from models.evaluation.forced_routes import force_route, spread_evenly, without_gates
 from models.macs import Mode
 from models.network import SkipNet
 

@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from models.architectures import find_architecture
-from models.benchmark.forced_routes import random_network
 from models.benchmark.timing import interleave
 from models.data.augmentation import PADDING
 from models.data.batches import MemoryBatches
 from models.data.datasets import find_dataset
+from models.evaluation.forced_routes import random_network
 from models.network import RunBlock, SkipNet, run_masked
 from models.training.hardware import gains_by_compiling, multiplies_bfloat16
 from models.training.memory import keep_freed_memory

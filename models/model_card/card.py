@@ -14,6 +14,7 @@ from models.analysis.schema import Analysis, ClassRoutes, read_analysis
 from models.atomic_file import whole_file
 from models.checkpoint import Checkpoint, Evaluation, read_checkpoint
 from models.errors import UserError
+from models.evaluation.fixed_routes import routing_pays
 from models.importing.public_checkpoint import IMPORTED
 from models.model_card.training_commands import count_shared_stages, list_commands
 from models.training.soup import SOUP
@@ -112,7 +113,28 @@ def draw_evaluation(checkpoint: Checkpoint, evaluation: Evaluation) -> str:
         f"Execution rate of each block, by group: {rates}.",
     ]
     at = f"{measured_on}, at execute threshold {evaluation.execute_threshold:g}:"
-    return "\n".join(["## Figures", "", at, "", *lines])
+    return "\n".join(["## Figures", "", at, "", *lines, *draw_fixed_routes(evaluation)])
+
+
+def draw_fixed_routes(evaluation: Evaluation) -> list[str]:
+    """Return what routing by image is worth over one route for every image, in Markdown lines."""
+    routes = evaluation.fixed_routes
+    if not routes:
+        return []
+    table = [
+        f"| {route.blocks} | {route.accuracy:.2%} | {route.macs / 1e6:.2f} M | {100 * route.gain:+.2f} "
+        f"({100 * route.gain_error:.2f}) |"
+        for route in routes
+    ]
+    verdict = "more accurate than" if routing_pays(evaluation.macs, routes) else "not better than"
+    return [
+        "",
+        f"Routing by image is {verdict} a fixed route of its cost. The same weights, the same blocks for every image:",
+        "",
+        "| gated blocks | top-1 | MACs | points that routing gains (standard error) |",
+        "|---|---|---|---|",
+        *table,
+    ]
 
 
 def draw_classes(evaluation: Evaluation) -> str:

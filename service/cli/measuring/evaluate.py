@@ -13,6 +13,7 @@ from service.settings import DeviceName, EngineName, Options
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint, Evaluation
     from models.data.source import Source
+    from models.engines.protocol import Engine
 
 
 class Evaluate(Options):
@@ -35,6 +36,7 @@ class Evaluate(Options):
         description="temperature scaling: divide the class logits by the temperature that calibrates the probabilities "
         "on validation images; weights in half precision stay in half precision",
     )
+    fixed_routes: bool = Field(True, description="compare with fixed routes of the same weights and cost")
     write: bool = Field(
         False,
         description="write the figures to config.json and the model card, and with --half or --temper the weights",
@@ -47,7 +49,8 @@ class Evaluate(Options):
         from models.data.validation_split import validation_source
         from models.engines import load_engine
         from models.evaluation.calibration import calibrate
-        from models.evaluation.metrics import measure
+        from models.evaluation.fixed_routes import compare_fixed_routes, describe_routes
+        from models.evaluation.metrics import measure, prepared_batches
         from models.model_card.card import write_card
 
         if is_cascade(self.checkpoint):
@@ -71,6 +74,11 @@ class Evaluate(Options):
         try:
             evaluation = measure(checkpoint, engine, test, "test", threshold)
             print(describe(evaluation))
+            if self.fixed_routes and checkpoint.network.gate_kind is not None:
+                batches = list(prepared_batches(test, config.input))
+                routes = compare_fixed_routes(checkpoint, self.load, batches, threshold)
+                print(describe_routes(evaluation.macs, routes))
+                evaluation = evaluation.model_copy(update={"fixed_routes": routes})
             print(compare(evaluation, config.evaluation))
             changes["evaluation"] = evaluation
             if self.calibrate:
@@ -90,6 +98,12 @@ class Evaluate(Options):
             write_config(self.checkpoint, written)
         if self.write:
             print("card:", write_card(self.checkpoint))
+
+    def load(self, checkpoint: "Checkpoint") -> "Engine":
+        """Return the engine that the options ask for."""
+        from models.engines import load_engine
+
+        return load_engine(checkpoint, self.engine, self.device)
 
     def intact(self, source: "Source", shorter_side: int) -> "Source":
         """Return the source, without damaged images if --skip-damaged is set; print what was left out."""

@@ -12,11 +12,11 @@ from models.benchmark import training_steps as training
 from models.benchmark.curve import draw_curve
 from models.benchmark.dense_engines import DenseTorch
 from models.benchmark.energy import joules_a_run, open_meter
-from models.benchmark.forced_routes import force_route, random_network, spread_evenly, without_gates
 from models.benchmark.markdown_table import draw_table
 from models.benchmark.subject import Subject
 from models.benchmark.suite import OWN_ROUTING, PUBLIC_CODE, Measurement, run_suite
 from models.benchmark.timing import interleave
+from models.evaluation.forced_routes import force_route, random_network, spread_evenly, without_gates
 
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_feedforward_110"])

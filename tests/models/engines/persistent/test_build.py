@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
-from models.benchmark.forced_routes import random_network
 from models.engines.folding import fold
 from models.engines.persistent import build as persistent_build
 from models.engines.persistent.build import ARCHITECTURES, GATES, SHARED_BYTES, THREADS, resources
 from models.engines.persistent.engine import PersistentEngine, suits
 from models.engines.protocol import EngineError
+from models.evaluation.forced_routes import random_network
 from tests.models.engines.persistent.simulated import build
 
 pytest.importorskip("cuda.core", reason="the package cuda-core is not here: pip install -e '.[test]'")

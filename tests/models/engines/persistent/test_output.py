@@ -12,7 +12,6 @@ from PIL import Image
 
 from deploy.tools.persistent_rounding import RoundedEngine
 from models import SHIPPED
-from models.benchmark.forced_routes import force_route
 from models.blocks import BasicBlock
 from models.checkpoint import read_checkpoint
 from models.data.augmentation import normalise
@@ -21,6 +20,7 @@ from models.engines.folding import fold
 from models.engines.native.engine import NativeEngine
 from models.engines.protocol import Routed
 from models.engines.torch.reference import ReferenceEngine
+from models.evaluation.forced_routes import force_route
 from models.importing.parity import THRESHOLD, read_case
 from models.model_repository import find_version
 from models.network import GateKind, SkipNet

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.benchmark.forced_routes import force_route
 from models.blocks import BasicBlock
 from models.engines.folding import Convolution, ConvolutionalGate, FoldedNetwork, fold
+from models.evaluation.forced_routes import force_route
 from models.network import GateKind, SkipNet
 from tests.models.engines.persistent.simulated import SimulatedEngine
 

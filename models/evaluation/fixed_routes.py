@@ -1,0 +1,83 @@
+"""What routing by image is worth: a checkpoint against its own weights along fixed routes, the same for every image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.checkpoint import Checkpoint, FixedRoute
+from models.engines.protocol import Engine
+from models.evaluation.forced_routes import force_route
+from models.evaluation.metrics import collect, run_engine
+
+Load = Callable[[Checkpoint], Engine]
+
+
+def compare_fixed_routes(
+    checkpoint: Checkpoint, load: Load, batches: Sequence[tuple[Tensor, Tensor]], threshold: float
+) -> list[FixedRoute]:
+    """Return fixed routes of about the same cost as the routed network, and how they compare with it.
+
+    A fixed route executes the k gated blocks that the images execute most often, for every image. k is the routed mean,
+    rounded down and up, and one less. ``batches`` are normalised images [N, 3, H, W] and labels [N]. ``load`` makes an
+    engine of a checkpoint; a fixed route is forced through the gates, whose MACs it does not need and is not charged.
+    """
+    logits, labels, executed = answers(checkpoint, load, batches, threshold)
+    correct = logits.argmax(1) == labels
+    order = np.argsort(-executed.mean(0), kind="stable")
+    mean = executed.sum(1).mean()
+    routes = []
+    for count in sorted({max(0, int(mean) - 1), int(mean), int(np.ceil(mean))}):
+        route = np.zeros(executed.shape[1], np.bool_)
+        route[order[:count]] = True
+        forced = replace(checkpoint, network=force_route(checkpoint.network, route))
+        fixed = answers(forced, load, batches, 0.5)[0].argmax(1) == labels
+        difference = correct.astype(np.float64) - fixed
+        macs = int(checkpoint.macs.executed(route[None])[0]) - sum(checkpoint.macs.gates)
+        routes.append(
+            FixedRoute(
+                blocks=count,
+                accuracy=float(fixed.mean()),
+                macs=macs,
+                gain=float(difference.mean()),
+                gain_error=float(difference.std(ddof=1) / np.sqrt(len(difference))),
+            )
+        )
+    return routes
+
+
+def answers(
+    checkpoint: Checkpoint, load: Load, batches: Sequence[tuple[Tensor, Tensor]], threshold: float
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
+    """Return what `collect` does of a checkpoint on an engine of its own."""
+    engine = load(checkpoint)
+    try:
+        return collect(run_engine(engine, threshold), batches)
+    finally:
+        engine.close()
+
+
+def routing_pays(macs: float, routes: Sequence[FixedRoute]) -> bool:
+    """Return whether routing is more accurate than every fixed route of its cost, by more than two standard errors.
+
+    ``macs`` are the mean MACs of a routed image. Routes that cost more do not count.
+    """
+    return all(route.gain > 2 * route.gain_error for route in routes if route.macs <= macs)
+
+
+def describe_routes(macs: float, routes: Sequence[FixedRoute]) -> str:
+    """Return what routing by image is worth, in words."""
+    lines = [
+        f"the same weights, {route.blocks} gated blocks for every image: {route.accuracy:.2%} for "
+        f"{route.macs / 1e6:.1f} M MACs; routing by image has {100 * route.gain:+.2f} points (standard error "
+        f"{100 * route.gain_error:.2f})"
+        for route in routes
+    ]
+    verdict = (
+        "Routing by image is more accurate than a fixed route of its cost."
+        if routing_pays(macs, routes)
+        else "Routing by image is worth nothing over a fixed route of its cost: serve that, or a cascade."
+    )
+    return "\n".join([*lines, verdict])
