@@ -19,8 +19,7 @@ from models.data.batches import MemoryBatches
 from models.data.datasets import find_dataset
 from models.evaluation.forced_routes import random_network
 from models.network import RunBlock, SkipNet, run_masked
-from models.training.hardware import gains_by_compiling, multiplies_bfloat16
-from models.training.memory import keep_freed_memory
+from models.training.hardware import gains_by_compiling, keep_freed_memory, multiplies_bfloat16
 from models.training.objective import Step
 from models.training.optimizer import make_optimizer
 from models.training.recipes import OperatingPoint, Recipe, find_recipe

@@ -1,12 +1,18 @@
-"""The settings of a training process, and what the processor is fast at."""
+"""The settings of a training process: threads, allocator, and what the processor is fast at."""
 
+import ctypes
 import shutil
+from contextlib import suppress
 
 import torch
 
 from models.architectures import Architecture
 from models.machine import available_cpus
-from models.training.memory import keep_freed_memory
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's mallopt(3): M_TRIM_THRESHOLD and M_MMAP_THRESHOLD."""
+KEPT, LARGEST = 1 << 30, 32 << 20
+"""Bytes kept at most, and bytes of the largest allocation that is kept, for which this is glibc's maximum."""
 
 
 def prepare_process(seed: int) -> None:
@@ -34,3 +40,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory that it frees, on glibc; new pages cost page faults.
+
+    A step of SkipNet-38 then has 512 page faults instead of 11,616 and takes 5 to 6 % less time (one core of an AMD
+    EPYC, Zen 4).
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(MMAP_THRESHOLD, LARGEST)
+        library.mallopt(TRIM_THRESHOLD, KEPT)
