@@ -1,11 +1,16 @@
 """The catalogue: all architectures of the paper and its public code, by name."""
 
+import re
 from dataclasses import dataclass
 
 from models.errors import UserError
 from models.network import BLOCKS, GateKind, SkipNet, Stem
 
 CIFAR_BLOCKS = {38: 6, 74: 12, 110: 18, 152: 25}
+STATIC_CIFAR_BLOCKS = {14: 2, 20: 3, 26: 4, 32: 5}
+"""Depths of plain ResNets alone: static networks that cost as much as a routed deeper one."""
+SUBNETWORK = re.compile(r"(cifar10|cifar100|svhn)_resnet_([1-9]\d?)-([1-9]\d?)-([1-9]\d?)")
+"""The name of a plain ResNet by its number of blocks in each group, for instance ``cifar10_resnet_2-3-4``."""
 IMAGENET_BLOCKS = {
     18: ("basic", (2, 2, 2, 2)),
     34: ("basic", (3, 4, 6, 3)),
@@ -83,7 +88,8 @@ def cifar_architecture(data: str, routing: str, depth: int) -> Architecture:
     }
     name = f"{data}_{routing}_{depth}"
     kind = gates[routing.removesuffix("_rl")]
-    return Architecture(name, "cifar", "basic", (CIFAR_BLOCKS[depth],) * 3, CLASSES[data], kind)
+    blocks = (CIFAR_BLOCKS | STATIC_CIFAR_BLOCKS)[depth]
+    return Architecture(name, "cifar", "basic", (blocks,) * 3, CLASSES[data], kind)
 
 
 def imagenet_architecture(routing: str, depth: int) -> Architecture:
@@ -98,7 +104,8 @@ def catalogue() -> dict[str, Architecture]:
     found = []
     for routing in ("resnet", "rnn_gate", "rnn_gate_rl", "feedforward", "feedforward_rl"):
         for data in ("cifar10", "cifar100", "svhn"):
-            found += [cifar_architecture(data, routing, depth) for depth in CIFAR_BLOCKS]
+            depths = [*STATIC_CIFAR_BLOCKS, *CIFAR_BLOCKS] if routing == "resnet" else CIFAR_BLOCKS
+            found += [cifar_architecture(data, routing, depth) for depth in depths]
         if not routing.startswith("feedforward"):
             found += [imagenet_architecture(routing, depth) for depth in IMAGENET_BLOCKS]
     return {architecture.name: architecture for architecture in found}
@@ -107,13 +114,18 @@ def catalogue() -> dict[str, Architecture]:
 def find_architecture(name: str) -> Architecture:
     """Return the architecture ``name``, also by one of the public code's three misspelt names.
 
+    A plain ResNet may be named by its blocks: `SUBNETWORK`.
+
     Raises UnknownArchitecture, which lists the known names.
     """
     found = catalogue().get(PUBLIC_MISSPELLINGS.get(name, name))
+    if match := SUBNETWORK.fullmatch(name):
+        data, *blocks = match.groups()
+        return Architecture(name, "cifar", "basic", tuple(map(int, blocks)), CLASSES[data], None)
     if found is None:
         raise UnknownArchitecture(
             f"unknown architecture {name!r}; choose one of "
-            "{cifar10,cifar100,svhn}_{resnet,rnn_gate,rnn_gate_rl,feedforward,feedforward_rl}_{38,74,110,152} "
-            "and imagenet_{resnet,rnn_gate,rnn_gate_rl}_{18,34,50,101,152}"
+            "{cifar10,cifar100,svhn}_{resnet,rnn_gate,rnn_gate_rl,feedforward,feedforward_rl}_{38,74,110,152}, "
+            "{cifar10,cifar100,svhn}_resnet_{14,20,26,32} and imagenet_{resnet,rnn_gate,rnn_gate_rl}_{18,34,50,101,152}"
         )
     return found

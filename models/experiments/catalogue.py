@@ -15,7 +15,17 @@ from models.legacy_names import ROWS
 FOLDER = Path(__file__).parent / "rows"
 FILES: dict[Schedule, tuple[str, ...]] = {
     "paper": ("table", "ablations"),
-    "short": ("table", "distilled", "budget-70", "budget-60", "ablations", "recipe", "grown", "distilled-long"),
+    "short": (
+        "table",
+        "distilled",
+        "budget-70",
+        "budget-60",
+        "ablations",
+        "recipe",
+        "grown",
+        "distilled-long",
+        "static",
+    ),
 }
 """The files of each schedule, in the order of the results table."""
 ROW = TypeAdapter(Row)

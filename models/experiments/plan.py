@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from models.architectures import find_architecture
 from models.errors import UserError
 from models.experiments.catalogue import find_row, find_runs
 from models.experiments.row import Row, Schedule
@@ -80,6 +81,11 @@ class Plan:
         if row.start is None or self.start is not None:
             return str(self.start) if row.start else None
         return row.start if row.start_depth is None else f"{row.start} of {row.start_depth} layers"
+
+    def check_architectures(self, runs: Iterable[tuple[Row, int]]) -> None:
+        """Raise UserError where a row's network does not exist at this depth."""
+        for row, seed in runs:
+            find_architecture(self.options(row, seed).arch)
 
     def check_start(self, row: Row, options: JobOptions) -> None:
         """Raise UserError where the network that a row grows from is not shallower, or does not exist."""

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from models.training.recipes import Stage, typed_values
 
 Schedule = Literal["paper", "short"]
-Group = Literal["table", "ablations", "recipe", "grown", "distilled-long"]
+Group = Literal["table", "ablations", "recipe", "grown", "distilled-long", "static"]
 
 TEACHER_NETWORKS = ("small", "small-logits", "large", "large-logits")
 """Teachers that are no rows: a network of `models.training.distillation`, used online, or the logits of one."""
@@ -24,9 +24,10 @@ class Row:
 
     A run starts from the checkpoint of the row ``start``, by the run of the same seed or of ``start_seed``; without
     ``start`` it starts from random weights. A ``start_depth`` says that the start is a network of another depth, which
-    another command trains. A row with ``soup`` is not trained: its weights are the mean of the start's and of those of
-    the rows in ``soup``. ``teacher`` is one of `TEACHER_NETWORKS`, or a row whose run of seed 0 is the teacher; by
-    default the start is.
+    another command trains. With ``kept_blocks`` the run starts from the static subnetwork of the start: so many of its
+    most executed blocks (`models.training.subnetwork`). A row with ``soup`` is not trained: its weights are the mean
+    of the start's and of those of the rows in ``soup``. ``teacher`` is one of `TEACHER_NETWORKS`, or a row whose run of
+    seed 0 is the teacher; by default the start is.
 
     ``at_most`` is a computation percentage (0..100). The execute threshold is then the one with the best accuracy on
     the validation images among those that compute no more.
@@ -42,6 +43,7 @@ class Row:
     start_seed: int | None = None
     start_depth: int | None = None
     soup: tuple[str, ...] = ()
+    kept_blocks: int | None = None
     teacher: str | None = None
     seeds: tuple[int, ...] = (0,)
     changes: Annotated[Mapping[str, Any], BeforeValidator(typed_values)] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from models.training.loop import train
 from models.training.recipes import find_recipe
 from models.training.soup import SOUP, make_soup
 from models.training.state import LOG, STATE
+from models.training.subnetwork import extract_subnetwork
 from models.training.types import stage_summary
 
 Show = Callable[[Iterator[int]], Iterator[int]]
@@ -50,19 +52,19 @@ def reproduce(plan: Plan, row: Row, seed: int, *, save_every: float, show: Show)
         train_row(row, options, save_every, show)
         hours, cpu_hours = stage_hours(options.output / LOG, row.stage)
     validation, test = measure_all(folder, row, options, plan.choose)
-    training = read_config(folder).training
+    config = read_config(folder)
     result = Result(
         row=row.name,
         title=row.title,
         schedule=plan.schedule,
         seed=seed,
         dataset=options.dataset,
-        architecture=options.arch,
+        architecture=config.architecture,
         recipe=recipe_values(row, options),
         start=plan.start_name(row),
-        train_images=training["train_images"],
-        validation_images=training["validation_images"],
-        precision=training["precision"],
+        train_images=config.training["train_images"],
+        validation_images=config.training["validation_images"],
+        precision=config.training["precision"],
         hours=round(hours, 6),
         cpu_hours=round(cpu_hours, 6),
         machine=describe_machine(),
@@ -83,10 +85,18 @@ def train_row(row: Row, options: JobOptions, save_every: float, show: Show) -> N
     network, teacher = parse_teacher(row.teacher or ""), options.teacher
     if network and teacher is not None and ((teacher.parent / STATE).exists() or not teacher.exists()):
         train_row_teacher(network[0], options, teacher.parent, save_every, show)
+    if row.kept_blocks is not None and options.init is not None:
+        options = start_from_subnetwork(options, options.init, row.kept_blocks)
     job = make_job(options)
     # torch compiles at most eight versions of a function, and each row's recipe needs its own.
     torch.compiler.reset()
     train(job, resume=True, save_every=save_every, show=show)
+
+
+def start_from_subnetwork(options: JobOptions, init: Path, count: int) -> JobOptions:
+    """Return the options of a run that starts from the static subnetwork of ``init``, which is written here."""
+    folder = options.output / "subnetwork"
+    return replace(options, arch=extract_subnetwork(init, count, folder).name, init=folder)
 
 
 def train_row_teacher(network: str, options: JobOptions, folder: Path, save_every: float, show: Show) -> None:

@@ -27,7 +27,10 @@ def test_every_architecture_runs_and_counts(name: str) -> None:
     assert len(counts.gates) == (blocks - 1 if architecture.gates else 0)
 
 
-@pytest.mark.parametrize(("name", "layers"), [("cifar10_rnn_gate_38", 38), ("imagenet_rnn_gate_50", 50)])
+STATIC = [(f"cifar10_resnet_{depth}", depth) for depth in (14, 20, 26, 32)]
+
+
+@pytest.mark.parametrize(("name", "layers"), [("cifar10_rnn_gate_38", 38), ("imagenet_rnn_gate_50", 50), *STATIC])
 def test_the_name_gives_the_depth(name: str, layers: int) -> None:
     architecture = CATALOGUE[name]
     network = architecture.build()
@@ -39,6 +42,16 @@ def test_dense_macs_are_the_papers(name: str, millions: float) -> None:
     counts = count_macs(CATALOGUE[name].build(), 32, 32)
     assert counts.dense / 1e6 == pytest.approx(millions, abs=0.1)
     assert counts.unconditional == counts.dense - sum(counts.blocks[1:])
+
+
+def test_a_plain_resnet_may_be_named_by_its_blocks() -> None:
+    architecture = find_architecture("cifar100_resnet_2-3-4")
+    assert (architecture.blocks, architecture.gates, architecture.classes) == ((2, 3, 4), None, 100)
+    same = count_macs(find_architecture("cifar10_resnet_3-3-3").build(), 32, 32)
+    assert same == count_macs(CATALOGUE["cifar10_resnet_20"].build(), 32, 32)
+    for name in ("cifar10_resnet_2-3", "cifar10_resnet_0-3-4", "cifar10_rnn_gate_2-3-4"):
+        with pytest.raises(UnknownArchitecture, match=name):
+            find_architecture(name)
 
 
 def test_misspelt_public_names_are_understood() -> None:

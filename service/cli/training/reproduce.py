@@ -23,7 +23,9 @@ class Reproduce(TrainingOptions):
     """
 
     dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")
-    depth: int = Field(38, description="layers of the networks: 38, 74, 110 or 152")
+    depth: int = Field(
+        38, description="layers of the networks: 38, 74, 110 or 152; 14, 20, 26 or 32 for row static-resnet"
+    )
     rows: Annotated[str, Field(description="names of rows or groups, separated by commas; --show-rows lists them")] = (
         "table"
     )
@@ -58,6 +60,7 @@ class Reproduce(TrainingOptions):
         if self.show_rows:
             print("\n".join(dict.fromkeys(describe(row) for row, _ in runs)))
             return
+        plan.check_architectures(runs)
         self.yield_processor()
         for row, seed in runs:
             print(f"{plan.name(row.name, seed)}: {row.title}", flush=True)

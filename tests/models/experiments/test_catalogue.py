@@ -83,7 +83,7 @@ def test_a_row_runs_after_the_rows_that_it_needs() -> None:
     assert named(find_runs(["hrl-70"], "short", [1], starts=False)) == [("hrl-70", 1)]
     with pytest.raises(
         UserError,
-        match=r"unknown row 'hrl'; expected one of table, ablations, recipe, grown, distilled-long, plain, sp",
+        match=r"unknown row 'hrl'; expected one of table, ablations, recipe, grown, distilled-long, static, plain, sp",
     ):
         find_runs(["hrl"], "short")
 

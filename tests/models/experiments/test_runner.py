@@ -188,3 +188,20 @@ def test_runs_under_earlier_names_are_found(tmp_path: Path, data: Path) -> None:
     assert plan.results_file("distilled-long", 0) == results / "patient-0.json"
     (runs / "distilled-long-0").mkdir()
     assert plan.folder("distilled-long", 0) == runs / "distilled-long-0"
+
+
+def test_a_row_may_start_from_the_most_executed_blocks_of_a_routed_network(tmp_path: Path, data: Path) -> None:
+    plan = replace(plan_in(tmp_path, data), start=find_version(SHIPPED, "cifar10_rnn_gate_38", None))
+    plan = replace(plan, shared=replace(plan.shared, held_out=16))
+    row = replace(find_row("static-9", "short"), recipe="short", teacher=None, changes=TINY | {"epochs": 1})
+    result = reproduce(plan, row, 0, save_every=300, show=quiet)
+    assert (result.architecture, result.figures.computation_percentage) == ("cifar10_resnet_2-3-4", 100)
+    assert result.figures.macs == result.figures.dense_macs < 46e6
+    assert reproduce(plan, row, 0, save_every=300, show=never) == result
+
+
+def test_a_network_that_does_not_exist_at_a_depth_is_named_before_training(tmp_path: Path, data: Path) -> None:
+    plan = replace(plan_in(tmp_path, data), depth=20)
+    plan.check_architectures(plan.runs(["static-resnet"], None))
+    with pytest.raises(UserError, match="unknown architecture 'cifar10_rnn_gate_20'"):
+        plan.check_architectures(plan.runs(["hrl-70"], [0]))

@@ -73,7 +73,7 @@ def test_rows_of_every_group_are_shown_where_none_is_named(
         (
             "reproduce cifar10 --rows best",
             1,
-            "unknown row 'best'; expected one of table, ablations, recipe, grown, distilled-long,",
+            "unknown row 'best'; expected one of table, ablations, recipe, grown, distilled-long, static,",
         ),
         ("reproduce cifar10 --seeds one", 2, "--seeds"),
         ("reproduce imagenet", 2, "DATASET (SKIPNET_DATASET): "),
