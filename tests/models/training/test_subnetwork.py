@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from models import SHIPPED
-from models.checkpoint import find_version, read_checkpoint, write_config
+from models.checkpoint import read_checkpoint, write_config
 from models.errors import UserError
+from models.model_repository import find_version
 from models.training.subnetwork import extract_subnetwork
 
 ROUTED = find_version(SHIPPED, "cifar10_rnn_gate_38", None)
