@@ -25,7 +25,7 @@ class Row:
     A run starts from the checkpoint of the row ``start``, by the run of the same seed or of ``start_seed``; without
     ``start`` it starts from random weights. A ``start_depth`` says that the start is a network of another depth, which
     another command trains. With ``kept_blocks`` the run starts from the static subnetwork of the start: so many of its
-    most executed blocks (`models.training.subnetwork`). A row with ``soup`` is not trained: its weights are the mean
+    most executed blocks (`models.experiments.subnetwork`). A row with ``soup`` is not trained: its weights are the mean
     of the start's and of those of the rows in ``soup``. ``teacher`` is one of `TEACHER_NETWORKS`, or a row whose run of
     seed 0 is the teacher; by default the start is.
 

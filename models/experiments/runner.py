@@ -17,6 +17,7 @@ from models.experiments.measurement import measure_all
 from models.experiments.plan import Plan
 from models.experiments.results import Result, read_result, stage_hours, write_result
 from models.experiments.row import Row
+from models.experiments.subnetwork import extract_subnetwork
 from models.machine import describe_machine
 from models.training.distillation.location import parse_teacher
 from models.training.distillation.training import train_teacher
@@ -25,7 +26,6 @@ from models.training.loop import train
 from models.training.recipes import find_recipe
 from models.training.soup import SOUP, make_soup
 from models.training.state import LOG, STATE
-from models.training.subnetwork import extract_subnetwork
 from models.training.types import stage_summary
 
 Show = Callable[[Iterator[int]], Iterator[int]]

@@ -9,8 +9,8 @@ import torch
 from models import SHIPPED
 from models.checkpoint import read_checkpoint, write_config
 from models.errors import UserError
+from models.experiments.subnetwork import extract_subnetwork
 from models.model_repository import find_version
-from models.training.subnetwork import extract_subnetwork
 
 ROUTED = find_version(SHIPPED, "cifar10_rnn_gate_38", None)
 
