@@ -42,7 +42,7 @@ def test_page_and_docs(client: httpx.Client) -> None:
     docs = linked(client, "/skipnet/docs")
     assert "/skipnet/openapi.json" in docs and len(docs) >= 4
     for path in [*linked(client, "/skipnet/"), *docs]:
-        assert client.get(path).status_code == 405 if path == "/skipnet/classify" else 200, path
+        assert client.get(path).status_code == (405 if path == "/skipnet/classify" else 200), path
     assert client.get("/skipnet/openapi.json").json()["servers"] == [{"url": "/skipnet"}]
 
 
