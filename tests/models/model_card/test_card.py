@@ -13,7 +13,7 @@ from models.model_card.card import BEGIN, CARD, END, draw_figures, split_card, w
 from models.model_card.training_commands import list_commands
 from models.model_repository import find_version
 
-FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
+FOLDERS = sorted(weights.parent for weights in SHIPPED.glob("*/*/model.safetensors"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from service.cli.main import main
 from service.cli.training.train import STAGES, Train
 from tests.service.parts import picture
 
-FOLDERS = sorted(config.parent for config in SHIPPED.glob("*/*/config.json"))
+FOLDERS = sorted(weights.parent for weights in SHIPPED.glob("*/*/model.safetensors"))
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
