@@ -107,11 +107,11 @@ class VerifyGpu(Options):
             yield from check_training(device)
 
     def checkpoints(self) -> "list[Checkpoint]":
-        from models.checkpoint import CONFIG, read_checkpoint
+        from models.checkpoint import WEIGHTS, read_checkpoint
 
-        folders = sorted(file.parent for file in self.model_repository.glob(f"*/*/{CONFIG}"))
+        folders = sorted(file.parent for file in self.model_repository.glob(f"*/*/{WEIGHTS}"))
         if not folders:
-            raise UserError(f"{self.model_repository} holds no <model>/<version>/{CONFIG}: see --model-repository")
+            raise UserError(f"{self.model_repository} holds no <model>/<version>/{WEIGHTS}: see --model-repository")
         return [read_checkpoint(folder) for folder in folders]
 
     def source(self, checkpoint: "Checkpoint") -> "Source | None":
