@@ -8,7 +8,7 @@ from models.network import BLOCKS, GateKind, SkipNet, Stem
 
 CIFAR_BLOCKS = {38: 6, 74: 12, 110: 18, 152: 25}
 STATIC_CIFAR_BLOCKS = {14: 2, 20: 3, 26: 4, 32: 5}
-"""Depths of plain ResNets alone: static networks that cost as much as a routed deeper one."""
+"""Depths that exist as plain ResNets only: static networks that cost as much as a deeper routed one."""
 SUBNETWORK = re.compile(r"(cifar10|cifar100|svhn)_resnet_([1-9]\d?)-([1-9]\d?)-([1-9]\d?)")
 """The name of a plain ResNet by its number of blocks in each group, for instance ``cifar10_resnet_2-3-4``."""
 IMAGENET_BLOCKS = {

@@ -1,4 +1,4 @@
-"""Count the multiply-adds (MACs) of a network."""
+"""Count the MACs (multiply-adds) of a network."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""A repository of models on disk: ``<repository>/<model>/<version>/`` is a checkpoint folder each."""
+"""Find and publish models in a repository on disk, whose checkpoint folders are <model>/<version>."""
 
 import re
 import shutil

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from service.container import Container
-from service.errors import Code, ServiceError, error_answer, invalid
+from service.errors import Code, ServiceError, error_response, invalid
 from service.http.middleware import Access, BodyLimit, Direct
 from service.http.paths import RootPath
 from service.http.routes import classify, health, metrics, models, page, v2
@@ -90,7 +90,7 @@ def create_app(
 
 async def service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return error_answer(request.scope, error)
+    return error_response(request.scope, error)
 
 
 async def invalid_parameter(request: Request, error: Exception) -> Response:
@@ -105,4 +105,4 @@ async def http_error(request: Request, error: Exception) -> Response:
     if allowed := headers.get("allow"):
         headers["allow"] = allowed.replace("GET", "GET, HEAD")  # see `Access`
     message = f"{error.detail}: send {headers['allow']}" if allowed else str(error.detail)
-    return error_answer(request.scope, ServiceError(code, message, headers), error.status_code)
+    return error_response(request.scope, ServiceError(code, message, headers), error.status_code)

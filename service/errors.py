@@ -96,7 +96,7 @@ def in_oip(scope: Scope) -> bool:
     return path == "/v2" or path.startswith("/v2/")
 
 
-def error_answer(scope: Scope, error: ServiceError, status: int | None = None) -> Response:
+def error_response(scope: Scope, error: ServiceError, status: int | None = None) -> Response:
     """Return the response for an error, in the Open Inference Protocol's format under /v2, and note it for the log.
 
     ``status`` replaces the status of its code.
@@ -112,10 +112,10 @@ def error_answer(scope: Scope, error: ServiceError, status: int | None = None) -
 
 def invalid(problems: Iterable[Mapping[str, Any]], model: type[BaseModel] | None = None) -> ServiceError:
     """Return pydantic's errors as one; ``model`` has the known parameters."""
-    return ServiceError(Code.INVALID_PARAMETER, "; ".join(worded(each, model) for each in problems))
+    return ServiceError(Code.INVALID_PARAMETER, "; ".join(describe_problem(each, model) for each in problems))
 
 
-def worded(problem: Mapping[str, Any], model: type[BaseModel] | None = None) -> str:
+def describe_problem(problem: Mapping[str, Any], model: type[BaseModel] | None = None) -> str:
     """Return the message of one pydantic error, with the parameter's name."""
     name = problem["loc"][-1] if problem["loc"] else "the body"
     if problem["type"] == "extra_forbidden" and model is not None:

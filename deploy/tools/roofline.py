@@ -18,7 +18,7 @@ from models.network import SkipNet
 from tests.models.engines.persistent.simulated import Counts, SimulatedEngine
 
 MULTIPLY_ADDS = 16 * 8 * 16
-"""The multiply-adds of one mma.m16n8k16."""
+"""The MACs of one mma.m16n8k16."""
 MATRIX_BYTES = 512
 """The bytes that one ldmatrix of four matrices reads."""
 PIPE_BYTES = 128
@@ -33,12 +33,12 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU. ``multiply_adds`` and ``l2_bytes`` are per clock and multiprocessor, the latter if all read at once."""
+    """A GPU. ``macs`` and ``l2_bytes`` are per clock and multiprocessor, the latter if all read at once."""
 
     name: str
     multiprocessors: int
     gigahertz: float
-    multiply_adds: int
+    macs: int
     l2_bytes: int
     thread_blocks: int
 
@@ -74,7 +74,7 @@ class Work:
 
     def clocks(self, gpu: Gpu) -> dict[str, float]:
         return {
-            "tensor cores": self.multiplies * MULTIPLY_ADDS / gpu.multiply_adds,
+            "tensor cores": self.multiplies * MULTIPLY_ADDS / gpu.macs,
             "shared memory and L1": self.pipe_bytes / PIPE_BYTES,
             "L2": self.weight_bytes / gpu.l2_bytes,
         }
@@ -118,7 +118,7 @@ def part_table() -> list[str]:
     none = np.zeros(17, np.bool_)
     base = measure(network, none)
     lines = [
-        "| part | multiply-adds | mma | through shared memory and L1, KB | weights from L2, KB | barriers |",
+        "| part | MACs | mma | through shared memory and L1, KB | weights from L2, KB | barriers |",
         "|---|---|---|---|---|---|",
     ]
 

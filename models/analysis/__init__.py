@@ -1,1 +1,1 @@
-"""What a checkpoint does with images: which run many blocks, how steady its decisions are, what an attacker gains."""
+"""Analyse the routes of images: executed blocks, stability of the decisions, adversarial inputs."""

@@ -15,7 +15,7 @@ MOST_TICKS = 24
 MOST_LETTERS = 14
 """The most letters of a class name beside a chart."""
 FEWEST_IMAGES = 20
-"""The fewest images of which an accuracy is drawn."""
+"""The accuracy of fewer images is not drawn."""
 
 
 def draw_charts(analysis: Analysis, calibration: list[CalibrationPoint]) -> dict[str, str]:
@@ -25,17 +25,17 @@ def draw_charts(analysis: Analysis, calibration: list[CalibrationPoint]) -> dict
         "classes": draw_classes(analysis),
         "rates": draw_rates(analysis),
         "paths": draw_paths(analysis),
-        "looks": draw_appearance(analysis),
+        "appearance": draw_appearance(analysis),
         **{effect.name: draw_alteration(effect, analysis.blocks) for effect in analysis.altered},
         "flips": draw_flips(analysis),
         "reliability": draw_reliability(analysis),
     }
     if analysis.execution_benefit:
-        charts["worth"] = draw_execution_benefit(analysis)
+        charts["benefit"] = draw_execution_benefit(analysis)
     if analysis.attacks:
         charts["attacks"] = draw_attacks(analysis)
     if calibration:
-        charts["dial"] = draw_calibration(calibration)
+        charts["budget"] = draw_calibration(calibration)
     return charts
 
 

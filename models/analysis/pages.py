@@ -80,17 +80,17 @@ def list_sections(analysis: Analysis, charts: Mapping[str, str], sheets: Mapping
         Section("Blocks and paths", pictures("rates", "paths")),
         Section(
             "What makes an image cost more",
-            pictures("looks", "scale", "brightness", "contrast", "blur"),
+            pictures("appearance", "scale", "brightness", "contrast", "blur"),
             "The first chart sorts the images by their appearance. The others show "
             f"{analysis.altered_images:,} images in altered copies.",
         ),
         Section(
             "Stability and calibration of the gates",
-            pictures("flips", "reliability", "worth"),
+            pictures("flips", "reliability", "benefit"),
             "A calibrated gate executes its block in slightly altered copies (JPEG of quality 75 and more, a shift by "
             "one pixel) as often as its probability says. A useful gate executes the blocks that lower the loss.",
         ),
-        Section("Accuracy-compute curve", pictures("dial")),
+        Section("Accuracy-compute curve", pictures("budget")),
         Section(
             "Adversarial inputs",
             pictures("attacks"),

@@ -1,1 +1,1 @@
-"""Time against multiply-adds: the measurement by which everything here is judged."""
+"""Measure the time of engines against the MACs that they execute."""

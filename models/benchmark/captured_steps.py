@@ -22,7 +22,7 @@ STAGES: dict[Stage, str] = {
     "hrl": "cifar10_rnn_gate_38",
 }
 TOLERANCE = 1e-3
-"""The largest relative difference of a parameter's gradient; cuDNN may sum in another order."""
+"""The allowed relative difference of a gradient, since cuDNN may sum in another order."""
 SECONDS = 2.0
 
 

@@ -30,7 +30,7 @@ def open_meter(device: str) -> Meter | None:
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
 
 
-def joules_a_run(run: Callable[[], object], read: Meter, span_s: float = SPAN_S) -> float:
+def joules_per_run(run: Callable[[], object], read: Meter, span_s: float = SPAN_S) -> float:
     """Return the joules of one run, including idle power, measured over ``span_s`` seconds."""
     runs, before, began = 0, read(), time.perf_counter()
     while time.perf_counter() - began < span_s:

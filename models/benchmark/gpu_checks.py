@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from models.benchmark.captured_steps import STAGES, compare_captured
-from models.benchmark.captured_steps import TOLERANCE as RECORDED
+from models.benchmark.captured_steps import TOLERANCE as GRADIENT_TOLERANCE
 from models.checkpoint import Checkpoint
 from models.engines.cuda_graph.engine import CudaGraphEngine
 from models.engines.factory import MODES, describe
@@ -44,7 +44,7 @@ class Check:
 def gpu_engines(checkpoint: Checkpoint, device: str) -> dict[str, Callable[[], Engine]]:
     """Return functions that build and verify each GPU engine that supports the network, by "name:mode"."""
     if device == "cpu":
-        return {f"cuda_graph:{mode}": partial(called, checkpoint, mode) for mode in MODES["cuda_graph"]}
+        return {f"cuda_graph:{mode}": partial(eager_engine, checkpoint, mode) for mode in MODES["cuda_graph"]}
     selection = Selection(checkpoint, device, 1, None)
     return {
         f"{name}:{mode}": partial(selection.verified, name, mode)
@@ -54,7 +54,7 @@ def gpu_engines(checkpoint: Checkpoint, device: str) -> dict[str, Callable[[], E
     }
 
 
-def called(checkpoint: Checkpoint, mode: Mode) -> Engine:
+def eager_engine(checkpoint: Checkpoint, mode: Mode) -> Engine:
     engine = CudaGraphEngine(fold(checkpoint.network), "cpu", mode)
     Verification(checkpoint).check(engine)
     return engine
@@ -65,69 +65,69 @@ def check_parity(file: Path, device: str) -> Iterator[Check]:
     case = read_case(file)
     for name, make in gpu_engines(case.checkpoint, device).items():
 
-        def ask(engine: Engine) -> tuple[bool, str]:
+        def run(engine: Engine) -> tuple[bool, str]:
             different, error = case.check(engine)
             found = f"{different} of {case.expected.executed.size} decisions differ, logits within {error:.2%}"
             return different == 0 and error <= TOLERANCE, found
 
-        yield check(case.name, name, "answers as the public code", make, ask)
+        yield check(case.name, name, "output of the public code", make, run)
 
 
 def check_checkpoint(
     checkpoint: Checkpoint, device: str, batches: Callable[[], Batches] | None, images: int | None
 ) -> Iterator[Check]:
-    """Verify the GPU engines for a checkpoint; given ``batches`` of test images, compare all decisions on them.
+    """Verify the GPU engines for a checkpoint, and compare all decisions on ``batches`` of test images if given.
 
-    ``images`` bounds how many; by default all.
+    ``images`` limits their number; the default is all.
     """
     reference = ReferenceEngine(checkpoint.network)
     for name, make in gpu_engines(checkpoint, device).items():
 
-        def ask(engine: Engine) -> tuple[bool, str]:
+        def run(engine: Engine) -> tuple[bool, str]:
             if batches is None:
-                return True, "on a few images made up; --data compares real ones"
+                return True, "on generated images; --data compares real ones"
             chosen = first_images(batches(), images)
             agreement = compare_engines(engine, reference, chosen, checkpoint.config.execute_threshold)
             return agreement.holds, str(agreement)
 
         title = f"{checkpoint.name}/{checkpoint.version}"
-        yield check(title, name, "decides as float32 does", make, ask)
+        yield check(title, name, "decisions of the reference", make, run)
 
 
 def check_training(device: str) -> Iterator[Check]:
     """Compare a training step of each stage, captured as a CUDA graph, with the same step run eagerly."""
     for stage, architecture in STAGES.items():
 
-        def ask(stage: Stage = stage) -> tuple[bool, str]:
+        def run(stage: Stage = stage) -> tuple[bool, str]:
             worst, share = compare_captured(stage, device)
-            return worst <= RECORDED, f"gradients within {worst:.1e}, in {share:.2f} of the time"
+            return worst <= GRADIENT_TOLERANCE, f"gradients within {worst:.1e}, in {share:.2f} of the time"
 
-        yield judge(architecture, f"{stage}, recorded", "learns as the step that is called", ask)
+        yield judge(architecture, f"{stage}, captured", "gradients of the eager step", run)
 
 
 def check(
-    network: str, engine: str, demand: str, make: Callable[[], Engine], ask: Callable[[Engine], tuple[bool, str]]
+    network: str, engine: str, demand: str, make: Callable[[], Engine], run: Callable[[Engine], tuple[bool, str]]
 ) -> Check:
-    """Build an engine and run its check."""
+    """Build an engine and return the result of its check."""
 
-    def ask_made() -> tuple[bool, str]:
-        with closing(make()) as made:
-            return ask(made)
+    def run_on_engine() -> tuple[bool, str]:
+        with closing(make()) as built:
+            return run(built)
 
-    return judge(network, engine, demand, ask_made)
+    return judge(network, engine, demand, run_on_engine)
 
 
-def judge(network: str, engine: str, demand: str, ask: Callable[[], tuple[bool, str]]) -> Check:
+def judge(network: str, engine: str, demand: str, run: Callable[[], tuple[bool, str]]) -> Check:
     """Return the result of a check; an exception is a failed check."""
     try:
-        passed, found = ask()
+        passed, found = run()
     except Exception as error:
         passed, found = False, describe(error)
     return Check(network, engine, demand, passed, found)
 
 
 def first_images(batches: Batches, images: int | None) -> Batches:
-    """Return the first batches, as many as hold ``images`` images."""
+    """Return the first batches that together hold ``images`` images."""
     if images is None:
         return batches
     first = next(iter(batches))

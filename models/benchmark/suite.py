@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.architectures import find_architecture
 from models.benchmark.dense_engines import dense_engines
-from models.benchmark.energy import joules_a_run, open_meter
+from models.benchmark.energy import joules_per_run, open_meter
 from models.benchmark.subject import Subject
 from models.benchmark.timing import Timing, interleave
 from models.engines.factory import build, describe
@@ -126,7 +126,7 @@ def measure(
         enter(PUBLIC_CODE, subject.network, masked, OWN_ROUTING)
         timings = interleave(contenders, seconds)
         meter = open_meter(device)
-        joules = {} if meter is None else {key: joules_a_run(run, meter) / batch for key, run in contenders.items()}
+        joules = {} if meter is None else {key: joules_per_run(run, meter) / batch for key, run in contenders.items()}
     return tabulate(subject, batch, threads, timings, mac_shares, joules)
 
 

@@ -29,10 +29,10 @@ class Timing:
 
 
 def interleave(contenders: dict[str, Callable[[], object]], seconds: float) -> dict[str, Timing]:
-    """Time each contender once a round, for about ``seconds`` in all, after a warm-up of all.
+    """Return the times of all contenders, each measured once per round for about ``seconds`` in total.
 
-    A turn is one run that is not timed, so that the caches are the contender's own as they are in a server under
-    load, and then as many as fill ``TURN``; what counts is their mean.
+    A contender's turn begins with an untimed run, which fills the caches as in a server under load. Timed runs
+    follow for ``TURN`` seconds, and their mean is the result of the turn.
     """
     repeats = {name: max(1, round(TURN / run_time(run))) for name, run in contenders.items()}
     began = time.perf_counter()
@@ -49,7 +49,7 @@ def interleave(contenders: dict[str, Callable[[], object]], seconds: float) -> d
 
 
 def run_time(run: Callable[[], object]) -> float:
-    """Return the seconds of one run, after those that a first run needs for buffers and kernels."""
+    """Return the seconds of one run after a warm-up."""
     for _ in range(WARM_UP):
         began = time.perf_counter()
         run()

@@ -1,4 +1,4 @@
-"""The speed of training steps: SP ours against the public code's way, HRL skipping against HRL masked."""
+"""Compare training steps: our SP with the public code's, HRL that skips with HRL that masks."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ Loss = Callable[[SkipNet, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Images a second of a step and of its rival, and the step's share of the rival's time, with its quartiles."""
+    """Images per second of a step and of its rival, and the step's time over the rival's with quartiles."""
 
     step: str
     rival: str
@@ -52,7 +52,7 @@ class Comparison:
 
 
 def compare_steps(architecture: str, seconds: float, threads: int) -> Iterator[Comparison]:
-    """Yield SP's and HRL's comparison for a network of CIFAR-10's images, each measured for about ``seconds``.
+    """Yield the comparisons of SP and HRL on images like CIFAR-10's, each measured for about ``seconds``.
 
     A step goes from images in memory to new weights, on the CPU.
     """
@@ -65,12 +65,12 @@ def compare_steps(architecture: str, seconds: float, threads: int) -> Iterator[C
     public = "SP, the public code's way: float32, eager, PIL image by image"
     way = f"{'compiled, masked' if compiles else 'skipping'}, {half}, augmented in batches"
     for name, share in (("all", 1.0), ("half", 0.5)):
-        step = ours(network, pixels, share, compiles)
-        yield compare({f"SP at {name} the blocks: {way}": step, public: public_way(network, pixels)}, seconds)
+        step = our_sp_step(network, pixels, share, compiles)
+        yield compare({f"SP at {name} the blocks: {way}": step, public: public_sp_step(network, pixels)}, seconds)
     yield compare(
         {
-            f"HRL at half the blocks, skipping: {half}": hybrid(network, pixels, run_executed),
-            f"HRL at half the blocks, masked: {half}": hybrid(network, pixels, run_masked),
+            f"HRL at half the blocks, skipping: {half}": hrl_step(network, pixels, run_executed),
+            f"HRL at half the blocks, masked: {half}": hrl_step(network, pixels, run_masked),
         },
         seconds,
     )
@@ -83,25 +83,26 @@ def compare(steps: dict[str, Callable[[], object]], seconds: float) -> Compariso
     return Comparison(step, rival, BATCH / timings[step].median, BATCH / timings[rival].median, middle, low, high)
 
 
-def ours(network: SkipNet, pixels: NDArray[np.uint8], share: float, compiles: bool) -> Callable[[], None]:
-    """Return an SP step as `skipnet train` takes it, where each block is executed for a ``share`` of the images: gates
-    answer a half, and go on doing so, the rate being 0.
+def our_sp_step(network: SkipNet, pixels: NDArray[np.uint8], share: float, compiles: bool) -> Callable[[], None]:
+    """Return an SP step of `skipnet train` in which each block executes for a ``share`` of the images.
+
+    Every gate has the probability 0.5, which stays, since the learning rate is 0.
     """
     points = (OperatingPoint(share, 0.2, 1.0), OperatingPoint(1 - share, 0.8, 1.0))
     recipe = replace(find_recipe("budget", "sp"), operating_points=points if share < 1 else points[:1], rate=0.0)
     step_of = torch.compile(supervised_step, dynamic=False) if compiles else supervised_step
-    fallen, random = torch.tensor(1.0), None if compiles else torch.Generator().manual_seed(0)
+    annealing, random = torch.tensor(1.0), None if compiles else torch.Generator().manual_seed(0)
 
     def loss(network: SkipNet, images: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(CPU)):
-            step: Step = step_of(network, images, labels, fallen, recipe, random=random)
+            step: Step = step_of(network, images, labels, annealing, recipe, random=random)
         return step.loss
 
-    return descend(undecided(network), recipe, from_memory(pixels), loss)
+    return sgd_step(with_even_gates(network), recipe, from_memory(pixels), loss)
 
 
-def hybrid(network: SkipNet, pixels: NDArray[np.uint8], run: RunBlock) -> Callable[[], None]:
-    """Return an HRL step in which every gate tosses a fair coin; its rate is 0, so that they go on doing so."""
+def hrl_step(network: SkipNet, pixels: NDArray[np.uint8], run: RunBlock) -> Callable[[], None]:
+    """Return an HRL step in which every gate has the probability 0.5, which stays, since the learning rate is 0."""
     recipe = replace(find_recipe("short", "hrl"), samples=1, rate=0.0)
     random = torch.Generator().manual_seed(0)
 
@@ -110,13 +111,13 @@ def hybrid(network: SkipNet, pixels: NDArray[np.uint8], run: RunBlock) -> Callab
             uniform = draw(len(images), network.decision_count, recipe, random)
             return reinforce_step(network, images, labels, recipe, uniform, run).loss
 
-    trained = undecided(network)
+    trained = with_even_gates(network)
     freeze_statistics(trained)
-    return descend(trained, recipe, from_memory(pixels), loss)
+    return sgd_step(trained, recipe, from_memory(pixels), loss)
 
 
-def undecided(network: SkipNet) -> SkipNet:
-    """Return a copy to train, whose gates all answer a half."""
+def with_even_gates(network: SkipNet) -> SkipNet:
+    """Return a copy in training mode whose gates all have the probability 0.5."""
     trained: SkipNet = copy.deepcopy(network).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     with torch.no_grad():
         for readout in readouts(trained):
@@ -125,9 +126,11 @@ def undecided(network: SkipNet) -> SkipNet:
     return trained
 
 
-def public_way(network: SkipNet, pixels: NDArray[np.uint8]) -> Callable[[], None]:
-    """Return an SP step as the public code takes it: default layout, float32, eager, a mask's arithmetic at every
-    block, the projection computed once for the block and once beside it, images augmented one by one in workers.
+def public_sp_step(network: SkipNet, pixels: NDArray[np.uint8]) -> Callable[[], None]:
+    """Return an SP step of the public code.
+
+    It is eager and float32 in the default layout. Every block is masked by arithmetic, and a projection is computed
+    twice: in the block and beside it. Workers augment the images one by one.
     """
     decide = straight_through(torch.tensor(0.0))
 
@@ -142,7 +145,7 @@ def public_way(network: SkipNet, pixels: NDArray[np.uint8]) -> Callable[[], None
 
     recipe = find_recipe("paper", "sp")
     loader = DataLoader(AugmentedOneByOne(pixels), BATCH, shuffle=True, drop_last=True, num_workers=WORKERS)
-    return descend(copy.deepcopy(network).train(), recipe, endless(lambda _: iter(loader)), loss)
+    return sgd_step(copy.deepcopy(network).train(), recipe, endless(lambda _: iter(loader)), loss)
 
 
 class AugmentedOneByOne(Dataset[tuple[Tensor, int]]):
@@ -178,7 +181,7 @@ def endless(epoch: Callable[[int], Iterator[tuple[Tensor, Tensor]]]) -> Iterator
         number += 1
 
 
-def descend(
+def sgd_step(
     network: SkipNet, recipe: Recipe, batches: Iterator[tuple[Tensor, Tensor]], loss: Loss
 ) -> Callable[[], None]:
     """Return a step of SGD on the next batch."""

@@ -47,7 +47,7 @@ class TableImages:
 
 
 def load_from_hub(dataset: DatasetInfo, splits: Sequence[str]) -> TableImages:
-    """Return splits of a data set on the hub, in order; raises UserError where it is out of reach."""
+    """Return splits of a data set on the hub, in order; raises UserError where the hub can't be reached."""
     datasets = import_datasets()
     try:
         tables = [datasets.load_dataset(dataset.hub, dataset.subset, split=split) for split in splits]

@@ -1,4 +1,4 @@
-"""What routing by image is worth: a checkpoint against its own weights along fixed routes, the same for every image."""
+"""Compare routing by image with fixed routes of the same weights, which are equal for every image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ def compare_fixed_routes(
     rounded down and up, and one less. ``batches`` are normalised images [N, 3, H, W] and labels [N]. ``load`` makes an
     engine of a checkpoint; a fixed route is forced through the gates, whose MACs it does not need and is not charged.
     """
-    logits, labels, executed = answers(checkpoint, load, batches, threshold)
+    logits, labels, executed = collect_outputs(checkpoint, load, batches, threshold)
     correct = logits.argmax(1) == labels
     order = np.argsort(-executed.mean(0), kind="stable")
     mean = executed.sum(1).mean()
@@ -33,7 +33,7 @@ def compare_fixed_routes(
         route = np.zeros(executed.shape[1], np.bool_)
         route[order[:count]] = True
         forced = replace(checkpoint, network=force_route(checkpoint.network, route))
-        fixed = answers(forced, load, batches, 0.5)[0].argmax(1) == labels
+        fixed = collect_outputs(forced, load, batches, 0.5)[0].argmax(1) == labels
         difference = correct.astype(np.float64) - fixed
         macs = int(checkpoint.macs.executed(route[None])[0]) - sum(checkpoint.macs.gates)
         routes.append(
@@ -48,10 +48,10 @@ def compare_fixed_routes(
     return routes
 
 
-def answers(
+def collect_outputs(
     checkpoint: Checkpoint, load: Load, batches: Sequence[tuple[Tensor, Tensor]], threshold: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return what `collect` does of a checkpoint on an engine of its own."""
+    """Return the outputs of `collect` for a checkpoint, on an engine that is closed afterwards."""
     engine = load(checkpoint)
     try:
         return collect(run_engine(engine, threshold), batches)
@@ -68,7 +68,7 @@ def routing_pays(macs: float, routes: Sequence[FixedRoute]) -> bool:
 
 
 def describe_routes(macs: float, routes: Sequence[FixedRoute]) -> str:
-    """Return what routing by image is worth, in words."""
+    """Return the comparison as text."""
     lines = [
         f"the same weights, {route.blocks} gated blocks for every image: {route.accuracy:.2%} for "
         f"{route.macs / 1e6:.1f} M MACs; routing by image has {100 * route.gain:+.2f} points (standard error "
@@ -78,6 +78,6 @@ def describe_routes(macs: float, routes: Sequence[FixedRoute]) -> str:
     verdict = (
         "Routing by image is more accurate than a fixed route of its cost."
         if routing_pays(macs, routes)
-        else "Routing by image is worth nothing over a fixed route of its cost: serve that, or a cascade."
+        else "Routing by image is not more accurate than a fixed route of its cost: serve that route, or a cascade."
     )
     return "\n".join([*lines, verdict])

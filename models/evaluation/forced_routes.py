@@ -52,7 +52,7 @@ def force_route(network: SkipNet, executed: NDArray[np.bool_]) -> SkipNet:
 
 
 def without_gates(network: SkipNet, architecture: Architecture) -> SkipNet:
-    """Return the plain ResNet of the same weights: what skipping is measured against."""
+    """Return the plain ResNet of the same weights: the reference for what skipping saves."""
     plain = SkipNet(
         stem=architecture.stem,
         block=type(network.blocks[0]),  # type: ignore[arg-type]

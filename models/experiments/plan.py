@@ -92,7 +92,7 @@ class Plan:
         if row.start_depth is None or self.start is not None or options.init is None:
             return
         if self.depth <= row.start_depth:
-            raise UserError(f"{row.name} grows from {row.start_depth} layers: ask for more with --depth, say 110")
+            raise UserError(f"{row.name} grows from {row.start_depth} layers: choose a larger --depth, such as 110")
         if not options.init.exists():
             raise UserError(
                 f"{row.name} grows from {options.init}, which does not exist: run the same command with "

@@ -25,7 +25,7 @@ class Published:
 
 @cache
 def published_figures() -> dict[tuple[str, str], Published]:
-    """Return what is published, by network and row."""
+    """Return the published figures by network and row."""
     content = tomllib.loads((FOLDER / "published.toml").read_text())
     figures = TypeAdapter(list[Published]).validate_python(content["published"])
     return {(each.network, each.row): each for each in figures}

@@ -1,4 +1,4 @@
-"""Results files: one per run, with everything that its figures rest on."""
+"""Read and write results files: one per run, with its figures and how they were obtained."""
 
 import json
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ class Result(Strict):
     @model_validator(mode="before")
     @classmethod
     def read_earlier_names(cls, values: Any) -> Any:
-        """Rename what earlier versions of the results files called otherwise."""
+        """Rename the keys and values of earlier versions of results files."""
         if not isinstance(values, dict):
             return values
         start = values.get("start")

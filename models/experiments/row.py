@@ -13,7 +13,7 @@ Schedule = Literal["paper", "short"]
 Group = Literal["table", "ablations", "recipe", "grown", "distilled-long", "static"]
 
 TEACHER_NETWORKS = ("small", "small-logits", "large", "large-logits")
-"""Teachers that are no rows: a network of `models.training.distillation`, used online, or the logits of one."""
+"""Teachers other than rows: a network of `models.training.distillation`, used online, or the logits of one."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -24,10 +24,10 @@ class Row:
 
     A run starts from the checkpoint of the row ``start``, by the run of the same seed or of ``start_seed``; without
     ``start`` it starts from random weights. A ``start_depth`` says that the start is a network of another depth, which
-    another command trains. With ``kept_blocks`` the run starts from the static subnetwork of the start: so many of its
-    most executed blocks (`models.experiments.subnetwork`). A row with ``soup`` is not trained: its weights are the mean
-    of the start's and of those of the rows in ``soup``. ``teacher`` is one of `TEACHER_NETWORKS`, or a row whose run of
-    seed 0 is the teacher; by default the start is.
+    another command trains. With ``kept_blocks`` the run starts from the static subnetwork of the start: that number
+    of its most executed blocks (`models.experiments.subnetwork`). A row with ``soup`` is not trained: its weights are
+    the mean of the start's and of those of the rows in ``soup``. ``teacher`` is one of `TEACHER_NETWORKS`, or a row
+    whose run of seed 0 is the teacher; by default the start is.
 
     ``at_most`` is a computation percentage (0..100). The execute threshold is then the one with the best accuracy on
     the validation images among those that compute no more.

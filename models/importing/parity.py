@@ -1,4 +1,4 @@
-"""Parity cases: what the public SkipNet code answered for given weights and images, one file (.npz) a network.
+"""Read parity cases: outputs of the public SkipNet code for given weights and images, one file (.npz) per network.
 
 A case holds ``images`` [N, h, w, 3] uint8, ``logits`` [N, classes], and for a SkipNet ``executed`` and
 ``gate_probability`` [N, B-1]; ``meta`` is JSON: the architecture, how images become the network's input, and for each
@@ -26,7 +26,7 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the input [N, 3, H, W] that it was asked about, and what it must answer."""
+    """A network, its input [N, 3, H, W], and the expected output."""
 
     checkpoint: Checkpoint
     images: NDArray[np.float32]

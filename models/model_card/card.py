@@ -117,7 +117,7 @@ def draw_evaluation(checkpoint: Checkpoint, evaluation: Evaluation) -> str:
 
 
 def draw_fixed_routes(evaluation: Evaluation) -> list[str]:
-    """Return what routing by image is worth over one route for every image, in Markdown lines."""
+    """Return the comparison of routing by image with fixed routes as Markdown lines."""
     routes = evaluation.fixed_routes
     if not routes:
         return []

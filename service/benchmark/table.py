@@ -73,7 +73,7 @@ def overload(part: dict[str, Any]) -> str:
 
 
 def peers(part: dict[str, Any]) -> str:
-    head = ["64 requests under way", "image", "requests/s", "p50 ms", "p99 ms", "one at a time, p50 ms"]
+    head = ["64 requests in flight", "image", "requests/s", "p50 ms", "p99 ms", "one at a time, p50 ms"]
     body: list[list[object]] = []
     for server, measured in images(part).items():
         if "problem" in measured:

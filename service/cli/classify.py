@@ -30,7 +30,7 @@ class Classify(EngineOptions):
         default=None,
         ge=0,
         le=1,
-        description="share of dense multiply-adds to spend on average, in place of a threshold",
+        description="share of the dense MACs to spend on average, in place of a threshold",
     )
     min_margin: float | None = Field(
         default=None, ge=0, le=1, description="of a cascade: below this confidence an image goes on to the next stage"

@@ -15,7 +15,7 @@ COMMENT = re.compile(r"(^|\s)#.*")
 
 
 class Keys:
-    """The keys that permit one kind of call; without any, the call is open to everybody.
+    """The keys that permit one kind of call; without any, anybody may call.
 
     A request with one of ``other_keys``, which permit the other kind of call, gets 403 instead of 401.
     """
@@ -103,7 +103,7 @@ def read_keys(file: Path | None) -> list[str]:
             raise UserError(f"{file}, line {number} is no key: it {problem}; write one key a line, comments after #")
         keys.append(key)
     if not keys:
-        raise UserError(f"{file} holds no key; write one a line, or remove the setting to let everybody in")
+        raise UserError(f"{file} holds no key; write one a line, or remove the setting to allow calls without a key")
     return keys
 
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.container import Container
-from service.errors import STATUS, Code, ServiceError, error_answer, outcome_of
+from service.errors import STATUS, Code, ServiceError, error_response, outcome_of
 from service.http.compression import Decompressed
 from service.http.paths import route_path, without_host
 from service.http.request_context import RequestContext, request_id
@@ -66,7 +66,7 @@ class Access:
             log.exception("unexpected error", extra={"fields": {"request_id": context.request_id}})
             if status == 0:
                 message = f"unexpected error; the log has it under request id {context.request_id}"
-                await error_answer(scope, ServiceError(Code.INTERNAL, message))(scope, receive, answer)
+                await error_response(scope, ServiceError(Code.INTERNAL, message))(scope, receive, answer)
             else:
                 status = 500
         finally:
@@ -170,5 +170,5 @@ class Direct:
         try:
             response = await endpoint(Request(scope, receive, send))
         except ServiceError as error:
-            response = error_answer(scope, error)
+            response = error_response(scope, error)
         await response(scope, receive, send)

@@ -116,7 +116,7 @@ def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int],
     if unknown:
         raise bad(f"unknown output {unknown[0]!r}; expected one of {', '.join(DATATYPES)}")
     if len(set(names)) < len(names):
-        raise bad("ask for each output once")
+        raise bad("name each output once")
     if len(request.inputs) != 1:
         raise bad("send one input: image, or bytes")
     [tensor] = request.inputs

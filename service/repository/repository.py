@@ -113,7 +113,7 @@ class Repository:
                 log.info("%s is no longer served", model)
             if not versions:
                 del self.loaded[name]
-                # Nobody wants the model now, so a newer version that failed to load is no problem any more.
+                # The model is not wanted now, so a newer version that failed to load is no longer a problem.
                 self.forget_problems({}, {name})
 
     def resolve(self, name: str | None, version: int | None) -> LoadedModel:

@@ -27,9 +27,11 @@ class TrainingMetrics:
         self.rate = gauge("learning_rate", "Learning rate of the last step.")
         self.epoch = gauge("epoch", "Epochs done of the stage.")
         self.loss = gauge("loss", "Mean training loss of the last epoch.")
-        self.accuracy = gauge("accuracy_ratio", "Accuracy in the last epoch, and after it on held-out images.", "split")
+        self.accuracy = gauge(
+            "accuracy_ratio", "Accuracy in the last epoch, and after it on validation images.", "split"
+        )
         self.computation = gauge("computation_ratio", "Share of blocks executed, on the same images.", "split")
-        self.skips = gauge("skip_ratio", "Share of held-out images that a block is skipped for.", "block")
+        self.skips = gauge("skip_ratio", "Share of validation images that a block is skipped for.", "block")
 
     def serve(self, host: str, port: int) -> str:
         """Serve the metrics in a thread and return the address; the system chooses port 0."""

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Code, ServiceError, error_answer, not_ready
+from service.errors import Code, ServiceError, error_response, not_ready
 from service.http.paths import route_path
 from service.http.routes.management import read_instruction
 from service.workers.merging import OPENMETRICS, MergedMetrics
@@ -63,9 +63,9 @@ class Collective:
                 return
         except httpx.TransportError:
             silent = "a worker does not answer: it is starting, or this server is about to stop"
-            response = error_answer(scope, not_ready(silent))
+            response = error_response(scope, not_ready(silent))
         except ServiceError as error:
-            response = error_answer(scope, error)
+            response = error_response(scope, error)
         await response(scope, receive, send)
 
     async def metrics(self, request: Request) -> Response:
@@ -85,7 +85,7 @@ class Collective:
             if answer.is_error and done:
                 refused = f"worker {done + 1} of {len(self.workers)} refused; only those before it have changed"
                 message = f"{refused}: {answer.json()['error']}"
-                return error_answer(request.scope, ServiceError(Code.BAD_REQUEST, message), answer.status_code)
+                return error_response(request.scope, ServiceError(Code.BAD_REQUEST, message), answer.status_code)
             if answer.is_error:
                 break
         return to_response(answer)

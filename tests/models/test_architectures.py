@@ -5,7 +5,7 @@ from models.architectures import UnknownArchitecture, catalogue, find_architectu
 from models.macs import count_macs
 
 CATALOGUE = catalogue()
-# The paper, section 4.1, and He et al. 2016: multiply-adds of the plain networks, in millions.
+# The paper, section 4.1, and He et al. 2016: MACs of the plain networks, in millions.
 DENSE_MACS = {"cifar10_resnet_38": 83.3, "cifar10_resnet_74": 168.2, "cifar10_resnet_110": 253.1}
 
 

@@ -1,1 +1,1 @@
-"""Other servers, each with the dense network behind the decoding of ours; run in an environment of their own."""
+"""Other model servers, each with our decoding and the dense network, in a separate Python environment."""

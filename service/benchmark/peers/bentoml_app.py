@@ -1,4 +1,4 @@
-"""BentoML: one service in one worker; its adaptive batching takes arrays, which are decoded before it."""
+"""Serve the dense network with BentoML: one worker, images decoded before its adaptive batching."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What every peer serves: decoding and preparing as ours, then the dense network in ONNX Runtime."""
+"""Classify an image as every peer does: decode it as our service, then run the dense network in ONNX Runtime."""
 
 import os
 from pathlib import Path

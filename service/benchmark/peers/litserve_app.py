@@ -1,4 +1,4 @@
-"""LitServe: batches of what waits, decoding in its request hook."""
+"""Serve the dense network with LitServe: images decoded in its request hook, queued ones batched."""
 
 import sys
 from typing import Any

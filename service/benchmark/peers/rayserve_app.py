@@ -1,4 +1,4 @@
-"""Ray Serve: one replica, batches of what waits."""
+"""Serve the dense network with Ray Serve: one replica, queued images batched."""
 
 import sys
 import threading

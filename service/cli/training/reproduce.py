@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Reproduce(TrainingOptions):
-    """Train the rows of the paper's table, of its ablations and of ours, and write a results file for each.
+    """Train rows of the paper's table, its ablations or our recipes, and write a results file for each.
 
     A run that was killed resumes.
 
-    A try of a minute or two: skipnet reproduce cifar10 --rows hrl-70 --seeds 0 --epochs 1 --limit 1280 --output try
+    A short run: skipnet reproduce cifar10 --rows hrl-70 --seeds 0 --epochs 1 --limit 1280 --output try
     """
 
     dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")

@@ -20,7 +20,7 @@ class Teach(TrainingOptions):
 
     --teacher of `skipnet train --recipe distilled` takes either file. Killed, the same command resumes.
 
-    A try on a CPU: skipnet teach cifar10 --epochs 1 --limit 2560 --output try
+    A short run: skipnet teach cifar10 --epochs 1 --limit 2560 --output try
     """
 
     dataset: CliPositionalArg[Literal["cifar10", "cifar100", "svhn"]] = Field(description="data set to train on")

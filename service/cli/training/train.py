@@ -22,7 +22,7 @@ STAGES: "dict[str, tuple[Stage, ...]]" = {
 class Train(TrainingOptions):
     """Train a network: SP then HRL where it has gates, plain where it has none.
 
-    A try on a CPU: skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10 --recipe short --epochs 1 --limit 2560
+    A short run: skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10 --recipe short --epochs 1 --limit 2560
     """
 
     arch: str = Field(description="architecture, for instance cifar10_rnn_gate_38")

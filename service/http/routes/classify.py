@@ -64,7 +64,7 @@ class ClassifyQuery(BaseModel):
         default=None,
         ge=0,
         le=1,
-        description="instead of a threshold: the share of dense multiply-adds to spend, on average over images "
+        description="instead of a threshold: the share of the dense MACs to spend, on average over images "
         "like those the checkpoint was calibrated on",
     )
     min_margin: float | None = Field(

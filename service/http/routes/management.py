@@ -6,7 +6,7 @@ from typing import TypeVar
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import Code, ServiceError, worded
+from service.errors import Code, ServiceError, describe_problem
 from service.http.body import deadline_of, read_body
 from service.http.oip import NullIsAbsent
 from service.http.request_context import context_of
@@ -86,7 +86,7 @@ async def read_message(request: Request, model: type[Content]) -> Content:
     except ValidationError as error:
         problem = error.errors()[0]
         known = ChangeParameters if "parameters" in problem["loc"][:-1] else model
-        raise ServiceError(Code.BAD_REQUEST, f"the body can't be read: {worded(problem, known)}") from error
+        raise ServiceError(Code.BAD_REQUEST, f"the body can't be read: {describe_problem(problem, known)}") from error
 
 
 async def read_instruction(request: Request) -> bytes:

@@ -11,7 +11,7 @@ from models.benchmark import timing
 from models.benchmark import training_steps as training
 from models.benchmark.curve import draw_curve
 from models.benchmark.dense_engines import DenseTorch
-from models.benchmark.energy import joules_a_run, open_meter
+from models.benchmark.energy import joules_per_run, open_meter
 from models.benchmark.markdown_table import draw_table
 from models.benchmark.subject import Subject
 from models.benchmark.suite import OWN_ROUTING, PUBLIC_CODE, Measurement, run_suite
@@ -83,7 +83,7 @@ def test_energy_is_the_meters_difference_over_the_runs() -> None:
     def run() -> None:
         drawn[0] += 0.25
 
-    assert joules_a_run(run, lambda: drawn[0], span_s=0.01) == pytest.approx(0.25)
+    assert joules_per_run(run, lambda: drawn[0], span_s=0.01) == pytest.approx(0.25)
     assert open_meter("cpu") is None
 
 

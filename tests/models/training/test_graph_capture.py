@@ -1,4 +1,4 @@
-"""Training's recorded steps, where there is no GPU to replay them: what is recorded, and how it is fed."""
+"""Capture training steps as CUDA graphs, with substitutes for streams and graphs on the CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.architectures import find_architecture
-from models.benchmark import captured_steps as recorded
+from models.benchmark import captured_steps
 from models.benchmark.gpu_checks import check_training
 from models.training.graph_capture import WARM_UP_RUNS, CapturedStep
 from models.training.objective import Step
@@ -22,86 +22,86 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES: list[Stage] = ["plain", "sp", "hrl"]
 
 
-class Replayed:
-    """Stands for a graph where there are none: it counts its replays."""
+class FakeGraph:
+    """A substitute for a CUDA graph that counts its replays."""
 
-    recordings: list["Replayed"]
+    captures: list["FakeGraph"]
 
     def __init__(self) -> None:
         self.replays = 0
-        Replayed.recordings.append(self)
+        FakeGraph.captures.append(self)
 
     def replay(self) -> None:
         self.replays += 1
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
-    """Let CUDA's streams and graphs be had on the CPU; a replay does nothing but count."""
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
+    """Replace CUDA's streams and graphs by substitutes on the CPU."""
 
     class Stream:
         def __init__(self, *_: object) -> None: ...
         def wait_stream(self, _: object) -> None: ...
 
     @contextmanager
-    def recording(graph: Replayed, stream: Stream) -> Iterator[None]:
+    def capture(graph: FakeGraph, stream: Stream) -> Iterator[None]:
         assert isinstance(stream, Stream) and graph.replays == 0
         yield
 
-    Replayed.recordings = []
+    FakeGraph.captures = []
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Replayed)
-    monkeypatch.setattr(torch.cuda, "graph", recording)
-    return Replayed.recordings
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    return FakeGraph.captures
 
 
-def test_a_step_is_recorded_once_and_fed_through_buffers(graphs: list[Replayed]) -> None:
+def test_a_step_is_captured_once_and_reads_buffers(graphs: list[FakeGraph]) -> None:
     network = nn.BatchNorm1d(2)
     given: list[tuple[Tensor | None, ...]] = []
 
-    def descend(*inputs: Tensor | None) -> Step:
+    def run_step(*inputs: Tensor | None) -> Step:
         given.append(inputs)
         assert inputs[0] is not None
         loss = network(inputs[0]).sum()
         return Step(loss, loss, loss)
 
-    recorded_step = CapturedStep(network, descend)
+    captured_step = CapturedStep(network, run_step)
     first, second = torch.randn(4, 2), torch.randn(4, 2)
-    step = recorded_step(first, None)
-    assert recorded_step(second, None) is step
+    step = captured_step(first, None)
+    assert captured_step(second, None) is step
     assert len(graphs) == 1 and graphs[0].replays == 2
-    # Called to settle and to be recorded, never with what it was given itself, and not again.
+    # The function ran for the warm-up and for the capture, always on the buffers.
     assert len(given) == WARM_UP_RUNS + 1
     buffers = {id(inputs[0]) for inputs in given}
     assert len(buffers) == 1 and id(first) not in buffers
     assert torch.equal(given[-1][0], second) and given[-1][1] is None  # type: ignore[arg-type]
 
 
-def test_settling_leaves_batch_norms_statistics_as_they_were(graphs: list[Replayed]) -> None:
+def test_the_warm_up_keeps_the_statistics_of_batch_norm(graphs: list[FakeGraph]) -> None:
     network = find_architecture("cifar10_rnn_gate_38").build().train()
     recipe = find_recipe("distilled", "sp")
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    recorded_step = CapturedStep(
+    captured_step = CapturedStep(
         network, make_forward_backward(network, recipe, torch.device("cpu"), False, masked=True)
     )
-    recorded_step(torch.randn(4, 3, 32, 32), torch.arange(4), torch.tensor(0.5), None, torch.randn(4, 10))
+    captured_step(torch.randn(4, 3, 32, 32), torch.arange(4), torch.tensor(0.5), None, torch.randn(4, 10))
     assert graphs[0].replays == 1
     for name, buffer in network.named_buffers():
         assert torch.equal(buffer, before[name]), name
 
 
-def test_what_is_to_skip_is_not_recorded() -> None:
+def test_a_step_that_skips_is_not_captured() -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     for stage in STAGES:
         recipe = find_recipe("distilled", stage)
         assert is_captured(recipe, cuda) and not is_captured(recipe, cpu)
-        # SP and the dense network take their batch's statistics, masked or not.
+        # SP and plain training use the statistics of the batch, masked or not.
         assert is_captured(replace(recipe, statistics="executed"), cuda) == (stage != "hrl")
 
 
-def test_hybrid_learning_masked_learns_as_it_does_skipping() -> None:
+def test_masked_hrl_has_the_gradients_of_skipping_hrl() -> None:
     torch.manual_seed(0)
     network = find_architecture("cifar10_rnn_gate_38").build().train()
     freeze_statistics(network)
@@ -111,7 +111,7 @@ def test_hybrid_learning_masked_learns_as_it_does_skipping() -> None:
     found = []
     for masked in (True, False):
         step = make_forward_backward(network, recipe, torch.device("cpu"), False, masked=masked)(*batch)
-        found.append((step.loss.item(), recorded.gradients(network)))
+        found.append((step.loss.item(), captured_steps.gradients(network)))
     (loss, gradients), (expected_loss, expected) = found
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     largest = max(float(each.abs().max()) for each in expected.values())
@@ -120,23 +120,23 @@ def test_hybrid_learning_masked_learns_as_it_does_skipping() -> None:
 
 
 @pytest.mark.parametrize("off", [0.0, 0.01])
-def test_a_recorded_step_that_learns_otherwise_is_found(off: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Called:
-        def __init__(self, network: nn.Module, descend: object) -> None:
-            self.network, self.descend = network, descend
+def test_a_captured_step_with_other_gradients_is_found(off: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Uncaptured:
+        def __init__(self, network: nn.Module, run_step: object) -> None:
+            self.network, self.run_step = network, run_step
 
         def __call__(self, *inputs: Tensor | None) -> Step:
-            step: Step = self.descend(*inputs)  # type: ignore[operator]
+            step: Step = self.run_step(*inputs)  # type: ignore[operator]
             for parameter in self.network.parameters():
                 if parameter.grad is not None:
                     parameter.grad *= 1 + off
             return step
 
-    for name, value in (("CapturedStep", Called), ("BATCH", 4), ("SECONDS", 0.0)):
-        monkeypatch.setattr(recorded, name, value)
+    for name, value in (("CapturedStep", Uncaptured), ("BATCH", 4), ("SECONDS", 0.0)):
+        monkeypatch.setattr(captured_steps, name, value)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     checks = list(check_training("cpu"))
-    assert [check.engine for check in checks] == [f"{stage}, recorded" for stage in STAGES]
+    assert [check.engine for check in checks] == [f"{stage}, captured" for stage in STAGES]
     for check in checks:
         assert check.passed == (off == 0), check
         assert f"gradients within {off or 0:.1e}" in check.found

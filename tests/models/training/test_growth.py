@@ -1,4 +1,4 @@
-"""A deeper network grown from a trained one: it begins with the same answers, and with blocks that add nothing."""
+"""Depth growth: the grown network has the same output as the one that it starts from."""
 
 import re
 from dataclasses import replace
@@ -30,7 +30,7 @@ from tests.models.training.interruption import quiet
 
 TRAINED = find_version(SHIPPED, "cifar10_resnet_38", None)
 OLD = {group + 2 * index for group in (0, 12, 24) for index in range(6)}
-"""Blocks of a network of 74 layers that stand where one of 38 has its own."""
+"""Blocks of a network of 74 layers that come from the one of 38 layers."""
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +51,20 @@ def grown(trained: SkipNet, name: str) -> SkipNet:
 
 
 @torch.no_grad()
-def answers_along(network: SkipNet, executed: set[int], images: Tensor) -> Tensor:
+def logits_along(network: SkipNet, executed: set[int], images: Tensor) -> Tensor:
     logits: Tensor = network(images, lambda index, logit: torch.full_like(logit, float(index + 1 in executed)))[0]
     return logits
 
 
-@pytest.mark.parametrize("executed", [set(range(36)), OLD], ids=["all blocks", "those it grew from"])
-def test_a_grown_network_answers_as_the_one_it_grew_from(trained: SkipNet, executed: set[int]) -> None:
+@pytest.mark.parametrize("executed", [set(range(36)), OLD], ids=["all blocks", "original blocks"])
+def test_a_grown_network_has_the_same_output(trained: SkipNet, executed: set[int]) -> None:
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     deeper = grown(trained, "cifar10_rnn_gate_74")
-    assert torch.equal(answers_along(deeper, executed, images), answers_along(trained, set(), images))
-    assert not torch.equal(answers_along(deeper, executed - {2}, images), answers_along(trained, set(), images))
+    assert torch.equal(logits_along(deeper, executed, images), logits_along(trained, set(), images))
+    assert not torch.equal(logits_along(deeper, executed - {2}, images), logits_along(trained, set(), images))
 
 
-def test_what_was_added_learns(trained: SkipNet) -> None:
+def test_new_blocks_get_gradients(trained: SkipNet) -> None:
     deeper = grown(trained, "cifar10_resnet_74")
     logits, _ = deeper(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     logits.square().sum().backward()
@@ -82,19 +82,19 @@ def test_what_was_added_learns(trained: SkipNet) -> None:
         ("imagenet_resnet_18", "cifar10_resnet_74"),
     ],
 )
-def test_what_cannot_grow_is_said(name: str, deeper: str) -> None:
+def test_impossible_growth_is_refused(name: str, deeper: str) -> None:
     architecture = find_architecture(name)
     with pytest.raises(UserError, match=f"{name} does not grow into {deeper}"):
         grow(architecture.build(), architecture, find_architecture(deeper))
 
 
-def test_a_grown_row_starts_from_the_network_of_fewer_layers(plan: Plan) -> None:
+def test_a_row_with_depth_growth_starts_from_the_shallower_network(plan: Plan) -> None:
     row = find_row("grown-40", "short")
     [(found, seed)] = plan.runs(["grown-40"], [1])
     assert found == row
     with pytest.raises(UserError, match="run the same command with --depth 38 --rows plain-distilled first"):
         reproduce(plan, row, seed, save_every=300, show=never)
-    with pytest.raises(UserError, match="grown-40 grows from 38 layers: ask for more with --depth, say 110"):
+    with pytest.raises(UserError, match="grown-40 grows from 38 layers: choose a larger --depth, such as 110"):
         reproduce(replace(plan, depth=38), row, seed, save_every=300, show=never)
     folder = plan.shared.output / "cifar10_38" / "short" / "plain-distilled-0" / "plain"
     folder.parent.mkdir(parents=True)
@@ -108,20 +108,20 @@ def test_a_grown_row_starts_from_the_network_of_fewer_layers(plan: Plan) -> None
         reproduce(replace(plan, start=TRAINED), tried, seed, save_every=300, show=never)
 
 
-def test_a_dense_network_grows_without_gates_too(plan: Plan, trained: SkipNet) -> None:
+def test_a_network_without_gates_can_grow(plan: Plan, trained: SkipNet) -> None:
     options = replace(plan.shared, arch="cifar10_resnet_74", stages=("plain",), recipe="short", init=TRAINED, batch=8)
     network = make_job(options).network.eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert len(network.blocks) == 36
-    assert torch.equal(answers_along(network, set(), images), answers_along(trained, set(), images))
+    assert torch.equal(logits_along(network, set(), images), logits_along(trained, set(), images))
 
 
-def test_the_stages_behind_a_grown_network_are_told_with_their_networks(plan: Plan, trained: SkipNet) -> None:
+def test_the_card_names_the_network_of_each_stage(plan: Plan, trained: SkipNet) -> None:
     options = replace(replace(plan, start=TRAINED).options(find_row("grown-40", "short"), 0), batch=8)
     job = make_job(options)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     every = set(range(36))
-    assert torch.equal(answers_along(job.network.eval(), every, images), answers_along(trained, every, images))
+    assert torch.equal(logits_along(job.network.eval(), every, images), logits_along(trained, every, images))
     config = read_checkpoint(TRAINED).config
     stages = [*job.earlier, stage_summary(job.recipes[0])]
     grew = config.model_copy(

@@ -57,7 +57,7 @@ def job_in(folder: Path) -> Job:
 
 
 def signal_before(number: int, step: int) -> Callable[[Iterator[int]], Iterator[int]]:
-    """Return a wrapper of steps that sends this process a signal before a step of the first epoch."""
+    """Return a wrapper of the steps that sends a signal to this process before step ``step``."""
 
     def show(steps: Iterator[int]) -> Iterator[int]:
         for each in steps:
@@ -84,14 +84,14 @@ def test_a_signal_saves_the_state_and_the_run_resumes(tmp_path: Path, number: si
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_a_second_signal_is_not_held_back() -> None:
+def test_a_second_signal_ends_the_process_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.number == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_command_that_resumes_is_printed(
+def test_the_resume_command_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["skipnet", "train", "--output", "my run"])

@@ -1,4 +1,4 @@
-"""Training on a few synthetic images: what it computes, and that it resumes where it stopped."""
+"""The training loop on a few synthetic images."""
 
 import json
 from collections.abc import Callable
@@ -73,7 +73,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
 
 
 @pytest.mark.parametrize("kill_at", [4, 13])
-def test_a_killed_run_resumes_to_the_very_same_weights(job: Job, tmp_path: Path, kill_at: int) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(job: Job, tmp_path: Path, kill_at: int) -> None:
     fresh = {key: value.clone() for key, value in job.network.state_dict().items()}
     whole = train(replace(job, folder=tmp_path / "whole"), resume=False, save_every=0, show=quiet)
 
@@ -85,7 +85,7 @@ def test_a_killed_run_resumes_to_the_very_same_weights(job: Job, tmp_path: Path,
         train(job, resume=False, save_every=0, show=KilledAfter(kill_at))
     with log.open("a") as file:
         file.write('{"stage": "an epoch that is to be done again')
-    # Another process: nothing but the state file carries over.
+    # As in another process, only the state file is kept.
     again = replace(job, network=find_architecture("cifar10_rnn_gate_38").build())
     resumed = train(again, resume=True, save_every=0, show=quiet)
 
@@ -96,7 +96,7 @@ def test_a_killed_run_resumes_to_the_very_same_weights(job: Job, tmp_path: Path,
     assert stages == ["sp", "sp", "hrl"]
 
 
-def test_measuring_leaves_each_module_in_its_mode(job: Job) -> None:
+def test_validation_keeps_the_mode_of_each_module(job: Job) -> None:
     network = job.network.train()
     freeze = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for module in freeze:
@@ -141,7 +141,7 @@ def test_a_damaged_or_foreign_state_says_what_to_do(job: Job) -> None:
             train(job, resume=True, save_every=300, show=quiet)
 
 
-def test_an_unfinished_run_is_not_begun_anew_by_mistake(job: Job) -> None:
+def test_an_unfinished_run_is_not_overwritten(job: Job) -> None:
     with pytest.raises(Killed):
         train(job, resume=False, save_every=0, show=KilledAfter(8))
     log, state = job.folder / "log.jsonl", job.folder / "state.pt"
@@ -153,7 +153,7 @@ def test_an_unfinished_run_is_not_begun_anew_by_mistake(job: Job) -> None:
     assert (log.read_bytes(), state.read_bytes()) == before
 
 
-def test_a_finished_run_and_a_damaged_state_make_way_for_another(job: Job) -> None:
+def test_a_finished_run_and_a_damaged_state_are_overwritten(job: Job) -> None:
     first, second = ([replace(recipe, epochs=1)] for recipe in job.recipes)
     train(replace(job, recipes=first), resume=False, save_every=300, show=quiet)
     train(replace(job, recipes=second), resume=False, save_every=300, show=quiet)
@@ -162,7 +162,7 @@ def test_a_finished_run_and_a_damaged_state_make_way_for_another(job: Job) -> No
     train(replace(job, recipes=second), resume=False, save_every=300, show=quiet)
 
 
-def test_a_run_that_begins_anew_does_not_go_on_as_the_finished_one_before(job: Job) -> None:
+def test_a_new_run_does_not_resume_from_a_finished_one(job: Job) -> None:
     short = replace(job, recipes=[replace(job.recipes[0], epochs=1)])
     train(short, resume=False, save_every=300, show=quiet)
     with pytest.raises(Killed):
@@ -173,20 +173,20 @@ def test_a_run_that_begins_anew_does_not_go_on_as_the_finished_one_before(job: J
     assert again.taken == 1
 
 
-def test_shares_are_of_the_routes_that_a_stage_computes(job: Job) -> None:
+def test_the_logged_computation_is_that_of_the_sampled_routes(job: Job) -> None:
     recipes = [replace(recipe, samples=4, epochs=1, gate_bias_init=20.0) for recipe in job.recipes]
     train(replace(job, recipes=recipes), resume=False, save_every=300, show=quiet)
     rows = [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
     assert [row["train_computation"] for row in rows] == [1.0, 1.0]
 
 
-def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no GPU here: leave out --device cuda"):
         make_job(JobOptions("cifar10_rnn_gate_38", "cifar10", Path("run"), Path("nowhere"), device="cuda"))
 
 
-def test_a_diverging_run_stops_and_says_so(job: Job) -> None:
+def test_a_diverging_run_stops_with_an_error(job: Job) -> None:
     diverging = replace(job, recipes=[replace(job.recipes[0], rate=1e4)])
     with pytest.raises(UserError, match=r"the loss of sp, epoch \d, is (nan|inf): .* another --output"):
         train(diverging, resume=False, save_every=300, show=quiet)
@@ -194,7 +194,7 @@ def test_a_diverging_run_stops_and_says_so(job: Job) -> None:
 
 
 @pytest.mark.parametrize("statistics", ["frozen", "executed", "re-estimated"])
-def test_a_stage_takes_batch_norms_statistics_as_its_recipe_says(
+def test_the_recipe_chooses_the_statistics_of_batch_norm(
     job: Job, statistics: Literal["frozen", "executed", "re-estimated"]
 ) -> None:
     before = job.network.state_dict()["stem.1.running_mean"].clone()
@@ -207,18 +207,18 @@ def test_a_stage_takes_batch_norms_statistics_as_its_recipe_says(
 
 
 @pytest.mark.parametrize("stage", [0, 1], ids=["sp", "hrl"])
-def test_gates_alone_learn_where_a_recipe_says_so(job: Job, stage: int) -> None:
+def test_freeze_backbone_trains_the_gates_only(job: Job, stage: int) -> None:
     before = {name: tensor.clone() for name, tensor in job.network.state_dict().items()}
     alone = replace(job.recipes[stage], freeze_backbone=True, statistics="re-estimated", iterations=3, rate=0.1)
     train(replace(job, recipes=[alone]), resume=False, save_every=300, show=quiet)
     learned = {name for name, tensor in job.network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name.split(".")[0] for name in learned} == {"gates", "controller"}
-    # What comes after it learns all of it again.
+    # A later stage trains the whole network again.
     train(replace(job, recipes=[replace(alone, freeze_backbone=False)]), resume=False, save_every=300, show=quiet)
     assert not torch.equal(job.network.head.weight, before["head.weight"])
 
 
-def test_gates_that_are_not_there_cannot_learn_alone() -> None:
+def test_freeze_backbone_needs_gates() -> None:
     options = JobOptions(
         "cifar10_resnet_38", "cifar10", Path("run"), Path("nowhere"), changes={"freeze_backbone": True}
     )
@@ -234,7 +234,7 @@ def test_soft_gates_scale_the_block_by_their_probability() -> None:
     step = supervised_step(
         network, images, labels, torch.tensor(1.0), replace(find_recipe("short", "sp"), gates="soft")
     )
-    # Fresh gates are undecided: each block counts about half, where hard gates would give a whole number.
+    # New gates have probabilities near 0.5, so each block counts about half. Hard gates would give a whole number.
     executed = 18 * step.computation - 4
     assert 0.3 * 68 < executed < 0.7 * 68
     assert abs(float(executed) - round(float(executed))) > 1e-4
@@ -252,7 +252,7 @@ def test_supervised_gates_are_hard_forward_and_soft_backward() -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38"])
-def test_the_bias_opens_and_shuts_every_gate(name: str) -> None:
+def test_the_gate_bias_executes_or_skips_every_block(name: str) -> None:
     network = find_architecture(name).build().eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -262,16 +262,16 @@ def test_the_bias_opens_and_shuts_every_gate(name: str) -> None:
         assert network(images)[1].decisions.all()
 
 
-def test_the_papers_schedule() -> None:
+def test_the_schedule_of_the_paper() -> None:
     recipe = find_recipe("paper", "sp")
     rates = [learning_rate(recipe, step, 64_000) for step in (0, 399, 400, 31_999, 32_000, 47_999, 48_000)]
     assert rates == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.01, 0.001])
 
 
-def test_the_computation_targets_fall_between_a_fifth_and_three_fifths() -> None:
+def test_target_rates_are_annealed_between_a_fifth_and_three_fifths() -> None:
     recipe = find_recipe("budget", "sp")
-    fallen = [annealing_progress(recipe, step, 100) for step in (0, 20, 40, 60, 99)]
-    assert fallen == pytest.approx([0, 0, 0.5, 1, 1])
+    progress = [annealing_progress(recipe, step, 100) for step in (0, 20, 40, 60, 99)]
+    assert progress == pytest.approx([0, 0, 0.5, 1, 1])
     at_once = replace(recipe, target_annealing=(0.1, 0.1))
     assert [annealing_progress(at_once, step, 100) for step in (0, 9, 10, 99)] == [0, 0, 1, 1]
 
@@ -286,7 +286,7 @@ def test_order_and_augmentation_depend_on_seed_epoch_and_step_only(images: tuple
     assert not torch.equal(torch.rand(4, generator=generator(3, 1, 2)), torch.rand(4, generator=generator(3, 2, 1)))
 
 
-def test_an_image_counts_once_however_many_routes_are_sampled(job: Job) -> None:
+def test_an_image_with_several_sampled_routes_counts_once(job: Job) -> None:
     progress = Progress()
     progress.add(Step(torch.tensor(1.0), torch.tensor(8), torch.tensor(8)), 8 * job.recipes[1].samples, 2.0, 2.0)
     job.folder.mkdir()
@@ -294,15 +294,15 @@ def test_an_image_counts_once_however_many_routes_are_sampled(job: Job) -> None:
     assert (job.recipes[1].samples, row["images_per_second"], row["train_accuracy"]) == (2, 4.0, 0.5)
 
 
-def test_a_batch_too_small_for_every_rung_has_a_loss() -> None:
+def test_a_batch_smaller_than_the_operating_points_has_a_loss() -> None:
     network = find_architecture("cifar10_rnn_gate_38").build()
     images, labels = torch.randn(2, 3, 32, 32), torch.arange(2)
     for recipe in ("multi_budget", "adaptive"):
         assert supervised_step(network, images, labels, torch.tensor(1.0), find_recipe(recipe, "sp")).loss.isfinite()
 
 
-class Noted:
-    """A watcher that notes what it was told."""
+class RecordingWatcher:
+    """A watcher that stores its calls."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, int, int]] = []
@@ -317,10 +317,10 @@ class Noted:
         self.rows.append(row)
 
 
-def test_a_watcher_is_told_of_every_step_and_epoch(job: Job) -> None:
-    noted = Noted()
-    train(replace(job, recipes=job.recipes[:1]), resume=False, save_every=300, show=quiet, watcher=noted)
+def test_a_watcher_is_called_for_every_step_and_epoch(job: Job) -> None:
+    watcher = RecordingWatcher()
+    train(replace(job, recipes=job.recipes[:1]), resume=False, save_every=300, show=quiet, watcher=watcher)
     steps = 2 * IMAGES // BATCH
-    assert noted.steps == [(step, steps, BATCH) for step in range(1, steps + 1)]
-    assert noted.rows == [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
-    assert len(noted.rows) == 2
+    assert watcher.steps == [(step, steps, BATCH) for step in range(1, steps + 1)]
+    assert watcher.rows == [json.loads(line) for line in (job.folder / "log.jsonl").read_text().splitlines()]
+    assert len(watcher.rows) == 2

@@ -1,4 +1,4 @@
-"""Hybrid reinforcement learning: routes that are sampled and really skip, and what they are rewarded for."""
+"""Hybrid reinforcement learning: sampled routes, their gradients and their rewards."""
 
 from dataclasses import replace
 
@@ -22,8 +22,8 @@ from models.training.stages.skipping import run_executed
 from tests.models.engines.conftest import normalise_gate
 
 
-def lively(network: SkipNet, images: Tensor) -> SkipNet:
-    """Spread the gates' answers, so that a fresh network's routes differ between images."""
+def with_varied_gates(network: SkipNet, images: Tensor) -> SkipNet:
+    """Normalise the gates' outputs, so that the routes of a new network differ between images."""
     handles = [gate.register_forward_pre_hook(normalise_gate) for gate in network.gates]
     with torch.no_grad():
         network(images)
@@ -32,9 +32,9 @@ def lively(network: SkipNet, images: Tensor) -> SkipNet:
     return network
 
 
-def test_a_sampled_route_is_the_masked_forward_of_the_same_decisions() -> None:
+def test_a_sampled_route_has_the_output_of_the_masked_network() -> None:
     images = torch.randn(6, 3, 32, 32)
-    network = lively(find_architecture("cifar10_rnn_gate_38").build().eval(), images)
+    network = with_varied_gates(find_architecture("cifar10_rnn_gate_38").build().eval(), images)
     uniform = torch.rand(6, network.decision_count)
     logits, _, decisions = sampled_forward(network, images, uniform, run_executed)
     assert 0 < decisions.float().mean() < 1
@@ -54,11 +54,11 @@ def test_a_block_computes_only_the_images_that_execute_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38"])
-def test_the_gradient_of_a_compacted_route_is_the_masked_ones(name: str) -> None:
+def test_skipping_has_the_gradient_of_masking(name: str) -> None:
     torch.manual_seed(0)
     images, uniform = torch.randn(6, 3, 32, 32), torch.rand(6, 17)
-    network = lively(find_architecture(name).build().eval(), images)
-    # Blocks that none and that all of the images execute are among them.
+    network = with_varied_gates(find_architecture(name).build().eval(), images)
+    # No image executes one of the blocks, and all images execute another.
     uniform[:, 3], uniform[:, 4] = 2.0, -1.0
     network.train()
     freeze_statistics(network)
@@ -75,7 +75,7 @@ def test_the_gradient_of_a_compacted_route_is_the_masked_ones(name: str) -> None
         torch.testing.assert_close(found, expected, atol=1e-5 * largest, rtol=1e-3, msg=key)
 
 
-def test_what_gates_read_is_not_taught_by_them() -> None:
+def test_gates_send_no_gradient_into_the_backbone() -> None:
     network = find_architecture("cifar10_rnn_gate_38").build()
     uniform = torch.rand(4, network.decision_count)
     _, gate_logits, _ = sampled_forward(network, torch.randn(4, 3, 32, 32), uniform, run_executed)
@@ -85,7 +85,7 @@ def test_what_gates_read_is_not_taught_by_them() -> None:
     assert all(parameter.grad is not None for parameter in network.controller.parameters())
 
 
-def test_hybrid_learning_leaves_batch_norms_statistics_alone() -> None:
+def test_hrl_keeps_the_statistics_of_batch_norm() -> None:
     network = find_architecture("cifar10_rnn_gate_38").build()
     before = {key: value.clone() for key, value in network.named_buffers()}
     network.train()
@@ -95,7 +95,7 @@ def test_hybrid_learning_leaves_batch_norms_statistics_alone() -> None:
         assert torch.equal(value, before[key]), key
 
 
-def test_statistics_taken_anew_are_those_of_the_routes_and_only_of_blocks_that_run() -> None:
+def test_re_estimated_statistics_are_those_of_executed_blocks() -> None:
     images = torch.randn(32, 3, 32, 32)
     network = find_architecture("cifar10_rnn_gate_38").build()
     set_gate_bias(network, 5.0)
@@ -114,36 +114,36 @@ def test_statistics_taken_anew_are_those_of_the_routes_and_only_of_blocks_that_r
     assert stem.momentum == 0.1
 
 
-def test_pure_reinforcement_is_told_nothing_but_whether_the_class_was_right() -> None:
+def test_pure_reinforcement_learns_from_the_correctness_of_the_class_only() -> None:
     logits = torch.tensor([[2.0, 0.0], [2.0, 0.0]], requires_grad=True)
     recipe = replace(find_recipe("short", "hrl"), pure=True, samples=1, alpha=0.0)
     decisions = torch.tensor([[True], [False]])
     gates = torch.zeros(2, 1, requires_grad=True)
-    # The first image is called class 0, the second class 1; class 0 is right.
+    # The sampled classes are 0 for the first image and 1 for the second; class 0 is correct.
     loss = pure_loss(logits, torch.tensor([0, 0]), gates, decisions, recipe, torch.tensor([[0.1], [0.99]]))
     loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None and gates.grad is not None
     assert (logits.grad[:, 0] < 0).all() and (logits.grad[:, 1] > 0).all()
-    # Twice the advantage of the right one over the mean of the others, shared by both images.
+    # Twice the advantage of the correct image over the mean of the others, divided by the two images.
     torch.testing.assert_close(gates.grad, torch.tensor([[-0.5], [0.5]]))
 
 
-def test_returns_are_the_papers() -> None:
+def test_returns_are_those_of_the_paper() -> None:
     decisions = torch.tensor([[True, False, False]])
-    # alpha / 3 for each of the gates from here on that skips, less the image's loss.
+    # alpha / 3 for each gate from this one on that skips, minus the loss of the image.
     torch.testing.assert_close(returns(torch.tensor([2.0]), decisions, 0.3), torch.tensor([[-1.8, -1.8, -1.9]]))
 
 
-def test_the_baseline_takes_the_images_difficulty_out() -> None:
+def test_the_baseline_removes_the_difficulty_of_the_image() -> None:
     easy, hard = 0.1, 5.0
     gate_returns = torch.tensor([[-easy], [-hard], [-easy - 0.2], [-hard]])
     torch.testing.assert_close(advantages(gate_returns, samples=2), torch.tensor([[0.2], [0.0], [-0.2], [0.0]]))
 
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38"])
-def test_sharper_gates_decide_the_same_with_more_certainty(name: str) -> None:
+def test_scaled_gate_logits_keep_the_decisions(name: str) -> None:
     images = torch.randn(6, 3, 32, 32)
-    network = lively(find_architecture(name).build().eval(), images)
+    network = with_varied_gates(find_architecture(name).build().eval(), images)
     with torch.no_grad():
         for readout in readouts(network):
             readout.weight.mul_(0.1)

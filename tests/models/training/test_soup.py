@@ -1,4 +1,4 @@
-"""The mean of several networks: its weights, what it refuses, and how its card tells where it comes from."""
+"""Model soups: their weights, the networks that they refuse, and their card."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def write(folder: Path, seed: int, architecture: str = NAME, labels: int = 10, *
     return folder
 
 
-def test_every_weight_and_statistic_is_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_weight_and_statistic_of_a_soup_is_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [write(tmp_path / str(seed), seed) for seed in range(3)]
     main(["average", str(tmp_path / "mean"), *map(str, folders)])
     assert "the mean of 3 checkpoints" in capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_every_weight_and_statistic_is_the_mean(tmp_path: Path, capsys: pytest.C
     for name, value in mean.network.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, sum(state[name] for state in states) / 3, msg=name)
-    # What was measured of the first is not the mean's.
+    # Measurements of the first network do not hold for the soup.
     assert (mean.config.execute_threshold, mean.config.calibration, mean.config.evaluation) == (0.5, [], None)
 
 
@@ -63,22 +63,22 @@ def test_every_weight_and_statistic_is_the_mean(tmp_path: Path, capsys: pytest.C
         ({"validation_images": 5000}, "validation images is 1000 of one, 5000 of the other"),
     ],
 )
-def test_what_has_no_mean_is_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:
+def test_networks_that_differ_are_refused(tmp_path: Path, other: dict[str, Any], message: str) -> None:
     first, second = write(tmp_path / "first", 0), write(tmp_path / "second", 1, **other)
     with pytest.raises(UserError, match=message):
         make_soup([first, second], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
 
 
-def test_one_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["average", str(tmp_path / "mean"), str(write(tmp_path / "first", 0))])
     assert left.value.code == 1
     assert "two checkpoints or more: name another" in capsys.readouterr().err
 
 
-def test_its_commands_train_each_network_from_what_they_share(tmp_path: Path) -> None:
-    """The second shares SP and HRL, and goes on; the third shares SP alone. The mean is trained on."""
+def test_the_commands_train_the_shared_stages_once(tmp_path: Path) -> None:
+    """The second network continues after SP and HRL of the first, the third after SP. Then the soup is trained."""
     more, other = HRL | {"epochs": 8}, HRL | {"rate": 0.01}
     first, second = write(tmp_path / "first", 0), write(tmp_path / "second", 1, stages=[SP, HRL, more])
     third = write(tmp_path / "third", 2, stages=[SP, other])

@@ -1,4 +1,4 @@
-"""The loss of supervised pre-training: operating points, target rates by image, a teacher."""
+"""The loss of supervised pre-training: operating points, target rates per image, teacher logits."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from models.training.stages.supervised import (
 
 
 def gates_at(logit: float) -> SkipNet:
-    """Return a network whose every gate answers ``logit``, whatever the image."""
+    """Return a network whose gates have the logit ``logit`` for every image."""
     network = find_architecture("cifar10_rnn_gate_38").build()
     with torch.no_grad():
         for readout in readouts(network):
@@ -36,16 +36,16 @@ def gates_at(logit: float) -> SkipNet:
     return network
 
 
-def test_each_rung_of_the_dial_is_routed_at_its_own_threshold() -> None:
+def test_each_operating_point_has_its_own_threshold() -> None:
     recipe = replace(find_recipe("multi_budget", "sp"), distillation_weight=0.0, target_rate_weight=0.0)
     images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     # Thresholds 0, 0.2, 0.5 and 0.8 for 2, 2, 8 and 4 images: a probability of 0.4 executes on the first two points.
     step = supervised_step(gates_at(math.log(0.4 / 0.6)), images, labels, torch.tensor(1.0), recipe)
-    # Four images execute all 18 blocks, the other twelve the first alone.
+    # Four images execute all 18 blocks, the other twelve only the first.
     assert step.computation.item() == pytest.approx(4 + 12 / 18)
 
 
-def test_a_rung_at_threshold_1_skips_all_and_at_0_none() -> None:
+def test_threshold_1_skips_every_block_and_0_none() -> None:
     logits = torch.tensor([-3.0, 0.0, 3.0], requires_grad=True)
     for threshold, decided in ((0.0, [1, 1, 1]), (0.5, [0, 0, 1]), (1.0, [0, 0, 0])):
         decisions = straight_through(Limits.of(torch.full((3,), threshold)).logits)(0, logits)
@@ -54,34 +54,34 @@ def test_a_rung_at_threshold_1_skips_all_and_at_0_none() -> None:
         assert logits.grad is not None and logits.grad.isfinite().all()
 
 
-def test_a_rung_pays_for_what_lies_above_its_own_target() -> None:
+def test_an_operating_point_pays_for_the_excess_over_its_target_rate() -> None:
     images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     recipe = replace(find_recipe("multi_budget", "sp"), distillation_weight=0.0, target_rate_weight=1.0)
 
-    def cost(fallen: float) -> float:
+    def cost(annealing: float) -> float:
         torch.manual_seed(0)
-        paid = supervised_step(gates_at(0.1), images, labels, torch.tensor(fallen), recipe)
+        paid = supervised_step(gates_at(0.1), images, labels, torch.tensor(annealing), recipe)
         torch.manual_seed(0)
         costless = replace(recipe, target_rate_weight=0.0)
-        free = supervised_step(gates_at(0.1), images, labels, torch.tensor(fallen), costless)
+        free = supervised_step(gates_at(0.1), images, labels, torch.tensor(annealing), costless)
         return (paid.loss - free.loss).item()
 
     assert cost(0.0) == 0
-    # All of the operating points at 0, 0.2 and 0.5 execute everything; that at 0.8 only block 0, below its target.
+    # The images of thresholds 0, 0.2 and 0.5 execute every block; those of 0.8 only block 0, below their target rate.
     assert cost(1.0) == pytest.approx(0.25**2 / 8 + 0.5**2 / 2, rel=1e-4)
     assert cost(0.5) == pytest.approx(0.125**2 / 8 + 0.25**2 / 2, rel=1e-4)
 
 
 HALF = (1.0, -1.0) * 4
-"""Gates' logits of eight images, every other one of which skips."""
+"""Gate logits of eight images; every second image skips."""
 
 
 def gradients(block: Block, run: RunBlock, gates: Sequence[float] = HALF) -> tuple[Tensor, Tensor]:
-    """Return what eight images and their gates' logits get back through a block."""
+    """Return the gradients of eight images and of their gate logits through a block."""
     torch.manual_seed(0)
     images = torch.randn(8, 16, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
     logits = torch.tensor(gates, requires_grad=True)
-    # As in a network, what the block reads is not a leaf, and something else reads it too.
+    # As in a network, the input of the block is not a leaf and has another reader.
     read = images * 1.0
     out = run(block, read, straight_through(torch.zeros(8))(0, logits))
     ((out * torch.randn_like(out)).sum() + read.square().sum()).backward()  # type: ignore[no-untyped-call]
@@ -97,7 +97,7 @@ def block_of(number: int) -> Block:
 
 
 @pytest.mark.parametrize("number", [1, 6], ids=["identity", "projection"])
-def test_where_no_image_skips_gradients_are_the_masked_ones(number: int) -> None:
+def test_without_skipped_blocks_the_gradients_are_those_of_masking(number: int) -> None:
     block, none_skips = block_of(number).train(), (1.0,) * 8
     explored = gradients(block, partial(run_explored, random=torch.Generator().manual_seed(0)), none_skips)
     for found, expected in zip(explored, gradients(block, run_masked, none_skips), strict=True):
@@ -119,7 +119,7 @@ def test_batch_norm_learns_from_the_images_that_execute(gates: Sequence[float]) 
     assert all(module.training for module in block.modules())
 
 
-def test_exploring_takes_no_gradient_from_the_weights() -> None:
+def test_exploring_does_not_change_the_gradient_of_the_weights() -> None:
     def weights_gradient(share: float) -> Tensor:
         block, random = block_of(1).train(), torch.Generator().manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16):
@@ -132,8 +132,8 @@ def test_exploring_takes_no_gradient_from_the_weights() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 6], ids=["identity", "projection"])
-def test_the_gradient_of_explored_blocks_is_the_masked_ones_in_the_mean(number: int) -> None:
-    # As batch norm is when its statistics are frozen: no image tells of another.
+def test_the_mean_gradient_of_exploring_is_that_of_masking(number: int) -> None:
+    # With frozen statistics of batch norm, the images are independent.
     block = block_of(number).eval()
     of_images, of_gates = gradients(block, run_masked)
     random = torch.Generator().manual_seed(0)
@@ -141,14 +141,14 @@ def test_the_gradient_of_explored_blocks_is_the_masked_ones_in_the_mean(number: 
     for found, _ in drawn:
         torch.testing.assert_close(found, of_images, atol=1e-4, rtol=1e-3)
     each = torch.stack([found for _, found in drawn])
-    # Those that execute are known exactly; of those that skip one in four is, and counts four times.
+    # The gradient of executing images is exact. A quarter of the others is explored, with four times the weight.
     torch.testing.assert_close(each[:, ::2], of_gates[::2].expand(200, 4), atol=1e-4, rtol=1e-3)
     known = each[:, 1::2] != 0
     assert 0.18 < known.float().mean() < 0.32
     torch.testing.assert_close(each[:, 1::2], 4 * of_gates[1::2] * known, atol=1e-4, rtol=1e-3)
 
 
-def test_a_step_computes_the_blocks_that_skip_for_a_share_of_the_images_only() -> None:
+def test_a_step_explores_skipped_blocks_for_a_share_of_the_images() -> None:
     network, seen = gates_at(-1.0).train(), []
     for block in network.blocks[1:]:
         block.residual.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))  # type: ignore[union-attr]
@@ -162,7 +162,7 @@ def test_a_step_computes_the_blocks_that_skip_for_a_share_of_the_images_only() -
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
 
 
-def test_an_image_has_a_target_by_how_hard_its_teacher_finds_it() -> None:
+def test_the_target_rate_of_an_image_rises_with_the_loss_of_its_teacher() -> None:
     teacher = find_architecture("cifar10_resnet_38").build().eval()
     images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     recipe = replace(
@@ -176,29 +176,31 @@ def test_an_image_has_a_target_by_how_hard_its_teacher_finds_it() -> None:
     step = supervised_step(network, images, labels, torch.tensor(1.0), recipe, run_teacher(teacher, images))
     [pull] = torch.autograd.grad(step.loss, [routings[0].decisions])
     order = cross_entropy(run_teacher(teacher, images), labels, reduction="none").argsort()
-    # No gate lies above its limit: each image executes block 0 alone, below its target, the further the harder it is.
+    # No gate exceeds its limit: each image executes only block 0, which is below its target rate.
     expected = 2 * (1 / 18 - torch.linspace(0.25, 0.75, 16)) / 16 / 18
     assert torch.allclose(pull[order, 0], expected, atol=1e-6)
 
 
-def test_the_hardest_of_some_images_is_the_one_answered_worst() -> None:
-    answers = torch.tensor([[9.0, 0.0], [0.0, 0.0], [0.0, 9.0]])
-    assert difficulty_rank(answers, torch.zeros(3, dtype=torch.long)).tolist() == [0, 0.5, 1]
-    assert difficulty_rank(answers[:1], torch.zeros(1, dtype=torch.long)).tolist() == [0]
+def test_difficulty_is_ranked_by_the_loss_of_the_teacher() -> None:
+    teacher_logits = torch.tensor([[9.0, 0.0], [0.0, 0.0], [0.0, 9.0]])
+    assert difficulty_rank(teacher_logits, torch.zeros(3, dtype=torch.long)).tolist() == [0, 0.5, 1]
+    assert difficulty_rank(teacher_logits[:1], torch.zeros(1, dtype=torch.long)).tolist() == [0]
 
 
-def test_the_rungs_share_out_a_whole_batch() -> None:
+def test_the_operating_points_divide_the_whole_batch() -> None:
     for size in (1, 7, 64, 128):
         parts = point_slices(find_recipe("multi_budget", "sp").operating_points, size)
         assert [index for part in parts for index in range(part.start, part.stop)] == list(range(size))
 
 
-def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn() -> None:
+def test_a_student_with_the_logits_of_its_teacher_has_no_loss() -> None:
     teacher = find_architecture("cifar10_resnet_38").build().eval()
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     recipe = replace(find_recipe("multi_budget", "sp"), operating_points=(), distillation_weight=1.0)
-    none, answers = torch.tensor(0.0), run_teacher(teacher, images)
-    assert supervised_step(teacher, images, labels, none, recipe, answers).loss.item() == pytest.approx(0, abs=1e-5)
+    start, teacher_logits = torch.tensor(0.0), run_teacher(teacher, images)
+    assert supervised_step(teacher, images, labels, start, recipe, teacher_logits).loss.item() == pytest.approx(
+        0, abs=1e-5
+    )
     other = find_architecture("cifar10_resnet_38").build().eval()
-    assert supervised_step(other, images, labels, none, recipe, answers).loss > 1e-3
+    assert supervised_step(other, images, labels, start, recipe, teacher_logits).loss > 1e-3
     assert all(parameter.grad is None for parameter in teacher.parameters())

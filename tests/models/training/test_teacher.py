@@ -1,4 +1,4 @@
-"""A teacher and its answers: the wide networks, the files that they are kept in, and who learns from them."""
+"""Distillation teachers: their training, their files, and how students use them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -77,18 +77,18 @@ def teach_in(folder: Path, data: Path, epochs: int = 2, show: Show = quiet, netw
     return read_teacher_logits(folder / LOGITS_FILE, "cifar10", TRAIN, 10)
 
 
-def test_the_first_layer_makes_patches_white(data: Path) -> None:
+def test_the_first_layer_whitens_patches(data: Path) -> None:
     pixels, _ = read_source(ROW, "train", data).in_memory(32)
     images = normalise(pixels, ROW.mean, ROW.std)
     found = conv2d(images, whitening_filters(images)).permute(1, 0, 2, 3).flatten(1)
-    # The least of the patches' directions vary less than the noise that is added, and stay small.
+    # The directions of least variance vary less than the added noise, and stay small.
     covariance = found @ found.T / found.shape[1]
     assert covariance.diagonal().max() == pytest.approx(1, abs=0.02)
     assert covariance.diagonal().sort().values[2] > 0.8
     assert (covariance - covariance.diagonal().diag()).abs().max() < 1e-3
 
 
-def test_a_killed_teacher_goes_on_to_the_same_answers(data: Path, tmp_path: Path) -> None:
+def test_a_killed_teacher_resumes_to_the_same_logits(data: Path, tmp_path: Path) -> None:
     whole = teach_in(tmp_path / "whole", data)
     with pytest.raises(Killed):
         teach_in(tmp_path / "killed", data, show=KilledAfter(6))
@@ -96,56 +96,54 @@ def test_a_killed_teacher_goes_on_to_the_same_answers(data: Path, tmp_path: Path
     assert torch.equal(teach_in(tmp_path / "killed", data), whole)
     given = (tmp_path / "killed" / LOGITS_FILE).stat()
     assert torch.equal(teach_in(tmp_path / "killed", data), whole)
-    assert (tmp_path / "killed" / LOGITS_FILE).stat() == given  # A finished run answers no second time.
+    assert (tmp_path / "killed" / LOGITS_FILE).stat() == given  # A finished run does not compute the logits again.
     with pytest.raises(UserError, match="epochs=2"):
         teach_in(tmp_path / "killed", data, epochs=3)
     assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_teacher_learns_the_images_that_it_trains_on(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_teacher_fits_its_training_images(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_training, "RATE", 0.05)
-    answers = teach_in(tmp_path, data, epochs=20)
+    logits = teach_in(tmp_path, data, epochs=20)
     source = read_source(ROW, "train", data)
     _, labels = source.in_memory(32)
     train, _ = split_positions(source, HELD_OUT)
-    assert (answers[train].argmax(1) == labels[train]).float().mean() > 0.9
+    assert (logits[train].argmax(1) == labels[train]).float().mean() > 0.9
 
 
-def test_a_teacher_that_diverges_says_so(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_teacher_is_an_error(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_training, "RATE", 1e30)
     with pytest.raises(UserError, match=r"the loss of the teacher, epoch \d, is (nan|inf)"):
         teach_in(tmp_path, data)
     assert not (tmp_path / LOGITS_FILE).exists()
 
 
-def test_too_few_images_for_a_teacher_are_said(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_images_for_a_teacher_are_an_error(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_training, "BATCH", 33)
     with pytest.raises(UserError, match="32 training images don't fill a teacher's batch of 33"):
         teach_in(tmp_path, data)
 
 
-def test_a_teacher_answers_alike_for_an_image_and_its_mirror(data: Path) -> None:
+def test_the_logits_of_a_teacher_ignore_mirroring(data: Path) -> None:
     pixels, _ = read_source(ROW, "train", data).in_memory(32)
     network = TeacherNetwork(10).eval()
     network.whiten(normalise(pixels, ROW.mean, ROW.std))
-    answers = compute_teacher_logits(network, pixels, ROW)
-    torch.testing.assert_close(answers, compute_teacher_logits(network, pixels.flip(3), ROW))
+    logits = compute_teacher_logits(network, pixels, ROW)
+    torch.testing.assert_close(logits, compute_teacher_logits(network, pixels.flip(3), ROW))
     with torch.no_grad():
         alone = network(normalise(pixels, ROW.mean, ROW.std))
-    assert not torch.allclose(answers, alone)
+    assert not torch.allclose(logits, alone)
 
 
-def test_answers_of_other_images_are_refused(tmp_path: Path) -> None:
+def test_logits_of_other_images_are_refused(tmp_path: Path) -> None:
     file = tmp_path / LOGITS_FILE
-    answers = torch.randn(7, 10)
-    write_teacher_logits(file, answers, "cifar10", "small")
-    torch.testing.assert_close(read_teacher_logits(file, "cifar10", 7, 10), answers, atol=1e-2, rtol=1e-3)
+    logits = torch.randn(7, 10)
+    write_teacher_logits(file, logits, "cifar10", "small")
+    torch.testing.assert_close(read_teacher_logits(file, "cifar10", 7, 10), logits, atol=1e-2, rtol=1e-3)
     for dataset, images, classes in (("svhn", 7, 10), ("cifar10", 8, 10), ("cifar10", 7, 100)):
         with pytest.raises(UserError, match="holds logits for 7 images of cifar10 in 10 classes"):
             read_teacher_logits(file, dataset, images, classes)
-    write_teacher_logits(file, answers.log(), "cifar10", "small")
+    write_teacher_logits(file, logits.log(), "cifar10", "small")
     with pytest.raises(UserError, match="holds NaN or infinity"):
         read_teacher_logits(file, "cifar10", 7, 10)
     file.write_bytes(b"half a file")
@@ -153,12 +151,10 @@ def test_answers_of_other_images_are_refused(tmp_path: Path) -> None:
         read_teacher_logits(file, "cifar10", 7, 10)
 
 
-def test_each_image_is_judged_by_the_answer_to_itself(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_image_gets_its_own_teacher_logits(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = read_source(ROW, "train", data)
     _, labels = source.in_memory(32)
-    # A teacher that is always right: what a step is told must be its own labels.
+    # This teacher is always correct, so the classes of its logits must be the labels of the batch.
     write_teacher_logits(tmp_path / LOGITS_FILE, torch.nn.functional.one_hot(labels, 10).float(), "cifar10", "small")
     options = JobOptions(
         "cifar10_rnn_gate_38", "cifar10", tmp_path / "run", data, stages=("sp",), recipe="multi_budget",
@@ -173,22 +169,22 @@ def test_each_image_is_judged_by_the_answer_to_itself(
     monkeypatch.setattr(training_step, "supervised_step", watched)
     train(make_job(options), resume=False, save_every=300, show=quiet)
     assert len(seen) == 3
-    for of, answers in seen:
-        assert isinstance(of, Tensor) and isinstance(answers, Tensor)
-        assert torch.equal(answers.argmax(1), of)
+    for of, logits in seen:
+        assert isinstance(of, Tensor) and isinstance(logits, Tensor)
+        assert torch.equal(logits.argmax(1), of)
 
 
-def test_a_wide_network_is_kept_and_read_again(data: Path, tmp_path: Path) -> None:
-    answers = teach_in(tmp_path, data, network="large")
+def test_a_teacher_network_is_written_and_read(data: Path, tmp_path: Path) -> None:
+    logits = teach_in(tmp_path, data, network="large")
     network = read_teacher(tmp_path / TEACHER_FILE, "cifar10", 10)
     assert network.head.in_features == 2 * TeacherNetwork(10).head.in_features and not network.training
     pixels, _ = read_source(ROW, "train", data).in_memory(32)
-    torch.testing.assert_close(compute_teacher_logits(network, pixels, ROW), answers, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(compute_teacher_logits(network, pixels, ROW), logits, atol=1e-2, rtol=1e-2)
     with pytest.raises(UserError, match="network='large'"):
         teach_in(tmp_path, data, network="small")
 
 
-def test_a_wide_network_of_other_images_is_refused(tmp_path: Path) -> None:
+def test_a_teacher_of_another_data_set_is_refused(tmp_path: Path) -> None:
     file = tmp_path / TEACHER_FILE
     write_teacher(file, TeacherNetwork(10), "cifar10", "small")
     for dataset, classes in (("svhn", 10), ("cifar10", 100)):
@@ -200,7 +196,7 @@ def test_a_wide_network_of_other_images_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["plain", "sp", "hrl"])
-def test_a_wide_network_is_asked_about_each_image_as_it_is_seen(
+def test_an_online_teacher_gets_the_augmented_images(
     stage: Stage, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teach_in(tmp_path, data, network="large")
@@ -211,68 +207,68 @@ def test_a_wide_network_is_asked_about_each_image_as_it_is_seen(
     )  # fmt: skip
     job = make_job(options)
     assert isinstance(job.teacher, TeacherNetwork)
-    asked, seen = [], []
-    job.teacher.register_forward_hook(lambda _, given, answers: asked.append((given[0], answers)))
-    judge, take = objective.distillation_loss, type(job.network).forward
+    teacher_calls, seen = [], []
+    job.teacher.register_forward_hook(lambda _, given, logits: teacher_calls.append((given[0], logits)))
+    distillation_loss, student_forward = objective.distillation_loss, type(job.network).forward
 
-    def judged(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-        seen.append(answers)
-        return judge(logits, answers, temperature)
+    def observed_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        seen.append(teacher_logits)
+        return distillation_loss(logits, teacher_logits, temperature)
 
     def forward(network: SkipNet, images: Tensor, *rest: object, **more: object) -> object:
         if network.training:
             trained.append(images)
-        return take(network, images, *rest, **more)  # type: ignore[arg-type]
+        return student_forward(network, images, *rest, **more)  # type: ignore[arg-type]
 
     trained: list[Tensor] = []
-    monkeypatch.setattr(objective, "distillation_loss", judged)
+    monkeypatch.setattr(objective, "distillation_loss", observed_loss)
     monkeypatch.setattr(SkipNet, "forward", forward)
     folder = train(job, resume=False, save_every=300, show=quiet)
-    assert len(asked) == len(seen) == len(trained) == 3
-    for (images, answers), judged_by, learned_from in zip(asked, seen, trained, strict=True):
-        torch.testing.assert_close(judged_by[: len(images)], answers.float())
-        torch.testing.assert_close(learned_from[: len(images)], images)
+    assert len(teacher_calls) == len(seen) == len(trained) == 3
+    for (images, logits), used_logits, student_images in zip(teacher_calls, seen, trained, strict=True):
+        torch.testing.assert_close(used_logits[: len(images)], logits.float())
+        torch.testing.assert_close(student_images[: len(images)], images)
         assert images.std() < 0.95 * job.batches(job.recipes[0]).epoch(0).__next__()[0].std()
-    (told,) = read_config(folder).training["stages"]
-    assert told["teacher"] == "large" and told["mixup"] == 1.0
+    (stage_record,) = read_config(folder).training["stages"]
+    assert stage_record["teacher"] == "large" and stage_record["mixup"] == 1.0
 
 
-def test_a_wide_teacher_of_other_options_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_teacher_of_other_options_is_refused(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
     teach_in(tmp_path / "cifar10_teacher_small", data, epochs=2)
     with pytest.raises(UserError, match=r"state.pt belongs to a run with .*epochs=2"):
         reproduce(plan, tiny("plain-distilled"), 0, save_every=300, show=quiet)
-    # Of a teacher that came without its state nothing is known.
+    # The options of a teacher without a state file are unknown.
     (tmp_path / "cifar10_teacher_small" / "state.pt").unlink()
     assert make_job(replace(plan.options(tiny("plain-distilled"), 0), init=None, limit=24)).teacher is not None
 
 
-def test_a_row_of_a_wider_teacher_trains_that_first(data: Path, tmp_path: Path) -> None:
+def test_a_row_with_the_large_teacher_trains_it_first(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
     assert (
         plan.options(find_row("distilled-long-hrl-half", "short"), 0).teacher
         == tmp_path / "cifar10_teacher_large" / LOGITS_FILE
     )
-    asked = plan.options(find_row("distilled-long", "short"), 0).teacher
-    assert asked == tmp_path / "cifar10_teacher_large" / TEACHER_FILE
+    teacher = plan.options(find_row("distilled-long", "short"), 0).teacher
+    assert teacher == tmp_path / "cifar10_teacher_large" / TEACHER_FILE
     reproduce(plan, tiny("distilled-long"), 0, save_every=300, show=quiet)
-    assert read_teacher(asked, "cifar10", 10).head.in_features == TEACHERS["large"].width * 256
+    assert read_teacher(teacher, "cifar10", 10).head.in_features == TEACHERS["large"].width * 256
     assert not (tmp_path / "cifar10_teacher_small").exists()
 
 
-def test_a_row_that_is_taught_trains_its_teacher_first(data: Path, tmp_path: Path) -> None:
+def test_a_row_with_distillation_trains_its_teacher_first(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
     plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
     row = replace(tiny("distilled"), start=None)
     reproduce(plan, row, 0, save_every=300, show=quiet)
-    answers = tmp_path / "cifar10_teacher_small" / LOGITS_FILE
-    written = answers.stat().st_mtime_ns
-    assert plan.options(find_row("distilled-hrl", "short"), 0).teacher == answers
+    logits_file = tmp_path / "cifar10_teacher_small" / LOGITS_FILE
+    written = logits_file.stat().st_mtime_ns
+    assert plan.options(find_row("distilled-hrl", "short"), 0).teacher == logits_file
     (tmp_path / "results" / "cifar10_38" / "short" / "distilled-0.json").unlink()
     reproduce(plan, row, 0, save_every=300, show=quiet)
-    assert answers.stat().st_mtime_ns == written
-    # Nobody needs the teacher of a row that is finished.
-    answers.unlink()
+    assert logits_file.stat().st_mtime_ns == written
+    # A finished row does not need its teacher.
+    logits_file.unlink()
     reproduce(plan, row, 0, save_every=300, show=never)

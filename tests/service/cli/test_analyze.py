@@ -54,13 +54,13 @@ def test_the_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         "classes",
         "rates",
         "paths",
-        "looks",
+        "appearance",
         "scale",
         "blur",
         "flips",
-        "worth",
+        "benefit",
         "attacks",
-        "dial",
+        "budget",
     } <= set(charts)
     for chart in charts.values():
         ElementTree.fromstring(chart)

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from models import machine
-from models.benchmark import dense_engines, suite
-from models.benchmark import gpu_checks as acceptance
+from models.benchmark import dense_engines, gpu_checks, suite
 from models.checkpoint import Checkpoint
 from models.engines import selection
 from models.engines.cuda_graph.engine import CudaGraphEngine
@@ -79,7 +78,7 @@ def test_a_failed_check_fails_the_command_and_is_kept(verify: Any, monkeypatch: 
             raise EngineError("image 0 of 5, gate 3: executes")
         return TorchEngine(fold(checkpoint.network))
 
-    monkeypatch.setattr(acceptance, "called", wrong)
+    monkeypatch.setattr(gpu_checks, "eager_engine", wrong)
     code, said, _, document, page = verify("--device", "cpu")
     assert code == "skipnet: 1 of 2 checks failed"
     assert f"FAIL {NAME}/1, cuda_graph:branch: image 0 of 5, gate 3: executes" in said
@@ -110,20 +109,20 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "find_device", lambda *_: "cuda:0")
     monkeypatch.setattr(machine, "describe_gpu", lambda _: {"gpu": "a graphics card"})
     monkeypatch.setattr(
-        acceptance,
+        gpu_checks,
         "gpu_engines",
         lambda checkpoint, _: {
-            "cuda_graph:mask": partial(acceptance.called, checkpoint, "mask"),
+            "cuda_graph:mask": partial(gpu_checks.eager_engine, checkpoint, "mask"),
             "torch:branch": lambda: TorchEngine(fold(checkpoint.network)),
         },
     )
-    monkeypatch.setattr(acceptance, "compare_captured", lambda *_: (0.0, 0.2))
+    monkeypatch.setattr(gpu_checks, "compare_captured", lambda *_: (0.0, 0.2))
     monkeypatch.setattr(suite, "build", build)
     monkeypatch.setattr(dense_engines, "build", build)
     monkeypatch.setattr(dense_engines, "DenseTorch", eager)
     counter = itertools.count()
     monkeypatch.setattr(suite, "open_meter", lambda _: lambda: float(next(counter)))
-    monkeypatch.setattr(suite, "joules_a_run", lambda run, read: -(read() - read()) + 0 * bool(run()))
+    monkeypatch.setattr(suite, "joules_per_run", lambda run, read: -(read() - read()) + 0 * bool(run()))
 
 
 @pytest.mark.usefixtures("cuda_here")
@@ -131,7 +130,7 @@ def test_speed_and_energy_stand_beside_the_best_dense_engine(verify: Any, caplog
     code, _, _, document, page = verify(*PARTS)
     assert code == 0
     assert document["machine"]["gpu"] == "a graphics card"
-    recorded = [check for check in document["checks"] if check["engine"].endswith(", recorded")]
+    recorded = [check for check in document["checks"] if check["engine"].endswith(", captured")]
     assert [check["found"] for check in recorded] == ["gradients within 0.0e+00, in 0.20 of the time"] * 3
     rows = document["rows"]
     dense_names = {"cuda_graph", "torch, operator by operator"}

@@ -73,7 +73,7 @@ def test_only_executed_blocks_are_computed(
 def test_one_more_block_is_2304_instructions_and_no_bank_conflict(
     varied_network: Callable[[str], SkipNet], make_images: Callable[[str], NDArray[np.float32]]
 ) -> None:
-    """This holds in each group: 4.72 M multiply-adds, 2048 per instruction. Its reads have no bank conflict."""
+    """This holds in each group: 4.72 M MACs, 2048 per instruction. Its reads have no bank conflict."""
     network, images = varied_network("cifar10_rnn_gate_38"), make_images("cifar10_rnn_gate_38")[:1]
     none = np.zeros(17, np.bool_)
     engine = SimulatedEngine(fold(force_route(network, none)))
