@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,10 @@ MAX_TIMEOUT = 3_600_000_000
 """Microseconds. The largest value of the setting request_timeout."""
 
 DATATYPES = {"logits": "FP32", "probabilities": "FP32", "executed": "BOOL", "macs": "INT64"}
+"""The outputs of every model."""
+
+CASCADE_DATATYPES = DATATYPES | {"stages": "INT64"}
+"""The outputs of a cascade."""
 
 
 class NullIsAbsent(BaseModel):
@@ -51,7 +55,12 @@ class Parameters(Tolerant):
     binary_data_output: bool = False
     execute_threshold: float | None = Field(default=None, ge=0, le=1)
     compute_budget: float | None = Field(default=None, ge=0, le=1)
-    min_margin: float | None = Field(default=None, ge=0, le=1)
+    min_margin: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="of a cascade: an image goes on to the next stage where its confidence is below this",
+    )
     timeout: int | None = Field(default=None, gt=0, le=MAX_TIMEOUT, description="microseconds")
 
 
@@ -86,7 +95,10 @@ class InferRequest(Tolerant):
 
 @dataclass(frozen=True)
 class Call:
-    """A request whose one input is split into images: encoded files, or normalised tensors FP32 [3, H, W]."""
+    """A request whose one input is split into images: encoded files, or normalised tensors FP32 [3, H, W].
+
+    ``outputs`` are those of the response.
+    """
 
     id: str
     parameters: Parameters
@@ -94,9 +106,16 @@ class Call:
     payloads: list[Payload]
 
 
-def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int], max_images: int) -> Call:
+def read_call(
+    body: bytes,
+    json_length: int | None,
+    shape: tuple[int, int, int],
+    max_images: int,
+    datatypes: Mapping[str, str] = DATATYPES,
+) -> Call:
     """Read a body whose first ``json_length`` bytes are JSON, all of it by default.
 
+    ``datatypes`` are the model's outputs. A request that names none gets all of them.
     Raises ServiceError: bad_request, body_too_large, or invalid_parameter for more than ``max_images``.
     """
     length = len(body) if json_length is None else json_length
@@ -112,9 +131,9 @@ def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int],
     except (ValueError, RecursionError) as error:
         raise bad(f"the request is not JSON: {error}") from error
     names = [output.name for output in request.outputs]
-    unknown = [name for name in names if name not in DATATYPES]
+    unknown = [name for name in names if name not in datatypes]
     if unknown:
-        raise bad(f"unknown output {unknown[0]!r}; expected one of {', '.join(DATATYPES)}")
+        raise bad(f"unknown output {unknown[0]!r}; expected one of {', '.join(datatypes)}")
     if len(set(names)) < len(names):
         raise bad("name each output once")
     if len(request.inputs) != 1:
@@ -134,7 +153,8 @@ def read_call(body: bytes, json_length: int | None, shape: tuple[int, int, int],
         payloads = read_files(tensor, binary)
     else:
         raise bad(f"unknown input {tensor.name!r}; send image or bytes")
-    return Call(request.id, request.parameters, request.outputs, payloads)
+    outputs = request.outputs or [RequestedOutput(name=name) for name in datatypes]
+    return Call(request.id, request.parameters, outputs, payloads)
 
 
 def read_images(tensor: InputTensor, binary: memoryview | None, shape: tuple[int, int, int]) -> list[Payload]:
@@ -201,9 +221,9 @@ def respond(
         raise bad("image holds numbers so large that the network's sums overflow; is it normalised?")
     binary_by_default = call.parameters.binary_data_output
     described, behind = [], []
-    for output in call.outputs or [RequestedOutput(name=name) for name in DATATYPES]:
+    for output in call.outputs:
         values = tensor_of(output.name, results)
-        datatype, content = DATATYPES[output.name], values.tobytes()
+        datatype, content = CASCADE_DATATYPES[output.name], values.tobytes()
         if output.parameters.classification:
             values = classified(values, labels, output)
             datatype, content = "BYTES", b"".join(len(each).to_bytes(4, "little") + each for each in values.ravel())
@@ -224,9 +244,14 @@ def respond(
 
 
 def tensor_of(name: str, results: Sequence[ImageResult]) -> NDArray[Any]:
-    """Return an output's values for N images: logits and probabilities [N, classes], executed [N, B-1], macs [N]."""
+    """Return an output's values for N images.
+
+    logits and probabilities [N, classes], executed [N, B-1], macs [N], and of a cascade stages [N], how many ran.
+    """
     if name == "macs":
         return np.asarray([result.macs for result in results], "<i8")
+    if name == "stages":
+        return np.asarray([len(result.stages) for result in results], "<i8")
     if name == "executed":
         return np.stack([result.executed for result in results])
     values = [result.logits if name == "logits" else result.probabilities for result in results]

@@ -12,10 +12,11 @@ from pydantic import BaseModel
 from service.container import Container
 from service.errors import Code, ServiceError
 from service.http.body import deadline_of, read_body
-from service.http.oip import DATATYPES, InferRequest, read_call, respond
+from service.http.oip import CASCADE_DATATYPES, DATATYPES, InferRequest, read_call, respond
 from service.http.request_context import context_of
 from service.http.routes import management
 from service.http.routes.dependencies import KEYED, ContainerHere, container_of, failing, taking
+from service.repository.loaded_cascade import LoadedCascade
 from service.repository.loaded_model import LoadedModel
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
@@ -162,8 +163,10 @@ async def infer(
 ) -> Response:
     """Classify the images of one tensor: `image` FP32 [-1, 3, H, W], or `bytes` BYTES [-1] of encoded images.
 
-    Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`; by default all of them.
-    Parameters: `execute_threshold`, `compute_budget`, `timeout` (microseconds), `binary_data_output`.
+    Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`, and of a cascade `stages` (how many ran
+    for the image); by default all of them.
+    Parameters: `execute_threshold`, `compute_budget`, `min_margin` (of a cascade), `timeout` (microseconds),
+    `binary_data_output`.
     """
     container, context = container_of(request), context_of(request)
     container.inference_keys.check(request)
@@ -174,7 +177,14 @@ async def infer(
         context.model, context.version = loaded.name, str(loaded.version)
         container.admission.refuse_if_saturated(loaded)
         body = await read_body(request.body(), deadline)
-        read = partial(read_call, body, inference_header_content_length, loaded.shape, container.admission.max_images)
+        read = partial(
+            read_call,
+            body,
+            inference_header_content_length,
+            loaded.shape,
+            container.admission.max_images,
+            datatypes_of(loaded),
+        )
         async with container.json_turn.take(inference_header_content_length or len(body), deadline):
             call = await asyncio.to_thread(read)
         timing.receive = perf_counter() - timing.started
@@ -221,16 +231,27 @@ def find(container: Container, model: str, version: str | None) -> LoadedModel:
     return container.repository.resolve(plain_name(model), number(version))
 
 
+def datatypes_of(loaded: LoadedModel) -> dict[str, str]:
+    """Return the names and datatypes of the model's outputs."""
+    return CASCADE_DATATYPES if isinstance(loaded, LoadedCascade) else DATATYPES
+
+
 def tensors(loaded: LoadedModel, plain: bool) -> tuple[list[TensorMetadata], list[TensorMetadata]]:
     """Return the metadata of the model's inputs and outputs."""
     classes, decisions = len(loaded.labels), loaded.blocks - 1
-    shapes = {"logits": [-1, classes], "probabilities": [-1, classes], "executed": [-1, decisions], "macs": [-1]}
+    shapes = {
+        "logits": [-1, classes],
+        "probabilities": [-1, classes],
+        "executed": [-1, decisions],
+        "macs": [-1],
+        "stages": [-1],
+    }
     inputs = [TensorMetadata(name="image", datatype="FP32", shape=[-1, *loaded.shape])]
     if not plain:
         inputs.append(TensorMetadata(name="bytes", datatype="BYTES", shape=[-1]))
     outputs = [
         TensorMetadata(name=name, datatype=datatype, shape=shapes[name])
-        for name, datatype in DATATYPES.items()
+        for name, datatype in datatypes_of(loaded).items()
         if not plain or name == "probabilities"
     ]
     return inputs, outputs

@@ -146,6 +146,42 @@ def test_min_margin_is_for_cascades(server: Running) -> None:
     assert refused.status_code == 422 and "no cascade" in refused.json()["error"]["message"]
 
 
+def test_v2_tells_how_many_stages_ran(server: Running) -> None:
+    files = [base64.b64encode(encoded(picture(seed))).decode() for seed in range(IMAGES)]
+    tensor = {"name": "bytes", "datatype": "BYTES", "shape": [IMAGES], "data": files}
+    sure = confidence(probabilities(np.concatenate([logits(server, FIRST, seed) for seed in range(IMAGES)]), FLAT))
+    margin = float(np.sort(sure)[IMAGES // 2 - 1 : IMAGES // 2 + 1].mean())
+
+    def infer(model: str, **parameters: float) -> dict[str, Any]:
+        body = {"inputs": [tensor], "parameters": parameters}
+        response = server.client.post(f"/v2/models/{model}/infer", json=body)
+        assert response.status_code == 200, response.text
+        return {output["name"]: output for output in response.json()["outputs"]}
+
+    found = infer(CASCADE, min_margin=margin)["stages"]
+    assert (found["datatype"], found["shape"]) == ("INT64", [IMAGES])
+    assert found["data"] == [2 if each < margin else 1 for each in sure]
+    assert "stages" not in infer(FIRST)
+
+
+def test_v2_lists_stages_for_cascades_only(server: Running) -> None:
+    def listed(model: str) -> list[Any]:
+        metadata = server.client.get(f"/v2/models/{model}").json()["outputs"]
+        config = server.client.get(f"/v2/models/{model}/config").json()["output"]
+        return [each for each in (*metadata, *config) if each["name"] == "stages"]
+
+    assert listed(CASCADE) == [
+        {"name": "stages", "datatype": "INT64", "shape": [-1]},
+        {"name": "stages", "data_type": "TYPE_INT64", "dims": [1]},
+    ]
+    assert listed(FIRST) == []
+    assert listed(f"{CASCADE}@image") == []
+    tensor = {"name": "bytes", "datatype": "BYTES", "shape": [1], "data": [""]}
+    body = {"inputs": [tensor], "outputs": [{"name": "stages"}]}
+    refused = server.client.post(f"/v2/models/{FIRST}/infer", json=body)
+    assert refused.status_code == 400 and "unknown output 'stages'" in refused.json()["error"]
+
+
 def test_explain_lists_the_blocks_of_the_stages_that_ran(server: Running) -> None:
     one = classify(server, 1, f"model={CASCADE}&min_margin=0&explain=true")["routing"]
     assert [each["block"] for each in one["decisions"]] == list(range(1, 18))
