@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model" / "3"
 
 
-def test_what_was_written_is_read(folder: Path) -> None:
+def test_a_written_checkpoint_is_read_back(folder: Path) -> None:
     first, second = read_checkpoint(folder), read_checkpoint(folder)
     assert (first.name, first.version, first.config.labels[2]) == ("model", 3, "c")
     assert not first.network.training
@@ -35,7 +35,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
         assert torch.equal(first.network(images)[0], second.network(images)[0])
 
 
-def test_whoever_may_read_the_folder_may_read_the_files(folder: Path) -> None:
+def test_files_have_the_default_permissions(folder: Path) -> None:
     reference = folder / "reference"
     reference.touch()
     assert {file.stat().st_mode for file in folder.iterdir()} == {reference.stat().st_mode}
@@ -91,7 +91,7 @@ def test_a_config_with_a_byte_order_mark_is_read(folder: Path) -> None:
     assert read_config(folder) == config
 
 
-def test_a_full_disk_is_told_and_leaves_the_earlier_file(folder: Path) -> None:
+def test_a_full_disk_is_an_error_and_keeps_the_earlier_file(folder: Path) -> None:
     """A limit on the size of files stands for the full disk."""
     config, before = read_config(folder), (folder / "model.safetensors").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -132,7 +132,7 @@ def test_a_model_is_not_replaced_by_one_with_other_labels(folder: Path, tmp_path
     with pytest.raises(CheckpointError, match="cats/1 has other labels, which clients of cats rely on: choose another"):
         publish(other, repository, "cats")
     assert publish(other, repository, "pets").name == "1"
-    # One that can't be read answers nobody.
+    # No client uses a model that can't be read.
     (repository / "cats" / "1" / "config.json").unlink()
     assert publish(other, repository, "cats").name == "2"
 
@@ -143,7 +143,7 @@ def test_names_cannot_leave_the_repository(name: str, tmp_path: Path) -> None:
         versions(tmp_path, name)
 
 
-def test_a_version_that_is_not_there_is_told_those_that_are(folder: Path) -> None:
+def test_the_error_for_a_missing_version_lists_the_others(folder: Path) -> None:
     repository = folder.parents[1]
     for number in ("10", "9"):
         shutil.copytree(folder, folder.with_name(number))
@@ -153,7 +153,7 @@ def test_a_version_that_is_not_there_is_told_those_that_are(folder: Path) -> Non
         find_version(repository, "other", 4)
 
 
-def test_a_models_folder_is_told_its_versions(folder: Path) -> None:
+def test_the_error_for_a_model_folder_lists_its_versions(folder: Path) -> None:
     shutil.copytree(folder, folder.with_name("10"))
     with pytest.raises(CheckpointError, match="model is no checkpoint: name one of its versions: 3, 10"):
         read_checkpoint(folder.parent)
@@ -161,7 +161,7 @@ def test_a_models_folder_is_told_its_versions(folder: Path) -> None:
         read_checkpoint(folder.parents[1])
 
 
-def test_models_are_in_the_order_that_people_count_in(folder: Path) -> None:
+def test_models_are_sorted_with_numbers_by_value(folder: Path) -> None:
     repository = folder.parents[1]
     names = ["cifar10", "cifar10_38", "cifar10_110", "cifar100_38", "photos"]
     for name in reversed(names):

@@ -19,7 +19,7 @@ def test_the_average_and_its_gradient(layout: torch.memory_format) -> None:
 
 @pytest.mark.parametrize("scale", ["probabilities", "logits"])
 def test_0_executes_every_block_and_1_none(scale: str) -> None:
-    """Also with gates that are so sure that their probability rounds to 0 or 1."""
+    """Also if a gate's probability rounds to 0 or 1."""
     logits = torch.tensor([-300.0, 0.0, 300.0])
     gates = torch.sigmoid(logits) if scale == "probabilities" else logits
     for threshold, executed in ((-0.5, 3), (0.0, 3), (1.0, 0), (1.5, 0)):

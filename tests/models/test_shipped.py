@@ -70,21 +70,21 @@ def test_the_shipped_checkpoints_are_small() -> None:
     assert sum(file.lstat().st_size for file in SHIPPED.rglob("*")) < 30 << 20
 
 
-def test_it_reaches_what_was_promised(checkpoint: Checkpoint) -> None:
+def test_it_reaches_its_documented_accuracy(checkpoint: Checkpoint) -> None:
     evaluation = checkpoint.config.evaluation
     assert evaluation is not None and evaluation.split == "test"
     assert evaluation.images == (3_925 if evaluation.dataset == "imagefolder" else 10_000)
     assert evaluation.accuracy >= PROMISED[evaluation.dataset]
 
 
-def test_it_skips_and_can_be_dialled(gated: Checkpoint) -> None:
+def test_it_skips_more_blocks_at_a_higher_threshold(gated: Checkpoint) -> None:
     evaluation = gated.config.evaluation
     assert evaluation is not None
     assert evaluation.decisions_skipped >= 0.20
     assert len(gated.config.calibration) >= 10
 
 
-def test_its_figures_are_measured_again(checkpoint: Checkpoint) -> None:
+def test_its_figures_are_reproduced(checkpoint: Checkpoint) -> None:
     evaluation = checkpoint.config.evaluation
     assert evaluation is not None
     images, labels = read_test_set(checkpoint)
@@ -134,7 +134,7 @@ def test_it_decides_by_image(gated: Checkpoint) -> None:
     assert len(np.unique(executed.sum(1))) > 1
 
 
-def test_the_photo_is_a_cat_to_who_knows_cats(checkpoint: Checkpoint) -> None:
+def test_networks_with_a_class_cat_recognise_the_photo(checkpoint: Checkpoint) -> None:
     image = prepare(Image.open(PHOTO), checkpoint.config.input)[None]
     engine = load_engine(checkpoint)
     try:

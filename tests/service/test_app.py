@@ -1,4 +1,4 @@
-"""What the application says of itself: its page, its OpenAPI, its models, its errors."""
+"""The application's page, OpenAPI document, list of models, and errors."""
 
 import re
 from typing import Any
@@ -31,7 +31,7 @@ def test_api_page_needs_no_internet(running: Running) -> None:
     assert "https://" not in page
 
 
-def test_openapi_tells_of_bodies_and_errors(running: Running) -> None:
+def test_openapi_documents_bodies_and_errors(running: Running) -> None:
     api = running.client.get("/openapi.json").json()
     classify = api["paths"]["/classify"]["post"]
     assert "multipart/form-data" in classify["requestBody"]["content"]
@@ -45,7 +45,7 @@ def test_openapi_tells_of_bodies_and_errors(running: Running) -> None:
     assert api["paths"]["/health/ready"]["get"]["responses"].keys() == {"200", "503"}
 
 
-def test_openapi_tells_where_a_key_may_be_asked_for(running: Running) -> None:
+def test_openapi_documents_where_a_key_may_be_needed(running: Running) -> None:
     api = running.client.get("/openapi.json").json()
     schemes = api["components"]["securitySchemes"]
     either: list[dict[str, list[str]]] = [{name: []} for name in schemes]
@@ -75,7 +75,7 @@ def paths_in(value: Any) -> set[str]:
     return {f"{name}.{inner}" for name, each in value.items() for inner in paths_in(each)}
 
 
-def test_titles_in_openapi_are_told_apart(running: Running) -> None:
+def test_titles_in_openapi_are_unique(running: Running) -> None:
     api = running.client.get("/openapi.json").json()
     titles = [operation["summary"] for path in api["paths"].values() for operation in path.values()]
     assert len(titles) == len(set(titles))

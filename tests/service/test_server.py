@@ -58,7 +58,7 @@ def test_drain_goes_on_serving_for_the_pause_then_finishes_what_was_admitted(
     assert server.metric("requests_total", outcome="ok") == 2
 
 
-def test_new_connections_are_heard_while_the_event_loop_is_busy(start: Callable[..., Running]) -> None:
+def test_new_connections_are_accepted_while_the_event_loop_is_busy(start: Callable[..., Running]) -> None:
     server = start()
     loop, turns = server.container.pipeline.batcher._loop, 0
 
@@ -82,7 +82,7 @@ def test_new_connections_are_heard_while_the_event_loop_is_busy(start: Callable[
     assert turns - began < 100
 
 
-def test_request_on_its_way_at_the_end_is_answered(
+def test_a_request_that_is_being_sent_at_shutdown_is_answered(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.server.GRACE_SECONDS", 5)
@@ -96,7 +96,7 @@ def test_request_on_its_way_at_the_end_is_answered(
             pass  # And then the connection ends.
 
 
-def test_connections_that_nobody_took_by_the_end_are_answered(
+def test_connections_in_the_backlog_are_answered_at_shutdown(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start()
@@ -104,7 +104,7 @@ def test_connections_that_nobody_took_by_the_end_are_answered(
     close = server.container.close
 
     def close_late() -> None:
-        # The event loop waits for this: the kernel has these connections, and nobody will be told of them.
+        # The event loop waits for this, so the kernel holds these connections and the server has not accepted them.
         for client in clients:
             client.settimeout(20)
             client.connect(("127.0.0.1", server.port))
@@ -193,7 +193,7 @@ def test_a_stuck_decoder_does_not_keep_the_process(launch: Callable[..., Process
     assert "stopped" in serve.lines
 
 
-def test_a_mistyped_variable_is_told_of(launch: Callable[..., Process], tmp_path: Path) -> None:
+def test_a_mistyped_variable_is_logged(launch: Callable[..., Process], tmp_path: Path) -> None:
     serve = launch("--model-repository", str(tmp_path), SKIPNET_API_KEY="secret", SKIPNET_RECIPE="short")
     assert serve.process.wait(60) == 1
     assert "SKIPNET_API_KEY: unknown setting, ignored; did you mean SKIPNET_API_KEYS?" in serve.lines
@@ -201,7 +201,7 @@ def test_a_mistyped_variable_is_told_of(launch: Callable[..., Process], tmp_path
 
 
 @pytest.mark.parametrize(("keys", "told"), [({}, True), ({"SKIPNET_API_KEYS": '["key"]'}, False)])
-def test_that_anybody_may_load_and_unload_is_told_at_the_start(
+def test_missing_management_keys_are_logged_at_the_start(
     launch: Callable[..., Process], tmp_path: Path, keys: dict[str, str], told: bool
 ) -> None:
     serve = launch("--model-repository", str(tmp_path), "--host", "0.0.0.0", **keys)
@@ -209,7 +209,7 @@ def test_that_anybody_may_load_and_unload_is_told_at_the_start(
     assert ("without keys every client that reaches 0.0.0.0 may load and unload models" in serve.lines) == told
 
 
-def test_as_many_files_may_be_open_as_can_be() -> None:
+def test_the_limit_on_open_files_is_raised() -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1] - 1, limits[1]))

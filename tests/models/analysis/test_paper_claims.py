@@ -48,7 +48,7 @@ def test_each_claim_is_judged_by_its_own_sign(analysis: Analysis) -> None:
     }
 
 
-def test_classes_without_dogs_say_nothing_of_them(analysis: Analysis) -> None:
+def test_without_dogs_there_is_no_claim_about_them(analysis: Analysis) -> None:
     claims = check_claims(replace(analysis, classes=analysis.classes[:1]))
     assert not any("dogs" in row.claim for row in claims)
 

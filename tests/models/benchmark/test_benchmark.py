@@ -21,7 +21,7 @@ from models.evaluation.forced_routes import force_route, random_network, spread_
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_feedforward_110"])
 @pytest.mark.parametrize("share", [0, 0.25, 0.5, 1])
-def test_forced_networks_decide_as_they_are_told(name: str, share: float) -> None:
+def test_forced_networks_take_the_given_routes(name: str, share: float) -> None:
     network = random_network(name)
     route = spread_evenly(network.decision_count, share)
     assert route.mean() == pytest.approx(share, abs=0.03)
@@ -39,7 +39,7 @@ def test_the_plain_network_is_the_routed_one_with_every_block_executed() -> None
     torch.testing.assert_close(plain, routed)
 
 
-def test_every_round_gives_every_contender_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_contender_runs_once_in_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "TURN", 0)
     runs: list[str] = []
     timings = interleave({"a": lambda: runs.append("a"), "b": lambda: runs.append("b")}, seconds=0)
@@ -77,7 +77,7 @@ def test_a_run_of_the_suite_counts_macs_and_draws_its_curve() -> None:
     assert draw_curve(rows, "A & B").count("(batch 2, torch)") == 1
 
 
-def test_energy_is_the_meters_difference_over_the_runs() -> None:
+def test_energy_is_the_difference_of_the_meter_per_run() -> None:
     drawn = [0.0]
 
     def run() -> None:
@@ -104,8 +104,8 @@ def test_a_gpu_without_an_energy_counter_has_no_meter(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_dense_torch_answers_as_the_network_does(compiled: bool) -> None:
-    """Compiled by torch's own tracer, whose result is run as it is: what max-autotune and TensorRT start from."""
+def test_dense_torch_has_the_output_of_the_network(compiled: bool) -> None:
+    """torch's tracer stands for max-autotune and TensorRT, which begin with it."""
     plain = without_gates(random_network("cifar10_rnn_gate_38"), find_architecture("cifar10_rnn_gate_38"))
     trace = partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
     engine = DenseTorch(plain, "cpu", trace if compiled else lambda function: function, dtype=torch.float32)

@@ -42,7 +42,7 @@ def test_parity_cases_are_read_and_pass(name: str) -> None:
     assert all(check.passed and "0 of" in check.found for check in checks), checks
 
 
-def test_blocks_left_out_on_the_device_answer_as_the_public_code_for_imagenet() -> None:
+def test_branching_on_the_device_equals_the_public_code_for_imagenet() -> None:
     """In float32: half precision on 224 x 224 pixels takes a CPU too long for a test."""
     case = read_case(shared("reference/parity/imagenet_rnn_gate_18.npz"))
     different, error = case.check(CudaGraphEngine(fold(case.checkpoint.network), "cpu", "branch", torch.float32))
@@ -70,7 +70,9 @@ def real() -> list[Batch]:
 
 
 @pytest.mark.parametrize("mode", ["mask", "branch"])
-def test_half_precision_decides_alike_on_real_images(shipped: Checkpoint, real: list[Batch], mode: str) -> None:
+def test_half_precision_makes_the_same_decisions_on_real_images(
+    shipped: Checkpoint, real: list[Batch], mode: str
+) -> None:
     engine = CudaGraphEngine(fold(shipped.network), "cpu", "mask" if mode == "mask" else "branch", torch.float16)
     agreement = compare_engines(engine, ReferenceEngine(shipped.network), real, shipped.config.execute_threshold)
     assert agreement.holds
@@ -78,8 +80,8 @@ def test_half_precision_decides_alike_on_real_images(shipped: Checkpoint, real: 
     assert agreement.decisions >= 0.999
 
 
-def test_weights_of_three_bits_do_not_decide_alike(shipped: Checkpoint, real: list[Batch]) -> None:
-    """The demand can fail."""
+def test_weights_of_three_bits_make_other_decisions(shipped: Checkpoint, real: list[Batch]) -> None:
+    """The check can fail."""
     coarse = read_checkpoint(shipped.folder).network
     with torch.no_grad():
         for parameter in coarse.parameters():
@@ -89,20 +91,20 @@ def test_weights_of_three_bits_do_not_decide_alike(shipped: Checkpoint, real: li
     assert not agreement.holds
 
 
-def test_accuracy_counts_beside_decisions() -> None:
+def test_accuracy_is_checked_besides_decisions() -> None:
     assert Agreement(10_000, 0.995, 1, 0.8791, 0.8800).holds
     assert not Agreement(10_000, 0.995, 1, 0.8785, 0.8800).holds
     assert not Agreement(10_000, 0.9949, 1, 0.88, 0.88).holds
     assert Agreement(100, 1, 0.98, 0.86, 0.88).holds
 
 
-def test_a_checkpoint_is_checked_on_as_many_images_as_asked_for(shipped: Checkpoint, real: list[Batch]) -> None:
+def test_a_checkpoint_is_checked_on_the_requested_number_of_images(shipped: Checkpoint, real: list[Batch]) -> None:
     checks = list(check_checkpoint(shipped, "cpu", lambda: real, 30))
     assert [check.engine for check in checks] == ["cuda_graph:branch", "cuda_graph:mask"]
     assert all(check.passed and check.found.endswith(" 50 images") for check in checks), checks
 
 
-def test_what_fails_is_found_and_the_rest_goes_on(shipped: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_check_does_not_stop_the_others(shipped: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     def engines(checkpoint: Checkpoint, _: str) -> dict[str, Callable[[], Engine]]:
         def unavailable() -> Engine:
             raise EngineError("cuda-core is not installed")
@@ -115,5 +117,5 @@ def test_what_fails_is_found_and_the_rest_goes_on(shipped: Checkpoint, monkeypat
     assert right.passed
 
 
-def test_on_a_gpu_every_engine_that_suits_is_asked(shipped: Checkpoint) -> None:
+def test_on_a_gpu_every_suitable_engine_is_checked(shipped: Checkpoint) -> None:
     assert list(gpu_engines(shipped, "cuda:0")) == ["persistent:branch", "cuda_graph:branch", "cuda_graph:mask"]

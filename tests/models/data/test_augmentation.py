@@ -8,7 +8,7 @@ from PIL import Image
 from models.data.augmentation import crop_flip, mixup, random_boxes, random_resized_crop
 
 
-def test_crop_and_flip_move_pixels_and_invent_none() -> None:
+def test_crop_and_flip_only_move_pixels() -> None:
     images = torch.arange(1, 1 + 3 * 32 * 32).reshape(1, 3, 32, 32).repeat(64, 1, 1, 1)
     moved = crop_flip(images, torch.Generator().manual_seed(0))
     assert moved.shape == images.shape

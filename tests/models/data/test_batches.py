@@ -37,7 +37,7 @@ def test_a_streamed_image_is_shifted_and_flipped_as_in_memory(tmp_path: Path, pi
     assert 16 < sum(flipped) < 48 and len({image.tobytes() for image in drawn}) > 40
 
 
-def test_normalise_is_what_the_service_does(pixels: np.ndarray, tmp_path: Path) -> None:
+def test_normalise_equals_the_preprocessing_of_the_service(pixels: np.ndarray, tmp_path: Path) -> None:
     write_parquet(tmp_path / "test.parquet", pixels, list(range(20)))
     source = read_source(CIFAR10, "test", tmp_path)
     prepared = PreparedImages(source, input_spec(CIFAR10, 32))

@@ -224,7 +224,7 @@ def test_validation_images_were_not_seen_by_the_network_to_start_from(tmp_path: 
         assert make_job(replace(options, held_out=fewer)).about["validation_images"] == fewer
 
 
-def test_a_network_with_gates_starts_from_the_dense_one_and_learns_from_it(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_a_network_with_gates_starts_from_the_dense_one_as_its_teacher(tmp_path: Path, pixels: np.ndarray) -> None:
     write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
     dense = find_architecture("cifar10_resnet_38")
     labels = read_source(CIFAR10, "train", tmp_path).classes
@@ -284,7 +284,7 @@ def test_cifar_10_is_read_exactly(tmp_path: Path) -> None:
     assert read_source(CIFAR10, "test", tmp_path).classes[3] == "cat"
 
 
-def test_cifar_100_keeps_its_class_names_whatever_the_data_has(tmp_path: Path) -> None:
+def test_cifar_100_keeps_its_class_names(tmp_path: Path) -> None:
     dataset = find_dataset("cifar100")
     images, labels = packs().read("cifar100", "test")
     write_parquet(tmp_path / "test.parquet", images[:20], labels[:20].tolist(), ("img", "fine_label"))

@@ -22,7 +22,7 @@ FOLDER = find_dataset("imagefolder")
 
 
 def write_classes(folder: Path, **counts: int) -> None:
-    """Write so many small images into a folder for each class."""
+    """Write ``counts`` small images into the folder of each class."""
     for number, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True)
         for image in range(count):
@@ -143,7 +143,7 @@ def test_a_folder_that_would_lose_images_is_refused(
         train_source(tmp_path)
 
 
-def test_a_folder_without_train_says_what_it_has(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_train_lists_its_content(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no split 'train': expected train\.parquet or a folder of images train/"):
         train_source(tmp_path)
     write_classes(tmp_path, cat=1, dog=1)

@@ -25,7 +25,7 @@ def test_routes_run_the_most_executed_blocks(checkpoint: Checkpoint) -> None:
     images = np.stack([prepare(picture(seed), SPEC) for seed in range(12)])
     threshold = checkpoint.config.execute_threshold
     routed = load(checkpoint).run(images, np.full(12, threshold, np.float32))
-    # The routed network is right about all images: a fixed route can only be as right or less.
+    # The routed network is correct for all images, so no fixed route can be more accurate.
     batches = [(torch.from_numpy(images), torch.from_numpy(routed.logits.argmax(1)))]
     routes = compare_fixed_routes(checkpoint, load, batches, threshold)
     mean = routed.executed.sum(1).mean()

@@ -1,4 +1,4 @@
-"""Capture training steps as CUDA graphs, with substitutes for streams and graphs on the CPU."""
+"""Training steps captured as CUDA graphs, with substitutes for streams and graphs on the CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,4 +1,4 @@
-"""The load test's own accounting: nothing that was sent is forgotten."""
+"""The accounting of the load generator: every request has an outcome."""
 
 import asyncio
 import socket
@@ -8,8 +8,8 @@ from service.benchmark.generator import LOST, REFUSED, closed_loop, open_loop, p
 REQUEST = post("/", b"x", "text/plain")
 
 
-class Talk(asyncio.Protocol):
-    """Gives ``reply`` to the first ``answers`` requests of a connection, ``late`` seconds late; then hangs up."""
+class LimitedServer(asyncio.Protocol):
+    """A server that sends ``reply`` to the first ``answers`` requests, ``late`` seconds late, and then closes."""
 
     def __init__(self, answers: int, reply: bytes, late: float) -> None:
         self.left, self.reply, self.late = answers, reply, late
@@ -27,7 +27,7 @@ class Talk(asyncio.Protocol):
 
 
 async def serve(answers: int, reply: bytes, late: float = 0) -> tuple[asyncio.Server, int]:
-    server = await asyncio.get_running_loop().create_server(lambda: Talk(answers, reply, late), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: LimitedServer(answers, reply, late), "127.0.0.1", 0)
     return server, server.sockets[0].getsockname()[1]
 
 
@@ -43,7 +43,7 @@ def test_every_request_has_an_outcome() -> None:
     asyncio.run(run())
 
 
-def test_arrivals_do_not_wait_for_answers() -> None:
+def test_arrivals_do_not_wait_for_responses() -> None:
     async def run() -> None:
         # No answer comes before all requests have.
         server, port = await serve(1000, b"HTTP/1.1 200 x\r\nContent-Length: 0\r\n\r\n", late=0.6)
@@ -55,7 +55,7 @@ def test_arrivals_do_not_wait_for_answers() -> None:
     asyncio.run(run())
 
 
-def test_refused_connections_are_told_apart() -> None:
+def test_refused_connections_are_counted_separately() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""`skipnet analyze` on pictures leaves a report that needs nothing but itself."""
+"""`skipnet analyze` writes a self-contained report."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`skipnet bench MODEL` measures what the name says."""
+"""`skipnet bench MODEL` measures the named model."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def test_an_architecture_has_random_weights(capsys: pytest.CaptureFixture[str]) 
     assert routings(capsys.readouterr().out, "svhn_feedforward_38") == ["50% of the blocks"]
 
 
-def test_an_unknown_name_is_told_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["bench", "resnet_of_mine", *FEW])
     said = capsys.readouterr()

@@ -43,7 +43,7 @@ def build(repository: Path, photos: Path, *options: str, last: str = LAST) -> No
     main(["cascade", *stages, *data, "--engine", "torch", "--device", "cpu", *options])
 
 
-def test_a_cascade_is_built_measured_and_carded(repository: Path) -> None:
+def test_a_cascade_is_built_measured_and_gets_a_card(repository: Path) -> None:
     cascade = read_cascade(repository / "both" / "1")
     assert [(stage.model, stage.version) for stage in cascade.config.stages] == [(FIRST, 1), (LAST, 1)]
     assert cascade.config.evaluation is not None and cascade.config.evaluation.images == 40

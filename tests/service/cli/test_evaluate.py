@@ -57,7 +57,7 @@ def test_written_figures_are_read_back(checkpoint: Path, data: Path, capsys: pyt
     assert evaluation is not None and evaluation.images == TEST
 
 
-def test_images_of_a_folder_count_for_the_labels_that_they_are_named_by(
+def test_class_folders_are_matched_with_labels_by_name(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "images"
@@ -74,7 +74,7 @@ def test_images_of_a_folder_count_for_the_labels_that_they_are_named_by(
     assert "the class 'kitten' is none of the checkpoint's labels, which are airplane, " in capsys.readouterr().err
 
 
-def test_half_precision_halves_the_file_and_keeps_the_answers(
+def test_half_precision_halves_the_file_and_keeps_the_outputs(
     checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = checkpoint / "model.safetensors"
@@ -120,7 +120,7 @@ def test_temperature_scaling_keeps_half_precision(checkpoint: Path, data: Path) 
     torch.testing.assert_close(network.head.weight, network.head.weight.half().float(), rtol=0, atol=0)
 
 
-def test_half_precision_that_changes_the_answers_is_refused() -> None:
+def test_half_precision_that_changes_the_outputs_is_refused() -> None:
     def rounding(decisions: float, accuracy: float) -> Agreement:
         return Agreement(1000, decisions, labels=1.0, accuracy=accuracy, reference_accuracy=0.9)
 

@@ -73,7 +73,7 @@ def test_a_folder_takes_no_version(repository: Path, tmp_path: Path, capsys: pyt
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_and_a_missing_one_are_told(
+def test_a_folder_or_a_missing_parent_is_an_error(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "folder").mkdir()

@@ -20,7 +20,7 @@ from service.errors import not_ready
 ROOT = Path(__file__).parents[3]
 PHOTO = ROOT / "tests" / "photos" / "cat.jpg"
 NOWHERE = Path("/proc/skipnet")
-"""A folder that nobody can create."""
+"""A folder that can't be created."""
 
 
 def skipnet(*arguments: str, output: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -53,7 +53,7 @@ def test_wrong_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("value", ["my-secret", '"my-secret"', '{"my-secret": 1}', "[987654]", ""])
-def test_keys_that_are_no_list_of_texts_are_told_without_them(
+def test_the_error_for_malformed_keys_does_not_show_them(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("SKIPNET_API_KEYS", value)
@@ -80,7 +80,7 @@ def test_flag_wins_over_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings(_cli_parse_args=["--port", "2222"]).port == 2222
 
 
-def test_only_the_asked_verb_is_imported() -> None:
+def test_only_the_requested_verb_is_imported() -> None:
     code = (
         "import sys; sys.argv = ['skipnet']; from service.cli.main import main; main(); print('torch' in sys.modules)"
     )

@@ -33,7 +33,7 @@ def test_a_row_is_trained_reported_and_not_trained_again(
     said = capsys.readouterr().out
     assert "cifar10_38/short/plain-3: plain ResNet" in said and "1step" in said and "test: accuracy" in said
     [result] = read_results([tmp_path / "runs" / "results"])
-    # Whoever runs this line gets the row again; where its data lay is nobody's business.
+    # The command repeats the row. It does not contain the folder of the data.
     assert result.command == (
         f"skipnet reproduce cifar10 --schedule short --held-out {HELD_OUT} --epochs 1 --limit 128 "
         "--rows plain --seeds 3"
@@ -83,9 +83,7 @@ def test_rows_of_every_group_are_shown_where_none_is_named(
         ("report nowhere", 1, "nowhere does not exist; `skipnet reproduce cifar10` writes results files"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(
-    capsys: pytest.CaptureFixture[str], line: str, code: int, message: str
-) -> None:
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str], line: str, code: int, message: str) -> None:
     with pytest.raises(SystemExit) as leave:
         main(line.split())
     assert leave.value.code == code

@@ -1,4 +1,4 @@
-"""`skipnet teach`, from the command line to a file of answers."""
+"""`skipnet teach`, from the command line to a file of teacher logits."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from service.cli.main import main
 from tests.models.data.test_data import write_cifar10
 
 
-def test_a_teacher_leaves_its_answers_and_is_not_trained_again(
+def test_a_teacher_writes_its_logits_and_is_not_trained_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(teacher_training, "BATCH", 8)

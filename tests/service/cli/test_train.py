@@ -1,4 +1,4 @@
-"""The options of `skipnet train`, and that the lines on a model card ask for what its checkpoint was trained with."""
+"""The options of `skipnet train`, and the commands on model cards."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def trained(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the stages that are trained; of networks that went into a mean, those that they don't share."""
+    """Return the stages that are trained; of the networks of a soup, only those that they don't share."""
     found = [stage for stage in stages if stage["stage"] != SOUP]
     for stage in stages:
         found += [each for other in stage.get("of", []) for each in other[count_shared_stages(stages, other) :]]
@@ -47,14 +47,14 @@ def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Pat
         changes = read_changes(said.changes)
         options = JobOptions(said.arch, said.dataset, shipped, epochs=said.epochs, batch=said.batch, changes=changes)
         recipe = as_json(override(find_recipe(said.recipe, asked), options))
-        # Early checkpoints name their target in a way of their own. The teacher is told beside the recipe.
+        # Early checkpoints have another key for the target rate. The teacher is not a part of the recipe.
         beside = ("architecture", "seed", "target", "teacher")
         assert recipe | {key: value for key, value in stage.items() if key not in beside} == recipe
         assert said.seed == stage.get("seed", config.training["seed"])
         assert said.arch == stage.get("architecture", said.arch)
 
 
-def test_what_a_stage_changed_of_its_recipe_makes_it_again() -> None:
+def test_the_changes_of_a_stage_reproduce_its_recipe() -> None:
     changes = {
         "gate_bias_init": 0.0,
         "target_annealing": (0.0, 0.05),
@@ -67,7 +67,7 @@ def test_what_a_stage_changed_of_its_recipe_makes_it_again() -> None:
     assert read_changes(json.dumps(found)) == changes
 
 
-def test_what_is_not_changed_or_not_known_is_no_change() -> None:
+def test_equal_and_unknown_values_are_no_changes() -> None:
     summary = as_json(find_recipe("multi_budget", "sp"))
     assert find_changes(summary) == find_changes(summary | {"epochs": 3, "batch": 64, "target": 0.6}) == {}
     del summary["statistics"], summary["operating_points"]
@@ -89,7 +89,7 @@ def test_what_is_not_changed_or_not_known_is_no_change() -> None:
         ('{"temperature": 0}', "recipe value temperature: Input should be greater than 0"),
     ],
 )
-def test_a_wrong_change_is_told_before_anything_is_read(
+def test_a_wrong_change_is_refused_before_anything_is_read(
     capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -99,7 +99,7 @@ def test_a_wrong_change_is_told_before_anything_is_read(
     assert message in error and error.count("\n") == 1
 
 
-def test_labels_that_clients_do_not_expect_are_told_before_anything_is_trained(
+def test_labels_that_clients_do_not_expect_are_refused_before_training(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for number, kind in enumerate(2 * ("train", "val")):
@@ -124,19 +124,19 @@ def test_labels_that_clients_do_not_expect_are_told_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
-def test_hrl_alone_is_not_begun_from_random_weights(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hrl_alone_needs_a_trained_network(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--data", "nowhere", "--stages", "hrl"])
     assert left.value.code == 1
     assert "hrl alone starts from a trained network: name its checkpoint with --init, or" in capsys.readouterr().err
 
 
-def test_a_run_and_a_job_hold_out_as_many_images_by_default() -> None:
+def test_a_run_and_a_job_have_the_same_default_validation_split() -> None:
     said = Train(_cli_parse_args=["--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10"])
     assert said.held_out == JobOptions(said.arch, said.dataset, Path()).held_out
 
 
-def test_stages_are_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_and_the_error_list_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""`skipnet verify-gpu`, as far as it goes without a GPU."""
+"""`skipnet verify-gpu`, as far as it can be tested without a GPU."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def verify(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """A function that runs the verb and returns what it left with, said, complained of, and kept."""
+    """Return a function that runs the verb and returns exit code, stdout, stderr, and both reports."""
 
     def run(*arguments: str) -> tuple[object, str, str, dict[str, Any], str]:
         code: object = 0
@@ -47,14 +47,14 @@ def verify(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_it_says_so_in_one_line(verify: Any) -> None:
+def test_a_missing_gpu_is_one_line(verify: Any) -> None:
     code, said, complaint, document, _ = verify()
     assert (code, said, document) == (1, "", {})
     assert complaint.startswith("skipnet: there is no cuda here")
     assert complaint.count("\n") == 1
 
 
-def test_on_the_cpu_answers_are_checked_and_kept(verify: Any) -> None:
+def test_on_the_cpu_outputs_are_checked_and_reported(verify: Any) -> None:
     code, said, _, document, page = verify("--device", "cpu")
     assert code == 0
     assert [check["engine"] for check in document["checks"]] == ["cuda_graph:branch", "cuda_graph:mask"]
@@ -66,13 +66,13 @@ def test_on_the_cpu_answers_are_checked_and_kept(verify: Any) -> None:
 
 
 @pytest.mark.parametrize("option", ["--parity", "--model-repository"])
-def test_a_folder_without_what_is_to_be_checked_is_no_success(verify: Any, tmp_path: Path, option: str) -> None:
+def test_an_empty_folder_is_an_error(verify: Any, tmp_path: Path, option: str) -> None:
     code, said, complaint, _, _ = verify("--device", "cpu", option, str(tmp_path / "nowhere"))
     assert code == 1 and "written to" not in said
     assert complaint.endswith(f": see {option}\n")
 
 
-def test_a_failed_check_fails_the_command_and_is_kept(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_check_fails_the_command_and_is_reported(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(checkpoint: Checkpoint, mode: Mode) -> Engine:
         if mode == "branch":
             raise EngineError("image 0 of 5, gate 3: executes")
@@ -88,7 +88,7 @@ def test_a_failed_check_fails_the_command_and_is_kept(verify: Any, monkeypatch: 
 
 @pytest.fixture
 def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is built for cuda:0 runs on the CPU; the meter counts a joule each time it is read."""
+    """Build the engines for cuda:0 on the CPU; each reading of the meter adds a joule."""
 
     def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mode) -> Engine:
         assert (device, threads) == ("cuda:0", 1)
@@ -126,7 +126,9 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("cuda_here")
-def test_speed_and_energy_stand_beside_the_best_dense_engine(verify: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_speed_and_energy_are_compared_with_the_best_dense_engine(
+    verify: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     code, _, _, document, page = verify(*PARTS)
     assert code == 0
     assert document["machine"]["gpu"] == "a graphics card"

@@ -1,4 +1,4 @@
-"""A cascade behind a real socket, against its two stages asked one by one."""
+"""A cascade behind a real socket, compared with its two stages run separately."""
 
 import base64
 import shutil
@@ -98,7 +98,7 @@ def test_answers_macs_and_metrics_are_those_of_the_stages(server: Running) -> No
         for seed in range(IMAGES)
     ]
     sure = [float(confidence(one)[0]) for one, _ in shares]
-    # Half of the images go on, whatever the random weights make of them.
+    # Half of the images go on, whatever the random weights are.
     margin = float(np.sort(sure)[IMAGES // 2 - 1 : IMAGES // 2 + 1].mean())
     found = [classify(server, seed, f"model={CASCADE}&min_margin={margin}") for seed in range(IMAGES)]
     for seed, answer in enumerate(found):

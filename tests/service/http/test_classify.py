@@ -19,7 +19,7 @@ from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, engin
 JPEG = {"content-type": "image/jpeg"}
 
 
-def test_answer_is_what_the_engine_says(running: Running, loaded: LoadedModel) -> None:
+def test_the_response_equals_the_output_of_the_engine(running: Running, loaded: LoadedModel) -> None:
     image = picture(0)
     answer = post(running, encoded(image), "?explain=true&top_k=10").json()
     threshold = loaded.checkpoint.config.execute_threshold
@@ -50,7 +50,7 @@ def test_answer_is_what_the_engine_says(running: Running, loaded: LoadedModel) -
     assert routing["mode"] == "branch"
 
 
-def test_shape_of_the_answer(running: Running) -> None:
+def test_shape_of_the_response(running: Running) -> None:
     answer = post(running, encoded(picture(0))).json()
     assert answer.keys() == {"request_id", "model", "predictions", "routing", "timing_ms"}
     assert len(answer["predictions"]) == 5
@@ -75,7 +75,7 @@ def test_every_format_as_body_and_as_form(running: Running, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["application/octet-stream", "image/x-unheard-of", "IMAGE/JPEG; q=1"])
-def test_what_counts_is_the_content(running: Running, kind: str) -> None:
+def test_the_content_type_of_an_image_is_ignored(running: Running, kind: str) -> None:
     assert post(running, encoded(picture(2), "JPEG"), headers={"content-type": kind}).status_code == 200
 
 
@@ -110,7 +110,7 @@ def test_model_and_version_by_name(running: Running) -> None:
 @pytest.mark.parametrize(
     ("query", "status", "code"),
     [
-        ("?model=nobody", 404, "model_not_found"),
+        ("?model=unknown", 404, "model_not_found"),
         ("?model=../../etc", 404, "model_not_found"),
         (f"?model={NAME}&version=9", 404, "model_not_found"),
         ("?version=-1", 422, "invalid_parameter"),
@@ -135,7 +135,7 @@ def test_message_of_a_bad_parameter_names_it(running: Running) -> None:
     assert response.json()["error"]["message"].startswith("execute_threshold: ")
 
 
-def test_message_of_an_unknown_parameter_names_those_that_there_are(running: Running) -> None:
+def test_message_of_an_unknown_parameter_lists_the_known_ones(running: Running) -> None:
     response = post(running, encoded(picture(0)), "?topk=1")
     names = "model, version, top_k, execute_threshold, compute_budget, min_margin, explain"
     message = f"topk: unknown parameter; expected one of {names}"
@@ -240,7 +240,7 @@ def test_errors_have_a_request_id_too(running: Running) -> None:
         assert response.headers["x-request-id"]
 
 
-def test_one_timing_record_feeds_answer_and_headers(running: Running) -> None:
+def test_one_timing_record_feeds_response_and_headers(running: Running) -> None:
     response = post(running, encoded(picture(0)))
     timing = response.json()["timing_ms"]
     entries = dict(re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"]))
@@ -252,7 +252,7 @@ def test_one_timing_record_feeds_answer_and_headers(running: Running) -> None:
     assert 0 < parts <= timing["total"] + 0.01
 
 
-def test_concurrent_requests_share_batches_and_keep_their_own_answers(
+def test_concurrent_requests_share_batches_and_get_their_own_results(
     start: Callable[..., Running], model: LoadedModel
 ) -> None:
     server = start()
@@ -275,7 +275,7 @@ def test_concurrent_requests_share_batches_and_keep_their_own_answers(
     assert answers[0].result().headers["x-batch-size"] == "8"
 
 
-def test_bad_images_do_not_touch_their_neighbours(start: Callable[..., Running], model: LoadedModel) -> None:
+def test_bad_images_do_not_affect_other_images(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
     engine_of(model).open.clear()
     with ThreadPoolExecutor(7) as pool:

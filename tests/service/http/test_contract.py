@@ -1,4 +1,4 @@
-"""The server keeps what its own OpenAPI document promises, asked by schemathesis over a real socket."""
+"""The server keeps the contract of its OpenAPI document, tested by schemathesis over a real socket."""
 
 import pytest
 import schemathesis
@@ -32,13 +32,13 @@ def test_contract(running: Running, mode: GenerationMode) -> None:
     assert {"/classify", "/v2/models/{model}/infer", "/metrics"} <= {operation.path for operation in operations}
     for operation in operations:
         if mode is GenerationMode.NEGATIVE and not operation.body:
-            continue  # Its path takes any name, so that nothing of it can be against the contract.
+            continue  # Its path takes any name, so no request can violate the contract.
 
         @BOUNDED
         @given(case=operation.as_strategy(generation_mode=mode))
         def keeps_it(case: schemathesis.Case) -> None:
             response = case.call()
-            # A deadline of a few nanoseconds is one that may be asked for.
+            # A deadline of a few nanoseconds is valid.
             assert response.status_code < 500 or response.status_code == 504
             case.validate_response(response, checks=CHECKS)
 

@@ -64,7 +64,7 @@ def test_not_ready_without_the_default_model(
         server.stop()
 
 
-def test_not_ready_where_no_model_could_be_loaded_and_the_process_ends(repository: Path) -> None:
+def test_without_a_loadable_model_it_is_not_ready_and_the_process_ends(repository: Path) -> None:
     def load(_: Path) -> LoadedModel:
         raise LoadError("worn out")
 
@@ -80,7 +80,7 @@ def test_dead_engine_ends_readiness_liveness_and_the_process(start: Callable[...
     server = start()
     engine_of(model).fails = lambda _: True
     with pytest.MonkeyPatch.context() as patch:
-        # Keeps the process up for as long as the probes are asked.
+        # Keeps the process alive while the probes are sent.
         patch.setattr(type(server.server), "on_tick", never)
         failed = server.client.post("/classify?execute_threshold=1", content=encoded(picture(0)), headers=PNG)
         assert (failed.status_code, failed.json()["error"]["code"]) == (500, "engine_failed")
@@ -97,7 +97,7 @@ def test_stuck_engine_is_not_ready_and_in_the_end_not_live(start: Callable[..., 
     server = start(request_timeout=0.05, drain_timeout=0.1)
     engine_of(model).open.clear()
     with pytest.MonkeyPatch.context() as patch:
-        # Keeps the process up for as long as the probes are asked.
+        # Keeps the process alive while the probes are sent.
         patch.setattr(type(server.server), "on_tick", never)
         assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 504
         until(lambda: server.container.pipeline.batcher.busy_for > 0.1)
@@ -106,7 +106,7 @@ def test_stuck_engine_is_not_ready_and_in_the_end_not_live(start: Callable[..., 
         until(lambda: reasons(server) == [])
         engine_of(model).open.clear()
         assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 504
-    # A container that is only called unhealthy is not restarted by every engine that runs containers.
+    # Not every container engine restarts an unhealthy container.
     server.thread.join(20)
     assert not server.thread.is_alive()
     assert server.server.exit_code == 1

@@ -113,7 +113,7 @@ def test_each_key_is_compared_in_constant_time(start: Callable[..., Running], mo
 def test_management_has_keys_of_its_own(start: Callable[..., Running]) -> None:
     server = start(api_keys=["user"], management_keys=["operator"])
     assert load(server, **bearer("operator")).status_code == 200
-    unknown = load(server, **bearer("nobody"))
+    unknown = load(server, **bearer("unknown"))
     assert (unknown.status_code, "the key is unknown" in unknown.text) == (401, True)
     missing = server.client.post("/v2/repository/index")
     assert (missing.status_code, "no key was sent" in missing.text) == (401, True)

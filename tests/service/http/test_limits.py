@@ -55,7 +55,7 @@ def test_bodies_held_at_once_are_bounded(start: Callable[..., Running], model: L
     assert server.metric("rejections_total", reason="bodies_full") == 1
 
 
-def test_what_nobody_waits_for_is_not_kept_until_a_decoding_thread_comes_to_it(start: Callable[..., Running]) -> None:
+def test_an_expired_image_is_released_before_a_decoding_thread_is_free(start: Callable[..., Running]) -> None:
     server = start(decode_threads=1)
     held = threading.Event()
     server.container.pipeline.decode_threads.submit(held.wait)

@@ -99,7 +99,7 @@ def stops_reading(client: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("connection", ["close", "keep-alive"])
-def test_a_body_is_read_up_to_a_limit_after_its_answer(
+def test_a_body_is_read_up_to_a_limit_after_its_response(
     running: Running, monkeypatch: pytest.MonkeyPatch, connection: str
 ) -> None:
     monkeypatch.setattr(BoundedProtocol, "max_rest", 8 << 20)
@@ -110,7 +110,7 @@ def test_a_body_is_read_up_to_a_limit_after_its_answer(
         assert stops_reading(client)
 
 
-def test_a_client_that_never_closes_is_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_never_closes_is_disconnected(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedProtocol, "rest_seconds", 0.2)
     with socket.create_connection(("127.0.0.1", running.port), 20) as client:
         me = client.getsockname()

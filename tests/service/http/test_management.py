@@ -1,4 +1,4 @@
-"""Loading and unloading over a real socket, asked by Triton's own client, and versions that appear by themselves."""
+"""Loading and unloading over a real socket by Triton's client, and watching for new versions."""
 
 import socket
 import threading
@@ -79,7 +79,7 @@ def test_load_and_unload(shelf: Callable[..., Running]) -> None:
         assert [
             each["version"] for each in server.client.post("/v2/repository/index", json={"ready": True}).json()
         ] == ["1"]
-        for model in ("nobody", "..", ".hidden"):
+        for model in ("unknown", "..", ".hidden"):
             with pytest.raises(InferenceServerException):
                 client.load_model(model)
             with pytest.raises(InferenceServerException):
@@ -94,7 +94,7 @@ def test_load_and_unload(shelf: Callable[..., Running]) -> None:
         ({"parameters": {"version": -1}}, "version: Input should be greater than or equal to 0"),
     ],
 )
-def test_an_unload_that_is_not_understood_takes_nothing_away(
+def test_a_malformed_unload_unloads_nothing(
     shelf: Callable[..., Running], body: dict[str, object], message: str
 ) -> None:
     server = shelf()
@@ -145,7 +145,7 @@ def test_swaps_under_load_lose_no_request(shelf: Callable[..., Running]) -> None
     assert list(server.container.repository.loaded[NAME]) == [7]
 
 
-def test_watching_serves_what_appears_and_survives_what_is_damaged(shelf: Callable[..., Running]) -> None:
+def test_watching_serves_new_versions_and_skips_damaged_ones(shelf: Callable[..., Running]) -> None:
     server = shelf(watch_interval=0.02)
     folder = server.container.settings.model_repository
     (folder / NAME / "2").mkdir()
@@ -212,7 +212,7 @@ MANAGEMENT = ["/v2/repository/index", f"/v2/repository/models/{NAME}/load", f"/v
 
 
 @pytest.mark.parametrize("path", MANAGEMENT)
-def test_unfinished_body_is_given_up(start: Callable[..., Running], path: str) -> None:
+def test_unfinished_body_times_out(start: Callable[..., Running], path: str) -> None:
     server = start(request_timeout=0.3)
     with socket.create_connection(("127.0.0.1", server.port), 20) as client:
         client.sendall(unfinished(path))

@@ -1,4 +1,4 @@
-"""The page, in a real browser: a photo goes in, its label and its route come out."""
+"""The page in a real browser: it shows the label and the route of a photo."""
 
 import os
 from collections.abc import Iterator
@@ -82,7 +82,7 @@ def sent(browser: Chrome, name: str) -> list[str | None]:
     return values
 
 
-def test_the_page_says_which_model_answers_and_what_it_knows(browser: Chrome, shipped: Running) -> None:
+def test_the_page_shows_the_model_and_its_classes(browser: Chrome, shipped: Running) -> None:
     models = shipped.client.get("/models").json()["models"]
     browser.get(shipped.url)
     until(lambda: "airplane" in find(browser, "#knows").text, 30)
@@ -153,7 +153,7 @@ def test_the_page_waits_for_models_that_are_being_loaded(browser: Chrome, shippe
     until(lambda: "airplane" in find(browser, "#knows").text, 30)
 
 
-def test_what_is_no_photo_is_told(browser: Chrome, shipped: Running) -> None:
+def test_a_file_that_is_no_image_is_an_error(browser: Chrome, shipped: Running) -> None:
     browser.get(shipped.url)
     find(browser, "#file").send_keys(str(Path(__file__)))
     until(lambda: "This file was refused: not an image" in find(browser, "#problem").text, 30)
@@ -166,7 +166,7 @@ def locked() -> Iterator[Running]:
     server.stop()
 
 
-def test_a_key_is_asked_for_where_the_server_wants_one(browser: Chrome, locked: Running) -> None:
+def test_the_page_asks_for_a_key_if_the_server_needs_one(browser: Chrome, locked: Running) -> None:
     browser.get(locked.url)
     assert not find(browser, "#unlock").is_displayed()
     find(browser, "#file").send_keys(str(PHOTO))

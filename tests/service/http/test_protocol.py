@@ -44,7 +44,7 @@ def test_a_head_of_too_many_lines_is_refused(running: Running) -> None:
         assert b" 200 " in answers(client, 1)
 
 
-def test_requests_that_come_faster_than_their_answers_are_not_kept(running: Running) -> None:
+def test_pipelined_requests_are_limited(running: Running) -> None:
     waiting: list[int] = []
     begin = Parser.on_message_begin
 
@@ -69,9 +69,7 @@ def test_bound_is_for_each_request_of_a_connection(running: Running) -> None:
 
 
 @pytest.mark.parametrize("started", [b"", b"GET / HTTP/1.1\r\nHost:"])
-def test_client_that_says_nothing_is_not_waited_for(
-    running: Running, monkeypatch: pytest.MonkeyPatch, started: bytes
-) -> None:
+def test_a_silent_client_is_disconnected(running: Running, monkeypatch: pytest.MonkeyPatch, started: bytes) -> None:
     monkeypatch.setattr(BoundedProtocol, "head_seconds", 0.05)
     with connect(running) as client:
         client.sendall(started)
@@ -94,7 +92,7 @@ def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
 
 
 def answers(client: socket.socket, count: int) -> bytes:
-    """Return what comes until ``count`` answers have begun, which come whole."""
+    """Return the bytes received until ``count`` responses have begun."""
     got = b""
     while got.count(b"HTTP/1.1 ") < count:
         some = client.recv(65536)
@@ -104,7 +102,7 @@ def answers(client: socket.socket, count: int) -> bytes:
 
 
 def is_cut_off(client: socket.socket, data: bytes) -> bool:
-    """Return whether the server ends a connection on which ``data`` comes again and again."""
+    """Return whether the server closes a connection on which ``data`` is sent repeatedly."""
     end = time.monotonic() + 20
     try:
         while time.monotonic() < end:
@@ -112,18 +110,18 @@ def is_cut_off(client: socket.socket, data: bytes) -> bool:
     except ConnectionError:
         return True
     except TimeoutError:
-        pass  # It is no longer read, but open.
+        pass  # The connection is open, but no longer read.
     return False
 
 
-def test_what_is_sent_after_the_answer_comes_to_an_end(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_body_after_a_response_is_limited(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedProtocol, "rest_seconds", 0.2)
     with connect(running) as client:
         client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
         assert is_cut_off(client, b"y")
 
 
-def test_a_body_that_ends_after_the_answer_leaves_the_connection_open(
+def test_a_body_that_ends_after_the_response_leaves_the_connection_open(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BoundedProtocol, "rest_seconds", 0.05)
@@ -172,10 +170,10 @@ def test_line_ends_do_not_keep_a_connection_open(start: Callable[..., Running]) 
         assert everything(client) == b""
 
 
-def test_answers_that_nobody_reads_are_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_responses_time_out(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BoundedProtocol, "unread_seconds", 0.1)
     with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # As little as there can be.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # The least possible.
         client.settimeout(20)
         client.connect(("127.0.0.1", running.port))
         state, me = running.server.server_state, client.getsockname()
@@ -189,7 +187,7 @@ def test_answers_that_nobody_reads_are_given_up(running: Running, monkeypatch: p
         until(lambda: not connected())
 
 
-def test_request_of_a_client_that_hung_up_is_cancelled(start: Callable[..., Running], model: LoadedModel) -> None:
+def test_a_request_of_a_disconnected_client_is_cancelled(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
     engine_of(model).open.clear()
     with connect(server) as client:
@@ -207,7 +205,7 @@ def test_request_of_a_client_that_hung_up_is_cancelled(start: Callable[..., Runn
 
 
 @pytest.mark.parametrize("pieces", [1, 40])
-def test_a_request_to_upgrade_is_answered_as_if_it_had_not_asked(running: Running, pieces: int) -> None:
+def test_an_upgrade_request_is_answered_without_an_upgrade(running: Running, pieces: int) -> None:
     image = encoded(picture(0))
     asking = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__")
     sent = post(b"/classify", image, *asking) + post(b"/classify", image, *asking) + post(b"/classify", image)
@@ -227,7 +225,7 @@ def test_a_tunnel_is_refused(running: Running) -> None:
 
 
 @pytest.mark.parametrize("before", ["body", "heads"])
-def test_what_stands_before_a_head_is_no_part_of_it(running: Running, before: str) -> None:
+def test_earlier_requests_do_not_count_towards_the_size_of_a_head(running: Running, before: str) -> None:
     if before == "body":
         sent, count = post(b"/nowhere", b"y" * 200_000), 1
     else:

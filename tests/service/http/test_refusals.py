@@ -19,8 +19,8 @@ def ask(path: str = "/classify", body: bytes = BODY, **headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-class Wire:
-    """A connection that reads one answer after the other."""
+class Connection:
+    """A connection that reads responses one by one."""
 
     def __init__(self, server: Running) -> None:
         self.socket = socket.create_connection(("127.0.0.1", server.port), 20)
@@ -32,11 +32,11 @@ class Wire:
     def head(self) -> str:
         lines: list[bytes] = []
         while (line := self.file.readline()) != b"\r\n":
-            assert line, "the connection ended before an answer did"
+            assert line, "the connection ended before a response did"
             lines.append(line)
         return b"".join(lines).decode()
 
-    def answer(self) -> tuple[int, dict[str, str], dict[str, object]]:
+    def response(self) -> tuple[int, dict[str, str], dict[str, object]]:
         head = self.head()
         headers = {name.lower(): value for name, value in re.findall(r"^(\S+): (.*)\r$", head, re.M)}
         return int(head.split()[1]), headers, json.loads(self.file.read(int(headers["content-length"])))
@@ -50,29 +50,29 @@ class Wire:
 
 
 @pytest.fixture
-def full(start: Callable[..., Running], model: LoadedModel) -> Iterator[Callable[..., tuple[Running, Wire]]]:
+def saturated(start: Callable[..., Running], model: LoadedModel) -> Iterator[Callable[..., tuple[Running, Connection]]]:
     """Start a server that one image fills, and return it with the connection that sent the image."""
-    wires: list[Wire] = []
+    connections: list[Connection] = []
 
-    def begin(**settings: object) -> tuple[Running, Wire]:
+    def begin(**settings: object) -> tuple[Running, Connection]:
         server = start(max_queue_size=1, **settings)
         engine_of(model).open.clear()
-        wires.append(Wire(server))
-        wires[0].send(ask())
+        connections.append(Connection(server))
+        connections[0].send(ask())
         until(lambda: server.container.admission.image_count == 1)
-        return server, wires[0]
+        return server, connections[0]
 
     yield begin
-    for wire in wires:
-        wire.close()
+    for connect_to in connections:
+        connect_to.close()
 
 
 @pytest.fixture
-def wire() -> Iterator[Callable[[Running], Wire]]:
-    opened: list[Wire] = []
+def connect_to() -> Iterator[Callable[[Running], Connection]]:
+    opened: list[Connection] = []
 
-    def connect(server: Running) -> Wire:
-        opened.append(Wire(server))
+    def connect(server: Running) -> Connection:
+        opened.append(Connection(server))
         return opened[-1]
 
     yield connect
@@ -80,68 +80,70 @@ def wire() -> Iterator[Callable[[Running], Wire]]:
         each.close()
 
 
-def test_refusal_has_what_every_answer_has(
-    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire]
+def test_a_refusal_has_the_headers_of_every_response(
+    saturated: Callable[..., tuple[Running, Connection]], connect_to: Callable[[Running], Connection]
 ) -> None:
-    server, _ = full()
-    client = wire(server)
+    server, _ = saturated()
+    client = connect_to(server)
     client.send(ask(X_Request_ID="mine"))
-    status, headers, body = client.answer()
+    status, headers, body = client.response()
     assert (status, body["error"]["code"]) == (429, "overloaded")  # type: ignore[index]
     assert (headers["x-request-id"], headers["content-type"]) == ("mine", "application/json")
     assert int(headers["retry-after"]) >= 1
     assert "date" in headers
     client.send(ask(f"/v2/models/{NAME}/infer", X_Request_ID="not\tplain"))
-    status, headers, body = client.answer()
+    status, headers, body = client.response()
     assert (status, type(body["error"])) == (429, str)
     assert re.fullmatch("[0-9a-f]{16}", headers["x-request-id"])
 
 
-def test_connection_goes_on_after_a_refusal(
-    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire], model: LoadedModel
+def test_a_connection_stays_open_after_a_refusal(
+    saturated: Callable[..., tuple[Running, Connection]],
+    connect_to: Callable[[Running], Connection],
+    model: LoadedModel,
 ) -> None:
-    server, first = full()
-    client = wire(server)
+    server, first = saturated()
+    client = connect_to(server)
     # The body comes after its request was refused, and is read past.
     head, body = ask()[: -len(BODY)], BODY
     client.send(head)
-    assert client.answer()[0] == 429
+    assert client.response()[0] == 429
     client.send(body + b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert client.answer()[0] == 200
+    assert client.response()[0] == 200
     engine_of(model).open.set()
-    assert first.answer()[0] == 200
+    assert first.response()[0] == 200
     client.send(ask())
-    assert client.answer()[0] == 200
+    assert client.response()[0] == 200
 
 
 @pytest.mark.parametrize("asked", ["close", None])
-def test_connection_ends_where_the_client_wants_it(
-    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire], asked: str | None
+def test_a_connection_closes_if_the_client_asks_for_it(
+    saturated: Callable[..., tuple[Running, Connection]], connect_to: Callable[[Running], Connection], asked: str | None
 ) -> None:
-    server, _ = full()
-    client = wire(server)
+    server, _ = saturated()
+    client = connect_to(server)
     client.send(ask(Connection=asked) if asked else ask().replace(b"HTTP/1.1", b"HTTP/1.0"))
-    status, headers, _ = client.answer()
+    status, headers, _ = client.response()
     assert (status, headers["connection"]) == (429, "close")
     assert client.ended()
 
 
 def test_page_of_another_origin_may_read_its_refusal(
-    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire]
+    saturated: Callable[..., tuple[Running, Connection]], connect_to: Callable[[Running], Connection]
 ) -> None:
-    server, _ = full(cors_origins=["https://a.example"])
-    client = wire(server)
+    server, _ = saturated(cors_origins=["https://a.example"])
+    client = connect_to(server)
     client.send(ask(Origin="https://a.example")[: -len(BODY)])  # It is refused before its body is read.
-    status, headers, _ = client.answer()
+    status, headers, _ = client.response()
     assert (status, headers["access-control-allow-origin"]) == (429, "https://a.example")
 
 
 def test_a_full_queue_refuses_inference_only(
-    full: Callable[..., tuple[Running, Wire]], wire: Callable[[Running], Wire]
+    saturated: Callable[..., tuple[Running, Connection]], connect_to: Callable[[Running], Connection]
 ) -> None:
-    server, _ = full()
-    client = wire(server)
+    server, _ = saturated()
+    client = connect_to(server)
     client.send(ask("/v2/repository/index", b"{}"))
-    assert client.answer()[0] == 200
+    assert client.response()[0] == 200
     client.send(ask("/classify/more"))
-    assert client.answer()[0] == 404
+    assert client.response()[0] == 404

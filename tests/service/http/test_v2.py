@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over a real socket, asked by Triton's own client."""
+"""The Open Inference Protocol over a real socket, with Triton's client."""
 
 import asyncio
 import base64
@@ -48,7 +48,7 @@ def test_health_and_metadata(client: Any) -> None:
     assert client.is_server_ready()
     assert client.is_model_ready(NAME)
     assert client.is_model_ready(NAME, "1")
-    assert not client.is_model_ready("nobody")
+    assert not client.is_model_ready("unknown")
     assert not client.is_model_ready(NAME, "9")
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
     metadata = client.get_model_metadata(NAME)
@@ -76,7 +76,7 @@ def test_server_metadata_with_and_without_slash(running: Running, slash: str) ->
 
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
-def test_infer_answers_what_the_engine_says(
+def test_infer_returns_the_output_of_the_engine(
     client: Any, loaded: LoadedModel, binary_in: bool, binary_out: bool
 ) -> None:
     values = images()
@@ -94,7 +94,7 @@ def test_infer_answers_what_the_engine_says(
     assert (response["id"], response["model_name"], response["model_version"]) == ("seven", NAME, "1")
 
 
-def test_every_output_where_none_is_asked_for(client: Any) -> None:
+def test_all_outputs_are_the_default(client: Any) -> None:
     answer = client.infer(NAME, [image_input(images(1), True)])
     assert [each["name"] for each in answer.get_response()["outputs"]] == [
         *("logits", "probabilities", "executed", "macs")
@@ -151,7 +151,7 @@ def test_classification_extension(client: Any, binary: bool) -> None:
 
 
 def test_flow_of_tritons_image_client(client: Any) -> None:
-    """It insists on one input and one output, of which the second is a vector, and learns the rest from there."""
+    """It needs one input and one output, a vector, and reads their names and shapes from the metadata."""
     model = f"{NAME}@image"
     metadata, config = client.get_model_metadata(model), client.get_model_config(model)
     [taken], [given], [layout] = metadata["inputs"], metadata["outputs"], config["input"]
@@ -252,7 +252,7 @@ def test_optional_members_may_be_null(running: Running) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"NaN", b'{"inputs": NaN}'])
-def test_what_is_no_json(running: Running, body: bytes) -> None:
+def test_malformed_json_is_refused(running: Running, body: bytes) -> None:
     response = running.client.post(f"/v2/models/{NAME}/infer", content=body)
     assert response.status_code == 400
     assert message(response)
@@ -315,11 +315,11 @@ def test_bad_image_among_good_ones(client: Any) -> None:
 
 
 def test_unknown_models_and_versions(client: Any, running: Running) -> None:
-    for model, version in (("nobody", ""), (NAME, "9"), (NAME, "one"), (NAME, "9" * 30)):
+    for model, version in (("unknown", ""), (NAME, "9"), (NAME, "one"), (NAME, "9" * 30)):
         with pytest.raises(InferenceServerException):
             client.infer(model, [image_input(images(1), True)], model_version=version)
-    assert running.client.get("/v2/models/nobody").status_code == 404
-    assert message(running.client.get("/v2/models/nobody/config"))
+    assert running.client.get("/v2/models/unknown").status_code == 404
+    assert message(running.client.get("/v2/models/unknown/config"))
     assert message(running.client.get("/v2/nowhere"))
 
 
@@ -365,7 +365,7 @@ def test_millions_of_empty_files_are_not_counted_to_the_end() -> None:
 
 
 @pytest.mark.parametrize(("count", "apart"), [(3, False), (101, True)])
-def test_large_answers_are_written_beside_the_event_loop(
+def test_large_responses_are_written_in_a_thread(
     running: Running, monkeypatch: pytest.MonkeyPatch, count: int, apart: bool
 ) -> None:
     threads: list[threading.Thread] = []
@@ -383,9 +383,7 @@ def test_large_answers_are_written_beside_the_event_loop(
     assert [thread is not running.thread for thread in threads] == [apart]
 
 
-def test_budget_is_honoured_and_the_answer_says_what_was_spent(
-    start: Callable[..., Running], model: LoadedModel
-) -> None:
+def test_budget_is_met_and_the_response_says_what_was_spent(start: Callable[..., Running], model: LoadedModel) -> None:
     points = [(0.0, 1.0), (1.0, 0.1)]
     calibration = [
         CalibrationPoint(threshold=t, accuracy=share, computation_percentage=50, mac_share=share) for t, share in points

@@ -48,7 +48,7 @@ def test_a_full_batch_is_formed_while_the_engine_is_busy(model: LoadedModel, dec
     asyncio.run(scenario())
 
 
-def test_answers_do_not_depend_on_the_batch_and_thresholds_share_one(
+def test_results_do_not_depend_on_other_images_and_thresholds_of_the_batch(
     model: LoadedModel, decoded: Callable[[int], Pixels]
 ) -> None:
     thresholds = [0.0, 0.3, model.checkpoint.config.execute_threshold, 1.0]

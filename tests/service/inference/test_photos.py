@@ -1,4 +1,4 @@
-"""A network for photos: trained, written, run by every engine and served."""
+"""A network for photos is trained, written, run by every engine and served."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_its_checkpoint_describes_its_training(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "native"])
-def test_every_engine_answers_as_the_reference(checkpoint: Checkpoint, name: str) -> None:
+def test_every_engine_gives_the_reference_output(checkpoint: Checkpoint, name: str) -> None:
     images = photos(checkpoint)
     thresholds = np.full(len(images), checkpoint.config.execute_threshold, np.float32)
     expected = load_engine(checkpoint, "reference", threads=1).run(images, thresholds)

@@ -285,7 +285,7 @@ def test_unloading_a_model_that_is_not_loaded(folder: Path, loaded: LoadedModel)
     async def scenario() -> None:
         observed = ObservedRepository(folder, loaded)
         await observed.load(NAME)
-        for name, version in ((NAME, 2), ("nobody", None)):
+        for name, version in ((NAME, 2), ("unknown", None)):
             with pytest.raises(LoadError, match="not served"):
                 await observed.unload(name, version)
 
@@ -310,11 +310,11 @@ def test_names_cannot_leave_the_folder(folder: Path, loaded: LoadedModel, name: 
 def test_models_and_versions_that_do_not_exist(folder: Path, loaded: LoadedModel) -> None:
     async def scenario() -> None:
         observed = ObservedRepository(folder, loaded)
-        for name, version in (("nobody", None), (NAME, 9)):
+        for name, version in (("unknown", None), (NAME, 9)):
             with pytest.raises(LoadError, match="holds no"):
                 await observed.load(name, version)
         await observed.load(NAME)
-        cases: list[tuple[str | None, int | None]] = [("nobody", None), (NAME, 9), (None, 9)]
+        cases: list[tuple[str | None, int | None]] = [("unknown", None), (NAME, 9), (None, 9)]
         for wanted, number in cases:
             with pytest.raises(ServiceError) as caught:
                 observed.resolve(wanted, number)
@@ -337,10 +337,10 @@ def test_a_missing_default_model_is_logged_with_the_existing_models(
     folder: Path, loaded: LoadedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        await ObservedRepository(folder, loaded, default="nobody").load_all()
+        await ObservedRepository(folder, loaded, default="unknown").load_all()
 
     run(scenario)
-    assert f"the default model nobody is not in {folder}, but {NAME}" in caplog.text
+    assert f"the default model unknown is not in {folder}, but {NAME}" in caplog.text
 
 
 def test_empty_folder(tmp_path: Path) -> None:

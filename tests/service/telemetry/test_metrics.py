@@ -25,7 +25,7 @@ def classify(server: Running, seed: int, query: str = "", **headers: str) -> dic
     return answer
 
 
-def test_metrics_equal_the_sum_of_the_answers(start: Callable[..., Running]) -> None:
+def test_metrics_equal_the_sum_of_the_responses(start: Callable[..., Running]) -> None:
     server = start()
     answers = [classify(server, i, "?explain=true" + q) for i, q in enumerate(["", "", "&execute_threshold=1"])]
     routings = [answer["routing"] for answer in answers]
@@ -122,7 +122,7 @@ def test_expected_values_of_the_checkpoint(loaded: LoadedModel) -> None:
     assert value("skipnet_macs_total", MINE | {"kind": "dense"}) == 0
 
 
-def test_series_do_not_pile_up_with_versions(loaded: LoadedModel) -> None:
+def test_old_versions_lose_their_series(loaded: LoadedModel) -> None:
     metrics = Metrics()
 
     def version(number: int) -> LoadedModel:

@@ -97,7 +97,7 @@ def test_nothing_waits_for_the_device(
 
 
 def convolutions(folded: FoldedNetwork, times: int) -> int:
-    """Return how many convolutions there are where each gated block is written down so many times."""
+    """Return the number of convolutions if each gated block is traced ``times`` times."""
     first, *others = folded.blocks
     projections = sum(block.projection is not None for block in folded.blocks)
     gates = sum(len(gate.convolutions) for gate in folded.gates if isinstance(gate, ConvolutionalGate))
