@@ -75,7 +75,7 @@ def test_accuracy_is_looked_up_between_two_points() -> None:
 
 
 def shipped_curves() -> list[tuple[str, list[CalibrationPoint]]]:
-    folders = [find_version(SHIPPED, folder.name, None) for folder in SHIPPED.iterdir()]
+    folders = [find_version(SHIPPED, folder.name, None) for folder in sorted(SHIPPED.iterdir())]
     configs = [(folder.parent.name, read_config(folder)) for folder in folders if not is_cascade(folder)]
     return [(name, config.calibration) for name, config in configs if config.calibration]
 
