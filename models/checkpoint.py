@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from models.architectures import UnknownArchitecture, find_architecture
-from models.atomic_file import whole_file
 from models.errors import UserError
-from models.legacy_names import current_names
 from models.macs import MacCounts, count_macs
 from models.network import SkipNet
+from models.persistence.atomic_file import whole_file
+from models.persistence.training_record import TrainingRecord
 from models.preprocessing import InputSpec
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -89,7 +89,7 @@ class Config(Strict):
     labels: list[Label] = Field(min_length=1)
     input: InputSpec
     execute_threshold: float = Field(0.5, ge=0, le=1)
-    training: Annotated[dict[str, Any], BeforeValidator(current_names)] = {}
+    training: TrainingRecord = TrainingRecord()
     evaluation: Evaluation | None = None
     calibration: list[CalibrationPoint] = []
     code: str

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
+    "persistence": -1,
     "": 0,
     "data": 1,
     "engines": 1,

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of its data set")
     options = parser.parse_args()
     checkpoint = read_checkpoint(options.checkpoint)
-    source = read_source(find_dataset(checkpoint.config.training["dataset"]), "test", options.data)
+    source = read_source(find_dataset(checkpoint.config.training.dataset or "(none named)"), "test", options.data)
     agreement = compare_engines(
         RoundedEngine(fold(checkpoint.network)),
         ReferenceEngine(checkpoint.network),

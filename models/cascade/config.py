@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.atomic_file import whole_file
 from models.cascade.confidence import Measure
 from models.checkpoint import CASCADE, CONFIG, WEIGHTS, Checkpoint, CheckpointError, read_checkpoint
+from models.persistence.atomic_file import whole_file
 from models.preprocessing import InputSpec
 
 Combination = Literal["last", "mean"]

@@ -1,13 +1,11 @@
 """The split of the training images into training and validation images."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from models.data.batches import generator
 from models.data.source import Source
 from models.errors import UserError
+from models.persistence.training_record import TrainingRecord
 
 SPLIT_SEED = 0
 """The same for every run, so that runs with different seeds can be compared."""
@@ -29,12 +27,13 @@ def split_positions(source: Source, validation_images: int, limit: int | None = 
     return sorted(shuffled[validation_images:][:limit]), sorted(shuffled[:validation_images][:limit])
 
 
-def validation_source(source: Source, training: Mapping[str, Any]) -> Source:
-    """Return the validation images of a checkpoint, given ``training`` of its config.
+def validation_source(source: Source, training: TrainingRecord) -> Source:
+    """Return the validation images of a checkpoint, given its training record.
 
     An imported checkpoint does not tell its split. Then the images are those that a run here would validate on.
     """
-    return source.select(sorted(shuffled_positions(source)[: training.get("validation_images", VALIDATION_IMAGES)]))
+    count = VALIDATION_IMAGES if training.validation_images is None else training.validation_images
+    return source.select(sorted(shuffled_positions(source)[:count]))
 
 
 def shuffled_positions(source: Source) -> list[int]:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.errors import UserError
 from models.experiments.row import TEACHER_NETWORKS, Row, Schedule
-from models.legacy_names import ROWS
+from models.persistence.legacy_names import ROWS
 
 FOLDER = Path(__file__).parent / "rows"
 FILES: dict[Schedule, tuple[str, ...]] = {

@@ -8,7 +8,7 @@ from models.architectures import find_architecture
 from models.errors import UserError
 from models.experiments.catalogue import find_row, find_runs
 from models.experiments.row import Row, Schedule
-from models.legacy_names import ROWS
+from models.persistence.legacy_names import ROWS
 from models.training.distillation.location import parse_teacher, teacher_file, teacher_folder
 from models.training.job import JobOptions
 

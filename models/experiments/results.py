@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
-from models.atomic_file import whole_file
 from models.checkpoint import Evaluation, Strict
 from models.errors import UserError
-from models.legacy_names import ROWS, current_names
+from models.persistence.atomic_file import whole_file
+from models.persistence.legacy_names import ROWS, current_names
 
 
 class Result(Strict):

@@ -53,6 +53,9 @@ def reproduce(plan: Plan, row: Row, seed: int, *, save_every: float, show: Show)
         hours, cpu_hours = stage_hours(options.output / LOG, row.stage)
     validation, test = measure_all(folder, row, options, plan.choose)
     config = read_config(folder)
+    training = config.training
+    assert training.train_images is not None and training.validation_images is not None
+    assert training.precision is not None
     result = Result(
         row=row.name,
         title=row.title,
@@ -62,9 +65,9 @@ def reproduce(plan: Plan, row: Row, seed: int, *, save_every: float, show: Show)
         architecture=config.architecture,
         recipe=recipe_values(row, options),
         start=plan.start_name(row),
-        train_images=config.training["train_images"],
-        validation_images=config.training["validation_images"],
-        precision=config.training["precision"],
+        train_images=training.train_images,
+        validation_images=training.validation_images,
+        precision=training.precision,
         hours=round(hours, 6),
         cpu_hours=round(cpu_hours, 6),
         machine=describe_machine(),

@@ -12,6 +12,7 @@ import torch
 from models.architectures import Architecture, find_architecture, first_blocks
 from models.checkpoint import Checkpoint, code_version, read_checkpoint, write_checkpoint
 from models.errors import UserError
+from models.persistence.training_record import Subnetwork
 
 
 @torch.no_grad()
@@ -41,11 +42,12 @@ def extract_subnetwork(folder: Path, count: int, target: Path) -> Architecture:
     for block, source in zip(network.blocks, kept, strict=True):
         block.load_state_dict(checkpoint.network.blocks[source].state_dict())
     training = checkpoint.config.training
-    stages = [{"architecture": found.name} | stage for stage in training.get("stages", [])]
+    stages = tuple(stage.with_architecture(found.name) for stage in training.stages)
+    subnetwork = Subnetwork(of=found.name, blocks=tuple(kept))
     changes = {
         "architecture": architecture.name,
         "execute_threshold": 0.5,
-        "training": training | {"stages": stages, "subnetwork": {"of": found.name, "blocks": kept}},
+        "training": training.model_copy(update={"stages": stages, "subnetwork": subnetwork}),
         "evaluation": None,
         "calibration": [],
         "code": code_version(),

@@ -8,6 +8,7 @@ from models.checkpoint import Config, code_version, fit_state, write_checkpoint
 from models.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD
 from models.importing.state_names import rename_state
 from models.importing.weights_file import read_weights
+from models.persistence.training_record import TrainingRecord
 from models.preprocessing import InputSpec
 
 IMPORTED = "imported"
@@ -35,7 +36,7 @@ def import_public(source: Path, arch: str, output: Path) -> Config:
         architecture=architecture.name,
         labels=public_labels(architecture, classes),
         input=public_input(architecture),
-        training={"imported_from": source.name, **public_progress(others)},
+        training=TrainingRecord(imported_from=source.name, **public_progress(others)),
         code=code_version(),
     )
     write_checkpoint(output, network, config)

@@ -7,16 +7,16 @@ analysis.json. The rest is written by a person and is kept.
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from models.analysis.analyze import block_groups
 from models.analysis.schema import Analysis, ClassRoutes, read_analysis
-from models.atomic_file import whole_file
 from models.checkpoint import Checkpoint, Evaluation, read_checkpoint
 from models.errors import UserError
 from models.evaluation.fixed_routes import routing_pays
 from models.importing.public_checkpoint import IMPORTED
 from models.model_card.training_commands import count_shared_stages, list_commands
+from models.persistence.atomic_file import whole_file
+from models.persistence.training_record import TrainedStage
 from models.training.soup import SOUP
 
 CARD = "README.md"
@@ -150,7 +150,7 @@ def draw_classes(evaluation: Evaluation) -> str:
 
 def draw_calibration(checkpoint: Checkpoint) -> str:
     """Return the accuracy-compute curve."""
-    count = checkpoint.config.training.get("validation_images")
+    count = checkpoint.config.training.validation_images
     images = f"{count:,} validation images" if count else "validation images"
     rows = [
         f"| {point.threshold:.6g} | {point.accuracy:.1%} | {point.computation_percentage:.1f} | {point.mac_share:.2f} |"
@@ -210,20 +210,19 @@ def draw_training(checkpoint: Checkpoint) -> str:
     """Return training data, recipes and commands."""
     training, config = checkpoint.config.training, checkpoint.config
     lines = ["## How it was made", ""]
-    stages: list[dict[str, Any]] = training.get("stages", [])
-    if stages:
+    if training.stages:
         lines += [
-            f"{training.get('train_images', 0):,} images of {training.get('dataset')}, seed {training.get('seed')}, "
-            f"{training.get('precision', 'float32')}. By stage:",
+            f"{training.train_images or 0:,} images of {training.dataset}, seed {training.seed}, "
+            f"{training.precision or 'float32'}. By stage:",
             "",
             "| stage | recipe | length | batch | rate | schedule | weight decay |",
             "|---|---|---|---|---|---|---|",
-            *draw_stages(stages, config.architecture),
+            *draw_stages(training.stages, config.architecture),
             "",
         ]
     where = f"models/repository/{checkpoint.name}/{checkpoint.version}"
     commands = list_commands(config)
-    scaling = " --temper" if "temperature" in config.training else ""
+    scaling = " --temper" if training.temperature is not None else ""
     if checkpoint.network.decision_count:
         commands.append(f"skipnet evaluate {where}{scaling} --calibrate --write")
         commands.append(f"skipnet analyze {where} DATA --output report --write")
@@ -232,33 +231,34 @@ def draw_training(checkpoint: Checkpoint) -> str:
     return "\n".join([*lines, "```", *commands, "```"])
 
 
-def draw_stages(stages: Sequence[dict[str, Any]], architecture: str) -> list[str]:
+def draw_stages(stages: Sequence[TrainedStage], architecture: str) -> list[str]:
     """Return a table row for each stage; the networks of a model soup list the stages that they do not share."""
     rows = []
     for stage in stages:
-        if stage["stage"] != SOUP:
+        if stage.stage != SOUP:
             rows.append(draw_stage(stage, architecture))
             continue
-        for number, other in enumerate(stage["of"], 2):
+        for number, other in enumerate(stage.members, 2):
             own = other[count_shared_stages(stages, other) :]
-            rows += [draw_stage(each | {"name": f"{each['name']}, network {number}"}, architecture) for each in own]
-        rows.append(f"| model soup of {1 + len(stage['of'])} networks | | | | | | |")
+            named = [each.model_copy(update={"name": f"{each.name}, network {number}"}) for each in own]
+            rows += [draw_stage(each, architecture) for each in named]
+        rows.append(f"| model soup of {1 + len(stage.members)} networks | | | | | | |")
     return rows
 
 
-def draw_stage(stage: dict[str, Any], architecture: str) -> str:
+def draw_stage(stage: TrainedStage, architecture: str) -> str:
     """Return the table row of a stage."""
-    if stage["stage"] == IMPORTED:
-        return f"| imported | {stage['name']} | | | | | |"
-    trained = stage.get("architecture", architecture)
-    length = f"{stage['iterations']:,} steps" if stage.get("iterations") else f"{stage['epochs']} epochs"
+    if stage.stage == IMPORTED:
+        return f"| imported | {stage.name} | | | | | |"
+    trained = stage.architecture or architecture
+    length = f"{stage.iterations:,} steps" if stage.iterations else f"{stage.epochs} epochs"
     cells = (
-        stage["stage"] if trained == architecture else f"{stage['stage']}, `{trained}`",
-        stage["name"],
+        stage.stage if trained == architecture else f"{stage.stage}, `{trained}`",
+        stage.name,
         length,
-        stage["batch"],
-        stage["rate"],
-        stage["schedule"],
-        stage["weight_decay"],
+        stage.batch,
+        stage.rate,
+        stage.schedule,
+        stage.weight_decay,
     )
     return f"| {' | '.join(str(cell) for cell in cells)} |"

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from models.atomic_file import whole_file
 from models.cascade.config import Cascade, CascadeConfig, read_cascade
 from models.model_card.card import BEGIN, CARD, END, split_card
+from models.persistence.atomic_file import whole_file
 
 TEMPLATE = """\
 # {name}, version {version}

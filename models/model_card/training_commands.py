@@ -4,34 +4,34 @@ import json
 import re
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any
 
 from models.architectures import find_architecture
 from models.checkpoint import Config
 from models.importing.public_checkpoint import IMPORTED
+from models.persistence.training_record import TrainedStage, TrainingRecord
 from models.training.distillation.location import parse_teacher
 from models.training.distillation.network import TEACHERS
 from models.training.recipes import find_changes
 from models.training.soup import SOUP
 
-Stages = Sequence[dict[str, Any]]
+Stages = Sequence[TrainedStage]
 
 
 def list_commands(config: Config) -> list[str]:
     """Return the commands that train the teachers and then the stages."""
-    commands, _ = list_chain(config, config.training.get("stages", []), [], "")
     training = config.training
+    commands, _ = list_chain(config, training.stages, [], "")
     networks = [
-        network for network in TEACHERS if any(f"{training['dataset']}_teacher_{network}/" in each for each in commands)
+        network for network in TEACHERS if any(f"{training.dataset}_teacher_{network}/" in each for each in commands)
     ]
-    teachers = [teacher_command(training["dataset"], network, training["validation_images"]) for network in networks]
+    teachers = [teacher_command(training, network) for network in networks]
     return [*teachers, *commands]
 
 
-def teacher_command(dataset: str, network: str, validation_images: int) -> str:
+def teacher_command(training: TrainingRecord, network: str) -> str:
     """Return the command that trains a distillation teacher."""
     which = "" if network == "small" else f" --network {network}"
-    return f"skipnet teach {dataset}{which} --held-out {validation_images}"
+    return f"skipnet teach {training.dataset}{which} --held-out {training.validation_images}"
 
 
 def list_chain(config: Config, stages: Stages, folders: Sequence[str], mark: str) -> tuple[list[str], list[str]]:
@@ -42,13 +42,13 @@ def list_chain(config: Config, stages: Stages, folders: Sequence[str], mark: str
     commands: list[str] = []
     written = list(folders)
     for stage in stages[len(folders) :]:
-        if stage["stage"] == SOUP:
-            more, folder = list_soup(config, stages, stage["of"], written)
+        if stage.stage == SOUP:
+            more, folder = list_soup(config, stages, stage.members, written)
             commands += more
-        elif stage["stage"] == IMPORTED:
-            arch = stage.get("architecture", config.architecture)
+        elif stage.stage == IMPORTED:
+            arch = stage.architecture or config.architecture
             folder = f"runs/{arch}_{IMPORTED}"
-            commands.append(f"skipnet import {stage['name']} --arch {arch} --output {folder}")
+            commands.append(f"skipnet import {stage.name} --arch {arch} --output {folder}")
         else:
             command, folder = train_command(config, stage, written, mark)
             commands.append(command)
@@ -74,21 +74,21 @@ def count_shared_stages(stages: Stages, other: Stages) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(stages, other, strict=False)))
 
 
-def train_command(config: Config, stage: dict[str, Any], folders: Sequence[str], mark: str) -> tuple[str, str]:
+def train_command(config: Config, stage: TrainedStage, folders: Sequence[str], mark: str) -> tuple[str, str]:
     """Return the command of a stage that starts from the last of ``folders``, and the folder that it writes."""
     architecture, training = config.architecture, config.training
-    name, plain = stage["stage"], re.sub("_(rnn_gate|feedforward)(_rl)?_", "_resnet_", architecture)
-    trained = stage.get("architecture", plain if name == "plain" else architecture)
-    parts = [f"skipnet train --arch {trained} --dataset {training['dataset']}"]
-    parts.append(f"--recipe {stage['name']} --stages {name} --seed {stage.get('seed', training['seed'])}")
-    parts.append(f"--held-out {training['validation_images']}")
-    if not stage.get("iterations"):
-        parts.append(f"--epochs {stage['epochs']}")
-    parts.append(f"--batch {stage['batch']}")
+    name, plain = stage.stage, re.sub("_(rnn_gate|feedforward)(_rl)?_", "_resnet_", architecture)
+    trained = stage.architecture or (plain if name == "plain" else architecture)
+    parts = [f"skipnet train --arch {trained} --dataset {training.dataset}"]
+    parts.append(f"--recipe {stage.name} --stages {name} --seed {training.seed if stage.seed is None else stage.seed}")
+    parts.append(f"--held-out {training.validation_images}")
+    if not stage.iterations:
+        parts.append(f"--epochs {stage.epochs}")
+    parts.append(f"--batch {stage.batch}")
     changes = find_changes(stage)
     if changes:
         parts.append(f"--changes '{json.dumps(changes)}'")
-    if training["dataset"] == "imagefolder":
+    if training.dataset == "imagefolder":
         parts.append("--data DATA")
     if find_architecture(architecture).image_size != config.input.height:
         parts.append(f"--size {config.input.height}")
@@ -97,21 +97,20 @@ def train_command(config: Config, stage: dict[str, Any], folders: Sequence[str],
     teacher = find_teacher(stage) or ""
     if wide := parse_teacher(teacher):
         network, file = wide
-        parts.append(f"--teacher runs/{training['dataset']}_teacher_{network}/{file}")
+        parts.append(f"--teacher runs/{training.dataset}_teacher_{network}/{file}")
     elif teacher == "checkpoint" and len(folders) > 1:
         parts.append(f"--teacher {folders[0]}")
     run = f"runs/{trained}{mark}"
     while f"{run}/{name}" in folders:
-        run += f"_{stage['name']}"
+        run += f"_{stage.name}"
     if run != f"runs/{trained}":
         parts.append(f"--output {run}")
     return " ".join(parts), f"{run}/{name}"
 
 
-def find_teacher(stage: dict[str, Any]) -> str | None:
+def find_teacher(stage: TrainedStage) -> str | None:
     """Return the teacher of a stage, if it had one: see `parse_teacher`, or "checkpoint"."""
-    if not stage.get("distillation_weight"):
+    if not stage.distillation_weight:
         return None
     # Early configs don't name the teacher. Those of this recipe had the logits of the one teacher there was.
-    teacher: str = stage.get("teacher", "small-logits" if stage["name"] == "distilled" else "checkpoint")
-    return teacher
+    return stage.teacher or ("small-logits" if stage.name == "distilled" else "checkpoint")

@@ -21,6 +21,7 @@ from models.errors import UserError
 from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
 from models.importing.public_checkpoint import IMPORTED
 from models.network import GateKind, SkipNet
+from models.persistence.training_record import TrainedStage, TrainingRecord
 from models.preprocessing import InputSpec
 from models.training.distillation.location import is_network, teacher_name
 from models.training.distillation.logits import read_teacher_logits
@@ -102,12 +103,12 @@ def make_job(options: JobOptions) -> Job:
         if teacher is not None and is_teacher_file(options.teacher)
         else "checkpoint",
         origins={name: str(path) for name, path in (("init", options.init), ("teacher", options.teacher)) if path},
-        about={
-            "dataset": dataset.name,
-            "train_images": len(train),
-            "validation_images": options.held_out,
-            "precision": "bfloat16" if mixed else "float32",
-        },
+        about=TrainingRecord(
+            dataset=dataset.name,
+            train_images=len(train),
+            validation_images=options.held_out,
+            precision="bfloat16" if mixed else "float32",
+        ),
         earlier=earlier,
         data=describe(train, validation),
     )
@@ -151,7 +152,7 @@ def override(recipe: Recipe, options: JobOptions) -> Recipe:
 
 def start_network(
     architecture: Architecture, classes: list[str], options: JobOptions
-) -> tuple[SkipNet, list[dict[str, Any]]]:
+) -> tuple[SkipNet, list[TrainedStage]]:
     """Return the network to train and the records of the stages before.
 
     The network is fresh, or that of the checkpoint to start from. A dense one can get gates or grow (`grow`), and a
@@ -175,19 +176,19 @@ def start_network(
         return checkpoint.network, stages
     if grows:
         grown = grow(checkpoint.network, found, architecture)
-        return grown, [{"architecture": found.name} | stage for stage in stages]
+        return grown, [stage.with_architecture(found.name) for stage in stages]
     network = architecture.build(len(classes))
     # Only the gates' weights can be missing: new gates keep their fresh weights.
     network.load_state_dict(checkpoint.network.state_dict(), strict=False)
     # Record which network the stages with gates trained; a plain stage never has any.
-    return network, [stage if stage["stage"] == "plain" else {"architecture": found.name} | stage for stage in stages]
+    return network, [stage if stage.stage == "plain" else stage.with_architecture(found.name) for stage in stages]
 
 
-def earlier_stages(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+def earlier_stages(checkpoint: Checkpoint) -> list[TrainedStage]:
     """Return a checkpoint's origin, if it was imported, and the records of its stages."""
     training = checkpoint.config.training
-    origin = [{"stage": IMPORTED, "name": training["imported_from"]}] if "imported_from" in training else []
-    return [*origin, *training.get("stages", [])]
+    origin = [TrainedStage(stage=IMPORTED, name=training.imported_from)] if training.imported_from else []
+    return [*origin, *training.stages]
 
 
 def find_teacher(
@@ -231,8 +232,8 @@ def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], optio
 def check_validation_images(checkpoint: Checkpoint, folder: Path, options: JobOptions) -> None:
     """Raise UserError where the checkpoint was trained on images that are now validation images."""
     training = checkpoint.config.training
-    before = training.get("validation_images", options.held_out)
-    if training.get("dataset") == options.dataset and before < options.held_out:
+    before = training.validation_images
+    if training.dataset == options.dataset and before is not None and before < options.held_out:
         raise UserError(
             f"{folder} was validated on {before} images and trained on others of the {options.held_out} validation "
             f"images: set --held-out {before}"

@@ -23,7 +23,7 @@ from models.training.stages.batch_norm import freeze_statistics
 from models.training.stages.reinforce import re_estimate_statistics
 from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
 from models.training.step import make_step
-from models.training.types import Job, Show, Watcher, stage_summary
+from models.training.types import Job, Show, Watcher, stage_record
 
 RE_ESTIMATED = 100
 """Batches from which batch norm's statistics are estimated again."""
@@ -152,19 +152,15 @@ def require_finite(loss: float, of: str, remedy: str) -> None:
 
 def write_stage_checkpoint(job: Job, recipe: Recipe) -> None:
     done = job.recipes[: job.recipes.index(recipe) + 1]
-    kind = {"teacher": job.teacher_name}
     stages = [*job.earlier]
     for each in done:
-        stages.append(stage_summary(each) | {"seed": job.seed} | (kind if each.distillation_weight else {}))
+        teacher = {"teacher": job.teacher_name} if each.distillation_weight else {}
+        stages.append(stage_record(each).model_copy(update={"seed": job.seed} | teacher))
     config = Config(
         architecture=job.architecture.name,
         labels=job.labels,
         input=job.spec,
-        training={
-            **job.about,
-            "seed": job.seed,
-            "stages": stages,
-        },
+        training=job.about.model_copy(update={"seed": job.seed, "stages": tuple(stages)}),
         code=code_version(),
     )
     write_checkpoint(job.folder / recipe.stage, job.network, config)

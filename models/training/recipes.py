@@ -3,13 +3,14 @@
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from models import legacy_names
 from models.errors import UserError
-from models.legacy_names import current_names
+from models.persistence import legacy_names
+from models.persistence.legacy_names import current_names
+from models.persistence.training_record import TrainedStage
 
 Stage = Literal["plain", "sp", "hrl"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -215,19 +216,20 @@ def typed_values(values: Mapping[str, Any], fixed: Collection[str] = ("name", "s
     return typed
 
 
-def find_changes(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which values of its recipe a stage changed, as JSON values, by its record in a checkpoint's config.
+def find_changes(stage: TrainedStage) -> dict[str, Any]:
+    """Return the values of its recipe that a stage of a checkpoint's record changed, as JSON values.
 
     A record leaves out what is None, and an older one what recipes did not have yet: neither is a change. The changes
     of a recipe that no longer exists are unknown.
     """
-    if summary["name"] not in RECIPES:
+    if stage.name not in RECIPES:
         return {}
-    recipe: dict[str, Any] = json.loads(json.dumps(asdict(find_recipe(summary["name"], summary["stage"]))))
+    values = stage.model_dump(mode="json")
+    recipe: dict[str, Any] = json.loads(json.dumps(asdict(RECIPES[stage.name](cast(Stage, stage.stage)))))
     changes = {}
     for field in fields(Recipe):
-        value = summary.get(field.name)
-        known = field.name in summary or field.default is None
+        value = values.get(field.name)
+        known = field.name in values or field.default is None
         if known and field.name not in FIXED and value != recipe[field.name]:
             changes[field.name] = value
     return changes

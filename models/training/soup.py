@@ -6,12 +6,12 @@ Networks that were trained from the same checkpoint lie close together. Their me
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from models.checkpoint import Checkpoint, code_version, read_checkpoint, write_checkpoint
 from models.errors import UserError
+from models.persistence.training_record import TrainedStage
 
 SOUP = "soup"
 
@@ -33,7 +33,7 @@ def make_soup(folders: Sequence[Path], target: Path) -> None:
     for name, value in first.network.state_dict().items():
         if value.is_floating_point():
             value.copy_(torch.stack([state[name] for state in states]).mean(0))
-    training = first.config.training | {"stages": stages_of(checkpoints)}
+    training = first.config.training.model_copy(update={"stages": stages_of(checkpoints)})
     changes = {"execute_threshold": 0.5, "training": training, "evaluation": None, "calibration": []}
     write_checkpoint(target, first.network, first.config.model_copy(update=changes | {"code": code_version()}))
 
@@ -44,14 +44,14 @@ def require_alike(first: Checkpoint, other: Checkpoint, both: str) -> None:
         if getattr(first.config, name) != getattr(other.config, name):
             raise UserError(f"{both} can't be averaged: their {name} is not the same")
     for name in ("dataset", "validation_images"):
-        one, another = first.config.training.get(name), other.config.training.get(name)
+        one, another = getattr(first.config.training, name), getattr(other.config.training, name)
         if one != another:
             raise UserError(
                 f"{both} can't be averaged: {name.replace('_', ' ')} is {one} of one, {another} of the other"
             )
 
 
-def stages_of(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+def stages_of(checkpoints: Sequence[Checkpoint]) -> tuple[TrainedStage, ...]:
     """Return the first checkpoint's stages and one for the soup, which records the stages of the others."""
-    chains = [checkpoint.config.training.get("stages", []) for checkpoint in checkpoints]
-    return [*chains[0], {"stage": SOUP, "of": chains[1:]}]
+    first, *others = (checkpoint.config.training.stages for checkpoint in checkpoints)
+    return (*first, TrainedStage(stage=SOUP, members=tuple(others)))

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.atomic_file import whole_file
 from models.errors import UserError
-from models.legacy_names import current_names
+from models.persistence.atomic_file import whole_file
+from models.persistence.legacy_names import current_names
 from models.training.objective import Step
 
 LOG, STATE = "log.jsonl", "state.pt"

@@ -12,6 +12,7 @@ from models.architectures import Architecture
 from models.data.batches import Batches
 from models.evaluation.metrics import Metrics
 from models.network import SkipNet
+from models.persistence.training_record import TrainedStage, TrainingRecord
 from models.preprocessing import InputSpec
 from models.training.recipes import Recipe
 
@@ -27,7 +28,7 @@ class Job:
     ``batches`` returns a recipe's batches, and ``validate`` measures a network on the validation images. ``mixed`` runs
     convolutions in bfloat16. ``teacher`` is a network, or the logits [N, classes] of one for all images;
     ``teacher_name`` is its name in the stages' records. ``origins`` are the files that the run starts and learns from,
-    ``about`` is recorded in the checkpoint, ``earlier`` are the records of the stages before the run, and ``data`` is a
+    ``about`` is the training record without its stages, ``earlier`` are the stages before the run, and ``data`` is a
     line that describes the data for the user.
     """
 
@@ -46,8 +47,8 @@ class Job:
     teacher: nn.Module | Tensor | None
     teacher_name: str
     origins: dict[str, str]
-    about: dict[str, Any]
-    earlier: list[dict[str, Any]]
+    about: TrainingRecord
+    earlier: list[TrainedStage]
     data: str = ""
 
     @property
@@ -63,7 +64,7 @@ class Job:
             "size": self.spec.height,
             "compile": self.compile,
             **self.origins,
-            **self.about,
+            **self.about.model_dump(),
             **values,
         }
 
@@ -79,5 +80,10 @@ class Watcher(Protocol):
 
 
 def stage_summary(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe's hyper-parameters as a checkpoint's config records them."""
+    """Return a recipe's hyper-parameters, without those that it does not use."""
     return {key: value for key, value in asdict(recipe).items() if value is not None}
+
+
+def stage_record(recipe: Recipe) -> TrainedStage:
+    """Return the record of a stage that trains by a recipe."""
+    return TrainedStage.model_validate(stage_summary(recipe))

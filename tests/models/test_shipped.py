@@ -45,7 +45,8 @@ def gated(request: pytest.FixtureRequest) -> Checkpoint:
 
 def read_test_set(checkpoint: Checkpoint, count: int | None = None) -> tuple[list[Image.Image], NDArray[np.int64]]:
     """Return the test images, or the first ``count``, of the data set that a checkpoint was trained on."""
-    dataset = checkpoint.config.training["dataset"]
+    dataset = checkpoint.config.training.dataset
+    assert dataset is not None
     if dataset != "imagefolder":
         pixels, labels = packs().read(dataset, "test")
         return [Image.fromarray(image) for image in pixels[:count]], labels[:count]

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import onnx
 
-from models.atomic_file import whole_file
 from models.checkpoint import Checkpoint
 from models.engines.folding import fold
 from models.engines.onnx.graph import build_graph, set_default_threshold
 from models.errors import UserError
 from models.macs import Mode
+from models.persistence.atomic_file import whole_file
 
 
 def export(checkpoint: Checkpoint, path: Path, mode: Mode = "branch") -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from models.legacy_names import TEACHERS as LEGACY_TEACHERS
+from models.persistence.legacy_names import TEACHERS as LEGACY_TEACHERS
 from models.training.distillation.network import TEACHERS
 
 TEACHER_FILE, LOGITS_FILE = "teacher.safetensors", "teacher_logits.safetensors"

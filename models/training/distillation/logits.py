@@ -8,10 +8,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from models.atomic_file import whole_file
 from models.data.augmentation import normalise
 from models.data.datasets import DatasetInfo
 from models.errors import UserError
+from models.persistence.atomic_file import whole_file
 
 CHUNK = 250
 """Images of one forward pass."""

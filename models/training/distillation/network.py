@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import gelu, max_pool2d
 
-from models.atomic_file import whole_file
 from models.errors import UserError
+from models.persistence.atomic_file import whole_file
 
 PATCH = 24
 """Outputs of the first layer for a patch of 2x2 pixels: its 12 whitened values and their opposites."""

@@ -37,18 +37,18 @@ class Analyze(Options):
         from models.analysis.routes import Runner
         from models.analysis.sample import read_sample
         from models.analysis.schema import ANALYSIS
-        from models.atomic_file import whole_file
         from models.checkpoint import read_checkpoint
         from models.data.datasets import find_dataset
         from models.data.source import read_source
         from models.engines import load_engine
         from models.model_card.card import write_card
+        from models.persistence.atomic_file import whole_file
         from models.plotting import require_plotting
 
         require_plotting()
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config
-        row = find_dataset(self.dataset or config.training.get("dataset", "(none named)"))
+        row = find_dataset(self.dataset or config.training.dataset or "(none named)")
         source = read_source(row, "test", self.data).labelled_as(config.labels)
         sample = read_sample(source, config.input, self.images)
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold

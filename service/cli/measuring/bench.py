@@ -169,7 +169,7 @@ class Bench(Options):
         from models.data.datasets import find_dataset
         from models.data.source import read_source
 
-        dataset = find_dataset(self.dataset or checkpoint.config.training.get("dataset", "(none named)"))
+        dataset = find_dataset(self.dataset or checkpoint.config.training.dataset or "(none named)")
         return routed_subject(checkpoint, read_source(dataset, "test", data))
 
 

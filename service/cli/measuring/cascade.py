@@ -54,7 +54,7 @@ class BuildCascade(Options):
         if any(stage.resolve().parents[1] != repository.resolve() for stage in self.stages):
             raise UserError(f"the stages must lie in the repository of --output, {repository}, as <model>/<version>")
         checkpoints = [read_checkpoint(stage) for stage in self.stages]
-        row = find_dataset(self.dataset or checkpoints[-1].config.training.get("dataset", "(none named)"))
+        row = find_dataset(self.dataset or checkpoints[-1].config.training.dataset or "(none named)")
         labels = checkpoints[0].config.labels
         config = self.fit(checkpoints, read_source(row, "train", self.data).labelled_as(labels))
         folder = self.next_version()
@@ -80,7 +80,7 @@ class BuildCascade(Options):
         from models.evaluation.metrics import prepared_batches
 
         # Each stage has seen all training images but its own validation images.
-        fewest = min(checkpoints, key=lambda each: each.config.training.get("validation_images", len(train)))
+        fewest = min(checkpoints, key=lambda each: each.config.training.validation_images or len(train))
         batches = list(prepared_batches(validation_source(train, fewest.config.training), fewest.config.input))
         truth = [int(label) for _, batch in batches for label in batch]
         answers: list[list[StageAnswers]] = []

@@ -58,7 +58,7 @@ class Evaluate(Options):
             return
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config
-        row = find_dataset(self.dataset or config.training.get("dataset", "(none named)"))
+        row = find_dataset(self.dataset or config.training.dataset or "(none named)")
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
         test = self.intact(read_source(row, "test", self.data).labelled_as(config.labels), config.input.resize)
         half = self.half or (self.temper and is_half(self.checkpoint))
@@ -127,7 +127,7 @@ class Evaluate(Options):
             engine.close()
         print(f"class logits are divided by {temperature:.3f}")
         training = checkpoint.config.training
-        updated = training | {"temperature": round(training.get("temperature", 1.0) * temperature, 4)}
+        updated = training.model_copy(update={"temperature": round((training.temperature or 1.0) * temperature, 4)})
         return replace(
             checkpoint,
             network=scale_temperature(checkpoint.network, temperature),

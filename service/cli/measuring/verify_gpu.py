@@ -119,9 +119,10 @@ class VerifyGpu(Options):
         from models.data.datasets import find_dataset
         from models.data.source import read_source
 
-        if self.data is None or "dataset" not in checkpoint.config.training:
+        name = checkpoint.config.training.dataset
+        if self.data is None or name is None:
             return None
-        dataset = find_dataset(checkpoint.config.training["dataset"])
+        dataset = find_dataset(name)
         folder = self.data / dataset.name
         try:
             return read_source(dataset, "test", folder if folder.is_dir() else self.data)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_settings import CliPositionalArg
 
-from models.legacy_names import TEACHERS
+from models.persistence.legacy_names import TEACHERS
 from service.cli.training.options import HELD_OUT_TO_REPORT, TrainingOptions, progress_bar, resumable
 
 

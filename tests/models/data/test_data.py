@@ -5,6 +5,7 @@ import io
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +24,9 @@ from models.data.validation_split import split_positions
 from models.errors import UserError
 from models.model_card.training_commands import list_commands
 from models.network import SkipNet
+from models.persistence.training_record import TrainedStage
 from models.training.job import JobOptions, input_spec, make_job
-from models.training.types import stage_summary
+from models.training.types import stage_record
 from tests.research import shared
 
 CIFAR10 = find_dataset("cifar10")
@@ -93,7 +95,7 @@ def test_training_keeps_the_normalisation_of_an_imported_start(pixels: np.ndarra
     config = Config(
         architecture="cifar10_rnn_gate_38", labels=labels, input=public, code="test",
         training={"dataset": "cifar10", "seed": 0, "validation_images": 4, "train_images": 16}
-        | {"stages": [*job.earlier, stage_summary(job.recipes[0])]},
+        | {"stages": [*job.earlier, stage_record(job.recipes[0])]},
     )  # fmt: skip
     first, second = list_commands(config)
     imported = "runs/cifar10_rnn_gate_38_imported"
@@ -221,7 +223,7 @@ def test_validation_images_were_not_seen_by_the_network_to_start_from(tmp_path: 
     with pytest.raises(UserError, match=r"validated on 5 images and trained on others of the 6 .* set --held-out 5"):
         make_job(options)
     for fewer in (5, 4):
-        assert make_job(replace(options, held_out=fewer)).about["validation_images"] == fewer
+        assert make_job(replace(options, held_out=fewer)).about.validation_images == fewer
 
 
 def test_a_network_with_gates_starts_from_the_dense_one_as_its_teacher(tmp_path: Path, pixels: np.ndarray) -> None:
@@ -245,7 +247,7 @@ def test_a_dense_network_starts_from_the_blocks_of_one_with_gates(tmp_path: Path
     write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
     routed = find_architecture("cifar10_rnn_gate_38")
     labels = read_source(CIFAR10, "train", tmp_path).classes
-    plain = {"name": "short", "stage": "plain", "epochs": 1, "batch": 8}
+    plain: dict[str, Any] = {"name": "short", "stage": "plain", "epochs": 1, "batch": 8}
     trained, stages = routed.build(), [plain, plain | {"stage": "sp"}]
     config = Config(
         architecture=routed.name, labels=labels, input=input_spec(CIFAR10, 32), code="test", training={"stages": stages}
@@ -257,7 +259,7 @@ def test_a_dense_network_starts_from_the_blocks_of_one_with_gates(tmp_path: Path
     assert all(torch.equal(theirs[key], value) for key, value in job.network.state_dict().items())
     assert job.network.gate_kind is None and [recipe.stage for recipe in job.recipes] == ["plain"]
     # The history names the network that a stage trained.
-    assert job.earlier == [plain, {"architecture": routed.name} | stages[1]]
+    assert job.earlier == [TrainedStage(**plain), TrainedStage(architecture=routed.name, **stages[1])]
 
 
 def packs() -> ModuleType:

@@ -10,7 +10,7 @@ from models.errors import UserError
 from models.experiments.catalogue import FILES, FOLDER, all_groups, all_rows, find_row, find_runs, read_rows
 from models.experiments.published import Published, published_figures
 from models.experiments.row import Row, Schedule
-from models.legacy_names import ROWS
+from models.persistence.legacy_names import ROWS
 from models.training.recipes import OperatingPoint, find_recipe
 
 

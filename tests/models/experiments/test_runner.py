@@ -86,7 +86,7 @@ def test_hrl_starts_from_the_supervised_run_of_the_same_seed(tmp_path: Path, dat
         "sp-first", 1.0, "skipnet reproduce cifar10 --rows alpha-1 --seeds 7",
     )  # fmt: skip
     config = read_config(tmp_path / "cifar10_38" / "short" / "alpha-1-7" / "hrl")
-    assert [stage["stage"] for stage in config.training["stages"]] == ["sp", "hrl"]
+    assert [stage.stage for stage in config.training.stages] == ["sp", "hrl"]
     assert config.evaluation == result.test
     assert len(config.calibration) > 10
 
@@ -109,7 +109,7 @@ def test_a_row_may_be_a_soup_of_others(tmp_path: Path, data: Path) -> None:
     expected = sum(part.network.state_dict()[name] for part in parts) / 2
     assert found[name].tolist() == expected.tolist()
     config = read_config(folder / "alpha-1-0" / "hrl")
-    assert [stage["stage"] for stage in config.training["stages"]] == ["sp", "hrl", "soup"]
+    assert [stage.stage for stage in config.training.stages] == ["sp", "hrl", "soup"]
 
 
 def test_a_finished_row_is_read_where_the_limit_is_below_the_validation_images(tmp_path: Path, data: Path) -> None:

@@ -20,7 +20,9 @@ def test_it_is_the_routed_network_along_its_most_executed_blocks(tmp_path: Path)
     architecture = extract_subnetwork(ROUTED, 9, tmp_path / "static")
     assert architecture.name == "cifar10_resnet_2-3-4"
     static, routed = read_checkpoint(tmp_path / "static"), read_checkpoint(ROUTED)
-    kept = static.config.training["subnetwork"]["blocks"]
+    subnetwork = static.config.training.subnetwork
+    assert subnetwork is not None and subnetwork.of == "cifar10_rnn_gate_38"
+    kept = list(subnetwork.blocks)
     assert kept == [0, 3, 6, 7, 11, 12, 13, 14, 15]
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected, _ = routed.network.eval()(images, lambda index, logit: torch.full_like(logit, float(index + 1 in kept)))

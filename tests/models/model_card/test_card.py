@@ -12,6 +12,7 @@ from models.errors import UserError
 from models.model_card.card import BEGIN, CARD, END, draw_figures, split_card, write_card
 from models.model_card.training_commands import list_commands
 from models.model_repository import find_version
+from models.persistence.training_record import TrainingRecord
 
 FOLDERS = sorted(weights.parent for weights in SHIPPED.glob("*/*/model.safetensors"))
 
@@ -79,7 +80,7 @@ def test_commands_name_the_teacher_of_a_stage(stage: dict[str, Any], teacher: st
     stages = [plain, plain | stage | {"stage": "sp"}, plain | stage | {"stage": "hrl"}]
     config = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).config
     training = {"dataset": "cifar10", "validation_images": 1000, "seed": 0, "stages": stages}
-    commands = list_commands(config.model_copy(update={"training": training}))
+    commands = list_commands(config.model_copy(update={"training": TrainingRecord.model_validate(training)}))
     assert ("skipnet teach cifar10 --held-out 1000" in commands) == ("cifar10_teacher_small/" in teacher)
     assert ("skipnet teach cifar10 --network large --held-out 1000" in commands) == (
         "cifar10_teacher_large/" in teacher
@@ -90,10 +91,11 @@ def test_commands_name_the_teacher_of_a_stage(stage: dict[str, Any], teacher: st
 
 def test_commands_train_the_architecture_of_each_stage() -> None:
     sp = {"name": "short", "stage": "sp", "epochs": 2, "batch": 128}
-    training = {"dataset": "cifar10", "validation_images": 1000, "seed": 0}
     routed = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None)).config
     stages = [{"architecture": "cifar10_rnn_gate_38"} | sp, sp | {"stage": "plain"}]
-    dense = routed.model_copy(update={"architecture": "cifar10_resnet_38", "training": training | {"stages": stages}})
+    training = {"dataset": "cifar10", "validation_images": 1000, "seed": 0, "stages": stages}
+    changes = {"architecture": "cifar10_resnet_38", "training": TrainingRecord.model_validate(training)}
+    dense = routed.model_copy(update=changes)
     first, second = list_commands(dense)
     assert "--arch cifar10_rnn_gate_38 " in first
     assert "--arch cifar10_resnet_38 " in second and second.endswith("--init runs/cifar10_rnn_gate_38/sp")

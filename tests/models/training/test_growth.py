@@ -23,7 +23,7 @@ from models.training.distillation.location import LOGITS_FILE
 from models.training.distillation.logits import write_teacher_logits
 from models.training.growth import grow
 from models.training.job import make_job
-from models.training.types import stage_summary
+from models.training.types import stage_record
 from tests.models.data.test_data import write_cifar10
 from tests.models.experiments.test_runner import TINY, TRAIN, never, plan_in
 from tests.models.training.interruption import quiet
@@ -123,10 +123,9 @@ def test_the_card_names_the_network_of_each_stage(plan: Plan, trained: SkipNet) 
     every = set(range(36))
     assert torch.equal(logits_along(job.network.eval(), every, images), logits_along(trained, every, images))
     config = read_checkpoint(TRAINED).config
-    stages = [*job.earlier, stage_summary(job.recipes[0])]
-    grew = config.model_copy(
-        update={"architecture": "cifar10_rnn_gate_74", "training": config.training | {"stages": stages}}
-    )
+    stages = (*job.earlier, stage_record(job.recipes[0]))
+    training = config.training.model_copy(update={"stages": stages})
+    grew = config.model_copy(update={"architecture": "cifar10_rnn_gate_74", "training": training})
     before, last = list_commands(grew)[-2:]
     assert "--arch cifar10_resnet_38 " in before
     assert "--arch cifar10_rnn_gate_74 " in last

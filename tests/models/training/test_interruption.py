@@ -15,6 +15,7 @@ from models.checkpoint import read_checkpoint
 from models.data.batches import MemoryBatches
 from models.data.datasets import find_dataset
 from models.evaluation.metrics import evaluate_network
+from models.persistence.training_record import TrainingRecord
 from models.training.interruption import TrainingStopped, stop_on_signals
 from models.training.job import input_spec
 from models.training.loop import train
@@ -51,7 +52,7 @@ def job_in(folder: Path) -> Job:
         teacher=None,
         teacher_name="checkpoint",
         origins={},
-        about={"dataset": "synthetic"},
+        about=TrainingRecord(dataset="synthetic"),
         earlier=[],
     )
 

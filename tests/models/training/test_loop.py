@@ -17,6 +17,7 @@ from models.data.datasets import find_dataset
 from models.errors import UserError
 from models.evaluation.metrics import evaluate_network
 from models.macs import count_macs
+from models.persistence.training_record import TrainingRecord
 from models.training.job import JobOptions, input_spec, make_job
 from models.training.loop import log_epoch, train
 from models.training.objective import Step
@@ -67,7 +68,7 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
         teacher=None,
         teacher_name="checkpoint",
         origins={"init": "runs/plain"},
-        about={"dataset": "synthetic"},
+        about=TrainingRecord(dataset="synthetic"),
         earlier=[],
     )
 

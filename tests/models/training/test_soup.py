@@ -11,6 +11,7 @@ from models.checkpoint import CalibrationPoint, Config, read_checkpoint, write_c
 from models.errors import UserError
 from models.model_card.card import draw_stages
 from models.model_card.training_commands import list_commands
+from models.persistence.training_record import TrainedStage
 from models.preprocessing import InputSpec
 from models.training.soup import make_soup
 from service.cli.main import main
@@ -84,8 +85,8 @@ def test_the_commands_train_the_shared_stages_once(tmp_path: Path) -> None:
     third = write(tmp_path / "third", 2, stages=[SP, other])
     make_soup([first, second, third], tmp_path / "mean")
     config = read_checkpoint(tmp_path / "mean").config
-    stages = [*config.training["stages"], HRL | {"epochs": 2}]
-    config = config.model_copy(update={"training": config.training | {"stages": stages}})
+    stages = (*config.training.stages, TrainedStage(**HRL | {"epochs": 2}))
+    config = config.model_copy(update={"training": config.training.model_copy(update={"stages": stages})})
     teach, sp, hrl, more_hrl, other_hrl, mean, last = list_commands(config)
     assert teach.startswith("skipnet teach cifar10")
     assert f"--init runs/{NAME}/sp" in hrl and "--output" not in hrl
@@ -97,5 +98,5 @@ def test_the_commands_train_the_shared_stages_once(tmp_path: Path) -> None:
     assert [row.split("|")[2].strip() for row in rows] == [
         "distilled", "distilled", "distilled, network 2", "distilled, network 3", "", "distilled",
     ]  # fmt: skip
-    assert rows[4].startswith("| mean of the 3 networks |")
+    assert rows[4].startswith("| model soup of 3 networks |")
     assert sp.count("--init") == 0

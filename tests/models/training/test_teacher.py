@@ -229,8 +229,8 @@ def test_an_online_teacher_gets_the_augmented_images(
         torch.testing.assert_close(used_logits[: len(images)], logits.float())
         torch.testing.assert_close(student_images[: len(images)], images)
         assert images.std() < 0.95 * job.batches(job.recipes[0]).epoch(0).__next__()[0].std()
-    (stage_record,) = read_config(folder).training["stages"]
-    assert stage_record["teacher"] == "large" and stage_record["mixup"] == 1.0
+    (trained_stage,) = read_config(folder).training.stages
+    assert trained_stage.teacher == "large" and trained_stage.mixup == 1.0
 
 
 def test_a_teacher_of_other_options_is_refused(data: Path, tmp_path: Path) -> None:

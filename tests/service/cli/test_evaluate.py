@@ -31,7 +31,7 @@ def checkpoint(tmp_path: Path) -> Path:
         # Overconfident, so that a temperature well inside its range fits.
         for weights in shipped.network.head.parameters():
             weights.mul_(10)
-    training = {name: value for name, value in shipped.config.training.items() if name != "temperature"}
+    training = shipped.config.training.model_copy(update={"temperature": None})
     write_checkpoint(folder, shipped.network, shipped.config.model_copy(update={"training": training}))
     return folder
 
@@ -101,14 +101,15 @@ def test_temperature_scaling_is_printed_and_written_with_the_weights(
     assert read_config(checkpoint) == before.config
     evaluate(checkpoint, data, "--temper", "--write")
     after = read_checkpoint(checkpoint)
-    scaled_by = after.config.training["temperature"]
+    scaled_by = after.config.training.temperature
+    assert scaled_by is not None
     assert f"class logits are divided by {scaled_by:.3f}" in capsys.readouterr().out and scaled_by != 1
     torch.testing.assert_close(after.network.head.weight * scaled_by, before.network.head.weight, rtol=1e-3, atol=1e-6)
     assert "--temper --calibrate --write" in (checkpoint / "README.md").read_text()
     # Once more finds nothing to do, and the product of both is kept.
     evaluate(checkpoint, data, "--temper", "--write")
     assert "class logits are divided by 1.000" in capsys.readouterr().out
-    assert read_config(checkpoint).training["temperature"] == pytest.approx(scaled_by, rel=1e-3)
+    assert read_config(checkpoint).training.temperature == pytest.approx(scaled_by, rel=1e-3)
 
 
 def test_temperature_scaling_keeps_half_precision(checkpoint: Path, data: Path) -> None:

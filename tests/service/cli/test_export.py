@@ -92,7 +92,7 @@ def test_a_write_that_fails_leaves_nothing(repository: Path, tmp_path: Path, mon
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("models.atomic_file.os.fsync", full)
+    monkeypatch.setattr("models.persistence.atomic_file.os.fsync", full)
     with pytest.raises(SystemExit):
         main(["export", str(repository / "little/2"), str(tmp_path / "network.onnx")])
     assert not list(tmp_path.iterdir())

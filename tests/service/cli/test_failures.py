@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from models.atomic_file import whole_file
 from models.errors import UserError
+from models.persistence.atomic_file import whole_file
 from service.cli.failures import explain
 from service.errors import not_ready
 

@@ -35,7 +35,7 @@ def test_damaged_images_are_named_or_left_out(data: Path, capsys: pytest.Capture
     skipped = f"skipped by suffix: 1 (.txt 1); skipped as damaged: 1 ({data}/train/dog/3.png)"
     assert f"data: 11 images of 2 classes (cat, dog); {skipped}\n" in capsys.readouterr().out
     [checkpoint] = [file.parent for file in (data / "run").rglob("config.json")]
-    assert read_config(checkpoint).training["train_images"] in (8, 9)
+    assert read_config(checkpoint).training.train_images in (8, 9)
 
     evaluate = ["evaluate", str(checkpoint), "--data", str(data), "--engine", "torch"]
     assert failure(evaluate, capsys).startswith(f"skipnet: {data}/val/dog/3.png can't be read: ")

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from models import SHIPPED
 from models.checkpoint import read_config
 from models.model_card.training_commands import count_shared_stages, list_commands
+from models.persistence.training_record import TrainedStage
 from models.training.job import JobOptions, override
 from models.training.recipes import OperatingPoint, Recipe, find_changes, find_recipe, read_changes
 from models.training.soup import SOUP
@@ -27,18 +29,18 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
     return summary
 
 
-def trained(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the stages that are trained; of the networks of a soup, only those that they don't share."""
-    found = [stage for stage in stages if stage["stage"] != SOUP]
+def trained(stages: Sequence[TrainedStage]) -> list[TrainedStage]:
+    """Return the stages that are trained; of the members of a soup, only those that they don't share."""
+    found = [stage for stage in stages if stage.stage != SOUP]
     for stage in stages:
-        found += [each for other in stage.get("of", []) for each in other[count_shared_stages(stages, other) :]]
+        found += [each for other in stage.members for each in other[count_shared_stages(stages, other) :]]
     return found
 
 
 @pytest.mark.parametrize("shipped", FOLDERS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
 def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Path) -> None:
     config = read_config(shipped)
-    stages = trained(config.training["stages"])
+    stages = trained(config.training.stages)
     lines = [shlex.split(line) for line in list_commands(config) if line.startswith("skipnet train ")]
     assert len(lines) == len(stages) > 0
     for line, stage in zip(lines, stages, strict=True):
@@ -49,9 +51,10 @@ def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Pat
         recipe = as_json(override(find_recipe(said.recipe, asked), options))
         # Early checkpoints have another key for the target rate. The teacher is not a part of the recipe.
         beside = ("architecture", "seed", "target", "teacher")
-        assert recipe | {key: value for key, value in stage.items() if key not in beside} == recipe
-        assert said.seed == stage.get("seed", config.training["seed"])
-        assert said.arch == stage.get("architecture", said.arch)
+        told = stage.model_dump(mode="json")
+        assert recipe | {key: value for key, value in told.items() if key not in beside} == recipe
+        assert said.seed == (config.training.seed if stage.seed is None else stage.seed)
+        assert stage.architecture in (None, said.arch)
 
 
 def test_the_changes_of_a_stage_reproduce_its_recipe() -> None:
@@ -62,17 +65,18 @@ def test_the_changes_of_a_stage_reproduce_its_recipe() -> None:
         "per_sample_spread": None,
     }
     changed = override(find_recipe("distilled", "sp"), JobOptions("", "", Path(), changes=changes))
-    found = find_changes(as_json(changed) | {"seed": 1})
+    found = find_changes(TrainedStage(**as_json(changed), seed=1))
     assert found.keys() == changes.keys()
     assert read_changes(json.dumps(found)) == changes
 
 
 def test_equal_and_unknown_values_are_no_changes() -> None:
     summary = as_json(find_recipe("multi_budget", "sp"))
-    assert find_changes(summary) == find_changes(summary | {"epochs": 3, "batch": 64, "target": 0.6}) == {}
+    assert find_changes(TrainedStage(**summary)) == {}
+    assert find_changes(TrainedStage(**summary | {"epochs": 3, "batch": 64, "target": 0.6})) == {}
     del summary["statistics"], summary["operating_points"]
-    assert find_changes(summary) == {}
-    assert find_changes({"name": "mine", "stage": "sp", "rate": 3.0}) == {}
+    assert find_changes(TrainedStage(**summary)) == {}
+    assert find_changes(TrainedStage(name="mine", stage="sp", rate=3.0)) == {}
 
 
 @pytest.mark.parametrize(

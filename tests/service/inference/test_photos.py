@@ -69,8 +69,8 @@ def test_its_checkpoint_describes_its_training(checkpoint: Checkpoint) -> None:
     config = checkpoint.config
     assert config.labels == ["golf ball", "parachute"]
     assert (config.input.resize, config.input.height) == (73, SIZE)
-    assert [stage["stage"] for stage in config.training["stages"]] == ["sp", "hrl"]
-    assert (config.training["train_images"], config.training["validation_images"]) == (12, 6)
+    assert [stage.stage for stage in config.training.stages] == ["sp", "hrl"]
+    assert (config.training.train_images, config.training.validation_images) == (12, 6)
 
 
 @pytest.mark.parametrize("name", ["torch", "onnxruntime", "native"])

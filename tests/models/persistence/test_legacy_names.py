@@ -4,7 +4,7 @@ from pathlib import Path
 
 from models import SHIPPED
 from models.checkpoint import Config, read_config, write_config
-from models.legacy_names import KEYS, RECIPES, TEACHERS, current_names
+from models.persistence.legacy_names import KEYS, RECIPES, TEACHERS, current_names
 
 STAGE = {
     "name": "taught",

@@ -1,0 +1,121 @@
+"""The training record of a checkpoint: how its weights were trained, as ``config.json`` tells it.
+
+Only values that are set are written. A value that this version does not know is kept.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from models.persistence.legacy_names import current_names
+
+Number = int | float
+"""A whole number that is read stays one, so that it is written as it was."""
+
+
+class Sparse(BaseModel):
+    """A frozen model that is written without the values that are unset or None."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def written(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = serialise(self)
+        return {key: value for key, value in values.items() if key in self.model_fields_set and value is not None}
+
+
+class PointRecord(Sparse):
+    """An operating point of SP; see `models.training.recipes.OperatingPoint`."""
+
+    share: Number
+    threshold: Number
+    target_rate: Number
+
+
+class TrainedStage(Sparse):
+    """One stage of a training: plain, sp or hrl; or "imported", or "soup".
+
+    A trained stage has the values of its recipe (`models.training.recipes.Recipe`) and ``name``, the recipe's.
+    ``architecture`` is the network that it trained, where that is not the checkpoint's. ``teacher`` is the distillation
+    teacher. Imported weights have the name of their file. A soup lists the stages of its other ``members``; the first
+    member is the chain of stages before it.
+    """
+
+    architecture: str | None = None
+    name: str | None = None
+    stage: str
+    rate: Number | None = None
+    schedule: str | None = None
+    iterations: int | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    weight_decay: Number | None = None
+    decay_all: bool | None = None
+    nesterov: bool | None = None
+    warm_up: int | None = None
+    gate_bias_init: Number | None = None
+    operating_points: tuple[PointRecord, ...] | None = None
+    target_annealing: tuple[Number, Number] | None = None
+    target_rate_weight: Number | None = None
+    distillation_weight: Number | None = None
+    temperature: Number | None = None
+    mixup: Number | None = None
+    per_sample_spread: Number | None = None
+    freeze_backbone: bool | None = None
+    alpha: Number | None = None
+    policy_weight: Number | None = None
+    samples: int | None = None
+    gate_logit_scale: Number | None = None
+    statistics: str | None = None
+    gates: str | None = None
+    pure: bool | None = None
+    seed: int | None = None
+    teacher: str | None = None
+    members: "tuple[tuple[TrainedStage, ...], ...]" = Field((), validation_alias=AliasChoices("members", "of"))
+
+    def with_architecture(self, name: str) -> Self:
+        """Return the stage with the name of the network that it trained, where it does not have one yet."""
+        return self if self.architecture else self.model_copy(update={"architecture": name})
+
+
+class Subnetwork(Sparse):
+    """The network that a static subnetwork was taken from, and the indices of its blocks that were kept."""
+
+    of: str
+    blocks: tuple[int, ...]
+
+
+class TrainingRecord(Sparse):
+    """The training of a checkpoint: its data, its stages, and what was done to the weights afterwards.
+
+    ``precision`` is that of convolutions. ``temperature`` is what temperature scaling divided the class logits by.
+    ``imported_from`` is a weights file of the public code, ``iter``, ``epoch`` and ``best_prec1`` are its progress.
+    """
+
+    imported_from: str | None = None
+    iter: Number | None = None
+    epoch: Number | None = None
+    best_prec1: Number | None = None
+    dataset: str | None = None
+    train_images: int | None = None
+    validation_images: int | None = None
+    precision: str | None = None
+    seed: int | None = None
+    stages: tuple[TrainedStage, ...] = ()
+    temperature: Number | None = None
+    subnetwork: Subnetwork | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def rename(cls, values: Any) -> Any:
+        """Return the values of an earlier version under the names of this one."""
+        return current_names(values) if isinstance(values, Mapping) else values
