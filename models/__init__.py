@@ -1,4 +1,4 @@
-"""SkipNet's networks: building, counting, training and running them. Nothing here depends on HTTP."""
+"""SkipNet's networks, engines and training, independent of HTTP."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The error that a user can mend, and its most frequent cause: an extra of pyproject.toml that is not installed."""
+"""Errors that a user can correct, and the error for a missing extra of pyproject.toml."""
 
 import shlex
 import sys
@@ -10,7 +10,7 @@ DISTRIBUTION = "skipnet-serve"
 
 
 class UserError(Exception):
-    """What the user gave can't be used. The message says what is wrong and what to do.
+    """An error that the user can correct. The message says what is wrong and what to do.
 
     The command line prints it as one line and exits with 1. Subclass it only where code catches the subclass by name.
     """
@@ -29,7 +29,10 @@ def install_command(extra: str) -> str:
 
 @contextmanager
 def needs_extra(extra: str, purpose: str) -> Iterator[None]:
-    """Import the packages of an extra in this context; raises UserError with the install command if one is missing."""
+    """Import the packages of an extra in this context.
+
+    Raises UserError with the install command if one is missing.
+    """
     try:
         yield
     except ImportError as error:

@@ -148,7 +148,10 @@ class EncodedImage:
 
 
 def decode_image(data: bytes, shorter_side: int = 0, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Return an image file's pixels as `EncodedImage.decode` does; raises ImageError."""
+    """Return an image file's pixels as `EncodedImage.decode` does.
+
+    Raises ImageError.
+    """
     return EncodedImage(data, formats, shorter_side).decode()
 
 

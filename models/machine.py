@@ -1,4 +1,4 @@
-"""Describe the machine: the CPUs that this process may use, and what a measurement was taken on.
+"""Describe the machine and count the CPUs that this process may use.
 
 ``loky.cpu_count`` (also in joblib) reads the CPU quota of the mounted root cgroup only. It misses the quota of a nested
 group, such as a systemd unit with ``CPUQuota=``, and of a version 1 controller that is mounted as ``cpu,cpuacct``. So

@@ -11,7 +11,10 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 def versions(repository: Path, name: str) -> list[int]:
-    """Return the versions of model ``name`` in a repository, ascending; raises CheckpointError for an invalid name."""
+    """Return the versions of model ``name`` in a repository, ascending.
+
+    Raises CheckpointError for an invalid name.
+    """
     if not MODEL_NAME.fullmatch(name):
         raise CheckpointError(
             f"{name!r} is not a valid model name: letters, digits, '_', '-' and '.', at most 100, "

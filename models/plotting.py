@@ -1,4 +1,4 @@
-"""Line, bar and range charts as SVG, drawn by matplotlib, which comes with the extra ``analysis``.
+"""Draw line, bar and range charts as SVG by matplotlib (extra ``analysis``).
 
 The same data give the same bytes: the ids are hashed with a fixed salt, and the file holds no date. Text stays text, so
 that a chart takes a few kilobytes. Charts are 480 units wide, to be readable on a phone.
@@ -82,7 +82,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Ranges:
-    """Rows at y = 0, 1, 2, ... of five quantiles: a thin bar for the outer two, a thick one for the inner, a dot."""
+    """Rows of five quantiles at y = 0, 1, 2, ..., with a thin bar for the outer two and a thick one for the inner."""
 
     name: str
     rows: Sequence[tuple[float, float, float, float, float]]

@@ -27,7 +27,7 @@ MIN_CLOSE_SECONDS = 1.0
 
 
 class Container:
-    """Holds what routes and middleware use: repository, admission, pipeline, health, metrics, keys, tracing.
+    """Builds and connects the parts that routes and middleware use.
 
     ``load`` reads a version's folder; by default `load_version` does.
     """

@@ -1,4 +1,4 @@
-"""Errors of requests: their codes and statuses, the exception, and the response."""
+"""Errors of requests with their codes, statuses and responses."""
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Whether this process is live, ready and accepts requests."""
+"""Decide whether this process is live, ready and accepts requests."""
 
 from service.errors import not_ready
 from service.inference.batcher import Batcher

@@ -1,4 +1,4 @@
-"""Parts that the dashboards share: data source, selectors, variables and kinds of panel."""
+"""Parts that the dashboards share."""
 
 import itertools
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The dashboard of what skipping saves, in MACs and in engine time."""
+"""The dashboard of the MACs and the engine time that skipping saves."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, TextBoxVariable
 

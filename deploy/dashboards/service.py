@@ -1,4 +1,4 @@
-"""The dashboard of the service: outcomes, latency, load, process and GPU."""
+"""The dashboard of the service."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 

@@ -1,4 +1,4 @@
-"""Altered copies of images: another scale, brightness or contrast, blurred, compressed or shifted."""
+"""Make altered copies of images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ CLEAR = 0.05
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper and what was measured; ``holds`` is "yes", "no", "in part" or "no difference"."""
+    """A claim of the paper and its measurement; ``holds`` is "yes", "no", "in part" or "no difference"."""
 
     claim: str
     measured: str

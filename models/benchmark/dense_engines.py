@@ -30,7 +30,7 @@ TENSORRT = "torch_tensorrt"
 
 
 def dense_engines(checkpoint: Checkpoint, device: str, threads: int) -> dict[str, Callable[[], Engine]]:
-    """Return what makes an engine for a plain ResNet, by the name that a table gives it.
+    """Return the functions that build the dense engines of a plain ResNet, by their names in tables.
 
     On CUDA that is, beside our own, half precision in the channels-last layout: operator by operator, compiled by
     ``torch.compile`` in its mode max-autotune, and by TensorRT where torch_tensorrt is installed.

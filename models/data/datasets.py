@@ -1,4 +1,4 @@
-"""The known data sets: their place on the hub, columns, pixel statistics and augmentation."""
+"""The known data sets and how to read and augment them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -82,7 +82,10 @@ DATASETS = {
 
 
 def find_dataset(name: str) -> DatasetInfo:
-    """Return the data set called ``name``; raises UserError for an unknown name."""
+    """Return the data set called ``name``.
+
+    Raises UserError for an unknown name.
+    """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
     return DATASETS[name]

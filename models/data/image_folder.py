@@ -85,7 +85,10 @@ def class_folders(folder: Path, skipped: Counter[str]) -> list[str]:
 
 
 def class_name(folder: Path, name: str) -> str:
-    """Return a folder's name as a label; raises UserError where it is not valid Unicode."""
+    """Return a folder's name as a label.
+
+    Raises UserError where it is not valid Unicode.
+    """
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -94,7 +97,10 @@ def class_name(folder: Path, name: str) -> str:
 
 
 def class_images(folder: Path, name: str, skipped: Counter[str]) -> list[str]:
-    """Return the paths of a class's images relative to ``folder``; raises UserError where there are none."""
+    """Return the paths of a class's images relative to ``folder``.
+
+    Raises UserError where there are none.
+    """
     images, others = [], Counter[str]()
     for path in files_below(folder / name, f"{name}/", ()):
         suffix = suffix_of(path)
@@ -128,7 +134,10 @@ def files_below(folder: Path, prefix: str, above: tuple[FileId, ...]) -> Iterato
 
 
 def scan(folder: Path) -> list["os.DirEntry[str]"]:
-    """Return what a folder holds, hidden files and macOS's archive metadata apart; raises UserError."""
+    """Return the entries of a folder except hidden files and macOS's archive metadata.
+
+    Raises UserError.
+    """
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]

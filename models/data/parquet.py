@@ -47,7 +47,10 @@ class TableImages:
 
 
 def load_from_hub(dataset: DatasetInfo, splits: Sequence[str]) -> TableImages:
-    """Return splits of a data set on the hub, in order; raises UserError where the hub can't be reached."""
+    """Return splits of a data set on the hub, in order.
+
+    Raises UserError where the hub can't be reached.
+    """
     datasets = import_datasets()
     try:
         tables = [datasets.load_dataset(dataset.hub, dataset.subset, split=split) for split in splits]
@@ -65,7 +68,10 @@ def find_parquet(data: Path, names: Sequence[str]) -> list[Path]:
 
 
 def read_parquet(dataset: DatasetInfo, splits: Sequence[Sequence[Path]], data: Path) -> TableImages:
-    """Return the images of parquet files in the folder ``data``, the splits one after another; raises UserError."""
+    """Return the images of parquet files in the folder ``data``, the splits one after another.
+
+    Raises UserError.
+    """
     if any(part in str(data.absolute()) for part in GLOB_CHARACTERS):
         characters = " ".join(GLOB_CHARACTERS)
         raise UserError(f"parquet files can't be read from {data}: rename the folder without {characters}")
@@ -96,7 +102,10 @@ def class_names(table: "Dataset", dataset: DatasetInfo) -> list[str]:
 
 
 def import_datasets() -> Any:
-    """Return the ``datasets`` module, quiet; raises UserError where the training extra is not installed."""
+    """Return the ``datasets`` module, quiet.
+
+    Raises UserError where the training extra is not installed.
+    """
     with needs_extra("training", "reading data sets"):
         import datasets
     datasets.disable_progress_bars()

@@ -40,7 +40,10 @@ class Examples(Protocol):
         ...
 
     def read(self, position: int) -> tuple[bytes, int]:
-        """Return an image's file and the number of its class; raises OSError."""
+        """Return an image's file and the number of its class.
+
+        Raises OSError.
+        """
         ...
 
 
@@ -193,7 +196,7 @@ def missing_split(data: Path, names: Sequence[str]) -> str:
 
 
 def describe(*sources: Source) -> str:
-    """Return a line about the data of a run: classes, images, and files that were left out."""
+    """Return a line about the classes, images and skipped files of a run."""
     first = sources[0]
     images = sum(len(source) for source in sources)
     names = ", ".join(first.classes[:5]) + (", …" if len(first.classes) > 5 else "")

@@ -1,1 +1,1 @@
-"""Measure networks and engines: accuracy, computation, the accuracy-compute curve and agreement."""
+"""Measure the accuracy, computation and agreement of networks and engines."""

@@ -1,4 +1,4 @@
-"""Networks with forced routes, for benchmarks: the gates do their work, but their decisions are given."""
+"""Networks with forced routes for benchmarks: gates are computed, but their decisions are given."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Measure a network: accuracy, the paper's computation percentage, MACs and execution rates."""
+"""Measure the accuracy and the computation of a network."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

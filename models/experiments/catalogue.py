@@ -1,4 +1,4 @@
-"""The catalogue of rows: read from the TOML files in ``rows/``, found by name, put in the order to run."""
+"""The catalogue of rows, which are read from the TOML files in ``rows/``."""
 
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -65,7 +65,10 @@ def all_rows(schedule: Schedule) -> dict[str, Row]:
 
 
 def find_row(name: str, schedule: Schedule) -> Row:
-    """Return a row by its name, or by the name that it had; raises UserError for an unknown one."""
+    """Return a row by its name, or by the name that it had.
+
+    Raises UserError for an unknown one.
+    """
     rows = all_rows(schedule)
     name = ROWS.get(name, name)
     if name not in rows:

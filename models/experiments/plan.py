@@ -32,7 +32,10 @@ class Plan:
     start: Path | None = None
 
     def runs(self, names: Iterable[str], seeds: Sequence[int] | None) -> list[tuple[Row, int]]:
-        """Return rows and seeds in the order to run them; raises UserError for an unknown name."""
+        """Return rows and seeds in the order to run them.
+
+        Raises UserError for an unknown name.
+        """
         return find_runs(names, self.schedule, seeds, starts=self.start is None)
 
     def name(self, row: str, seed: int, depth: int | None = None) -> str:

@@ -11,7 +11,7 @@ from models.experiments.catalogue import FOLDER
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Published:
-    """Top-1 accuracy and computation percentage, both in 0..100, of a network and row, and where they stand.
+    """Published top-1 accuracy and computation percentage (0..100) of a network and row, with their source.
 
     ``network`` is the data set and the depth, for instance "cifar10_38".
     """

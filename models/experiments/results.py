@@ -76,7 +76,10 @@ def write_result(file: Path, result: Result) -> None:
 
 
 def read_result(file: Path) -> Result:
-    """Return a results file; raises UserError for one that can't be read."""
+    """Return a results file.
+
+    Raises UserError for one that can't be read.
+    """
     try:
         return Result.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
@@ -84,7 +87,10 @@ def read_result(file: Path) -> Result:
 
 
 def read_results(places: Iterable[Path]) -> list[Result]:
-    """Return results files and all those in folders; raises UserError where there are none."""
+    """Return results files and all those in folders.
+
+    Raises UserError where there are none.
+    """
     places = list(places)
     for place in places:
         if not place.exists():

@@ -1,4 +1,4 @@
-"""The runs of `skipnet reproduce`: train a row or resume it, measure it, write its results file."""
+"""Train, resume and measure the rows of `skipnet reproduce`."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Names that earlier versions wrote, and the names that they have now.
+"""Translate the names that earlier versions wrote to current names.
 
 Files and command lines that use an old name are read as if they used the new one; only new names are written.
 """
@@ -19,9 +19,9 @@ KEYS = {
     "held_out_images": "validation_images",
     "held_out": "validation",
 }
-"""Hyper-parameters of a recipe, and what a checkpoint and a results file record of training and measurement."""
+"""Keys of recipes, and of the training and evaluation in checkpoints and results files."""
 POINT_KEYS = {"target": "target_rate"}
-"""Of an operating point. An early stage record has a ``target`` of its own, which is another value."""
+"""Keys of an operating point. The ``target`` of an early stage record is another value."""
 RECIPES = {"taught": "distilled", "dial": "multi_budget", "average": "soup"}
 STAGES = {"average": "soup"}
 TEACHERS = {

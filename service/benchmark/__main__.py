@@ -45,7 +45,10 @@ def main() -> None:
 
 
 def read_parts(text: str) -> list[str]:
-    """Return the parts that ``text`` names; raises ArgumentTypeError where there is no such part."""
+    """Return the parts that ``text`` names.
+
+    Raises ArgumentTypeError where there is no such part.
+    """
     parts = text.split(",")
     for part in parts:
         if part not in PARTS:

@@ -1,4 +1,4 @@
-"""Endurance tests: replace versions under load, drain servers, and watch the memory."""
+"""Endurance tests of version changes, drains and memory."""
 
 import argparse
 import asyncio

@@ -19,7 +19,7 @@ REFUSED = -1
 
 @dataclass(slots=True)
 class Outcome:
-    """One request: its due time, the times when it was sent and answered (seconds), and the status.
+    """One request with its due time, send time, response time (seconds) and status.
 
     At most `Client.most` requests are in flight; others are sent late. Latency counts from when a request was sent.
     """

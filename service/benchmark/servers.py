@@ -28,7 +28,10 @@ class Server:
             )
 
     def wait_ready(self, url: str, seconds: float = 120) -> None:
-        """Wait until ``url`` answers with 200; raises RuntimeError after ``seconds``."""
+        """Wait until ``url`` answers with 200.
+
+        Raises RuntimeError after ``seconds``.
+        """
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:
             try:

@@ -19,7 +19,7 @@ NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the message for an error that the user can mend; None for a defect of this code."""
+    """Return the message for an error that the user can correct, or None for a defect of this code."""
     if isinstance(error, UserError | ServiceError) or is_own(error):
         return str(error)
     for cause in causes(error):

@@ -1,4 +1,4 @@
-"""Reading a request's body before its deadline."""
+"""Read a request's body before its deadline."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -20,7 +20,10 @@ def deadline_of(started: float, limit: float, requested: float | None) -> float:
 
 
 async def read_body(body: Awaitable[bytes], deadline: float) -> bytes:
-    """Return a request's body; raises ServiceError body_timeout if it does not arrive before the deadline."""
+    """Return a request's body.
+
+    Raises ServiceError body_timeout if it does not arrive before the deadline.
+    """
     try:
         async with asyncio.timeout(deadline - perf_counter()):
             return await body
@@ -36,7 +39,10 @@ class JsonTurn:
 
     @asynccontextmanager
     async def take(self, size: int, deadline: float) -> AsyncIterator[None]:
-        """Wait for a turn to parse ``size`` bytes; raises ServiceError deadline_exceeded."""
+        """Wait for a turn to parse ``size`` bytes.
+
+        Raises ServiceError deadline_exceeded.
+        """
         if size <= SMALL_JSON:
             yield
             return

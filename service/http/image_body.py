@@ -1,4 +1,4 @@
-"""Reading one image from a request's body."""
+"""Read one image from a request's body."""
 
 import re
 
@@ -13,7 +13,10 @@ BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,200}")
 
 
 async def read_image(request: Request, max_size: int) -> bytes:
-    """Return the image's bytes, which are the body or a part of a form; raises ServiceError."""
+    """Return the image's bytes, which are the body or a part of a form.
+
+    Raises ServiceError.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         image = await read_form(request, max_size)

@@ -1,4 +1,7 @@
-"""API keys: one set to classify, one to manage the repository. Probes, metrics and pages need none."""
+"""API keys for classification and for management of the repository.
+
+Probes, metrics and pages need no key.
+"""
 
 import hmac
 import re
@@ -54,7 +57,10 @@ def is_among(given: bytes, keys: list[bytes]) -> bool:
 
 
 def inference_keys(settings: Settings) -> Keys:
-    """Return the keys of the calls that classify; raises UserError for text that is no key."""
+    """Return the keys of the calls that classify.
+
+    Raises UserError for text that is no key.
+    """
     return Keys(keys_to_classify(settings), keys_to_manage(settings), "classify")
 
 
@@ -73,7 +79,10 @@ def keys_to_manage(settings: Settings) -> list[str]:
 
 
 def checked(keys: list[str], kind: str) -> list[str]:
-    """Return the keys of a setting; raises UserError with the number of one that no client can send."""
+    """Return the keys of a setting.
+
+    Raises UserError with the number of one that no client can send.
+    """
     for number, key in enumerate(keys, start=1):
         if problem := problem_of(key):
             raise UserError(f"{kind} {number} of the setting {problem}; correct it or take it out")

@@ -1,4 +1,4 @@
-"""Middleware around every request: access log and counters, body limit, direct dispatch."""
+"""Middleware around every request."""
 
 import logging
 import re

@@ -44,7 +44,10 @@ class Parser:
         return False
 
     def feed_data(self, data: bytes) -> None:
-        """Parse bytes; raises HttpParserError, of which ``too_large`` tells whether a limit was exceeded."""
+        """Parse bytes.
+
+        Raises HttpParserError, of which ``too_large`` tells whether a limit was exceeded.
+        """
         self.progress = False
         self.parse(data)
         self.unparsed = 0 if self.progress else self.unparsed + len(data)
@@ -72,7 +75,7 @@ class Parser:
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def head_without_upgrade(self) -> bytes:
-        """Return the head of the current request without what asks for another protocol."""
+        """Return the head of the current request without its upgrade headers."""
         version = self.parser.get_http_version().encode()
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.protocol.url, version)]
         for name, value in self.protocol.headers:

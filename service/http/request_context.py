@@ -1,4 +1,4 @@
-"""The context of a request: its id, its times, and the fields of its log line and span."""
+"""The context of a request, which feeds its log line, metrics and span."""
 
 import re
 import secrets

@@ -27,7 +27,7 @@ BYTES_PER_PIXEL = 10
 BYTES_PER_PIXEL_CONVERTED = 14
 """For a mode whose conversion needs one more copy."""
 BYTES_PER_PIXEL_WEBP = 24
-"""WebP's decoder keeps two canvases of its own."""
+"""WebP's decoder keeps two canvases in addition."""
 BYTES_PER_COEFFICIENT = 2
 
 MIB = 1 << 20
@@ -134,7 +134,10 @@ class Decoder:
 
 
 def pixels(encoded: EncodedImage) -> Image.Image:
-    """Return the decoded pixels; raises ServiceError damaged_image."""
+    """Return the decoded pixels.
+
+    Raises ServiceError damaged_image.
+    """
     try:
         return encoded.decode()
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""The way of an admitted image to its result: decode, queue, run in a batch."""
+"""Run an admitted image: decode it, queue it, and run it in a batch."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence

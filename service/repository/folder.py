@@ -1,4 +1,4 @@
-"""The folder of a model repository: its models and versions, the files of a version, and folders that are ignored."""
+"""Read the folder of a model repository."""
 
 from collections.abc import Collection
 from contextlib import suppress
@@ -56,7 +56,10 @@ def models_of(folder: Path) -> list[str]:
 
 
 def versions_of(folder: Path, name: str) -> list[int]:
-    """Return a model's versions; raises LoadError if the name can't be a model's or the folder can't be read."""
+    """Return a model's versions.
+
+    Raises LoadError if the name can't be a model's or the folder can't be read.
+    """
     from models.checkpoint import CheckpointError
     from models.model_repository import versions
 
@@ -79,7 +82,7 @@ def ignored(folder: Path) -> dict[Path, str]:
 
 
 def ignored_in_model(model: Path) -> dict[Path, str]:
-    """Return what is ignored of a folder that may be a model's, with the reason."""
+    """Return the ignored paths in a model's folder, with the reason."""
     from models.checkpoint import CONFIG, WEIGHTS, is_version
     from models.model_repository import MODEL_NAME
 

@@ -85,7 +85,7 @@ class LoadedCascade(LoadedModel):
         return self.checkpoint.stages[-1].macs.full
 
     def stage_macs(self, routed: "Routed") -> list[NDArray[np.int64]]:
-        """Return what each stage that ran cost each image of a batch [N], in MACs."""
+        """Return the MACs of each stage that ran for each image of a batch [N]."""
         from models.cascade.engine import executed_macs
 
         return executed_macs(self.checkpoint, cast("CascadeRouted", routed))
@@ -118,7 +118,7 @@ class LoadedCascade(LoadedModel):
         ]
 
     def outcomes(self, routed: "CascadeRouted") -> list[list[StageOutcome]]:
-        """Return, for each image of a batch, what the stages did that it reached."""
+        """Return the outcomes of the stages that each image of a batch reached."""
         outcomes: list[list[StageOutcome]] = [[] for _ in routed.logits]
         parts = zip(
             self.checkpoint.config.stages, self.checkpoint.stages, routed.stages, self.stage_macs(routed), strict=False

@@ -133,7 +133,10 @@ class LoadedModel:
     def choose_route(
         self, execute_threshold: float | None, compute_budget: float | None, min_margin: float | None
     ) -> RouteChoice:
-        """Return the route that a request asks for; raises ServiceError invalid_parameter."""
+        """Return the route that a request asks for.
+
+        Raises ServiceError invalid_parameter.
+        """
         if min_margin is not None:
             raise ServiceError(Code.INVALID_PARAMETER, f"{self.name} is no cascade: min_margin can't be chosen")
         config = self.checkpoint.config
@@ -148,7 +151,10 @@ class LoadedModel:
         return engine_in(self.engine, mode).name
 
     def probe(self) -> None:
-        """Run a blank image; raises what the engine raises."""
+        """Run a blank image.
+
+        Raises what the engine raises.
+        """
         self.run_dense(np.zeros((1, *self.shape), np.float32))
 
     def run_dense(self, images: NDArray[np.float32]) -> float:

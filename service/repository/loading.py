@@ -1,4 +1,4 @@
-"""Loading one version of a model: read, verify, warm up and time it."""
+"""Load one version of a model and verify it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +49,10 @@ def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> L
 
 
 def open_version(folder: Path, options: EngineOptions, on_fallback: "OnFallback | None" = None) -> LoadedModel:
-    """Return the checkpoint or cascade in ``folder``, not warm yet; raises CheckpointError or EngineError."""
+    """Return the checkpoint or cascade in ``folder``, not warm yet.
+
+    Raises CheckpointError or EngineError.
+    """
     from models.checkpoint import is_cascade
 
     return (load_cascade if is_cascade(folder) else load_checkpoint)(folder, options, on_fallback)

@@ -1,4 +1,4 @@
-"""The loaded models and versions: loading one beside another, switching between two batches, unloading."""
+"""Load, switch and unload the versions of models."""
 
 import asyncio
 import logging
@@ -101,7 +101,10 @@ class Repository:
                     return
 
     async def unload(self, name: str, version: int | None = None) -> None:
-        """Unload a version, or every version of a model; raises LoadError if it is not loaded."""
+        """Unload a version, or every version of a model.
+
+        Raises LoadError if it is not loaded.
+        """
         async with self._changing:
             versions = self.loaded.get(name, {})
             if not versions or (version is not None and version not in versions):
@@ -146,7 +149,10 @@ class Repository:
 
     @contextmanager
     def lease(self, name: str | None, version: int | None) -> Iterator[LoadedModel]:
-        """Provide the model for a request, and keep it from being closed until the block ends; raises as `resolve`."""
+        """Provide the model for a request, and keep it from being closed until the block ends.
+
+        Raises as `resolve`.
+        """
         model = self.resolve(name, version)
         model.leases += 1
         try:

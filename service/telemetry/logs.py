@@ -1,4 +1,7 @@
-"""Structured logs: one line per event on standard error, as text or JSON; `extra={"fields": {…}}` adds named values."""
+"""Write structured logs to standard error, one line per event.
+
+The lines are text or JSON. `extra={"fields": {…}}` adds named values to a line.
+"""
 
 import json
 import logging

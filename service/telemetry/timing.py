@@ -1,4 +1,4 @@
-"""The time that a request spends in each stage; answer, response headers, metrics and spans read it."""
+"""The time that a request spends in each stage, for the response, its headers, metrics and spans."""
 
 from dataclasses import dataclass, field
 from time import perf_counter

@@ -28,7 +28,10 @@ class Tracing:
     """Makes a server span of each inference request, from the same context as its headers, metrics and log line."""
 
     def __init__(self, exporter: "SpanExporter | None" = None) -> None:
-        """Send spans to ``exporter``, by default OTLP over HTTP; raises UserError if the packages are missing."""
+        """Send spans to ``exporter``, by default OTLP over HTTP.
+
+        Raises UserError if the packages are missing.
+        """
         with needs_extra("tracing", "--tracing"):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import SERVICE_NAME, Resource

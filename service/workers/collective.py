@@ -1,4 +1,4 @@
-"""Requests that concern all workers: probes, metrics, loads and unloads."""
+"""Forward requests that concern all workers."""
 
 import asyncio
 import fcntl

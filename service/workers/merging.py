@@ -1,4 +1,4 @@
-"""Merging the metrics of several workers into one set, sample by sample."""
+"""Merge the metrics of several workers into one set."""
 
 from collections.abc import Callable, Iterator, Sequence
 

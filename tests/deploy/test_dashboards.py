@@ -23,7 +23,7 @@ PANELS = [
 SINCE_START = "since start"
 
 
-def test_the_committed_json_is_what_the_code_builds() -> None:
+def test_the_committed_json_equals_the_output_of_the_code() -> None:
     built = {dashboard.uid: written(dashboard) for dashboard in dashboards()}
     assert {file.stem: file.read_text() for file in FOLDER.glob("*.json")} == built, "python -m deploy.dashboards"
 

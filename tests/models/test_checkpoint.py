@@ -92,7 +92,7 @@ def test_a_config_with_a_byte_order_mark_is_read(folder: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_and_keeps_the_earlier_file(folder: Path) -> None:
-    """A limit on the size of files stands for the full disk."""
+    """A limit on the size of files imitates a full disk."""
     config, before = read_config(folder), (folder / "model.safetensors").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

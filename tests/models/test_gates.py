@@ -27,7 +27,7 @@ def test_0_executes_every_block_and_1_none(scale: str) -> None:
         assert (gates > limit).sum() == executed
 
 
-def test_both_scales_decide_alike() -> None:
+def test_limits_of_logits_and_probabilities_agree() -> None:
     thresholds = np.linspace(0.05, 0.95, 10, dtype=np.float32)
     limits = Limits.of(thresholds)
     torch.testing.assert_close(torch.sigmoid(limits.logits), torch.from_numpy(thresholds))

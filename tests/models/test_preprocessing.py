@@ -20,7 +20,7 @@ def test_any_size_becomes_the_inputs(size: tuple[int, int]) -> None:
     assert prepare(Image.new("RGB", size, (255, 0, 0)), SPEC).shape == (3, 32, 32)
 
 
-def test_the_centre_is_what_is_kept() -> None:
+def test_the_centre_is_cropped() -> None:
     image = Image.new("RGB", (300, 100), (0, 0, 0))
     image.paste((255, 255, 255), (100, 0, 200, 100))
     white = (1 - np.array(SPEC.mean)) / np.array(SPEC.std)

@@ -1,4 +1,4 @@
-"""The shipped checkpoints are what their config.json says, on the real test images and on a photo."""
+"""The shipped checkpoints reproduce the figures in their config.json."""
 
 import json
 import zipfile

@@ -1,7 +1,7 @@
 // Runs a whole SkipNet - stem, blocks, gates and head - in one call, on one CPU core per image.
 //
 // A gate takes well under a microsecond and a skipped block is a branch that is not taken, so the time is nearly
-// proportional to the multiply-adds. layout.py describes the network to skipnet_create; engine.py calls skipnet_run.
+// proportional to the MACs. layout.py describes the network to skipnet_create; engine.py calls skipnet_run.
 
 #include "gates.hpp"
 

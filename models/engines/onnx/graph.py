@@ -91,7 +91,9 @@ class GraphBuilder:
 
 
 def block_weight(weight: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Return weights [O, I, K, K] in the blocked order: o-blocks, i-blocks, K, K, i in block, o in block.
+    """Return weights [O, I, K, K] in the blocked order of ONNX Runtime.
+
+        The axes are o-blocks, i-blocks, K, K, i in block, o in block.
 
     If there are fewer input channels than a block has (the stem's three), the order is o-blocks, I, K, K, o in block.
     """
@@ -108,7 +110,7 @@ def block_weight(weight: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 @dataclass
 class GateState:
-    """The names of what goes from gate to gate: the limit, the logits without the readout's bias, the LSTM's state."""
+    """The names of the values that pass from gate to gate."""
 
     limit: str
     logits: list[str] = field(default_factory=list)

@@ -25,7 +25,10 @@ WIDTHS = (16, 32, 64)
 
 
 def suits(folded: FoldedNetwork, height: int = SIDE, width: int = SIDE) -> bool:
-    """Return whether the kernel can run a network: CIFAR's stem and widths, basic blocks, images of 32 x 32 pixels."""
+    """Return whether the kernel can run a network.
+
+    It needs CIFAR's stem and widths, basic blocks, and images of 32 x 32 pixels.
+    """
     widths = [len(block.residual[-1].bias) for block in folded.blocks]
     shaped = not folded.stem_pools and sorted(set(widths)) == list(WIDTHS) and widths == sorted(widths)
     basic = all(len(block.residual) == 2 and block.residual[0].weight.shape[-1] == 3 for block in folded.blocks)

@@ -135,7 +135,10 @@ class Evaluate(Options):
         )
 
     def round_weights(self, checkpoint: "Checkpoint", validation: "Source", threshold: float) -> "Checkpoint":
-        """Return the checkpoint with rounded weights; raises UserError if that changes its outputs too much."""
+        """Return the checkpoint with rounded weights.
+
+        Raises UserError if that changes its outputs too much.
+        """
         from models.engines import load_engine
         from models.evaluation.agreement import compare_engines
         from models.evaluation.metrics import prepared_batches

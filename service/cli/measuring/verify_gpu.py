@@ -88,7 +88,7 @@ class VerifyGpu(Options):
             sys.exit(f"skipnet: {failed} of {len(checks)} checks failed")
 
     def checks(self, device: str) -> "Iterator[Check]":
-        """Yield the checks of each engine: the parity cases, every checkpoint with gates, the training steps."""
+        """Yield the checks of parity cases, checkpoints with gates, and training steps."""
         from functools import partial
 
         from models.benchmark.gpu_checks import check_checkpoint, check_parity, check_training

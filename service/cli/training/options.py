@@ -1,4 +1,4 @@
-"""What the training verbs share: options, CPU priority, the progress bar, and how a stopped run resumes."""
+"""Options and functions that the training verbs share."""
 
 import os
 import shlex

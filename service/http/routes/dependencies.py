@@ -36,7 +36,10 @@ KEYED = [
 
 
 def read_query(model: type[Parameters], request: Request) -> Parameters:
-    """Return the parsed query parameters; raises ServiceError invalid_parameter."""
+    """Return the parsed query parameters.
+
+    Raises ServiceError invalid_parameter.
+    """
     return read_parameters(model, request.query_params if request.scope["query_string"] else {})
 
 

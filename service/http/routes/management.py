@@ -1,4 +1,4 @@
-"""Managing the model repository: the extension of the Open Inference Protocol."""
+"""Manage the model repository by the extension of the Open Inference Protocol."""
 
 from collections.abc import Awaitable
 from typing import TypeVar
@@ -90,7 +90,10 @@ async def read_message(request: Request, model: type[Content]) -> Content:
 
 
 async def read_instruction(request: Request) -> bytes:
-    """Check a request's management key and return its body; raises ServiceError."""
+    """Check a request's management key and return its body.
+
+    Raises ServiceError.
+    """
     container = container_of(request)
     container.management_keys.check(request)
     started = context_of(request).timing.started

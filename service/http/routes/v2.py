@@ -219,7 +219,10 @@ def plain_name(model: str) -> str:
 
 
 def number(version: str | None) -> int | None:
-    """Return the version in a path; raises ServiceError model_not_found if it is not a number."""
+    """Return the version in a path.
+
+    Raises ServiceError model_not_found if it is not a number.
+    """
     if version is None:
         return None
     if not (version.isascii() and version.isdecimal() and len(version) < 19):

@@ -105,7 +105,7 @@ def test_a_gpu_without_an_energy_counter_has_no_meter(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_dense_torch_has_the_output_of_the_network(compiled: bool) -> None:
-    """torch's tracer stands for max-autotune and TensorRT, which begin with it."""
+    """torch's tracer replaces max-autotune and TensorRT, which begin with it."""
     plain = without_gates(random_network("cifar10_rnn_gate_38"), find_architecture("cifar10_rnn_gate_38"))
     trace = partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
     engine = DenseTorch(plain, "cpu", trace if compiled else lambda function: function, dtype=torch.float32)

@@ -39,7 +39,7 @@ def rows(cascade: Cascade, count: int) -> NDArray[np.float32]:
     return np.tile(np.asarray(cascade.thresholds, np.float32), (count, 1))
 
 
-def test_answers_are_those_of_the_stages_asked_one_by_one(
+def test_outputs_equal_those_of_the_stages_run_separately(
     cascade: Cascade, engine: CascadeEngine, engine_name: str, images: NDArray[np.float32]
 ) -> None:
     routed = engine.run(images, rows(cascade, len(images)))
@@ -59,7 +59,7 @@ def test_answers_are_those_of_the_stages_asked_one_by_one(
     assert (costs[1] == np.where(goes_on, cascade.stages[1].macs.dense, 0)).all()
 
 
-def test_an_answer_does_not_depend_on_its_batch(
+def test_an_output_does_not_depend_on_its_batch(
     cascade: Cascade, engine: CascadeEngine, images: NDArray[np.float32]
 ) -> None:
     together = engine.run(images, rows(cascade, len(images)))

@@ -26,7 +26,7 @@ def answer(labels: NDArray[np.int64], noise: float, macs: int, threshold: float,
     return StageAnswers(threshold, logits.astype(np.float32), np.full(IMAGES, macs, np.int64))
 
 
-def test_the_operating_point_sends_on_the_share_that_is_asked_for(stages: Path, labels: NDArray[np.int64]) -> None:
+def test_the_operating_point_escalates_the_requested_share(stages: Path, labels: NDArray[np.int64]) -> None:
     checkpoints = [read_checkpoint(stages / name / "1") for name in (FIRST, SECOND)]
     dense = checkpoints[1].macs.dense
     answers = [[answer(labels, 1.5, dense // 2, 0.5, 1)], [answer(labels, 0.8, dense, 0.5, 2)]]

@@ -75,7 +75,7 @@ def test_evaluate_measures_a_cascade_again(
 
 
 @pytest.mark.parametrize("option", [["--calibrate"], ["--half"], ["--temper"], ["--execute-threshold", "0.5"]])
-def test_evaluate_refuses_what_is_for_networks(
+def test_evaluate_refuses_options_for_networks(
     repository: Path, capsys: pytest.CaptureFixture[str], option: list[str]
 ) -> None:
     with pytest.raises(SystemExit):

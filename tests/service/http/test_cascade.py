@@ -90,7 +90,7 @@ def logits(server: Running, model: str, seed: int) -> np.ndarray[Any, np.dtype[n
     return np.asarray([response.json()["outputs"][0]["data"]], np.float32)
 
 
-def test_answers_macs_and_metrics_are_those_of_the_stages(server: Running) -> None:
+def test_predictions_macs_and_metrics_are_those_of_the_stages(server: Running) -> None:
     first = [classify(server, seed, f"model={FIRST}&execute_threshold=0.5") for seed in range(IMAGES)]
     last = [classify(server, seed, f"model={LAST}") for seed in range(IMAGES)]
     shares = [

@@ -63,8 +63,8 @@ def saturated(start: Callable[..., Running], model: LoadedModel) -> Iterator[Cal
         return server, connections[0]
 
     yield begin
-    for connect_to in connections:
-        connect_to.close()
+    for each in connections:
+        each.close()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.service.parts import ControlledEngine, engine_of, until
 
 
 @pytest.mark.parametrize(("queued", "batches"), [(1, [1]), (4, [4]), (5, [4, 1]), (11, [4, 4, 3])])
-def test_what_queued_while_the_engine_was_busy_is_the_next_batch(
+def test_images_queued_while_the_engine_is_busy_are_the_next_batch(
     model: LoadedModel, decoded: Callable[[int], Pixels], queued: int, batches: list[int]
 ) -> None:
     async def scenario() -> None:

@@ -22,7 +22,7 @@ def test_text() -> None:
 
 
 @pytest.mark.parametrize("evil", ['x"\n2026 error forged', "a=b", "\r\n", "\x1b[31m", "…\u2028", ""])
-def test_what_a_client_sends_stays_on_its_line(evil: str) -> None:
+def test_text_of_a_client_cannot_begin_a_line(evil: str) -> None:
     line = TextFormatter().format(record("GET /" + evil, value=evil))
     assert len(line.splitlines()) == 1
     assert "\x1b" not in line

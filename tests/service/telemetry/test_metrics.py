@@ -143,7 +143,7 @@ def test_old_versions_lose_their_series(loaded: LoadedModel) -> None:
     assert known() == {"3", "4", "5"}
 
 
-def test_plain_text_and_openmetrics_as_asked(running: Running) -> None:
+def test_plain_text_and_openmetrics_by_the_accept_header(running: Running) -> None:
     classify(running, 0, **{"x-request-id": "exemplary"})
     plain = running.client.get("/metrics", headers={"accept": "text/plain"})
     assert plain.headers["content-type"].startswith("text/plain; version=")

@@ -214,7 +214,7 @@ def test_bucket_sizes() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_the_error_names_what_torch_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_the_missing_feature_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match=r"conditional nodes need CUDA 12\.4; this torch is built for None"):
         cuda_graph.require_conditional_nodes()
     monkeypatch.setattr(torch.version, "cuda", "12.8")
