@@ -9,8 +9,8 @@ from models.architectures import find_architecture
 from models.benchmark.timing import interleave
 from models.network import SkipNet
 from models.training.graph_capture import CapturedStep
-from models.training.hardware import multiplies_bfloat16
 from models.training.recipes import Stage, find_recipe
+from models.training.setup.hardware import multiplies_bfloat16
 from models.training.stages.batch_norm import freeze_statistics
 from models.training.stages.reinforce import draw
 from models.training.step import make_forward_backward

@@ -19,10 +19,10 @@ from models.data.batches import MemoryBatches
 from models.data.datasets import find_dataset
 from models.evaluation.forced_routes import random_network
 from models.network import RunBlock, SkipNet, run_masked
-from models.training.hardware import gains_by_compiling, keep_freed_memory, multiplies_bfloat16
 from models.training.objective import Step
 from models.training.optimizer import make_optimizer
 from models.training.recipes import OperatingPoint, Recipe, find_recipe
+from models.training.setup.hardware import gains_by_compiling, keep_freed_memory, multiplies_bfloat16
 from models.training.stages.batch_norm import freeze_statistics
 from models.training.stages.gate_readout import readouts
 from models.training.stages.reinforce import draw, reinforce_step

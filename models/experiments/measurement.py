@@ -10,7 +10,7 @@ from models.engines import load_engine
 from models.evaluation.calibration import calibrate
 from models.evaluation.metrics import measure
 from models.experiments.row import Row
-from models.training.job import JobOptions
+from models.training.setup.options import JobOptions
 
 
 def measure_all(folder: Path, row: Row, options: JobOptions, choose: bool) -> tuple[Evaluation, Evaluation | None]:

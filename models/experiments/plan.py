@@ -10,7 +10,7 @@ from models.experiments.catalogue import find_row, find_runs
 from models.experiments.row import Row, Schedule
 from models.persistence.legacy_names import ROWS
 from models.training.distillation.location import parse_teacher, teacher_file, teacher_folder
-from models.training.job import JobOptions
+from models.training.setup.options import JobOptions
 
 
 @dataclass(frozen=True)

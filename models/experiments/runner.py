@@ -21,9 +21,11 @@ from models.experiments.subnetwork import extract_subnetwork
 from models.machine import describe_machine
 from models.training.distillation.location import parse_teacher
 from models.training.distillation.training import train_teacher
-from models.training.job import JobOptions, choose_device, make_job, override
 from models.training.loop import train
 from models.training.recipes import find_recipe
+from models.training.setup.hardware import choose_device
+from models.training.setup.job import make_job, override
+from models.training.setup.options import JobOptions
 from models.training.soup import SOUP, make_soup
 from models.training.state import LOG, STATE
 from models.training.types import stage_summary

@@ -17,10 +17,10 @@ from models.errors import UserError
 from models.training.distillation.location import LOGITS_FILE, TEACHER_FILE, teacher_file
 from models.training.distillation.logits import compute_teacher_logits, write_teacher_logits
 from models.training.distillation.network import TEACHERS, TeacherConfig, TeacherNetwork, write_teacher
-from models.training.hardware import multiplies_bfloat16, prepare_process
 from models.training.interruption import StopRequest, stop_on_signals
 from models.training.loop import require_finite
 from models.training.objective import Step
+from models.training.setup.hardware import multiplies_bfloat16, prepare_process
 from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
 from models.training.types import Show
 

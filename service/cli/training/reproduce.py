@@ -70,7 +70,7 @@ class Reproduce(TrainingOptions):
     def plan(self) -> "Plan":
         """Return where and how the rows are run."""
         from models.experiments.plan import Plan
-        from models.training.job import JobOptions
+        from models.training.setup.options import JobOptions
 
         held_out = self.held_out or (HELD_OUT_TO_CHOOSE if self.choose else HELD_OUT_TO_REPORT)
         shared = JobOptions(

@@ -40,7 +40,7 @@ class Teach(TrainingOptions):
         from models.data.source import read_source
         from models.training.distillation.location import LOGITS_FILE, TEACHER_FILE, teacher_file, teacher_folder
         from models.training.distillation.training import train_teacher
-        from models.training.job import choose_device
+        from models.training.setup.hardware import choose_device
 
         self.yield_processor()
         output = self.output or teacher_folder(Path("runs"), self.dataset, self.network)

@@ -74,9 +74,10 @@ class Train(TrainingOptions):
 
     def cli_cmd(self) -> None:
         from models.model_repository import publish, require_labels
-        from models.training.job import JobOptions, make_job
         from models.training.loop import train
         from models.training.recipes import read_changes
+        from models.training.setup.job import make_job
+        from models.training.setup.options import JobOptions
         from service.telemetry.training_metrics import TrainingMetrics
 
         self.yield_processor()

@@ -12,7 +12,7 @@ from models.data.augmentation import normalise
 from models.data.batches import PreparedImages, StreamedBatches
 from models.data.datasets import find_dataset
 from models.data.source import DamagedImage, read_source
-from models.training.job import input_spec
+from models.training.setup.data import input_spec
 from tests.models.data.test_data import CIFAR10, write_parquet
 from tests.models.data.test_image_folder import write_classes
 
@@ -64,7 +64,7 @@ import torch
 from models.data.batches import StreamedBatches
 from models.data.datasets import find_dataset
 from models.data.source import read_source
-from models.training.job import input_spec
+from models.training.setup.data import input_spec
 
 source = read_source(find_dataset("imagefolder"), "train", Path(sys.argv[1]))
 batches = StreamedBatches(source, input_spec(source.dataset, 224), 8, 1, torch.device("cpu"), workers=2)

@@ -25,7 +25,9 @@ from models.errors import UserError
 from models.model_card.training_commands import list_commands
 from models.network import SkipNet
 from models.persistence.training_record import TrainedStage
-from models.training.job import JobOptions, input_spec, make_job
+from models.training.setup.data import input_spec
+from models.training.setup.job import make_job
+from models.training.setup.options import JobOptions
 from models.training.types import stage_record
 from tests.research import shared
 
@@ -186,7 +188,7 @@ def test_photos_that_exceed_memory_are_streamed(tmp_path: Path, monkeypatch: pyt
     )
     job = make_job(options)
     in_memory = job.validate(job.network)
-    monkeypatch.setattr("models.training.job.IN_MEMORY", 2 * 3 * 73**2 - 1)
+    monkeypatch.setattr("models.training.setup.data.IN_MEMORY", 2 * 3 * 73**2 - 1)
     batches = job.batches(job.recipes[0])
     assert isinstance(batches, StreamedBatches)
     [(images, _)] = batches.epoch(0)

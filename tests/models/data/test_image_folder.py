@@ -14,7 +14,7 @@ from models.data.batches import StreamedBatches
 from models.data.datasets import find_dataset
 from models.data.source import DamagedImage, Source, describe, read_source
 from models.errors import UserError
-from models.training.job import input_spec
+from models.training.setup.data import input_spec
 from tests.models.test_images import png, png_chunk
 
 SPEC = input_spec(find_dataset("cifar10"), 32)

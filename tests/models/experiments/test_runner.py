@@ -21,7 +21,7 @@ from models.experiments.results_table import draw_table
 from models.experiments.row import Row
 from models.experiments.runner import reproduce
 from models.model_repository import find_version
-from models.training.job import JobOptions
+from models.training.setup.options import JobOptions
 from tests.models.data.test_data import write_cifar10
 from tests.models.training.interruption import Killed, KilledAfter, quiet
 

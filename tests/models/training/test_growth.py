@@ -21,8 +21,8 @@ from models.model_repository import find_version
 from models.network import SkipNet
 from models.training.distillation.location import LOGITS_FILE
 from models.training.distillation.logits import write_teacher_logits
-from models.training.growth import grow
-from models.training.job import make_job
+from models.training.setup.growth import grow
+from models.training.setup.job import make_job
 from models.training.types import stage_record
 from tests.models.data.test_data import write_cifar10
 from tests.models.experiments.test_runner import TINY, TRAIN, never, plan_in

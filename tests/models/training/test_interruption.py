@@ -17,9 +17,9 @@ from models.data.datasets import find_dataset
 from models.evaluation.metrics import evaluate_network
 from models.persistence.training_record import TrainingRecord
 from models.training.interruption import TrainingStopped, stop_on_signals
-from models.training.job import input_spec
 from models.training.loop import train
 from models.training.recipes import Recipe, find_recipe
+from models.training.setup.data import input_spec
 from models.training.types import Job
 from service.cli.training.options import resumable
 from tests.models.training.interruption import quiet

@@ -18,11 +18,13 @@ from models.errors import UserError
 from models.evaluation.metrics import evaluate_network
 from models.macs import count_macs
 from models.persistence.training_record import TrainingRecord
-from models.training.job import JobOptions, input_spec, make_job
 from models.training.loop import log_epoch, train
 from models.training.objective import Step
 from models.training.recipes import Recipe, find_recipe
 from models.training.schedule import annealing_progress, learning_rate
+from models.training.setup.data import input_spec
+from models.training.setup.job import make_job
+from models.training.setup.options import JobOptions
 from models.training.stages.gate_readout import set_gate_bias
 from models.training.stages.supervised import straight_through, supervised_step
 from models.training.state import Progress, StateFile

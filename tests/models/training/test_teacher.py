@@ -32,9 +32,10 @@ from models.training.distillation.network import (
     write_teacher,
 )
 from models.training.distillation.training import train_teacher
-from models.training.job import JobOptions, make_job
 from models.training.loop import train
 from models.training.recipes import Stage
+from models.training.setup.job import make_job
+from models.training.setup.options import JobOptions
 from models.training.stages.supervised import supervised_step
 from tests.models.data.test_data import write_cifar10
 from tests.models.experiments.test_runner import never, plan_in, tiny

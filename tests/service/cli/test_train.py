@@ -13,8 +13,9 @@ from models import SHIPPED
 from models.checkpoint import read_config
 from models.model_card.training_commands import count_shared_stages, list_commands
 from models.persistence.training_record import TrainedStage
-from models.training.job import JobOptions, override
 from models.training.recipes import OperatingPoint, Recipe, find_changes, find_recipe, read_changes
+from models.training.setup.job import override
+from models.training.setup.options import JobOptions
 from models.training.soup import SOUP
 from models.training.types import stage_summary
 from service.cli.main import main

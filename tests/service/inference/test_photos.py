@@ -10,8 +10,9 @@ from models.checkpoint import Checkpoint, read_checkpoint, write_config
 from models.engines import load_engine
 from models.model_repository import publish
 from models.preprocessing import prepare
-from models.training.job import JobOptions, make_job
 from models.training.loop import train
+from models.training.setup.job import make_job
+from models.training.setup.options import JobOptions
 from service.settings import Settings
 from tests.models.training.interruption import quiet
 from tests.service.parts import Running, picture

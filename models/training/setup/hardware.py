@@ -7,6 +7,7 @@ from contextlib import suppress
 import torch
 
 from models.architectures import Architecture
+from models.errors import UserError
 from models.machine import available_cpus
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -52,3 +53,11 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(MMAP_THRESHOLD, LARGEST)
         library.mallopt(TRIM_THRESHOLD, KEPT)
+
+
+def choose_device(device: str) -> str:
+    """Return the device to train on; raises UserError where a GPU is asked for and torch finds none."""
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise UserError("torch finds no GPU here: leave out --device cuda")
+    return ("cuda" if found else "cpu") if device == "auto" else device

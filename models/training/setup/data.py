@@ -1,0 +1,84 @@
+"""The images of a run: their size and normalisation, training batches, and validation."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from models.architectures import Architecture
+from models.checkpoint import read_config
+from models.data.augmentation import crop_centre, normalise
+from models.data.batches import Batches, MemoryBatches, StreamedBatches
+from models.data.datasets import DatasetInfo
+from models.data.source import Source
+from models.errors import UserError
+from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
+from models.network import SkipNet
+from models.preprocessing import InputSpec
+from models.training.recipes import Recipe
+from models.training.setup.options import JobOptions
+
+IN_MEMORY = 4 << 30
+"""Bytes; a larger data set is decoded during training."""
+
+
+def with_start_normalisation(dataset: DatasetInfo, options: JobOptions) -> DatasetInfo:
+    """Return the data set with the mean and deviation of the checkpoint to start from."""
+    if options.init is None:
+        return dataset
+    known = read_config(options.init).input
+    return replace(dataset, mean=known.mean, std=known.std)
+
+
+def check_size(architecture: Architecture, size: int) -> None:
+    """Raise UserError where a block's map is one pixel: batch norm can't take the variance of a single value."""
+    shrinks = 4 if architecture.stem == "cifar" else 32
+    if architecture.gates is not None and size <= shrinks:
+        raise UserError(
+            f"images of {size} pixels are too small for {architecture.name}: its last maps would be one pixel; "
+            f"set a --size above {shrinks}"
+        )
+
+
+def input_spec(dataset: DatasetInfo, size: int) -> InputSpec:
+    # ImageNet's networks are evaluated on the centre 7/8 of an image (224 of 256 pixels).
+    resize = size if dataset.uniform else round(size * 8 / 7)
+    return InputSpec(height=size, width=size, resize=resize, mean=dataset.mean, std=dataset.std)
+
+
+def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: JobOptions, device: torch.device) -> Batches:
+    if recipe.batch > len(train):
+        raise UserError(f"{len(train)} training images don't fill a batch of {recipe.batch}; set --batch")
+    if not fits_memory(train, spec):
+        return StreamedBatches(train, spec, recipe.batch, options.seed, device, options.workers)
+    images, labels = pixels(train, spec.resize)
+    return MemoryBatches(images, labels, train.dataset, spec.height, recipe.batch, options.seed, device)
+
+
+# The training and the validation images of one run; the next run in the process may split them differently.
+@lru_cache(maxsize=2)
+def pixels(source: Source, side: int) -> tuple[Tensor, Tensor]:
+    return source.in_memory(side)
+
+
+def validate(network: SkipNet, validation: Source, spec: InputSpec, device: torch.device) -> Metrics:
+    return evaluate_network(network, evaluation_batches(validation, spec, device))
+
+
+def evaluation_batches(source: Source, spec: InputSpec, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield normalised images and labels, in order and without augmentation."""
+    if not fits_memory(source, spec):
+        for batch, truth in prepared_batches(source, spec):
+            yield batch.to(device), truth
+        return
+    stored, labels = pixels(source, spec.resize)
+    for start in range(0, len(stored), BATCH):
+        batch = crop_centre(stored[start : start + BATCH].to(device), spec.height)
+        yield normalise(batch, spec.mean, spec.std), labels[start : start + BATCH]
+
+
+def fits_memory(source: Source, spec: InputSpec) -> bool:
+    """Whether the resized images, as uint8, fit into memory."""
+    return len(source) * 3 * spec.resize**2 <= IN_MEMORY

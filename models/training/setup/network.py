@@ -1,0 +1,74 @@
+"""The network that a run starts with: a fresh one, that of a checkpoint, or one that grows from it."""
+
+from pathlib import Path
+
+from models.architectures import Architecture, find_architecture
+from models.checkpoint import Checkpoint, read_checkpoint, read_config
+from models.errors import UserError
+from models.importing.public_checkpoint import IMPORTED
+from models.network import GateKind, SkipNet
+from models.persistence.training_record import TrainedStage
+from models.training.setup.growth import grow
+from models.training.setup.options import JobOptions
+
+
+def start_network(
+    architecture: Architecture, classes: list[str], options: JobOptions
+) -> tuple[SkipNet, list[TrainedStage]]:
+    """Return the network to train and the records of the stages before.
+
+    The network is fresh, or that of the checkpoint to start from. A dense one can get gates or grow (`grow`), and a
+    routed one can lose its gates. Raises UserError where the checkpoint was trained on images that are now validation
+    images.
+    """
+    if options.init is None:
+        return architecture.build(len(classes)), []
+    checkpoint = read_checkpoint(options.init)
+    found = find_architecture(checkpoint.config.architecture)
+    same_gates = found.gates == architecture.gates
+    grows = found.gates is None and found.grows_into(architecture)
+    if not grows and (
+        found.backbone != architecture.backbone or not (same_gates or None in (found.gates, architecture.gates))
+    ):
+        raise UserError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
+    check_labels(checkpoint, options.init, classes, options)
+    check_validation_images(checkpoint, options.init, options)
+    stages = earlier_stages(checkpoint)
+    if same_gates and not grows:
+        return checkpoint.network, stages
+    if grows:
+        grown = grow(checkpoint.network, found, architecture)
+        return grown, [stage.with_architecture(found.name) for stage in stages]
+    network = architecture.build(len(classes))
+    # Only the gates' weights can be missing: new gates keep their fresh weights.
+    network.load_state_dict(checkpoint.network.state_dict(), strict=False)
+    # Record which network the stages with gates trained; a plain stage never has any.
+    return network, [stage if stage.stage == "plain" else stage.with_architecture(found.name) for stage in stages]
+
+
+def gates_of(folder: Path) -> GateKind | None:
+    """Return the gates of a checkpoint's architecture; raises CheckpointError or UnknownArchitecture."""
+    return find_architecture(read_config(folder).architecture).gates
+
+
+def earlier_stages(checkpoint: Checkpoint) -> list[TrainedStage]:
+    """Return a checkpoint's origin, if it was imported, and the records of its stages."""
+    training = checkpoint.config.training
+    origin = [TrainedStage(stage=IMPORTED, name=training.imported_from)] if training.imported_from else []
+    return [*origin, *training.stages]
+
+
+def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], options: JobOptions) -> None:
+    if checkpoint.config.labels != classes:
+        raise UserError(f"{folder} has other labels than {options.dataset}; train it from the start")
+
+
+def check_validation_images(checkpoint: Checkpoint, folder: Path, options: JobOptions) -> None:
+    """Raise UserError where the checkpoint was trained on images that are now validation images."""
+    training = checkpoint.config.training
+    before = training.validation_images
+    if training.dataset == options.dataset and before is not None and before < options.held_out:
+        raise UserError(
+            f"{folder} was validated on {before} images and trained on others of the {options.held_out} validation "
+            f"images: set --held-out {before}"
+        )
