@@ -24,7 +24,7 @@ def calibrate(
 ) -> list[CalibrationPoint]:
     """Return the accuracy-compute curve on a split's images, in ascending order of the execute threshold.
 
-    Thresholds are added where a step of the curve is wide, since gates with probabilities near 0 and 1 change their
+    Thresholds are added where a step of the curve is large, since gates with probabilities near 0 and 1 change their
     decisions there. With ``at_most``, a computation percentage, more are added where the curve first falls below it.
     """
     batches = list(prepared_batches(source, checkpoint.config.input))

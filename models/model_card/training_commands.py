@@ -95,8 +95,8 @@ def train_command(config: Config, stage: TrainedStage, folders: Sequence[str], m
     if folders:
         parts.append(f"--init {folders[-1]}")
     teacher = find_teacher(stage) or ""
-    if wide := parse_teacher(teacher):
-        network, file = wide
+    if parsed := parse_teacher(teacher):
+        network, file = parsed
         parts.append(f"--teacher runs/{training.dataset}_teacher_{network}/{file}")
     elif teacher == "checkpoint" and len(folders) > 1:
         parts.append(f"--teacher {folders[0]}")

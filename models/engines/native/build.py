@@ -67,8 +67,8 @@ def flags(level: str) -> tuple[str, ...]:
     if level not in X86_FEATURES:
         return (*FLAGS, *portable)
     # By default GCC prefers vectors of 256 bits, even where 512 are faster.
-    wide = ("-mprefer-vector-width=512",) if level == "x86-64-v4" else ()
-    return (*FLAGS, *portable, f"-march={level}", *wide)
+    vectors = ("-mprefer-vector-width=512",) if level == "x86-64-v4" else ()
+    return (*FLAGS, *portable, f"-march={level}", *vectors)
 
 
 def library_name(level: str) -> str:

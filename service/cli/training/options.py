@@ -13,7 +13,7 @@ from pydantic import Field
 from models.errors import needs_extra
 from service.settings import Options
 
-HELD_OUT_TO_REPORT, HELD_OUT_TO_CHOOSE = 1000, 5000
+VALIDATION_IMAGES_TO_REPORT, VALIDATION_IMAGES_TO_CHOOSE = 1000, 5000
 """Validation images of a run whose test figures are reported, and of one that chooses between recipes."""
 
 

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from service.cli.training.options import HELD_OUT_TO_CHOOSE, HELD_OUT_TO_REPORT, TrainingOptions, progress_bar
+from service.cli.training.options import (
+    VALIDATION_IMAGES_TO_CHOOSE,
+    VALIDATION_IMAGES_TO_REPORT,
+    TrainingOptions,
+    progress_bar,
+)
 
 if TYPE_CHECKING:
     from models.experiments.plan import Plan
@@ -72,7 +77,7 @@ class Reproduce(TrainingOptions):
         from models.experiments.plan import Plan
         from models.training.setup.options import JobOptions
 
-        held_out = self.held_out or (HELD_OUT_TO_CHOOSE if self.choose else HELD_OUT_TO_REPORT)
+        held_out = self.held_out or (VALIDATION_IMAGES_TO_CHOOSE if self.choose else VALIDATION_IMAGES_TO_REPORT)
         shared = JobOptions(
             arch="",
             dataset=self.dataset,

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import CliPositionalArg
 
 from models.persistence.legacy_names import TEACHERS
-from service.cli.training.options import HELD_OUT_TO_REPORT, TrainingOptions, progress_bar, resumable
+from service.cli.training.options import VALIDATION_IMAGES_TO_REPORT, TrainingOptions, progress_bar, resumable
 
 
 def current_network(name: str) -> str:
@@ -31,7 +31,9 @@ class Teach(TrainingOptions):
     epochs: int | None = Field(None, ge=1, description="epochs; default: 12, of the large one 30")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
-    held_out: int = Field(HELD_OUT_TO_REPORT, ge=1, description="validation images, taken from the training images")
+    held_out: int = Field(
+        VALIDATION_IMAGES_TO_REPORT, ge=1, description="validation images, taken from the training images"
+    )
 
     def cli_cmd(self) -> None:
         import torch

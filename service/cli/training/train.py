@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from models.errors import UserError
-from service.cli.training.options import HELD_OUT_TO_CHOOSE, TrainingOptions, progress_bar, resumable
+from service.cli.training.options import VALIDATION_IMAGES_TO_CHOOSE, TrainingOptions, progress_bar, resumable
 
 if TYPE_CHECKING:
     from models.training.recipes import Stage
@@ -50,7 +50,9 @@ class Train(TrainingOptions):
         "{}", description="JSON object of values that replace the recipe's own; models/training/recipes.py names them"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order, augmentation and sampled gates")
-    held_out: int = Field(HELD_OUT_TO_CHOOSE, ge=1, description="validation images, taken from the training images")
+    held_out: int = Field(
+        VALIDATION_IMAGES_TO_CHOOSE, ge=1, description="validation images, taken from the training images"
+    )
     skip_damaged: bool = Field(
         False, description="leave out images that can't be read; decodes all of them once before training"
     )

@@ -128,14 +128,14 @@ def test_a_newest_version_that_can_not_be_loaded_is_counted_until_another_is_ser
         observed = ObservedRepository(folder, loaded)
         await observed.load(NAME)
         assert observed.failed == 0
-        for mend in ("a newer one", "taken away"):
+        for change in ("a newer one", "taken away"):
             newest = max(observed.loaded[NAME]) + 1
             add(folder, newest)
             damage(folder, newest)
             with pytest.raises(LoadError):
                 await observed.load(NAME)
             assert observed.failed == 1
-            if mend == "a newer one":
+            if change == "a newer one":
                 add(folder, newest + 1)
             else:
                 shutil.rmtree(folder / NAME / str(newest))

@@ -8,7 +8,7 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 
-from tests.service.http.nginx import Nginx
+from tests.service.http.connections.nginx import Nginx
 from tests.service.parts import PNG, Running, encoded, picture
 
 SERVERS = {

@@ -10,7 +10,7 @@ import pytest
 
 from service.http.protocol import BoundedProtocol
 from service.repository.loaded_model import LoadedModel
-from tests.service.http.nginx import Nginx
+from tests.service.http.connections.nginx import Nginx
 from tests.service.parts import Running, encoded, engine_of, picture, until
 
 KEY = {"x-api-key": "key"}
