@@ -115,11 +115,13 @@ def evaluate_cascade(options: "Evaluate") -> None:
     from models.cascade.config import read_cascade, write_cascade_config
     from models.cascade.engine import load_cascade_engine
     from models.cascade.evaluate import measure_cascade
+    from models.cascade.sweep import describe_sweep, sweep
     from models.data.datasets import find_dataset
     from models.data.source import read_source
+    from models.evaluation.metrics import prepared_batches
     from models.model_card.cascade_card import write_cascade_card
 
-    given = {"calibrate": options.calibrate, "half": options.half, "temper": options.temper}
+    given = {"half": options.half, "temper": options.temper}
     if wrong := [name for name, value in given.items() if value] + (
         ["execute-threshold"] if options.execute_threshold is not None else []
     ):
@@ -133,6 +135,8 @@ def evaluate_cascade(options: "Evaluate") -> None:
         evaluation = measure_cascade(cascade, engine, source, "test")
     finally:
         engine.close()
+    if options.calibrate:
+        print(describe_sweep(sweep(cascade, options.load, list(prepared_batches(source, cascade.config.input)))))
     measured = replace(cascade, config=cascade.config.model_copy(update={"evaluation": evaluation}))
     print(describe(measured))
     if options.write:
