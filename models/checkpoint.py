@@ -151,8 +151,8 @@ def fit_state(
 
     ``remedy`` is what the error tells the user to do.
     """
-    # The count of batches seen matters to no answer, so checkpoints do without it.
-    expected = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    # Batch norm's count of batches has no effect on the output. Checkpoints are written without it.
+    expected, state = without_batch_counts(network.state_dict()), without_batch_counts(state)
     wrong = sorted(expected.keys() ^ state.keys()) or [
         key for key, value in expected.items() if value.shape != state[key].shape
     ]

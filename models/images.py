@@ -8,6 +8,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from models.errors import UserError
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Formats that the service accepts."""
 TRAINING_FORMATS = (*FORMATS, "TIFF", "PPM")
@@ -39,7 +41,7 @@ TRANSPOSITIONS = {
 """EXIF orientation to the operation that makes the image upright."""
 
 
-class ImageError(Exception):
+class ImageError(UserError):
     """An image file can't be decoded."""
 
 

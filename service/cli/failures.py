@@ -20,7 +20,7 @@ NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def explain(error: BaseException) -> str | None:
     """Return the message for an error that the user can correct, or None for a defect of this code."""
-    if isinstance(error, UserError | ServiceError) or is_own(error):
+    if isinstance(error, UserError | ServiceError):
         return str(error)
     for cause in causes(error):
         if isinstance(cause, OSError):
@@ -34,11 +34,6 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and "home directory" in str(error):
         return "the home directory is unknown: set the variable HOME to a folder that this user may write to"
     return None
-
-
-def is_own(error: BaseException) -> bool:
-    """Return whether this code defines the exception; such exceptions carry a message for the user."""
-    return type(error).__module__.partition(".")[0] in ("models", "service")
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import UserError
 from service.inference.dense_clock import DenseClock
 from service.repository.loaded_cascade import LoadedCascade
 from service.repository.loaded_model import LoadedModel, timed
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from models.engines.selection import OnFallback
 
 
-class LoadError(Exception):
+class LoadError(UserError):
     """A version can't be loaded; the message says why and what to do."""
 
 

@@ -94,6 +94,10 @@ def test_the_page_shows_the_model_and_its_classes(browser: Chrome, shipped: Runn
             f"knows {model['served']['classes']} classes: {model['served']['labels'][0]}"
             in find(browser, "#knows").text
         )
+    choose(browser, "cifar10_rnn_gate_38")
+    assert "For photos choose imagenette_rnn_gate_18, or train on your own images." in find(browser, "#knows").text
+    choose(browser, "imagenette_rnn_gate_18")
+    assert "For photos choose" not in find(browser, "#knows").text
 
 
 def test_a_sample_photo_is_classified_by_the_chosen_model(browser: Chrome, shipped: Running) -> None:
@@ -157,6 +161,23 @@ def test_a_file_that_is_no_image_is_an_error(browser: Chrome, shipped: Running) 
     browser.get(shipped.url)
     find(browser, "#file").send_keys(str(Path(__file__)))
     until(lambda: "This file was refused: not an image" in find(browser, "#problem").text, 30)
+    until(lambda: find(browser, "#drop").text == Path(__file__).name, 30)
+    assert not browser.find_elements(By.CSS_SELECTOR, "#drop img")
+
+
+def test_the_page_fits_a_phone(browser: Chrome, shipped: Running) -> None:
+    screen = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    try:
+        browser.get(shipped.url)
+        find(browser, "#file").send_keys(str(PHOTO))
+        until(lambda: find(browser, "#label").text == "cat", 30)
+        edge = browser.execute_script(
+            "return Math.max(...[...document.querySelectorAll('body *')].map(each => each.getBoundingClientRect().right))"
+        )
+        assert edge <= 360 - 20  # The page's own margin.
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.fixture(scope="module")
