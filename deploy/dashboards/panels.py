@@ -93,9 +93,9 @@ def bars_panel(title: str, description: str, unit: str, target: Target) -> barga
     )
 
 
-def heatmap_panel(title: str, description: str, unit: str, metric: str) -> heatmap.Panel:
+def heatmap_panel(title: str, description: str, unit: str, metric: str, selector: str = VERSION) -> heatmap.Panel:
     """Return a panel of a histogram's buckets over time."""
-    expression = f"sum by (le) (increase({metric}_bucket{{{VERSION}}}[$__rate_interval]))"
+    expression = f"sum by (le) (increase({metric}_bucket{{{selector}}}[$__rate_interval]))"
     panel = described(
         heatmap.Panel(), title, description, unit, (Target(expression, "{{le}}"),), PromQueryFormat.HEATMAP
     )

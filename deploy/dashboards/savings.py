@@ -12,6 +12,7 @@ from deploy.dashboards.panels import (
     dashboard,
     heatmap_panel,
     padded,
+    quantile,
     rate,
     series_panel,
     stat_panel,
@@ -24,6 +25,8 @@ EXECUTED, DENSE = f'{VERSION}, kind="executed"', f'{VERSION}, kind="dense"'
 GATED = f'{VERSION}, block!="0"'
 IMAGES = f'{VERSION}, block="0"'
 """The first block runs for every image, so its executions count the images."""
+FIRST_STAGE = f'{VERSION}, stage="0"'
+LATER_STAGES = f'{VERSION}, stage!="0"'
 EACH = "model, version"
 SERIES = "{{model}}/{{version}}"
 
@@ -49,6 +52,12 @@ def expected_rate() -> str:
     return f"avg by ({EACH}, block) (skipnet_expected_block_execution_rate{{{VERSION}}})"
 
 
+def per_cascade_image(stages: str) -> str:
+    """Divide an expression by model, version and stage by the images per second that their cascade classifies."""
+    images = rate("skipnet_cascade_images_total", FIRST_STAGE, EACH)
+    return f"{stages} / on ({EACH}) group_left () {images}"
+
+
 IMAGE_RATE = rate("skipnet_block_executions_total", IMAGES, EACH)
 SECONDS_SAVED = seconds_saved()
 ENERGY_SAVED = (
@@ -70,7 +79,8 @@ def board() -> Dashboard:
         .description("What one hour of the machine, or of the share that the engine uses, costs in your currency.")
         .default_value("0.10")
     )
-    return with_rows(made, {"Saved": numbers(), "Over time": courses(), "Where it comes from": origins()})
+    rows = {"Saved": numbers(), "Over time": courses(), "Where it comes from": origins(), "Cascades": cascades()}
+    return with_rows(made, rows)
 
 
 def numbers() -> list[Built]:
@@ -175,7 +185,8 @@ def origins() -> list[Built]:
         ),
         bars_panel(
             "Execution rate per block",
-            "Share of recent images that executed each block. Block 0 has no gate and always runs.",
+            "Share of recent images that executed each block. Block 0 has no gate and always runs. The blocks of a "
+            "cascade's later stages count only the images that reached the stage.",
             "percentunit",
             Target(padded(execution_rate("block")), "{{block}}"),
         )
@@ -191,7 +202,8 @@ def origins() -> list[Built]:
         series_panel(
             "Images that skip nothing",
             "Share of images that executed every block. A rise can be hard images, a client that sets "
-            "execute_threshold=0, or images that were made to cost the most.",
+            "execute_threshold=0, or images that were made to cost the most. A cascade of networks without gates "
+            "is always at 1.",
             "percentunit",
             Target(
                 rate("skipnet_blocks_skipped_bucket", f'{VERSION}, le="0.0"', EACH)
@@ -202,4 +214,55 @@ def origins() -> list[Built]:
         )
         .min(0)
         .max(1),
+    ]
+
+
+def cascades() -> list[Built]:
+    return [
+        series_panel(
+            "Escalation rate",
+            "Share of a cascade's images that went on to each later stage, and the share in evaluation. A line away "
+            "from the expected one means images unlike those of the evaluation, or requests that set "
+            "compute_budget or min_margin.",
+            "percentunit",
+            Target(
+                per_cascade_image(rate("skipnet_cascade_images_total", LATER_STAGES, f"{EACH}, stage")),
+                f"{SERIES} stage {{{{stage}}}}",
+            ),
+            Target(
+                f"avg by ({EACH}, stage) (skipnet_cascade_expected_escalation_rate{{{VERSION}}})",
+                f"{SERIES} stage {{{{stage}}}} expected",
+            ),
+        ).min(0),
+        heatmap_panel(
+            "Margin of the first stage",
+            "How sure the first stage is of its answers. An image below the cascade's margin goes on. A band that "
+            "moves down means harder or other images.",
+            "short",
+            "skipnet_cascade_margin",
+            FIRST_STAGE,
+        ),
+        series_panel(
+            "MACs per image by stage",
+            "MACs of each stage, as a mean over all images of the cascade. The sum of a cascade's stages is the mean "
+            "cost of an image.",
+            "si:MAC",
+            Target(
+                per_cascade_image(rate("skipnet_cascade_macs_total", by=f"{EACH}, stage")),
+                f"{SERIES} stage {{{{stage}}}}",
+            ),
+        ).min(0),
+        series_panel(
+            "Latency by escalation",
+            "Median and 99th percentile of the time from arrival to answer. A request with several images is "
+            "escalated if one of them went on.",
+            "s",
+            *(
+                Target(
+                    quantile(share, "skipnet_cascade_request_duration_seconds", f"{EACH}, escalated"),
+                    f"{SERIES} escalated {{{{escalated}}}} {name}",
+                )
+                for share, name in ((0.5, "p50"), (0.99, "p99"))
+            ),
+        ),
     ]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from models import SHIPPED
+from models.cascade.config import read_cascade
 from models.model_repository import find_version
 from tests.deploy.parts import Live, Prometheus, write_dataset
 from tests.service.parts import Process, encoded, until
@@ -31,12 +32,14 @@ def photo(seed: int) -> bytes:
 
 @pytest.fixture(scope="package")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """`skipnet serve` with the default model after forty images, scraped from before the first."""
+    """`skipnet serve` with the default cascade and its stages after forty images, scraped from before the first."""
     folder = tmp_path_factory.mktemp("live")
-    # Only the default model, because loading all of them takes minutes on busy cores.
-    shipped = find_version(SHIPPED, None, None)
-    (folder / "models" / shipped.parent.name).mkdir(parents=True)
-    (folder / "models" / shipped.parent.name / shipped.name).symlink_to(shipped)
+    # Not all shipped models, because loading them takes minutes on busy cores.
+    cascade = read_cascade(find_version(SHIPPED, None, None))
+    for shipped in (cascade.folder, *(stage.folder for stage in cascade.stages)):
+        (folder / "models" / shipped.parent.name).mkdir(parents=True)
+        (folder / "models" / shipped.parent.name / shipped.name).symlink_to(shipped)
+    gated = cascade.stages[0].name
     # Batches that are also run dense would add MACs that no response reports.
     options = ("--routing", "branch", "--max-queue-size", "4", "--max-batch-size", "4", "--dense-sample-interval", "0")
     serve = Process(folder / "log", "--model-repository", str(folder / "models"), *options)
@@ -53,7 +56,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             )
             try:
                 until(lambda: prometheus.value('sum(count_over_time(skipnet_macs_total{kind="dense"}[1m]))') >= 2, 60)
-                yield answered(Live(client, prometheus))
+                yield answered(Live(client, prometheus), gated)
             finally:
                 prometheus.stop()
                 trainer.kill()
@@ -82,11 +85,16 @@ def metrics_address(folder: Path) -> str:
     return found[1]
 
 
-def answered(live: Live) -> Live:
-    """Classify images, add up the responses, and wait until Prometheus has the same sums."""
+def answered(live: Live, gated: str) -> Live:
+    """Classify images, add up the responses, and wait until Prometheus has the same sums.
+
+    Half of the images go to the default cascade, the others to its first stage, the network ``gated``.
+    """
     for seed in range(40):
-        # From all blocks to only the first, because images of equal cost would prove little.
-        parameters = {"execute_threshold": seed % 5 / 4} if seed % 2 else {}
+        parameters: dict[str, str | float] = {"model": gated} if seed % 4 < 2 else {"min_margin": seed % 8 // 4}
+        if seed % 2:
+            # From all blocks to only the first, because images of equal cost would prove little.
+            parameters["execute_threshold"] = seed % 5 / 4
         answer = live.client.post("/classify", params=parameters, content=photo(seed), headers=PNG)
         routing = answer.raise_for_status().json()["routing"]
         live.executed += routing["macs"]
