@@ -1,4 +1,4 @@
-"""Whose statistics batch norm uses while a network trains: its batch's, or the running ones of inference."""
+"""The statistics that batch norm uses in training: those of the batch, or the running ones of inference."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +7,9 @@ from torch import nn
 
 
 def freeze_statistics(module: nn.Module) -> list[nn.BatchNorm2d]:
-    """Let batch norm use its running statistics and leave them as they are; its scale and shift still learn.
+    """Let batch norm use its running statistics without updating them; scale and shift are still trained.
 
-    Returns those that did not before.
+    Return the batch norms that used the statistics of the batch before.
     """
     norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d) and each.training]
     for norm in norms:
@@ -19,7 +19,7 @@ def freeze_statistics(module: nn.Module) -> list[nn.BatchNorm2d]:
 
 @contextmanager
 def running_statistics(module: nn.Module) -> Iterator[None]:
-    """Freeze the statistics for as long as the `with` statement lasts."""
+    """Freeze the statistics of batch norm inside the `with` statement."""
     frozen = freeze_statistics(module)
     try:
         yield

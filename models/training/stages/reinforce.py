@@ -1,8 +1,7 @@
 """Hybrid reinforcement learning (SkipNet, section 3.2): REINFORCE for the gates, cross-entropy for the rest.
 
-REINFORCE needs no gradient through a skipped block, so the sampled route really skips while it trains: each block
-computes just the images that execute it. Batch norm keeps its running statistics, unless the recipe says otherwise
-(`Recipe.statistics`).
+REINFORCE needs no gradient through a skipped block. So each block computes only the images that execute it, in
+training too. Batch norm uses and keeps its running statistics by default (`Recipe.statistics`).
 """
 
 from collections.abc import Iterable
@@ -19,12 +18,15 @@ from models.training.stages.skipping import run_executed
 
 @torch.no_grad()
 def re_estimate_statistics(network: SkipNet, batches: Iterable[Tensor]) -> None:
-    """Take batch norm's running statistics anew: the means over batches [N, 3, H, W] along the routes of inference."""
+    """Estimate batch norm's running statistics again, as means over batches float32 [N, 3, H, W].
+
+    The images take the routes of inference. A block that no image executes keeps its statistics.
+    """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
     network.train()
     for norm in norms:
-        # torch's way to a plain mean. The first batch replaces what was there, which a block that never runs keeps.
+        # Without a momentum, torch computes the plain mean over all batches. The first batch replaces the old values.
         norm.num_batches_tracked, norm.momentum = torch.tensor(0), None
     for images in batches:
         half = torch.full((len(images), network.decision_count), 0.5, device=images.device)
@@ -34,24 +36,24 @@ def re_estimate_statistics(network: SkipNet, batches: Iterable[Tensor]) -> None:
 
 
 def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor, run: RunBlock) -> tuple[Tensor, Tensor, Tensor]:
-    """Run images [N, 3, H, W] along routes sampled from the gates, each block by ``run``.
+    """Run images [N, 3, H, W] along routes sampled from the gates. ``run`` computes a block.
 
-    ``uniform`` [N, B-1], drawn from 0..1, decides: a block runs where it lies below the gate's probability.
-    Returns class logits [N, classes], gate logits [N, B-1] and decisions [N, B-1].
+    A block is executed where ``uniform`` [N, B-1], drawn from 0..1, is below the gate's probability.
+    Return class logits [N, classes], gate logits [N, B-1] and decisions bool [N, B-1].
     """
 
     def decide(index: int, logits: Tensor) -> Tensor:
         return uniform[:, index] < torch.sigmoid(logits.detach())
 
-    # The policy gradient alone trains the gates: what they read is given to them, not taught by them.
+    # The policy gradient trains the gates only, not the features that they read.
     logits, routing = network(images, decide, run, detach_gates=True)
     return logits, routing.logits, routing.decisions
 
 
 def returns(cross_entropies: Tensor, decisions: Tensor, alpha: float) -> Tensor:
-    """Return each gate's return [N, B-1]: its own and later gates' reward for skipping, less the image's loss.
+    """Return the return of each gate [N, B-1]: the rewards of this gate and the later ones, less the image's loss.
 
-    Paper, equation 5, with gamma 1: a skipped block is worth alpha / (B - 1).
+    Paper, equation 5, with gamma 1. The reward for a skipped block is alpha / (B - 1). ``cross_entropies`` is [N].
     """
     rewards = alpha / decisions.shape[1] * (~decisions).float()
     to_come = rewards.flip(1).cumsum(1).flip(1)
@@ -61,8 +63,8 @@ def returns(cross_entropies: Tensor, decisions: Tensor, alpha: float) -> Tensor:
 def advantages(gate_returns: Tensor, samples: int) -> Tensor:
     """Return gate returns [samples * N, B-1] less their baseline.
 
-    With several samples an image the baseline is what its other samples earned, which takes the image's
-    difficulty out; with one it is what the other images of the batch earned.
+    With several samples of an image, the baseline is the mean return of its other samples, which removes the effect of
+    the image's difficulty. With one sample, it is the mean return of the other images of the batch.
     """
     groups = gate_returns.reshape(samples, -1, gate_returns.shape[1])
     dimension = 0 if samples > 1 else 1
@@ -84,7 +86,7 @@ def hybrid_loss(
     recipe: Recipe,
     teacher_logits: Tensor | None,
 ) -> Tensor:
-    """Return the loss of the answers along the sampled routes plus the weighted policy loss (paper, equation 6)."""
+    """Return the classification loss along the sampled routes plus the weighted policy loss (paper, equation 6)."""
     losses = cross_entropy(logits, labels, reduction="none")
     policy = policy_loss(log_probability, returns(losses, decisions, recipe.alpha), recipe.samples)
     return classification_loss(logits, labels, teacher_logits, recipe) + recipe.policy_weight * policy
@@ -93,21 +95,23 @@ def hybrid_loss(
 def pure_loss(
     logits: Tensor, labels: Tensor, log_probability: Tensor, decisions: Tensor, recipe: Recipe, drawn: Tensor
 ) -> Tensor:
-    """Return the loss of reinforcement learning alone: the class too is drawn, by ``drawn`` [N, 1] from 0..1.
+    """Return the loss of reinforcement learning alone, which samples the class too.
 
-    A wrong class costs 1, and that is all that the network is told of its answer.
+    ``drawn`` [N, 1] from 0..1 selects the class from its distribution. A wrong class costs 1. The label has no other
+    effect on the loss.
     """
     classes = log_softmax(logits.float(), 1)
-    answer = (classes.detach().exp().cumsum(1) < drawn).sum(1).clamp(max=classes.shape[1] - 1)
-    wrong = (answer != labels).float()
-    actions = torch.cat((log_probability, classes.gather(1, answer[:, None])), 1)
-    earned = torch.cat((returns(wrong, decisions, recipe.alpha), -wrong[:, None]), 1)
-    return policy_loss(actions, earned, recipe.samples)
+    sampled = (classes.detach().exp().cumsum(1) < drawn).sum(1).clamp(max=classes.shape[1] - 1)
+    wrong = (sampled != labels).float()
+    actions = torch.cat((log_probability, classes.gather(1, sampled[:, None])), 1)
+    action_returns = torch.cat((returns(wrong, decisions, recipe.alpha), -wrong[:, None]), 1)
+    return policy_loss(actions, action_returns, recipe.samples)
 
 
 def draw(images: int, gates: int, recipe: Recipe, random: torch.Generator) -> Tensor:
-    """Return what a step's actions are drawn by, from 0..1: [samples * images, gates], the class's behind where
-    reinforcement learning is ``pure``.
+    """Return uniform random numbers in 0..1 that select the actions of a step, float32 [samples * images, gates].
+
+    Where the recipe is ``pure``, one more column selects the class.
     """
     return torch.rand(recipe.samples * images, gates + recipe.pure, generator=random)
 
@@ -121,9 +125,9 @@ def reinforce_step(
     run: RunBlock = run_executed,
     teacher_logits: Tensor | None = None,
 ) -> Step:
-    """Return what a batch gives along routes sampled from the gates, ``recipe.samples`` of them an image.
+    """Run a batch along ``recipe.samples`` sampled routes for each image; return its loss and sums.
 
-    ``uniform`` is of `draw`; ``teacher_logits`` are [N, classes].
+    ``uniform`` comes from `draw`. ``teacher_logits`` are [N, classes].
     """
     images, labels = images.repeat(recipe.samples, 1, 1, 1), labels.repeat(recipe.samples)
     teacher_logits = None if teacher_logits is None else teacher_logits.repeat(recipe.samples, 1)

@@ -1,8 +1,9 @@
-"""Blocks that really skip while they train: each computes just the images that execute it, and in SP a few more.
+"""Blocks that compute only the images that execute them, in training too.
 
-The gradient of a hard decision (paper, equation 3) needs the block's output for the images that skip it too, but
-nothing flows back through that output. It is computed forward only, at batch norm's running statistics as inference
-would, for a share of them, drawn at random and weighted in return: the same gradient in the mean. REINFORCE needs none.
+In SP, the gradient of a hard decision (paper, equation 3) also needs the block's output for the images that skip it.
+No gradient flows back through that output. So it is computed forward only, with batch norm's running statistics, and
+only for a random share of these images. Their gradient is divided by the share, so its expectation is the same.
+REINFORCE does not need these outputs.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from models.engines.torch.channels_last import last_channels, take
 from models.training.stages.batch_norm import running_statistics
 
 EXPLORED = 0.25
-"""The share of the images that skip a block for which SP computes it all the same."""
+"""The share of the images that skip a block for which SP computes the block nevertheless."""
 
 
 def run_executed(block: Block, x: Tensor, decision: Tensor) -> Tensor:
@@ -27,8 +28,9 @@ def run_executed(block: Block, x: Tensor, decision: Tensor) -> Tensor:
 
 
 def run_explored(block: Block, x: Tensor, decision: Tensor, random: torch.Generator, share: float = EXPLORED) -> Tensor:
-    """Return the block's output for images [N, C, H, W], computed where ``decision`` [N] is 1 and, for the decision's
-    gradient, for a ``share`` of the others.
+    """Return the block's output for images [N, C, H, W], computed only where ``decision`` [N] is 1.
+
+    For the gradient of the decision, the block is computed for a random ``share`` of the other images too.
     """
     executes = decision > 0.5
     if executes.all():
@@ -41,7 +43,10 @@ def run_explored(block: Block, x: Tensor, decision: Tensor, random: torch.Genera
 
 
 def run_parts(block: Block, x: Tensor, decision: Tensor, executed: Tensor, explored: Tensor, share: float) -> Tensor:
-    """Compute the block for images ``executed``, and what it would give for ``explored``, which stand for ``share``."""
+    """Return the block's output, computed for the images ``executed``; the others keep the shortcut.
+
+    ``executed`` and ``explored`` are indices into the batch. The explored images are a ``share`` of those that skip.
+    """
     shortcut: Tensor = block.shortcut(x)
     if len(executed) + len(explored) == 0:
         return shortcut
@@ -55,7 +60,7 @@ def run_parts(block: Block, x: Tensor, decision: Tensor, executed: Tensor, explo
 
 @torch.no_grad()
 def explore(block: Block, x: Tensor, shortcut: Tensor, explored: Tensor) -> Tensor:
-    """Return what executing the block would change in the outputs of the images ``explored``, which skip it."""
+    """Return the change of the output that the block would cause for the images ``explored``, which skip it."""
     beside = take(shortcut, explored)
     if len(explored) == 0:
         return beside
@@ -64,7 +69,7 @@ def explore(block: Block, x: Tensor, shortcut: Tensor, explored: Tensor) -> Tens
 
 
 class Part(torch.autograd.Function):
-    """Of shortcuts [N, C, H, W], those of the images that execute a block, and all, for `Join`."""
+    """Return the shortcuts of the images that execute a block, and all shortcuts [N, C, H, W], for `Join`."""
 
     @staticmethod
     def forward(context: Any, x: Tensor, executed: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,15 +78,15 @@ class Part(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # An average's gradient is spread over the map without memory of its own.
+        # The gradient of an average is an expanded view without memory of its own, so it is copied.
         of_executed, of_all = last_channels(gradients[0]), last_channels(gradients[1]).contiguous()
         (executed,) = context.saved_tensors
-        # Join overwrote the executed images, so that what the gradient says of them is void. Nobody else holds it.
+        # Join replaced the executed images, so their gradient here is void. No other tensor shares this memory.
         return of_all.index_copy_(0, executed, of_executed).permute(0, 3, 1, 2), None
 
 
 class Executed(torch.autograd.Function):
-    """The outputs of a block that every image executes: as computed, and the decisions' gradient."""
+    """Return the outputs of a block that every image executes, and propagate the gradient of the decisions."""
 
     @staticmethod
     def forward(context: Any, computed: Tensor, beside: Tensor, decision: Tensor) -> Tensor:
@@ -97,7 +102,7 @@ class Executed(torch.autograd.Function):
 
 
 class Join(torch.autograd.Function):
-    """All images, with those that executed a block replaced by its outputs."""
+    """Return all images, with the outputs of the block for those that executed it."""
 
     @staticmethod
     def forward(
@@ -130,7 +135,10 @@ class Join(torch.autograd.Function):
 
 
 def gain(gradient: Tensor, difference: Tensor) -> Tensor:
-    """Return the gradient float32 [N] of the decision for an image's output, given what executing the block changes."""
-    # By rows first: a sum of bfloat16 that is asked for in float32 copies all of it to float32.
+    """Return the gradient of the decisions, float32 [N].
+
+    ``gradient`` is that of the outputs, ``difference`` the change that the block causes, both [N, C, H, W].
+    """
+    # Sum the pixels first: a bfloat16 sum with a float32 result copies its whole input to float32.
     products = last_channels(gradient * difference).flatten(2)
     return products.sum(2).sum(1, dtype=torch.float32)
