@@ -31,6 +31,17 @@ class TrainingOptions(Options):
             os.nice(19)
 
 
+class NetworkTrainingOptions(TrainingOptions):
+    """Options of the verbs that train networks of the catalogue."""
+
+    epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of convolutions while training; auto: bfloat16 where the processor multiplies it"
+    )
+
+
 def progress_bar(steps: Iterator[int]) -> Iterator[int]:
     """Return the steps; taking them draws a progress bar."""
     with needs_extra("training", "the progress bar"):

@@ -9,7 +9,7 @@ from pydantic_settings import CliPositionalArg
 from service.cli.training.options import (
     VALIDATION_IMAGES_TO_CHOOSE,
     VALIDATION_IMAGES_TO_REPORT,
-    TrainingOptions,
+    NetworkTrainingOptions,
     progress_bar,
 )
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from models.experiments.row import Row, Schedule
 
 
-class Reproduce(TrainingOptions):
+class Reproduce(NetworkTrainingOptions):
     """Train rows of the paper's table, its ablations or our recipes, and write a results file for each.
 
     A run that was killed resumes.
@@ -45,10 +45,6 @@ class Reproduce(TrainingOptions):
         None, ge=1, description="training images for validation; default: 1000, with --choose 5000"
     )
     start: Path | None = Field(None, description="checkpoint that rows start from, in place of another row's")
-    epochs: int | None = Field(None, ge=1, description="epochs of each row; default: the recipe's")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of convolutions while training")
     show_rows: bool = Field(False, description="list the rows of every group, or those of --rows, and don't train")
 
     def cli_cmd(self) -> None:

@@ -1,15 +1,16 @@
 """skipnet train"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from models.errors import UserError
-from service.cli.training.options import VALIDATION_IMAGES_TO_CHOOSE, TrainingOptions, progress_bar, resumable
+from service.cli.training.options import VALIDATION_IMAGES_TO_CHOOSE, NetworkTrainingOptions, progress_bar, resumable
 
 if TYPE_CHECKING:
     from models.training.recipes import Stage
+    from models.training.setup.options import JobOptions
 
 STAGES: "dict[str, tuple[Stage, ...]]" = {
     "plain": ("plain",),
@@ -19,7 +20,7 @@ STAGES: "dict[str, tuple[Stage, ...]]" = {
 }
 
 
-class Train(TrainingOptions):
+class Train(NetworkTrainingOptions):
     """Train a network: SP then HRL where it has gates, plain where it has none.
 
     A short run: skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10 --recipe short --epochs 1 --limit 2560
@@ -44,7 +45,6 @@ class Train(TrainingOptions):
         description="teacher of recipes multi_budget, adaptive and distilled: a dense network's checkpoint, or of "
         "skipnet teach teacher_logits.safetensors, or teacher.safetensors as an online teacher; default: --init",
     )
-    epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
     batch: int | None = Field(None, ge=1, description="images of a step; default: the recipe's")
     changes: str = Field(
         "{}", description="JSON object of values that replace the recipe's own; models/training/recipes.py names them"
@@ -59,11 +59,6 @@ class Train(TrainingOptions):
     size: int | None = Field(
         None, ge=32, le=2048, description="side of the input in pixels; default: the architecture's"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of convolutions while training; auto: bfloat16 where the processor multiplies it"
-    )
     workers: int = Field(2, ge=0, description="processes that decode a data set too large for memory")
     output: Path | None = Field(None, description="folder of the run; default: runs/<arch>")
     resume: bool = Field(False, description="resume the run in --output")
@@ -77,28 +72,18 @@ class Train(TrainingOptions):
     def cli_cmd(self) -> None:
         from models.model_repository import publish, require_labels
         from models.training.loop import train
-        from models.training.recipes import read_changes
         from models.training.setup.job import make_job
-        from models.training.setup.options import JobOptions
         from service.telemetry.training_metrics import TrainingMetrics
 
         self.yield_processor()
-        chosen = self.model_dump(include=set(JobOptions.__annotations__) - {"changes", "output", "stages"})
-        output = self.output or Path("runs") / self.arch
-        stages = STAGES[self.stages] if self.stages else None
-        if stages == ("hrl",) and self.init is None:
-            raise UserError(
-                "hrl alone starts from a trained network: name its checkpoint with --init, or add the stage sp before "
-                "it: --stages sp,hrl"
-            )
-        changes = read_changes(self.changes)
-        job = make_job(JobOptions(**chosen, output=output, stages=stages, changes=changes))
+        job = make_job(self.job_options())
         name = self.model or job.architecture.name
         if self.model_repository:
             # Fail before hours of training, not after.
             require_labels(self.model_repository, name, job.labels)
         print(job.data)
-        print(f"{job.architecture.name} on {job.device}, {', '.join(recipe.stage for recipe in job.recipes)}: {output}")
+        stages = ", ".join(recipe.stage for recipe in job.recipes)
+        print(f"{job.architecture.name} on {job.device}, {stages}: {job.folder}")
 
         metrics = TrainingMetrics(job.architecture.name)
         if self.metrics_port is not None:
@@ -108,3 +93,36 @@ class Train(TrainingOptions):
         print("checkpoint:", folder)
         if self.model_repository:
             print("published:", publish(folder, self.model_repository, name))
+
+    def job_options(self) -> "JobOptions":
+        """Return the options of the job; raises UserError for values that don't fit each other or the recipes."""
+        from models.training.recipes import read_changes
+        from models.training.setup.options import JobOptions
+
+        if self.stages == "hrl" and self.init is None:
+            raise UserError(
+                "hrl alone starts from a trained network: name its checkpoint with --init, or add the stage sp before "
+                "it: --stages sp,hrl"
+            )
+        return JobOptions(
+            arch=self.arch,
+            dataset=self.dataset,
+            output=self.output or Path("runs") / self.arch,
+            data=self.data,
+            stages=STAGES[self.stages] if self.stages else None,
+            recipe=self.recipe,
+            changes=read_changes(self.changes),
+            init=self.init,
+            teacher=self.teacher,
+            epochs=self.epochs,
+            batch=self.batch,
+            seed=self.seed,
+            held_out=self.held_out,
+            limit=self.limit,
+            skip_damaged=self.skip_damaged,
+            size=self.size,
+            device=self.device,
+            compile=self.compile,
+            precision=self.precision,
+            workers=self.workers,
+        )
