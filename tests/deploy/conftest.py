@@ -70,7 +70,9 @@ def start_training(folder: Path) -> subprocess.Popen[bytes]:
     """Start a training run that outlasts every test and logs to ``train.log``."""
     write_dataset(folder / "data", 96)
     options = "--arch cifar10_rnn_gate_38 --dataset cifar10 --recipe budget --stages sp --epochs 1000 --batch 16"
-    options += f" --held-out 16 --compile off --data {folder}/data --output {folder}/run --metrics-port 0"
+    options += (
+        f" --held-out 16 --compile off --priority low --data {folder}/data --output {folder}/run --metrics-port 0"
+    )
     command = [sys.executable, "-m", "service.cli.main", "train", *options.split()]
     with (folder / "train.log").open("wb") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -14,13 +14,13 @@ from tests.service.parts import picture, until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 RULES = DEPLOY / "prometheus/rules"
-EVERY = "250ms"
+EVERY = "1s"
 LOADER_BYTES = (2 * 2 + 1) * 128 * 3 * 224 * 224 * 4
 """Shared memory of the data loader: two workers with two batches each, and one in use, of 128 photos in float32."""
 
 
 class Prometheus:
-    """Prometheus with our rules that scrapes ``targets`` (job to host:port) four times a second."""
+    """Prometheus with our rules that scrapes ``targets`` (job to host:port) once a second."""
 
     def __init__(self, folder: Path, targets: dict[str, str]) -> None:
         config = {
@@ -113,8 +113,11 @@ class Live:
 
 
 def filled(expression: str) -> str:
-    """Replace Grafana's variables in a panel's expression by values."""
-    for name, value in {"__rate_interval": "1m", "price": "0.1"}.items():
+    """Replace Grafana's variables in a panel's expression by values.
+
+    The interval reaches back to the fixture's requests, however long the tests before took.
+    """
+    for name, value in {"__rate_interval": "15m", "price": "0.1"}.items():
         expression = expression.replace(f"${name}", value)
     return re.sub(r"=~\"\$(job|instance|model|version|architecture)\"", '=~".*"', expression)
 
