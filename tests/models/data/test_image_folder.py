@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from models.data.datasets import find_dataset
 from models.data.source import DamagedImage, Source, describe, read_source
 from models.errors import UserError
 from models.training.setup.data import input_spec
+from tests.models.data.test_data import write_parquet
 from tests.models.test_images import png, png_chunk
 
 SPEC = input_spec(find_dataset("cifar10"), 32)
@@ -93,6 +95,14 @@ def test_any_path_is_read(tmp_path: Path, name: str) -> None:
     source = train_source(tmp_path / name)
     assert set(source.classes) == {"cat", name} and len(source) == 3
     source.image(2)
+
+
+@pytest.mark.parametrize("name", ["[1]", "a*b", "a?b", "a::b"])
+def test_parquet_files_below_a_pattern_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    write_parquet(tmp_path / name / "train.parquet", np.zeros((2, 32, 32, 3), np.uint8), [0, 1])
+    with pytest.raises(UserError, match=r"parquet files can't be read from .*: rename the folder"):
+        read_source(find_dataset("cifar10"), "train", tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["test", "validation", "val", "valid"])
