@@ -68,10 +68,16 @@ def inside(pid: int) -> int:
     return pid
 
 
-def classify(client: httpx.Client) -> dict[str, object]:
-    answer = client.post("/classify", files={"image": (PHOTOS / "cat.jpg").read_bytes()})
-    model: dict[str, object] = answer.raise_for_status().json()["model"]
-    return model
+def classify(client: httpx.Client, model: str = "") -> dict[str, object]:
+    """Return what answered a photo: the model of that name, by default the server's own."""
+    parameters = {"model": model} if model else {}
+    answer = client.post("/classify", params=parameters, files={"image": (PHOTOS / "cat.jpg").read_bytes()})
+    answered: dict[str, object] = answer.raise_for_status().json()["model"]
+    return answered
+
+
+def serves(client: httpx.Client, model: str) -> bool:
+    return client.get(f"/v2/models/{model}/ready").status_code == 200
 
 
 def test_the_image_is_small_and_has_no_compiler_and_no_root_user(image: Image) -> None:
@@ -103,13 +109,14 @@ def test_a_version_that_the_trainer_publishes_is_served_without_a_restart(
     for folder in (runs, data):
         os.chown(folder, USER, USER)
     options = f"--arch {ARCH} --dataset imagefolder --data /data/photos --size 32 --recipe short --stages sp --epochs 1"
-    options += " --held-out 16 --batch 32 --compile off --workers 0 --model-repository /models"
+    options += " --held-out 16 --batch 32 --compile off --workers 0 --model-repository /models --model mine"
     log = tmp_path / "log"
     trainer = image.start(
         ["skipnet", "train", *options.split()], {models: "/models", runs: "/runs", data: "/data"}, log
     )
     assert trainer.wait(TIMEOUT) == 0, log.read_text()
-    until(lambda: classify(service)["version"] == 2, TIMEOUT)
+    until(lambda: serves(service, "mine"), TIMEOUT)
+    assert classify(service, "mine")["version"] == 1
     assert service.get("/health/ready").status_code == 200
 
 
