@@ -48,7 +48,7 @@ def test_files_have_the_default_permissions(folder: Path) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), "should hold model.safetensors"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json can't be read"),
         (lambda folder: edit(folder, architecture="cifar10_rnn_gate_74"), "does not hold the weights"),
-        (lambda folder: edit(folder, architecture="resnet"), "no architecture is called 'resnet'"),
+        (lambda folder: edit(folder, architecture="resnet"), "unknown architecture 'resnet'"),
         (lambda folder: edit(folder, labels=["one"]), "check `architecture` and `labels`"),
         (lambda folder: edit(folder, surprise=1), "surprise"),
         (lambda folder: edit(folder, labels=[]), "at least 1 item"),
