@@ -112,7 +112,8 @@ def test_verbs_for_networks_refuse_a_cascade(
     repository: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str
 ) -> None:
     folder = str(repository / "both" / "1")
-    rest = [str(tmp_path / "network.onnx")] if verb == "export" else [str(tmp_path)]
+    output = str(tmp_path / "output")
+    rest = [output] if verb == "export" else [str(tmp_path), "--output", output]
     with pytest.raises(SystemExit):
         main([verb, folder, *rest])
     assert "is a cascade, which has no network of its own" in capsys.readouterr().err
