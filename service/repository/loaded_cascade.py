@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from models.cascade.config import Cascade
     from models.cascade.engine import CascadeEngine, CascadeRouted
     from models.engines.protocol import Routed
-    from models.preprocessing import InputSpec
 
 
 @dataclass(eq=False)
@@ -29,30 +28,12 @@ class LoadedCascade(LoadedModel):
     engine: "CascadeEngine"
 
     @property
-    def labels(self) -> list[str]:
-        return self.checkpoint.config.labels
-
-    @property
-    def input(self) -> "InputSpec":
-        return self.checkpoint.config.input
-
-    @property
     def architecture(self) -> str:
         return " -> ".join(stage.config.architecture for stage in self.checkpoint.stages)
 
     @property
     def threshold(self) -> Threshold:
         return self.checkpoint.thresholds
-
-    @property
-    def accuracy(self) -> float | None:
-        evaluation = self.checkpoint.config.evaluation
-        return None if evaluation is None else evaluation.accuracy
-
-    @property
-    def expected_mac_share(self) -> float | None:
-        evaluation = self.checkpoint.config.evaluation
-        return None if evaluation is None else evaluation.macs / evaluation.dense_macs
 
     @property
     def escalation_rates(self) -> tuple[float, ...]:
