@@ -55,7 +55,7 @@ def test_outputs_equal_those_of_the_stages_run_separately(
     assert (routed.executed[:, :gates] == first.executed).all()
     assert (routed.executed[:, gates:] == goes_on[:, None]).all(), "the dense stage runs all blocks of what reaches it"
     costs = executed_macs(cascade, routed)
-    assert (costs[0] == cascade.stages[0].macs.executed(first.executed, first.mode)).all()
+    assert (costs[0] == cascade.stages[0].macs.executed(first.executed, routed.stages[0].routed.mode)).all()
     assert (costs[1] == np.where(goes_on, cascade.stages[1].macs.dense, 0)).all()
 
 

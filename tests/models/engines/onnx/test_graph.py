@@ -116,11 +116,10 @@ def test_thresholds_default_to_the_checkpoints_own(
 
 
 @pytest.mark.parametrize("threshold", [-0.5, 1.5])
+@pytest.mark.parametrize("checkpoint", [name for name in ARCHITECTURES if "resnet" not in name], indirect=True)
 def test_thresholds_beyond_0_and_1_are_clipped(
     checkpoint: Checkpoint, images: NDArray[np.float32], threshold: float, tmp_path: Path
 ) -> None:
-    if checkpoint.network.gate_kind is None:
-        pytest.skip("a plain ResNet has no thresholds")
     export(checkpoint, tmp_path / "network.onnx")
     inputs = {"images": images[:1], "thresholds": np.full(1, threshold, np.float32)}
     _, _, executed = open_session(tmp_path / "network.onnx").run(None, inputs)
