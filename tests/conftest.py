@@ -1,7 +1,6 @@
 """Run tests in parallel: one worker for each CPU, whole modules on one worker, the longest modules first."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -44,23 +43,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ModuleS
 
 
 def pytest_configure() -> None:
-    """Give each worker its share of the CPUs. Threads of several workers on one CPU wait for each other."""
+    """Give each worker and the processes that it starts their share of the CPUs.
+
+    With more threads than CPUs, each thread waits for one that does not run.
+    """
     if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-        threads = max(1, available_cpus() // workers)
-        torch.set_num_threads(threads)
-        # For the processes that tests start.
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        share = str(max(1, available_cpus() // workers))
+        os.environ |= {"PYTHON_CPU_COUNT": share, "OMP_NUM_THREADS": share}
+
+
+def pytest_runtest_setup() -> None:
+    """Run PyTorch's operators on one thread, whatever the last test set: the tests' networks are small."""
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest modules first."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Run PyTorch's operators on one thread: several threads slow down small operators on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -5,6 +5,12 @@ import pytest
 from models.machine import available_cpus
 
 
+@pytest.fixture(autouse=True)
+def no_override(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests themselves run with an override (tests/conftest.py)."""
+    monkeypatch.delenv("PYTHON_CPU_COUNT", raising=False)
+
+
 @pytest.fixture
 def many_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
@@ -58,6 +64,15 @@ def test_quota_of_cgroup_version_1(tmp_path: Path, quota: str, cpus: int) -> Non
 def test_affinity_counts_where_there_is_no_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7})
     assert available_cpus(tmp_path) == 3
+
+
+@pytest.mark.usefixtures("many_cpus")
+@pytest.mark.parametrize(("override", "cpus"), [("3", 3), ("0", 1), ("default", 16)])
+def test_the_environment_overrides_the_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, cpus: int
+) -> None:
+    monkeypatch.setenv("PYTHON_CPU_COUNT", override)
+    assert available_cpus(tmp_path) == cpus
 
 
 def test_this_machine_has_one() -> None:

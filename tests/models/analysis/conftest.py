@@ -14,11 +14,6 @@ from models.model_repository import find_version
 from tests.service.parts import picture
 
 
-@pytest.fixture(scope="module", autouse=True)
-def single_thread(one_thread: None) -> None:
-    """Run every test of this folder with one thread."""
-
-
 @pytest.fixture(scope="session")
 def checkpoint() -> Checkpoint:
     return read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None))

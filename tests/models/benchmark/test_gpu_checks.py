@@ -27,9 +27,6 @@ CASES = ["cifar10_resnet_38", "cifar10_rnn_gate_38", "cifar10_feedforward_38"]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_parity_cases_are_read_and_pass(name: str) -> None:
     file = shared(f"reference/parity/{name}.npz")

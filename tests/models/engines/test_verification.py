@@ -37,9 +37,6 @@ def verification(checkpoint: Checkpoint) -> Verification:
     return Verification(checkpoint)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 class Faulty:
     """An engine whose outputs are changed. With ``size``, only those of batches of that size."""
 

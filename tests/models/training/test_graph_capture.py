@@ -18,7 +18,6 @@ from models.training.stages.batch_norm import freeze_statistics
 from models.training.stages.reinforce import draw
 from models.training.step import is_captured, make_forward_backward
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 STAGES: list[Stage] = ["plain", "sp", "hrl"]
 
 

@@ -23,9 +23,6 @@ CHECKPOINT = find_version(SHIPPED, "cifar10_rnn_gate_38", None)
 IMAGES = 30
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")

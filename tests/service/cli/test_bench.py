@@ -13,7 +13,6 @@ from models.model_repository import find_version
 from service.cli.main import main
 from tests.models.data.test_data import write_cifar10
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = "cifar10_rnn_gate_38"
 FEW = ["--engines", "torch", "--batches", "2", "--seconds", "0.01"]
 

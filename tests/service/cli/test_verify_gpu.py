@@ -25,9 +25,6 @@ from tests.service.parts import NAME
 PARTS = ["--model", NAME, "--batches", "2", "--shares", "0,1", "--seconds", "0.01"]
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def verify(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     """Return a function that runs the verb and returns exit code, stdout, stderr, and both reports."""

@@ -27,8 +27,6 @@ from models.engines.torch.forward import arrange, forward, residual
 from models.engines.torch.skipping import BucketSkipping, bucket_sizes, compact, mask
 from models.macs import Mode
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects every operator and every tensor that is not on the GPU. It runs both branches of a ``torch.cond``."""

@@ -20,9 +20,6 @@ NEAR = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
 """The distance to its threshold at which rounding may change a decision, and the tolerance of logits."""
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def reference(network: SkipNet) -> Engine:
     return ReferenceEngine(network)

@@ -34,10 +34,7 @@ ARCHITECTURES = [
 NEAR = 1e-5
 """Rounding may change a decision if the probability is this near its threshold."""
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "c++") is None, reason="no C++ compiler here"),
-    pytest.mark.usefixtures("one_thread"),
-]
+pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "c++") is None, reason="no C++ compiler here")
 
 
 @pytest.fixture(scope="module")

@@ -42,10 +42,7 @@ NEAR = 1e-3
 HALF = 0.01
 """The error of a logit in half precision, relative to the largest: 2**-11 in each of 38 to 110 layers."""
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++"),
-    pytest.mark.usefixtures("one_thread"),
-]
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++")
 
 Build = Callable[[str], SkipNet]
 Images = Callable[[str], NDArray[np.float32]]
