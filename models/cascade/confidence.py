@@ -1,4 +1,4 @@
-"""How sure a network is of its answer, by its class probabilities, and how well that predicts its errors."""
+"""The confidence of a network in its output, and how well it predicts the network's errors."""
 
 from typing import Literal
 
@@ -35,14 +35,14 @@ def confidence(shares: NDArray[np.float32], measure: Measure = "margin") -> NDAr
 
 
 def failure_auroc(confidences: NDArray[np.float32], correct: NDArray[np.bool_]) -> float:
-    """Return the area under the ROC curve of "the answer is wrong" by low confidence; 0.5 is chance.
+    """Return the area under the ROC curve of "the output is wrong" by low confidence; 0.5 is chance.
 
-    It is the probability that a wrong answer has a lower confidence than a right one, ties counted half. Raises
-    ValueError where all answers are right or all are wrong.
+    It is the probability that a wrong output has a lower confidence than a correct one, ties counted half. Raises
+    ValueError where all outputs are correct or all are wrong.
     """
     wrong = int((~correct).sum())
     if wrong in (0, len(correct)):
-        raise ValueError("an AUROC needs right and wrong answers")
+        raise ValueError("an AUROC needs correct and wrong outputs")
     order = np.argsort(confidences, kind="stable")
     ranks = np.empty(len(order))
     ranks[order] = np.arange(1, len(order) + 1)

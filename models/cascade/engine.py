@@ -34,7 +34,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class CascadeRouted(Routed):
-    """What a cascade answers for a batch of N images.
+    """The output of a cascade for a batch of N images.
 
     ``logits`` [N, classes] are logarithms of the combined probabilities, up to a constant. The columns of ``executed``
     and ``probability`` are those of `Cascade.columns`: an image executes no block of a stage that it did not reach.
@@ -44,7 +44,7 @@ class CascadeRouted(Routed):
 
 
 class CascadeEngine:
-    """Runs a cascade on one engine a stage; see `Engine`. An answer never depends on the other images of its batch."""
+    """Runs a cascade, each stage on its own engine. An image's output never depends on the rest of its batch."""
 
     def __init__(self, cascade: Cascade, engines: Sequence[Engine]) -> None:
         self.cascade = cascade
@@ -110,7 +110,7 @@ class CascadeEngine:
     def combine(
         self, count: int, results: Sequence[StageResult], shares: Sequence[NDArray[np.float32]]
     ) -> CascadeRouted:
-        """Return the batch's answer from what each stage answered for the images that reached it."""
+        """Combine the outputs of the stages, each for the images that reached it, into those of the batch."""
         columns = self.cascade.columns
         executed = np.zeros((count, columns[-1].stop), np.bool_)
         probability = np.zeros(executed.shape, np.float32)

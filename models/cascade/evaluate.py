@@ -1,4 +1,4 @@
-"""Measuring a cascade and its stages on a split: answers for fitting, accuracy, MACs and escalation for the record."""
+"""Measure a cascade and its stages on a split."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,33 +7,33 @@ from torch import Tensor
 
 from models.cascade.config import Cascade, CascadeEvaluation
 from models.cascade.engine import CascadeEngine, executed_macs
-from models.cascade.fit import StageAnswers
+from models.cascade.fit import StageOutputs
 from models.checkpoint import Checkpoint
 from models.data.source import Source
 from models.engines.protocol import Engine
 from models.evaluation.metrics import prepared_batches
 
 
-def collect_answers(
+def collect_outputs(
     checkpoint: Checkpoint, engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], thresholds: Sequence[float]
-) -> list[StageAnswers]:
-    """Return what a stage answers at each execute threshold for normalised images [N, 3, H, W] of all batches."""
+) -> list[StageOutputs]:
+    """Return what a stage outputs at each execute threshold for normalised images [N, 3, H, W] of all batches."""
     kept = list(batches)
-    answers = []
+    outputs = []
     for threshold in thresholds:
         routed = [engine.run(images.numpy(), np.full(len(images), threshold, np.float32)) for images, _ in kept]
-        answers.append(
-            StageAnswers(
+        outputs.append(
+            StageOutputs(
                 threshold,
                 np.concatenate([each.logits for each in routed]),
                 np.concatenate([checkpoint.macs.executed(each.executed) for each in routed]),
             )
         )
-    return answers
+    return outputs
 
 
 def measure_cascade(cascade: Cascade, engine: CascadeEngine, source: Source, split: str) -> CascadeEvaluation:
-    """Return what a cascade does on a split at its own thresholds and margins."""
+    """Measure a cascade on a split at its own thresholds and margins."""
     correct, macs, labels, reached = [], [], [], []
     for images, truth in prepared_batches(source, cascade.config.input):
         routed = engine.run(images.numpy(), np.tile(np.asarray(cascade.thresholds, np.float32), (len(images), 1)))

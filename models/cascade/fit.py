@@ -19,8 +19,8 @@ SHARES = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 
 
 
 @dataclass(frozen=True)
-class StageAnswers:
-    """What one stage answers for all N validation images at one execute threshold: logits [N, classes], MACs [N]."""
+class StageOutputs:
+    """The outputs of one stage for all N validation images at one execute threshold: logits [N, classes], MACs [N]."""
 
     execute_threshold: float
     logits: NDArray[np.float32]
@@ -29,16 +29,16 @@ class StageAnswers:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a cascade on the validation images: an answer per stage, and margins between the stages."""
+    """One way to run a cascade on the validation images: outputs per stage, and margins between the stages."""
 
-    answers: tuple[StageAnswers, ...]
+    outputs: tuple[StageOutputs, ...]
     temperatures: tuple[float, ...]
     margins: tuple[float, ...]
 
 
 def fit_cascade(
     checkpoints: Sequence[Checkpoint],
-    answers: Sequence[Sequence[StageAnswers]],
+    outputs: Sequence[Sequence[StageOutputs]],
     labels: NDArray[np.int64],
     *,
     measure: Measure = "margin",
@@ -48,7 +48,7 @@ def fit_cascade(
 ) -> CascadeConfig:
     """Return the cascade of ``checkpoints`` with its accuracy-compute curve.
 
-    ``answers`` hold, for each stage, what it answers at its own execute threshold, then at others for the curve.
+    ``outputs`` holds, for each stage, its outputs at its own execute threshold, then at others for the curve.
     ``labels`` [N] are the validation images' classes. At the operating point each stage sends on the share ``escalate``
     of the images that reach it. With ``budget``, mean MACs over the last stage's dense MACs, it is the largest of
     `SHARES` that keeps the budget. Labels do not influence this choice, so few validation images suffice for it.
@@ -57,14 +57,14 @@ def fit_cascade(
     require_alike(checkpoints)
     dense = checkpoints[-1].macs.dense
     temperatures = tuple(
-        round(find_temperature(torch.from_numpy(stage[0].logits), torch.from_numpy(labels)), 4) for stage in answers
+        round(find_temperature(torch.from_numpy(stage[0].logits), torch.from_numpy(labels)), 4) for stage in outputs
     )
 
-    def point(choice: tuple[StageAnswers, ...], share: float) -> CascadePoint:
+    def point(choice: tuple[StageOutputs, ...], share: float) -> CascadePoint:
         margins = margins_for(choice, temperatures, measure, share)
         return measure_point(Candidate(choice, temperatures, margins), labels, dense, measure, combination)
 
-    own = tuple(stage[0] for stage in answers)
+    own = tuple(stage[0] for stage in outputs)
     if budget is None:
         chosen = point(own, escalate)
     else:
@@ -73,7 +73,7 @@ def fit_cascade(
             least = point(own, 0).mac_share
             raise UserError(f"the budget {budget:g} can't be met: the first stage alone takes {least:.4f}")
         chosen = within[-1]
-    points = [point(choice, share) for choice in itertools.product(*answers) for share in SHARES]
+    points = [point(choice, share) for choice in itertools.product(*outputs) for share in SHARES]
     return CascadeConfig(
         stages=tuple(
             Stage(
@@ -108,7 +108,7 @@ def require_alike(checkpoints: Sequence[Checkpoint]) -> None:
 
 
 def margins_for(
-    choice: Sequence[StageAnswers], temperatures: Sequence[float], measure: Measure, share: float
+    choice: Sequence[StageOutputs], temperatures: Sequence[float], measure: Measure, share: float
 ) -> tuple[float, ...]:
     """Return the margins [S-1] at which each stage sends on ``share`` of the images that reach it."""
     alive = np.arange(len(choice[0].logits))
@@ -127,9 +127,9 @@ def measure_point(
 ) -> CascadePoint:
     """Return what a candidate's accuracy, MACs and escalation are on the validation images."""
     alive = np.arange(len(labels))
-    total = np.zeros(candidate.answers[0].logits.shape, np.float32)
+    total = np.zeros(candidate.outputs[0].logits.shape, np.float32)
     macs, escalated = 0.0, []
-    for number, (stage, temperature) in enumerate(zip(candidate.answers, candidate.temperatures, strict=True)):
+    for number, (stage, temperature) in enumerate(zip(candidate.outputs, candidate.temperatures, strict=True)):
         if number:
             escalated.append(len(alive) / len(labels))
         shares = probabilities(stage.logits[alive], temperature)
@@ -138,7 +138,7 @@ def measure_point(
         if number < len(candidate.margins):
             alive = alive[confidence(shares, measure) < np.float32(candidate.margins[number])]
     return CascadePoint(
-        thresholds=tuple(stage.execute_threshold for stage in candidate.answers),
+        thresholds=tuple(stage.execute_threshold for stage in candidate.outputs),
         margins=candidate.margins,
         accuracy=float((total.argmax(1) == labels).mean()),
         mac_share=macs / len(labels) / dense,

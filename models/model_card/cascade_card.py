@@ -49,9 +49,9 @@ def draw_stages(config: CascadeConfig) -> str:
     lines = [
         f"Confidence is the {config.measure} of the class probabilities; "
         + (
-            "the answer is the mean of the stages' probabilities."
+            "the output is the mean of the stages' probabilities."
             if config.combination == "mean"
-            else "the last answers."
+            else "the output is that of the last stage that ran."
         ),
         "",
         "| stage | execute threshold | temperature | goes on below |",

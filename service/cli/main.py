@@ -28,6 +28,7 @@ VERBS = {
     "average": ("training.average", "write a model soup: the mean of several checkpoints' weights"),
     "evaluate": ("measuring.evaluate", "measure the accuracy and the saved computation of a checkpoint"),
     "cascade": ("measuring.cascade", "build a cascade of checkpoints: unsure images go on to the next one"),
+    "frontier": ("measuring.frontier", "compare a cascade with what could be served instead, over MACs"),
     "analyze": ("measuring.analyze", "report which blocks a checkpoint executes for which images"),
     "import": ("import_checkpoint", "convert weights of the public SkipNet code"),
     "export": ("export", "write a checkpoint as ONNX"),

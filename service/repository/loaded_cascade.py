@@ -1,4 +1,4 @@
-"""A confidence cascade in memory: several networks that answer as one model."""
+"""A confidence cascade in memory: several networks that serve as one model."""
 
 from dataclasses import dataclass
 from time import perf_counter

@@ -34,10 +34,10 @@ class CascadeMetrics:
         """``margins`` and ``durations`` make histograms with buckets of 0..1 and of seconds."""
         self.images = counter("cascade_images_total", "Images that reached a stage of a cascade.", STAGE)
         self.macs = counter("cascade_macs_total", "MACs that a stage of a cascade executed.", STAGE)
-        self.margin = margins("cascade_margin", "Confidence of a stage in its answer to an image.", STAGE)
+        self.margin = margins("cascade_margin", "Confidence of a stage in its output for an image.", STAGE)
         self.duration = durations(
             "cascade_request_duration_seconds",
-            "From arrival to answer, of requests that were classified, by whether an image went on to a later stage.",
+            "From arrival to response, of requests that were classified, by whether an image went on to a later stage.",
             ("model", "version", "escalated"),
         )
         self.expected = gauge(

@@ -12,7 +12,7 @@ from service.settings import DeviceName, EngineName, Options
 
 if TYPE_CHECKING:
     from models.cascade.config import Cascade, CascadeConfig
-    from models.cascade.fit import StageAnswers
+    from models.cascade.fit import StageOutputs
     from models.checkpoint import Checkpoint
     from models.data.source import Source
     from service.cli.measuring.evaluate import Evaluate
@@ -73,7 +73,7 @@ class BuildCascade(Options):
         """Return the cascade fitted on the validation images that all stages have in common."""
         import numpy as np
 
-        from models.cascade.evaluate import collect_answers
+        from models.cascade.evaluate import collect_outputs
         from models.cascade.fit import compare_measures, fit_cascade
         from models.data.validation_split import validation_source
         from models.engines import load_engine
@@ -83,19 +83,19 @@ class BuildCascade(Options):
         fewest = min(checkpoints, key=lambda each: each.config.training.validation_images or len(train))
         batches = list(prepared_batches(validation_source(train, fewest.config.training), fewest.config.input))
         truth = [int(label) for _, batch in batches for label in batch]
-        answers: list[list[StageAnswers]] = []
+        outputs: list[list[StageOutputs]] = []
         for checkpoint in checkpoints:
             engine = load_engine(checkpoint, self.engine, self.device)
             try:
-                answers.append(collect_answers(checkpoint, engine, batches, candidate_thresholds(checkpoint)))
+                outputs.append(collect_outputs(checkpoint, engine, batches, candidate_thresholds(checkpoint)))
             finally:
                 engine.close()
         known = np.asarray(truth)
-        for measure, auroc in compare_measures(answers[0][0].logits, known, 1.0).items():
+        for measure, auroc in compare_measures(outputs[0][0].logits, known, 1.0).items():
             print(f"failure prediction of the first stage by {measure:<8} AUROC {auroc:.3f}")
         return fit_cascade(
             checkpoints,
-            answers,
+            outputs,
             known,
             measure=self.measure,
             combination=self.combination,
@@ -115,12 +115,15 @@ def evaluate_cascade(options: "Evaluate") -> None:
     from models.cascade.config import read_cascade, write_cascade_config
     from models.cascade.engine import load_cascade_engine
     from models.cascade.evaluate import measure_cascade
-    from models.cascade.sweep import describe_sweep, sweep
     from models.data.datasets import find_dataset
     from models.data.source import read_source
-    from models.evaluation.metrics import prepared_batches
     from models.model_card.cascade_card import write_cascade_card
 
+    if options.calibrate:
+        raise UserError(
+            f"{options.checkpoint} is a cascade: `skipnet cascade` measures its accuracy-compute curve, and "
+            "`skipnet frontier` compares it with its rivals"
+        )
     given = {"half": options.half, "temper": options.temper}
     if wrong := [name for name, value in given.items() if value] + (
         ["execute-threshold"] if options.execute_threshold is not None else []
@@ -135,8 +138,6 @@ def evaluate_cascade(options: "Evaluate") -> None:
         evaluation = measure_cascade(cascade, engine, source, "test")
     finally:
         engine.close()
-    if options.calibrate:
-        print(describe_sweep(sweep(cascade, options.load, list(prepared_batches(source, cascade.config.input)))))
     measured = replace(cascade, config=cascade.config.model_copy(update={"evaluation": evaluation}))
     print(describe(measured))
     if options.write:

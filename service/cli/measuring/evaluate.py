@@ -26,9 +26,7 @@ class Evaluate(Options):
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N")
     execute_threshold: float | None = Field(None, ge=0, le=1, description="default: the checkpoint's own")
     skip_damaged: bool = Field(False, description="leave out images that can't be read")
-    calibrate: bool = Field(
-        False, description="also measure the accuracy-compute curve, on validation images; of a cascade, on test images"
-    )
+    calibrate: bool = Field(False, description="also measure the accuracy-compute curve, on validation images")
     half: bool = Field(
         False,
         description="round the weights to half precision, unless decisions or accuracy on validation images change",

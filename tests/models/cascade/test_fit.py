@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from models.cascade.confidence import confidence, failure_auroc, probabilities
 from models.cascade.config import CascadePoint
-from models.cascade.fit import StageAnswers, fit_cascade, upper_envelope
+from models.cascade.fit import StageOutputs, fit_cascade, upper_envelope
 from models.checkpoint import read_checkpoint
 from models.errors import UserError
 from tests.models.cascade.conftest import FIRST, SECOND
@@ -19,11 +19,11 @@ def labels() -> NDArray[np.int64]:
     return np.random.default_rng(0).integers(0, 10, IMAGES)
 
 
-def answer(labels: NDArray[np.int64], noise: float, macs: int, threshold: float, seed: int) -> StageAnswers:
+def answer(labels: NDArray[np.int64], noise: float, macs: int, threshold: float, seed: int) -> StageOutputs:
     """Return answers whose error rate grows with ``noise``."""
     logits = np.random.default_rng(seed).normal(size=(IMAGES, 10)) * noise
     logits[np.arange(IMAGES), labels] += 3
-    return StageAnswers(threshold, logits.astype(np.float32), np.full(IMAGES, macs, np.int64))
+    return StageOutputs(threshold, logits.astype(np.float32), np.full(IMAGES, macs, np.int64))
 
 
 def test_the_operating_point_escalates_the_requested_share(stages: Path, labels: NDArray[np.int64]) -> None:

@@ -74,21 +74,6 @@ def test_evaluate_measures_a_cascade_again(
     assert json.loads((folder / "config.json").read_text())["evaluation"] == figures
 
 
-def test_evaluate_shows_the_rivals_at_every_margin(
-    repository: Path, photos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = ["--dataset", "imagefolder", "--data", str(photos)]
-    main(["evaluate", str(repository / "both" / "1"), *data, "--engine", "torch", "--device", "cpu", "--calibrate"])
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    systems = [row[0].removeprefix("| ") for row in rows[1:]]
-    assert systems[:3] == ["gates alone", "fixed route alone", "last stage alone"]
-    assert {"gates -> last stage", "fixed route -> last stage"} < set(systems)
-    for name in ("gates", "fixed route"):
-        shares = [float(row[2].rstrip("%")) for row in rows[1:] if row[0] == f"| {name} -> last stage"]
-        macs = [float(row[4].split()[0]) for row in rows[1:] if row[0] == f"| {name} -> last stage"]
-        assert shares == sorted(shares) and macs == sorted(macs)
-
-
 @pytest.mark.parametrize("option", [["--half"], ["--temper"], ["--execute-threshold", "0.5"]])
 def test_evaluate_refuses_options_for_networks(
     repository: Path, capsys: pytest.CaptureFixture[str], option: list[str]
@@ -96,6 +81,12 @@ def test_evaluate_refuses_options_for_networks(
     with pytest.raises(SystemExit):
         main(["evaluate", str(repository / "both" / "1"), *option])
     assert f"is a cascade: {option[0]} is for its stages" in capsys.readouterr().err
+
+
+def test_evaluate_names_the_verb_that_compares_a_cascade(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(repository / "both" / "1"), "--calibrate"])
+    assert "`skipnet frontier` compares it with its rivals" in capsys.readouterr().err
 
 
 def test_classify_shows_the_stages(repository: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
