@@ -77,7 +77,7 @@ def test_auroc_counts_pairs() -> None:
         1.0 if right > wrong else 0.5 if right == wrong else 0.0 for right in sure[correct] for wrong in sure[~correct]
     ]
     assert failure_auroc(sure, correct) == pytest.approx(np.mean(pairs))
-    with pytest.raises(ValueError, match="right and wrong"):
+    with pytest.raises(ValueError, match="correct and wrong"):
         failure_auroc(sure, np.ones(5, np.bool_))
 
 
