@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from models import SHIPPED
+from models.errors import UserError
 from service.cli.measuring.text_table import NUMBERS, SHARES, heading, line, numbers
 from service.cli.model_argument import find_checkpoint
 from service.settings import Options
@@ -24,8 +25,8 @@ class Bench(Options):
     """Measure the time of the engines and the MACs that they execute.
 
     `skipnet bench MODEL --data FOLDER` measures a model with its own decisions on images of its data set. Without
-    --data the share of executed blocks is forced. Without MODEL it measures architectures with random weights, and
-    training steps. Lists are separated by commas.
+    --data the share of executed blocks is forced; a cascade needs --data. Without MODEL it measures architectures with
+    random weights, and training steps. Lists are separated by commas.
     """
 
     models: CliPositionalArg[list[str]] = Field(
@@ -71,10 +72,13 @@ class Bench(Options):
                 require_plotting()
             self.output.mkdir(parents=True, exist_ok=True)
         # Wrong names of models end the command before anything is measured.
-        subjects = self.subjects() if "engines" in parts else []
+        cascades, names = self.split_models() if "engines" in parts else ([], [])
+        subjects = self.subjects(names) if "engines" in parts else []
         machine = describe_machine()
         print(", ".join(f"{key} {value}" for key, value in machine.items()))
-        if "engines" in parts:
+        if cascades:
+            self.measure_cascades(machine, cascades)
+        if subjects:
             self.measure_engines(machine, subjects)
         if "training" in parts:
             self.measure_training(machine)
@@ -104,6 +108,31 @@ class Bench(Options):
             chart = draw_curve(single, f"Batch 1, one thread, {machine['processor']}")
             (self.output / "curve.svg").write_text(chart, "utf-8")
 
+    def measure_cascades(self, machine: dict[str, str], folders: list[Path]) -> None:
+        """Measure the latency of cascades on their test images; print the table and write it to --output."""
+        from models.benchmark.cascade import cascade_images, draw_cascade_table, time_cascade
+        from models.cascade.config import read_cascade
+        from models.data.datasets import find_dataset
+        from models.data.source import read_source
+
+        for folder in folders:
+            cascade = read_cascade(folder)
+            known = cascade.config.evaluation
+            dataset = find_dataset(self.dataset or (known.dataset if known else "(none named)"))
+            images = cascade_images(cascade, read_source(dataset, "test", self.data))
+            timings = [
+                timing
+                for threads in numbers(self.bench_threads)
+                for batch in numbers(self.batches)
+                for timing in time_cascade(cascade, images, batch, threads)
+            ]
+            table = draw_cascade_table(timings)
+            print(table)
+            if self.output is not None:
+                rows = [timing.as_dict() for timing in timings]
+                write_json(self.output / f"{cascade.name}.json", {"machine": machine, "rows": rows})
+                (self.output / f"{cascade.name}.md").write_text(f"{table}\n", "utf-8")
+
     def measure_training(self, machine: dict[str, str]) -> None:
         """Measure training steps against the public code and against masking."""
         from models.benchmark.training_steps import compare_steps
@@ -121,15 +150,34 @@ class Bench(Options):
             document = {"machine": machine, "architecture": self.train, "batch": 128, "rows": found}
             write_json(self.output / "training.json", document)
 
-    def subjects(self) -> "list[tuple[Subject, list[float]]]":
-        """Return what to measure, each with its forced shares."""
+    def split_models(self) -> tuple[list[Path], list[str]]:
+        """Return the folders of the models that are cascades, and the names of the others."""
+        from models.checkpoint import CheckpointError, is_cascade
+
+        cascades, names = [], []
+        for name in self.models:
+            try:
+                folder = find_checkpoint(name, self.model_repository)
+            except CheckpointError:  # It may be an architecture.
+                names.append(name)
+            else:
+                if is_cascade(folder):
+                    cascades.append(folder)
+                else:
+                    names.append(name)
+        if cascades and self.data is None:
+            raise UserError("a cascade is measured on images of its data set: give their folder by --data")
+        return cascades, names
+
+    def subjects(self, names: list[str]) -> "list[tuple[Subject, list[float]]]":
+        """Return the models ``names`` and the architectures to measure, each with its forced shares."""
         from models.benchmark.subject import forced_subject
         from models.checkpoint import read_checkpoint
         from models.model_repository import find_version
 
         image_count = max(numbers(self.batches))
         shares = [float(share) for share in self.shares.split(",")]
-        found = [self.model_subject(name, image_count, shares) for name in self.models]
+        found = [self.model_subject(name, image_count, shares) for name in names]
         architectures = self.model if self.model is not None else "" if self.models else ARCHITECTURES
         found += [(forced_subject(name, image_count, self.size), shares) for name in architectures.split(",") if name]
         if self.checkpoint or (self.data and not self.models):

@@ -5,13 +5,16 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from models import SHIPPED
 from models.benchmark import timing
-from models.checkpoint import read_config
+from models.cascade.config import CascadeConfig, Stage, write_cascade_config
+from models.checkpoint import code_version, read_checkpoint, read_config
 from models.model_repository import find_version
 from service.cli.main import main
 from tests.models.data.test_data import write_cifar10
+from tests.service.parts import write_random
 
 MODEL = "cifar10_rnn_gate_38"
 FEW = ["--engines", "torch", "--batches", "2", "--seconds", "0.01"]
@@ -58,3 +61,34 @@ def test_an_unknown_name_is_refused_before_anything_is_measured(capsys: pytest.C
     said = capsys.readouterr()
     assert left.value.code == 1 and said.out == ""
     assert "holds no resnet_of_mine, but" in said.err and "cifar10_rnn_gate_38" in said.err
+
+
+def test_a_cascade_is_measured_beside_its_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, last = "cifar10_rnn_gate_38", "cifar10_resnet_38"
+    for seed, name in enumerate((first, last)):
+        write_random(tmp_path / "repository" / name / "1", seed, name)
+    known = read_checkpoint(tmp_path / "repository" / first / "1").config
+    stages = (
+        Stage(model=first, version=1, execute_threshold=0.5, temperature=1000, margin=1.0),
+        Stage(model=last, version=1, execute_threshold=0.5),
+    )
+    config = CascadeConfig(stages=stages, labels=known.labels, input=known.input, code=code_version())
+    write_cascade_config(tmp_path / "repository" / "both" / "1", config)
+    for label in known.labels:
+        (tmp_path / "photos" / "val" / label).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "photos" / "val" / label / "black.png")
+    data = ["--dataset", "imagefolder", "--data", str(tmp_path / "photos")]
+    names = ["both", "--model-repository", str(tmp_path / "repository")]
+    main(["bench", *names, *data, "--batches", "2", "--output", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / "both.json").read_text())["rows"]
+    rows = {row["system"]: row for row in found}
+    assert set(rows) > {"cascade", f"{first} alone", f"{last} alone"}
+    [dense] = [row for name, row in rows.items() if name.startswith("dense, ")]
+    assert dense["wall_share"] == 1 and dense["mac_share"] == 1
+    # A margin of 1 sends every image on, so that it pays for both stages.
+    assert rows["cascade"]["mac_share"] == pytest.approx(rows[f"{first} alone"]["mac_share"] + 1)
+    assert all(0 < row["p50"] <= row["p99"] for row in found)
+    assert "| cascade | 2, 1 | " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["bench", *names])
+    assert "a cascade is measured on images of its data set" in capsys.readouterr().err
