@@ -63,7 +63,7 @@ def signal_before(number: int, step: int) -> Callable[[Iterator[int]], Iterator[
     def show(steps: Iterator[int]) -> Iterator[int]:
         for each in steps:
             if each == step:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
             yield each
 
     return show
@@ -87,9 +87,9 @@ def test_a_signal_saves_the_state_and_the_run_resumes(tmp_path: Path, number: si
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stop.number == signal.SIGINT
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_the_resume_command_is_printed(
