@@ -1,6 +1,5 @@
 """SIGINT and SIGTERM stop a run after its step, and the run resumes to the same weights."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
