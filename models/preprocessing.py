@@ -13,6 +13,9 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 Deviation = Annotated[float, Field(gt=0)]
+LONGEST = 16
+"""The longer side that is resized as a whole, in shorter sides."""
+ResizeRule = Literal["exact", "torchvision", "transformers", "stretch"]
 
 
 class InputSpec(BaseModel):
@@ -20,6 +23,10 @@ class InputSpec(BaseModel):
 
     The shorter side is resized to ``resize`` pixels and the centre cropped to ``height`` x ``width``. RGB values are
     scaled to 0..1; then ``mean`` is subtracted and the result divided by ``std``.
+
+    ``resize_rule`` says how fractions of a pixel are treated. "exact" keeps them: the crop's centre is the image's.
+    "torchvision" (and timm) and "transformers" cut the longer side to whole pixels. The crop's offset is then rounded
+    to the nearest even number, or down. "stretch" resizes both sides to ``resize`` pixels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,6 +35,7 @@ class InputSpec(BaseModel):
     width: int = Field(ge=1, le=4096)
     resize: int = Field(ge=1, le=4096)
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
+    resize_rule: ResizeRule = "exact"
     mean: tuple[float, float, float]
     std: tuple[Deviation, Deviation, Deviation]
 
@@ -46,7 +54,8 @@ def normalise(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]
 
 def fit(image: Image.Image, spec: InputSpec) -> Image.Image:
     """Return the image resized and cropped to the network's height and width."""
-    return crop_centre(resize_shorter_side(image, spec), spec)
+    resized = resize_shorter_side(image, spec) if spec.resize_rule == "exact" else resize_whole(image, spec)
+    return crop_centre(resized, spec)
 
 
 def resize_shorter_side(image: Image.Image, spec: InputSpec) -> Image.Image:
@@ -62,6 +71,26 @@ def resize_shorter_side(image: Image.Image, spec: InputSpec) -> Image.Image:
     size = (max(1, round(kept_width / scale)), max(1, round(kept_height / scale)))
     box = (left, top, left + kept_width, top + kept_height)
     return image.resize(size, FILTERS[spec.interpolation], box=box)
+
+
+def resize_whole(image: Image.Image, spec: InputSpec) -> Image.Image:
+    """Return the centre of the image, which is resized to whole pixels first, as the other resize rules say.
+
+    An image that is very long and thin is resized as by "exact", to save memory.
+    """
+    shorter = min(image.size)
+    sides = (shorter, shorter) if spec.resize_rule == "stretch" else image.size
+    if max(sides) > LONGEST * shorter:
+        return resize_shorter_side(image, spec)
+    width, height = (int(spec.resize * side / shorter) for side in sides)
+    resized = image.resize((width, height), FILTERS[spec.interpolation])
+    left, top = crop_start(width - spec.width, spec), crop_start(height - spec.height, spec)
+    return resized.crop((left, top, min(width, left + spec.width), min(height, top + spec.height)))
+
+
+def crop_start(excess: int, spec: InputSpec) -> int:
+    """Return the first pixel of the crop on a side that has ``excess`` pixels more than the crop."""
+    return max(0, excess // 2 if spec.resize_rule == "transformers" else round(excess / 2))
 
 
 def crop_centre(image: Image.Image, spec: InputSpec) -> Image.Image:

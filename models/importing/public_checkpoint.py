@@ -1,10 +1,10 @@
-"""Convert weights files of the public SkipNet code (github.com/ucbdrive/skipnet) into checkpoint folders."""
+"""Read weights files of the public SkipNet code (github.com/ucbdrive/skipnet)."""
 
 from pathlib import Path
 from typing import Any
 
 from models.architectures import Architecture, find_architecture
-from models.checkpoint import Config, code_version, fit_state, write_checkpoint
+from models.checkpoint import Checkpoint, Config, code_version, fit_state
 from models.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD
 from models.importing.state_names import rename_state
 from models.importing.weights_file import read_weights
@@ -18,8 +18,8 @@ IMPORTED = "imported"
 PUBLIC_MEAN, PUBLIC_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
-def import_public(source: Path, arch: str, output: Path) -> Config:
-    """Write the checkpoint folder ``output`` from a weights file and return its config.
+def load_public(source: Path, arch: str, name: str) -> Checkpoint:
+    """Return the network in a weights file; the training record names the file ``name``.
 
     ``arch`` may have the public code's spelling mistakes. The number of classes is that of the weights; where it is
     not the data set's own, the labels are the class numbers. Raises UserError if the architecture is unknown, or the
@@ -36,11 +36,10 @@ def import_public(source: Path, arch: str, output: Path) -> Config:
         architecture=architecture.name,
         labels=public_labels(architecture, classes),
         input=public_input(architecture),
-        training=TrainingRecord(imported_from=source.name, **public_progress(others)),
+        training=TrainingRecord(imported_from=name, **public_progress(others)),
         code=code_version(),
     )
-    write_checkpoint(output, network, config)
-    return config
+    return Checkpoint(source.parent, config, network.eval())
 
 
 def public_labels(architecture: Architecture, classes: int | None = None) -> list[str]:

@@ -21,7 +21,7 @@ from models.architectures import find_architecture
 from models.checkpoint import Checkpoint, read_checkpoint, read_config
 from models.engines import load_engine
 from models.errors import UserError
-from models.importing.public_checkpoint import import_public
+from models.importing.source import import_source
 from models.network import SkipNet
 from service.cli.main import main
 from tests.research import shared
@@ -51,7 +51,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     public = folder / "public.pth.tar"
     subprocess.run([sys.executable, source.with_name("make_checkpoint.py"), source, public], check=True)
-    import_public(public, request.param, folder / "imported" / "1")
+    import_source(str(public), folder / "imported" / "1", request.param)
     return np.load(source), read_checkpoint(folder / "imported" / "1")
 
 
@@ -91,7 +91,7 @@ def test_pickle_that_could_run_code_is_refused(tmp_path: Path) -> None:
 
     torch.save({"state_dict": Malicious()}, tmp_path / "evil.pth.tar")
     with pytest.raises((UserError, ValueError), match="could run code, exec") as refused:
-        import_public(tmp_path / "evil.pth.tar", "cifar10_rnn_gate_38", tmp_path / "out")
+        import_source(str(tmp_path / "evil.pth.tar"), tmp_path / "out", "cifar10_rnn_gate_38")
     assert "weights_only" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
@@ -109,13 +109,13 @@ def test_pickle_that_could_run_code_is_refused(tmp_path: Path) -> None:
 def test_other_files_are_refused_without_torchs_advice(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.pth.tar").write_bytes(content)
     with pytest.raises((UserError, ValueError), match=message) as refused:
-        import_public(tmp_path / "a.pth.tar", "cifar10_rnn_gate_38", tmp_path / "out")
+        import_source(str(tmp_path / "a.pth.tar"), tmp_path / "out", "cifar10_rnn_gate_38")
     assert "weights_only" not in str(refused.value)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises((UserError, ValueError), match=r"a\.pth\.tar can't be read: No such file"):
-        import_public(tmp_path / "a.pth.tar", "cifar10_rnn_gate_38", tmp_path / "out")
+        import_source(str(tmp_path / "a.pth.tar"), tmp_path / "out", "cifar10_rnn_gate_38")
 
 
 FOREIGN = {
@@ -133,7 +133,7 @@ FOREIGN = {
 def test_weights_of_another_architecture_are_refused(tmp_path: Path, state: dict[str, Tensor], arch: str) -> None:
     torch.save({"state_dict": state}, tmp_path / "x.pth.tar")
     with pytest.raises((UserError, ValueError), match=r"does not hold the weights.*check --arch, here cifar10_"):
-        import_public(tmp_path / "x.pth.tar", arch, tmp_path / "out")
+        import_source(str(tmp_path / "x.pth.tar"), tmp_path / "out", arch)
 
 
 WRAPPED = {
@@ -155,7 +155,7 @@ def trained() -> SkipNet:
 
 
 def assert_imported(source: Path, trained: SkipNet, output: Path) -> None:
-    config = import_public(source, "cifar10_rnn_gate_38", output)
+    config = import_source(str(source), output, "cifar10_rnn_gate_38")
     assert config.labels == ["0", "1", "2", "3"]
     stored = read_checkpoint(output).network.state_dict()
     for key, value in trained.state_dict().items():
@@ -178,7 +178,7 @@ def test_safetensors_files_are_read(tmp_path: Path, trained: SkipNet, prefix: st
 
 def test_known_class_count_keeps_the_names_of_the_classes(tmp_path: Path) -> None:
     torch.save(find_architecture("cifar10_resnet_38").build().state_dict(), tmp_path / "a.pt")
-    assert import_public(tmp_path / "a.pt", "cifar10_resnet_38", tmp_path / "out").labels[3] == "cat"
+    assert import_source(str(tmp_path / "a.pt"), tmp_path / "out", "cifar10_resnet_38").labels[3] == "cat"
 
 
 def test_hint_about_a_pickle_in_a_checkpoint_folder_can_be_followed(tmp_path: Path, trained: SkipNet) -> None:
@@ -204,11 +204,11 @@ def test_command_says_what_to_do_next(tmp_path: Path, trained: SkipNet, capsys: 
 def test_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b'\x10\0\0\0\0\0\0\0{"cut')
     with pytest.raises(UserError, match="is a damaged safetensors file"):
-        import_public(tmp_path / "a.safetensors", "cifar10_rnn_gate_38", tmp_path / "out")
+        import_source(str(tmp_path / "a.safetensors"), tmp_path / "out", "cifar10_rnn_gate_38")
 
 
 @pytest.mark.parametrize("saved", [{"model": {}, "epoch": 3}, {"state_dict": [1, 2]}, {"state_dict": {"a": 1}}])
 def test_file_without_weights_is_refused(tmp_path: Path, saved: dict[str, Any]) -> None:
     torch.save(saved, tmp_path / "x.pth.tar")
     with pytest.raises((UserError, ValueError), match="holds no weights: a state dict is expected"):
-        import_public(tmp_path / "x.pth.tar", "cifar10_rnn_gate_38", tmp_path / "out")
+        import_source(str(tmp_path / "x.pth.tar"), tmp_path / "out", "cifar10_rnn_gate_38")
