@@ -8,6 +8,9 @@ from models.errors import UserError
 Augmentation = Literal["none", "crop_flip", "random_resized_crop"]
 Statistics = tuple[float, float, float]
 
+VALIDATION_IMAGES = 5000
+"""Training images that a run keeps for validation by default."""
+
 
 @dataclass(frozen=True)
 class DatasetInfo:

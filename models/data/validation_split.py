@@ -3,13 +3,13 @@
 import torch
 
 from models.data.batches import generator
+from models.data.datasets import VALIDATION_IMAGES
 from models.data.source import Source
 from models.errors import UserError
 from models.persistence.training_record import TrainingRecord
 
 SPLIT_SEED = 0
 """The same for every run, so that runs with different seeds can be compared."""
-VALIDATION_IMAGES = 5000
 
 
 def split_positions(source: Source, validation_images: int, limit: int | None = None) -> tuple[list[int], list[int]]:

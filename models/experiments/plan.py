@@ -1,7 +1,7 @@
 """Where the runs of rows lie, and the options of each run."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from models.architectures import find_architecture
@@ -10,22 +10,25 @@ from models.experiments.catalogue import find_row, find_runs
 from models.experiments.row import Row, Schedule
 from models.persistence.legacy_names import ROWS
 from models.training.distillation.location import parse_teacher, teacher_file, teacher_folder
-from models.training.setup.options import JobOptions
+from models.training.setup.options import JobOptions, NetworkOptions
 
 
 @dataclass(frozen=True)
 class Plan:
     """Where and how rows are run.
 
-    ``shared`` are the options of all rows, ``shared.output`` the folder of the runs. ``depth`` is the networks' number
-    of layers. ``results`` is the folder of the results files. ``choose`` measures on the validation images alone.
-    ``command`` is the command line without the row and the seed. ``start`` is a checkpoint that rows start from in
-    place of another row's.
+    ``shared`` are the options that all rows have in common. ``depth`` is the networks' number of layers, ``held_out``
+    the number of validation images. ``output`` is the folder of the runs, ``results`` that of the results files.
+    ``choose`` measures on the validation images alone. ``command`` is the command line without the row and the seed.
+    ``start`` is a checkpoint that rows start from in place of another row's.
     """
 
-    shared: JobOptions
+    dataset: str
     depth: int
     schedule: Schedule
+    shared: NetworkOptions
+    held_out: int
+    output: Path
     results: Path
     choose: bool
     command: str
@@ -40,12 +43,12 @@ class Plan:
 
     def name(self, row: str, seed: int, depth: int | None = None) -> str:
         """Return the name of a run, under which its folder and its results file lie."""
-        network = f"{self.shared.dataset}_{depth or self.depth}"
+        network = f"{self.dataset}_{depth or self.depth}"
         return f"{network}/{self.schedule}{'-choose' if self.choose else ''}/{row}-{seed}"
 
     def folder(self, row: str, seed: int, depth: int | None = None) -> Path:
         """Return the folder of a run; the one under the row's earlier name, where only that exists."""
-        folder, *earlier = (self.shared.output / self.name(name, seed, depth) for name in (row, *earlier_names(row)))
+        folder, *earlier = (self.output / self.name(name, seed, depth) for name in (row, *earlier_names(row)))
         return next((each for each in earlier if each.exists() and not folder.exists()), folder)
 
     def results_file(self, row: str, seed: int) -> Path:
@@ -59,16 +62,23 @@ class Plan:
 
     def options(self, row: Row, seed: int) -> JobOptions:
         """Return the options of a run's training."""
-        return replace(
-            self.shared,
-            arch=f"{self.shared.dataset}_{row.routing}_{self.depth}",
-            stages=(row.stage,),
+        return JobOptions(
+            arch=f"{self.dataset}_{row.routing}_{self.depth}",
+            dataset=self.dataset,
+            stages=row.stage,
             recipe=row.recipe,
             changes=row.changes,
             init=self.starting_point(row, seed),
             teacher=self.teacher(row),
             seed=seed,
             output=self.folder(row.name, seed),
+            held_out=self.held_out,
+            data=self.shared.data,
+            limit=self.shared.limit,
+            device=self.shared.device,
+            epochs=self.shared.epochs,
+            compile=self.shared.compile,
+            precision=self.shared.precision,
         )
 
     def starting_point(self, row: Row, seed: int) -> Path | None:
@@ -108,7 +118,7 @@ class Plan:
             return None
         if teacher := parse_teacher(row.teacher):
             network, file = teacher
-            return teacher_file(teacher_folder(self.shared.output, self.shared.dataset, network), file)
+            return teacher_file(teacher_folder(self.output, self.dataset, network), file)
         return self.checkpoint(row.teacher, 0)
 
 

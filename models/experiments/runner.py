@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def reproduce(plan: Plan, row: Row, seed: int, *, save_every: float, show: Show)
         hours, cpu_hours = 0.0, 0.0
     else:
         train_row(row, options, save_every, show)
-        hours, cpu_hours = stage_hours(options.output / LOG, row.stage)
+        hours, cpu_hours = stage_hours(options.folder / LOG, row.stage)
     validation, test = measure_all(folder, row, options, plan.choose)
     config = read_config(folder)
     training = config.training
@@ -100,8 +99,8 @@ def train_row(row: Row, options: JobOptions, save_every: float, show: Show) -> N
 
 def start_from_subnetwork(options: JobOptions, init: Path, count: int) -> JobOptions:
     """Return the options of a run that starts from the static subnetwork of ``init``, which is written here."""
-    folder = options.output / "subnetwork"
-    return replace(options, arch=extract_subnetwork(init, count, folder).name, init=folder)
+    folder = options.folder / "subnetwork"
+    return options.model_copy(update={"arch": extract_subnetwork(init, count, folder).name, "init": folder})
 
 
 def train_row_teacher(network: str, options: JobOptions, folder: Path, save_every: float, show: Show) -> None:

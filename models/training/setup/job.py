@@ -15,7 +15,7 @@ from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.setup.data import check_size, input_spec, make_batches, validate, with_start_normalisation
 from models.training.setup.hardware import choose_device, gains_by_compiling, multiplies_bfloat16, prepare_process
 from models.training.setup.network import gates_of, start_network
-from models.training.setup.options import JobOptions
+from models.training.setup.options import STAGES, JobOptions
 from models.training.setup.teacher import find_teacher, is_teacher_file
 from models.training.types import Job
 
@@ -53,7 +53,7 @@ def make_job(options: JobOptions) -> Job:
         validate=lambda trained: validate(trained, validation, spec, device),
         device=device,
         seed=options.seed,
-        folder=options.output,
+        folder=options.folder,
         compile=options.compile == "on"
         or (options.compile == "auto" and gains_by_compiling(architecture, device, mixed)),
         mixed=mixed,
@@ -78,12 +78,12 @@ def choose_stages(architecture: Architecture, options: JobOptions) -> tuple[Stag
         if architecture.gates is None:
             return ("plain",)
         return ("hrl",) if options.init and gates_of(options.init) is not None else ("sp", "hrl")
-    if ("plain" in options.stages) != (architecture.gates is None):
+    if ("plain" in STAGES[options.stages]) != (architecture.gates is None):
         raise UserError(
             f"{architecture.name} has {'no gates: its only stage is plain' if architecture.gates is None else 'gates:'}"
             f"{'' if architecture.gates is None else ' its stages are sp and hrl'}"
         )
-    return options.stages
+    return STAGES[options.stages]
 
 
 def override(recipe: Recipe, options: JobOptions) -> Recipe:

@@ -1,35 +1,86 @@
-"""The options of a training run, as the command line has them."""
+"""The options of a training run: each is declared here, for the command line and for the job."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from models.data.validation_split import VALIDATION_IMAGES
-from models.training.recipes import Stage
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+from models.data.datasets import VALIDATION_IMAGES
+from models.training.recipes import Stage, read_changes
+
+STAGES: dict[str, tuple[Stage, ...]] = {
+    "plain": ("plain",),
+    "sp": ("sp",),
+    "hrl": ("hrl",),
+    "sp,hrl": ("sp", "hrl"),
+}
+"""The stages that a run can have, by the names that the option has for them."""
 
 
-@dataclass(frozen=True)
-class JobOptions:
-    """The user's options; see `skipnet train --help`. ``changes`` replace values of the recipe."""
+def parse_changes(changes: object) -> object:
+    """Return the changes of the command line in the recipe's types, and others as they are."""
+    return read_changes(changes) if isinstance(changes, str) else changes
 
-    arch: str
-    dataset: str
-    output: Path
-    data: Path | None = None
-    stages: tuple[Stage, ...] | None = None
-    recipe: str = "paper"
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    init: Path | None = None
-    teacher: Path | None = None
-    epochs: int | None = None
-    batch: int | None = None
-    seed: int = 0
-    held_out: int = VALIDATION_IMAGES
-    limit: int | None = None
-    skip_damaged: bool = False
-    size: int | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    workers: int = 2
+
+class TrainingOptions(BaseModel, frozen=True, extra="forbid"):
+    """Options of every training."""
+
+    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
+    limit: int | None = Field(None, ge=1, description="train on this many images only")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
+
+
+class NetworkOptions(TrainingOptions):
+    """Options of the trainings of networks of the catalogue."""
+
+    epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of convolutions while training; auto: bfloat16 where the processor multiplies it"
+    )
+
+
+class JobOptions(NetworkOptions):
+    """Options of one job, as `skipnet train` has them. ``changes`` replace values of the recipe."""
+
+    arch: str = Field(description="architecture, for instance cifar10_rnn_gate_38")
+    dataset: str = Field(description="cifar10, cifar100, svhn, imagenet or imagefolder")
+    recipe: str = Field(
+        "paper", description="hyper-parameters: paper, short, budget, multi_budget, adaptive or distilled"
+    )
+    stages: str | None = Field(
+        None,
+        pattern=f"^({'|'.join(STAGES)})$",
+        description="plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl where --init has gates already, or plain for a "
+        "network without gates; hrl alone starts from --init",
+    )
+    init: Path | None = Field(
+        None, description="checkpoint to start from; a dense network can get gates, or a routed one lose them"
+    )
+    teacher: Path | None = Field(
+        None,
+        description="teacher of recipes multi_budget, adaptive and distilled: a dense network's checkpoint, or of "
+        "skipnet teach teacher_logits.safetensors, or teacher.safetensors as an online teacher; default: --init",
+    )
+    batch: int | None = Field(None, ge=1, description="images of a step; default: the recipe's")
+    # A JSON object on the command line. pydantic-settings would decode it before its values are checked.
+    changes: Annotated[Mapping[str, Any], NoDecode, BeforeValidator(parse_changes)] = Field(
+        {}, description="JSON object of values that replace the recipe's own; models/training/recipes.py names them"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order, augmentation and sampled gates")
+    held_out: int = Field(VALIDATION_IMAGES, ge=1, description="validation images, taken from the training images")
+    skip_damaged: bool = Field(
+        False, description="leave out images that can't be read; decodes all of them once before training"
+    )
+    size: int | None = Field(
+        None, ge=32, le=2048, description="side of the input in pixels; default: the architecture's"
+    )
+    workers: int = Field(2, ge=0, description="processes that decode a data set too large for memory")
+    output: Path | None = Field(None, description="folder of the run; default: runs/<arch>")
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the run."""
+        return self.output or Path("runs") / self.arch

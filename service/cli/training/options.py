@@ -5,7 +5,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -13,15 +12,13 @@ from pydantic import Field
 from models.errors import needs_extra
 from service.settings import Options
 
-VALIDATION_IMAGES_TO_REPORT, VALIDATION_IMAGES_TO_CHOOSE = 1000, 5000
-"""Validation images of a run whose test figures are reported, and of one that chooses between recipes."""
+VALIDATION_IMAGES_TO_REPORT = 1000
+"""Validation images of a run whose test figures are reported: more images are left to train on."""
 
 
-class TrainingOptions(Options):
-    """Options of every verb that trains."""
+class RunOptions(Options):
+    """How a verb that trains runs on this machine."""
 
-    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
-    limit: int | None = Field(None, ge=1, description="train on this many images only")
     save_every: float = Field(300, ge=0, description="longest time between saves of a run's state, in seconds")
     priority: Literal["normal", "low"] = Field("normal", description="low gives way to all other processes")
 
@@ -29,17 +26,6 @@ class TrainingOptions(Options):
         """Lower the priority of the process, where that was asked for."""
         if self.priority == "low":
             os.nice(19)
-
-
-class NetworkTrainingOptions(TrainingOptions):
-    """Options of the verbs that train networks of the catalogue."""
-
-    epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of convolutions while training; auto: bfloat16 where the processor multiplies it"
-    )
 
 
 def progress_bar(steps: Iterator[int]) -> Iterator[int]:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from models.data.datasets import VALIDATION_IMAGES
+from models.training.setup.options import NetworkOptions
 from service.cli.training.options import (
-    VALIDATION_IMAGES_TO_CHOOSE,
     VALIDATION_IMAGES_TO_REPORT,
-    NetworkTrainingOptions,
+    RunOptions,
     progress_bar,
 )
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from models.experiments.row import Row, Schedule
 
 
-class Reproduce(NetworkTrainingOptions):
+class Reproduce(RunOptions, NetworkOptions):
     """Train rows of the paper's table, its ablations or our recipes, and write a results file for each.
 
     A run that was killed resumes.
@@ -71,28 +72,24 @@ class Reproduce(NetworkTrainingOptions):
     def plan(self) -> "Plan":
         """Return where and how the rows are run."""
         from models.experiments.plan import Plan
-        from models.training.setup.options import JobOptions
 
-        held_out = self.held_out or (VALIDATION_IMAGES_TO_CHOOSE if self.choose else VALIDATION_IMAGES_TO_REPORT)
-        shared = JobOptions(
-            arch="",
-            dataset=self.dataset,
-            output=self.output,
-            data=self.data,
-            epochs=self.epochs,
-            held_out=held_out,
-            limit=self.limit,
-            device=self.device,
-            compile=self.compile,
-            precision=self.precision,
-        )
+        held_out = self.held_out or (VALIDATION_IMAGES if self.choose else VALIDATION_IMAGES_TO_REPORT)
         depth = None if self.depth == 38 else self.depth
         options = {"depth": depth, "epochs": self.epochs, "limit": self.limit, "start": self.start}
         command = f"skipnet reproduce {self.dataset} --schedule {self.schedule} --held-out {held_out}"
         command += " --choose" * self.choose
         command += "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
         return Plan(
-            shared, self.depth, self.schedule, self.results or self.output / "results", self.choose, command, self.start
+            dataset=self.dataset,
+            depth=self.depth,
+            schedule=self.schedule,
+            shared=self,
+            held_out=held_out,
+            output=self.output,
+            results=self.results or self.output / "results",
+            choose=self.choose,
+            command=command,
+            start=self.start,
         )
 
 

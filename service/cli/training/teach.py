@@ -7,7 +7,8 @@ from pydantic import BeforeValidator, Field
 from pydantic_settings import CliPositionalArg
 
 from models.persistence.legacy_names import TEACHERS
-from service.cli.training.options import VALIDATION_IMAGES_TO_REPORT, TrainingOptions, progress_bar, resumable
+from models.training.setup.options import TrainingOptions
+from service.cli.training.options import VALIDATION_IMAGES_TO_REPORT, RunOptions, progress_bar, resumable
 
 
 def current_network(name: str) -> str:
@@ -15,7 +16,7 @@ def current_network(name: str) -> str:
     return TEACHERS.get(name, name)
 
 
-class Teach(TrainingOptions):
+class Teach(RunOptions, TrainingOptions):
     """Train a distillation teacher; write its logits for the training images, and the network itself.
 
     --teacher of `skipnet train --recipe distilled` takes either file. Killed, the same command resumes.
@@ -30,7 +31,6 @@ class Teach(TrainingOptions):
     output: Path | None = Field(None, description="folder of the run; default: runs/<dataset>_teacher_<network>")
     epochs: int | None = Field(None, ge=1, description="epochs; default: 12, of the large one 30")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train")
     held_out: int = Field(
         VALIDATION_IMAGES_TO_REPORT, ge=1, description="validation images, taken from the training images"
     )

@@ -22,7 +22,7 @@ from models.experiments.results_table import draw_table
 from models.experiments.row import Row
 from models.experiments.runner import reproduce
 from models.model_repository import find_version
-from models.training.setup.options import JobOptions
+from models.training.setup.options import NetworkOptions
 from tests.models.data.test_data import write_cifar10
 from tests.models.training.interruption import Killed, KilledAfter, quiet
 
@@ -44,8 +44,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_in(folder: Path, data: Path, choose: bool = False) -> Plan:
-    shared = JobOptions("", "cifar10", folder, data, held_out=HELD_OUT, compile="off", precision="float32")
-    return Plan(shared, 38, "short", folder / "results", choose, "skipnet reproduce cifar10")
+    shared = NetworkOptions(data=data, compile="off", precision="float32")
+    return Plan(
+        "cifar10", 38, "short", shared, HELD_OUT, folder, folder / "results", choose, "skipnet reproduce cifar10"
+    )
 
 
 def tiny(name: str) -> Row:
@@ -122,7 +124,7 @@ def test_a_row_may_be_a_soup_of_others(tmp_path: Path, data: Path) -> None:
 
 def test_a_finished_row_is_read_where_the_limit_is_below_the_validation_images(tmp_path: Path, data: Path) -> None:
     plan, row = plan_in(tmp_path, data), tiny("sp-first")
-    plan = replace(plan, shared=replace(plan.shared, limit=8))
+    plan = replace(plan, shared=plan.shared.model_copy(update={"limit": 8}))
     result = reproduce(plan, row, 0, save_every=300, show=quiet)
     assert reproduce(plan, row, 0, save_every=300, show=never) == result
 
@@ -157,7 +159,7 @@ def test_the_curve_is_fine_near_the_budget(data: Path) -> None:
 
 def test_each_depth_and_data_set_has_its_folder(tmp_path: Path, data: Path) -> None:
     plan = plan_in(tmp_path, data)
-    deep = replace(plan, depth=110, shared=replace(plan.shared, dataset="cifar100"))
+    deep = replace(plan, depth=110, dataset="cifar100")
     options = deep.options(find_row("hrl-50", "short"), 1)
     assert options.arch == "cifar100_rnn_gate_110"
     assert (options.init, options.output) == (
@@ -200,7 +202,7 @@ def test_runs_under_earlier_names_are_found(tmp_path: Path, data: Path) -> None:
 
 def test_a_row_may_start_from_the_most_executed_blocks_of_a_routed_network(tmp_path: Path, data: Path) -> None:
     plan = replace(plan_in(tmp_path, data), start=find_version(SHIPPED, "cifar10_rnn_gate_38", None))
-    plan = replace(plan, shared=replace(plan.shared, held_out=16))
+    plan = replace(plan, held_out=16)
     row = replace(find_row("static-9", "short"), recipe="short", teacher=None, changes=TINY | {"epochs": 1})
     result = reproduce(plan, row, 0, save_every=300, show=quiet)
     assert (result.architecture, result.figures.computation_percentage) == ("cifar10_resnet_2-3-4", 100)

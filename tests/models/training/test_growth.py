@@ -96,7 +96,7 @@ def test_a_row_with_depth_growth_starts_from_the_shallower_network(plan: Plan) -
         reproduce(plan, row, seed, save_every=300, show=never)
     with pytest.raises(UserError, match="grown-40 grows from 38 layers: choose a larger --depth, such as 110"):
         reproduce(replace(plan, depth=38), row, seed, save_every=300, show=never)
-    folder = plan.shared.output / "cifar10_38" / "short" / "plain-distilled-0" / "plain"
+    folder = plan.output / "cifar10_38" / "short" / "plain-distilled-0" / "plain"
     folder.parent.mkdir(parents=True)
     folder.symlink_to(TRAINED)
     tried = replace(row, changes={**row.changes, **TINY})
@@ -109,7 +109,9 @@ def test_a_row_with_depth_growth_starts_from_the_shallower_network(plan: Plan) -
 
 
 def test_a_network_without_gates_can_grow(plan: Plan, trained: SkipNet) -> None:
-    options = replace(plan.shared, arch="cifar10_resnet_74", stages=("plain",), recipe="short", init=TRAINED, batch=8)
+    options = plan.options(find_row("plain", "short"), 0).model_copy(
+        update={"recipe": "short", "init": TRAINED, "batch": 8}
+    )
     network = make_job(options).network.eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert len(network.blocks) == 36
@@ -117,7 +119,7 @@ def test_a_network_without_gates_can_grow(plan: Plan, trained: SkipNet) -> None:
 
 
 def test_the_card_names_the_network_of_each_stage(plan: Plan, trained: SkipNet) -> None:
-    options = replace(replace(plan, start=TRAINED).options(find_row("grown-40", "short"), 0), batch=8)
+    options = replace(plan, start=TRAINED).options(find_row("grown-40", "short"), 0).model_copy(update={"batch": 8})
     job = make_job(options)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     every = set(range(36))

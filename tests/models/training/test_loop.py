@@ -186,7 +186,7 @@ def test_the_logged_computation_is_that_of_the_sampled_routes(job: Job) -> None:
 def test_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds no GPU here: leave out --device cuda"):
-        make_job(JobOptions("cifar10_rnn_gate_38", "cifar10", Path("run"), Path("nowhere"), device="cuda"))
+        make_job(JobOptions(arch="cifar10_rnn_gate_38", dataset="cifar10", data=Path("nowhere"), device="cuda"))
 
 
 def test_a_diverging_run_stops_with_an_error(job: Job) -> None:
@@ -223,7 +223,7 @@ def test_freeze_backbone_trains_the_gates_only(job: Job, stage: int) -> None:
 
 def test_freeze_backbone_needs_gates() -> None:
     options = JobOptions(
-        "cifar10_resnet_38", "cifar10", Path("run"), Path("nowhere"), changes={"freeze_backbone": True}
+        arch="cifar10_resnet_38", dataset="cifar10", data=Path("nowhere"), changes={"freeze_backbone": True}
     )
     with pytest.raises(
         UserError, match="cifar10_resnet_38 has no gates that could learn alone: leave out freeze_backbone"

@@ -158,8 +158,9 @@ def test_each_image_gets_its_own_teacher_logits(data: Path, tmp_path: Path, monk
     # This teacher is always correct, so the classes of its logits must be the labels of the batch.
     write_teacher_logits(tmp_path / LOGITS_FILE, torch.nn.functional.one_hot(labels, 10).float(), "cifar10", "small")
     options = JobOptions(
-        "cifar10_rnn_gate_38", "cifar10", tmp_path / "run", data, stages=("sp",), recipe="multi_budget",
-        teacher=tmp_path / LOGITS_FILE, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
+        arch="cifar10_rnn_gate_38", dataset="cifar10", output=tmp_path / "run", data=data, stages="sp",
+        recipe="multi_budget", teacher=tmp_path / LOGITS_FILE, epochs=1, batch=8, held_out=HELD_OUT, limit=24,
+        compile="off",
     )  # fmt: skip
     seen = []
 
@@ -203,8 +204,9 @@ def test_an_online_teacher_gets_the_augmented_images(
     teach_in(tmp_path, data, network="large")
     arch = "cifar10_resnet_38" if stage == "plain" else "cifar10_rnn_gate_38"
     options = JobOptions(
-        arch, "cifar10", tmp_path / "run", data, stages=(stage,), recipe="distilled", teacher=tmp_path / TEACHER_FILE,
-        epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off", changes={"mixup": 1.0},
+        arch=arch, dataset="cifar10", output=tmp_path / "run", data=data, stages=stage, recipe="distilled",
+        teacher=tmp_path / TEACHER_FILE, epochs=1, batch=8, held_out=HELD_OUT, limit=24, compile="off",
+        changes={"mixup": 1.0},
     )  # fmt: skip
     job = make_job(options)
     assert isinstance(job.teacher, TeacherNetwork)
@@ -236,18 +238,21 @@ def test_an_online_teacher_gets_the_augmented_images(
 
 def test_a_teacher_of_other_options_is_refused(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
-    plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
+    plan = replace(plan, shared=plan.shared.model_copy(update={"epochs": 1}), held_out=HELD_OUT)
     teach_in(tmp_path / "cifar10_teacher_small", data, epochs=2)
     with pytest.raises(UserError, match=r"state.pt belongs to a run with .*epochs=2"):
         reproduce(plan, tiny("plain-distilled"), 0, save_every=300, show=quiet)
     # The options of a teacher without a state file are unknown.
     (tmp_path / "cifar10_teacher_small" / "state.pt").unlink()
-    assert make_job(replace(plan.options(tiny("plain-distilled"), 0), init=None, limit=24)).teacher is not None
+    assert (
+        make_job(plan.options(tiny("plain-distilled"), 0).model_copy(update={"init": None, "limit": 24})).teacher
+        is not None
+    )
 
 
 def test_a_row_with_the_large_teacher_trains_it_first(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
-    plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
+    plan = replace(plan, shared=plan.shared.model_copy(update={"epochs": 1}), held_out=HELD_OUT)
     assert (
         plan.options(find_row("distilled-long-hrl-half", "short"), 0).teacher
         == tmp_path / "cifar10_teacher_large" / LOGITS_FILE
@@ -261,7 +266,7 @@ def test_a_row_with_the_large_teacher_trains_it_first(data: Path, tmp_path: Path
 
 def test_a_row_with_distillation_trains_its_teacher_first(data: Path, tmp_path: Path) -> None:
     plan = plan_in(tmp_path, data)
-    plan = replace(plan, shared=replace(plan.shared, epochs=1, held_out=HELD_OUT))
+    plan = replace(plan, shared=plan.shared.model_copy(update={"epochs": 1}), held_out=HELD_OUT)
     row = replace(tiny("distilled"), start=None)
     reproduce(plan, row, 0, save_every=300, show=quiet)
     logits_file = tmp_path / "cifar10_teacher_small" / LOGITS_FILE

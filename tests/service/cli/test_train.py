@@ -15,11 +15,11 @@ from models.model_card.training_commands import count_shared_stages, list_comman
 from models.persistence.training_record import TrainedStage
 from models.training.recipes import OperatingPoint, Recipe, find_changes, find_recipe, read_changes
 from models.training.setup.job import override
-from models.training.setup.options import JobOptions
+from models.training.setup.options import STAGES, JobOptions
 from models.training.soup import SOUP
 from models.training.types import stage_summary
 from service.cli.main import main
-from service.cli.training.train import STAGES, Train
+from service.cli.training.train import Train
 from tests.service.parts import picture
 
 FOLDERS = sorted(weights.parent for weights in SHIPPED.glob("*/*/model.safetensors"))
@@ -47,9 +47,7 @@ def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Pat
     for line, stage in zip(lines, stages, strict=True):
         said = Train(_cli_parse_args=line[2:])
         [asked] = STAGES[said.stages or ""]
-        changes = read_changes(said.changes)
-        options = JobOptions(said.arch, said.dataset, shipped, epochs=said.epochs, batch=said.batch, changes=changes)
-        recipe = as_json(override(find_recipe(said.recipe, asked), options))
+        recipe = as_json(override(find_recipe(said.recipe, asked), said))
         # Early checkpoints have another key for the target rate. The teacher is not a part of the recipe.
         beside = ("architecture", "seed", "target", "teacher")
         told = stage.model_dump(mode="json")
@@ -65,7 +63,7 @@ def test_the_changes_of_a_stage_reproduce_its_recipe() -> None:
         "operating_points": (OperatingPoint(1, 0.5, 0.6),),
         "per_sample_spread": None,
     }
-    changed = override(find_recipe("distilled", "sp"), JobOptions("", "", Path(), changes=changes))
+    changed = override(find_recipe("distilled", "sp"), JobOptions(arch="", dataset="", changes=changes))
     found = find_changes(TrainedStage(**as_json(changed), seed=1))
     assert found.keys() == changes.keys()
     assert read_changes(json.dumps(found)) == changes
@@ -134,11 +132,6 @@ def test_hrl_alone_needs_a_trained_network(capsys: pytest.CaptureFixture[str]) -
         main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--data", "nowhere", "--stages", "hrl"])
     assert left.value.code == 1
     assert "hrl alone starts from a trained network: name its checkpoint with --init, or" in capsys.readouterr().err
-
-
-def test_a_run_and_a_job_have_the_same_default_validation_split() -> None:
-    said = Train(_cli_parse_args=["--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10"])
-    assert said.held_out == JobOptions(said.arch, said.dataset, Path()).held_out
 
 
 def test_the_help_and_the_error_list_the_stages(capsys: pytest.CaptureFixture[str]) -> None:

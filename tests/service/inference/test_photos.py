@@ -31,9 +31,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
             photo = picture(number + len(label), width=90 + number, height=70 + 3 * number)
             photo.save(folder / "train" / label / f"{number}.webp")
     options = JobOptions(
-        ARCHITECTURE,
-        "imagefolder",
-        folder / "run",
+        arch=ARCHITECTURE,
+        dataset="imagefolder",
+        output=folder / "run",
         data=folder,
         recipe="budget",
         epochs=1,
