@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
 
 MIN_CLOSE_SECONDS = 1.0
-"""Seconds that the last batch always has to end, even if the requests used up the drain timeout."""
+"""Seconds that the last batch has to end, even if the drain timeout has passed."""
 
 
 class Container:
@@ -64,7 +64,7 @@ class Container:
         self._close_by: float | None = None  # in seconds of perf_counter()
 
     async def start(self) -> None:
-        """Start the threads and begin to load models; do not wait, so that probes are answered at once."""
+        """Start the threads and begin to load models; do not wait for them, so that probes get responses at once."""
         self.pipeline.start()
         self.watcher.start()
 

@@ -12,7 +12,7 @@ from service.http.paths import route_path
 
 
 class Code(StrEnum):
-    """The `code` of an error answer."""
+    """The `code` of an error response."""
 
     BAD_REQUEST = "bad_request"
     DAMAGED_IMAGE = "damaged_image"
@@ -86,7 +86,7 @@ class ServiceError(Exception):
 
 
 def not_ready(message: str, *, closing: bool = False) -> ServiceError:
-    """Return the error for a request that another replica may answer, or this one later."""
+    """Return the error for a request that this process can't serve now, but another replica or a later try may."""
     return ServiceError(Code.NOT_READY, message, {"Retry-After": "1"} | ({"Connection": "close"} if closing else {}))
 
 

@@ -10,7 +10,7 @@ class Health:
     """Judges the state of a server's repository and engine thread; lives in the event loop."""
 
     def __init__(self, repository: Repository, watcher: Watcher, batcher: Batcher, request_timeout: float) -> None:
-        self.draining = False  # SIGTERM came: not ready, but requests are still answered
+        self.draining = False  # SIGTERM came: not ready, but requests are still served
         self.closed = False  # the drain pause is over: new requests are refused
         self._repository = repository
         self._watcher = watcher
@@ -18,7 +18,7 @@ class Health:
         self._request_timeout = request_timeout
 
     def not_ready(self) -> list[str]:
-        """Return why requests should go to other replicas; empty if this one is ready."""
+        """Return the reasons why this process is not ready; empty if it is."""
         default, startup_done = self._repository.default, self._watcher.startup_done
         reasons = {
             "draining": self.draining,
@@ -31,7 +31,7 @@ class Health:
         return [reason for reason, holds in reasons.items() if holds]
 
     def not_live(self) -> list[str]:
-        """Return why this process should be restarted; empty if it is live."""
+        """Return the reasons why this process should be restarted; empty if it is live."""
         reasons = {
             "the engine thread is dead": self._engine_dead,
             "the engine is stuck": self._batcher.busy_for > 2 * self._request_timeout,
@@ -39,7 +39,7 @@ class Health:
         return [reason for reason, holds in reasons.items() if holds]
 
     def require_accepting(self) -> None:
-        """Raise ServiceError not_ready if this process can answer no new request."""
+        """Raise ServiceError not_ready if this process can serve no new request."""
         if self.closed:
             raise not_ready("the server is shutting down", closing=True)
         if self._engine_dead:

@@ -31,7 +31,7 @@ ACCEPTS = 32
 """Handles of each listening socket. libuv accepts one connection for each in a turn of the event loop; under load, new
 connections would wait for seconds before a request on them could be refused."""
 GRACE_SECONDS = 0.25
-"""How long open connections are still read at the end. A client may have sent a request already, and gets a 503."""
+"""How long open connections are read at the end: a request that was already sent gets a 503."""
 
 
 def serve(settings: Settings, sockets: list[socket.socket] | None = None, workers: Sequence[Path] = ()) -> NoReturn:
@@ -90,7 +90,7 @@ def build(
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which drains before it ends and ends when the engine fails."""
+    """uvicorn's server. It drains before it ends, and it ends when the engine fails."""
 
     def __init__(self, config: uvicorn.Config, container: Container, drain_pause: float) -> None:
         super().__init__(config)
@@ -133,7 +133,7 @@ class Server(uvicorn.Server):
             )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-        """Finish what was admitted, answer 503 to requests on their way, and end."""
+        """Finish admitted requests, refuse later ones with 503, and end."""
         self.container.health.draining = True
         self.container.close()
         for server in self.servers:

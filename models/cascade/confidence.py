@@ -35,7 +35,7 @@ def confidence(shares: NDArray[np.float32], measure: Measure = "margin") -> NDAr
 
 
 def failure_auroc(confidences: NDArray[np.float32], correct: NDArray[np.bool_]) -> float:
-    """Return the area under the ROC curve of "the output is wrong" by low confidence; 0.5 is chance.
+    """Return the area under the ROC curve of low confidence as a predictor of errors; 0.5 is chance.
 
     It is the probability that a wrong output has a lower confidence than a correct one, ties counted half. Raises
     ValueError where all outputs are correct or all are wrong.

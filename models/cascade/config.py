@@ -105,7 +105,7 @@ class Cascade:
 
     @property
     def dense_macs(self) -> int:
-        """MACs of the last stage's plain network: what a user would run for that accuracy."""
+        """MACs of the last stage's plain network: the network to compare the cascade with."""
         return self.stages[-1].macs.dense
 
     @property

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from models.engines.selection import OnFallback
 
 ALWAYS, NEVER = np.float32(2), np.float32(-1)
-"""Margins above and below every confidence."""
+"""Margins that escalate every image and none."""
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What one stage did: ``images`` [M] are the batch's indices that reached it, ``confidences`` [M] its own."""
+    """The run of one stage on the images with batch indices ``images`` [M]; ``confidences`` [M] are its own."""
 
     images: NDArray[np.intp]
     routed: Routed
@@ -63,11 +63,11 @@ class CascadeEngine:
         return self._run(images, thresholds, traffic=True)
 
     def run_untracked(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> CascadeRouted:
-        """Run images that are no traffic, so that no stage's routing switch learns from them."""
+        """Run images that are not traffic: the stages' routing switches do not record the times."""
         return self._run(images, thresholds, traffic=False)
 
     def run_dense(self, images: NDArray[np.float32]) -> Routed:
-        """Run every block of the last stage alone: what a user would run for that stage's accuracy."""
+        """Run every block of the last stage alone, for comparison."""
         return run_untracked(self.engines[-1], images, np.zeros(len(images), np.float32))
 
     def close(self) -> None:
@@ -132,9 +132,9 @@ class CascadeEngine:
 
 
 def executed_macs(cascade: Cascade, routed: CascadeRouted, mode: Mode | None = None) -> list[NDArray[np.int64]]:
-    """Return what each stage cost each image of a batch [N], in MACs: 0 where an image did not reach the stage.
+    """Return each stage's MACs for each image of a batch [N]: 0 where an image did not reach the stage.
 
-    ``mode`` counts as if every stage had run in it, whatever was faster on this machine.
+    They are counted as if every stage had run in ``mode``, whichever mode it really ran in.
     """
     costs = []
     for checkpoint, result in zip(cascade.stages, routed.stages, strict=False):

@@ -15,7 +15,7 @@ from models.errors import UserError
 from models.evaluation.temperature import find_temperature
 
 SHARES = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
-"""Shares of a stage's validation images that go on, for which a margin is tried."""
+"""Shares of a stage's validation images to escalate, for each of which a margin is tried."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ def fit_cascade(
     """Return the cascade of ``checkpoints`` with its accuracy-compute curve.
 
     ``outputs`` holds, for each stage, its outputs at its own execute threshold, then at others for the curve.
-    ``labels`` [N] are the validation images' classes. At the operating point each stage sends on the share ``escalate``
-    of the images that reach it. With ``budget``, mean MACs over the last stage's dense MACs, it is the largest of
-    `SHARES` that keeps the budget. Labels do not influence this choice, so few validation images suffice for it.
+    ``labels`` [N] are the validation images' classes. At the operating point each stage escalates the share
+    ``escalate`` of the images that reach it. With ``budget``, mean MACs over the last stage's dense MACs, it is the
+    largest of `SHARES` that keeps the budget. Labels do not influence this choice, so few validation images suffice.
     Raises UserError where the stages do not fit together or the budget can't be met.
     """
     require_alike(checkpoints)
@@ -99,7 +99,7 @@ def fit_cascade(
 def require_alike(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise UserError where there are fewer than two stages, or their labels or inputs differ."""
     if len(checkpoints) < 2:
-        raise UserError("a cascade has at least two stages: name another checkpoint")
+        raise UserError("a cascade needs at least two stages: name another checkpoint")
     first = checkpoints[0]
     for other in checkpoints[1:]:
         for name in ("labels", "input"):
@@ -110,7 +110,7 @@ def require_alike(checkpoints: Sequence[Checkpoint]) -> None:
 def margins_for(
     choice: Sequence[StageOutputs], temperatures: Sequence[float], measure: Measure, share: float
 ) -> tuple[float, ...]:
-    """Return the margins [S-1] at which each stage sends on ``share`` of the images that reach it."""
+    """Return the margins [S-1] at which each stage escalates ``share`` of the images that reach it."""
     alive = np.arange(len(choice[0].logits))
     margins = []
     for stage, temperature in zip(choice[:-1], temperatures, strict=False):
@@ -125,7 +125,7 @@ def margins_for(
 def measure_point(
     candidate: Candidate, labels: NDArray[np.int64], dense: int, measure: Measure, combination: Combination
 ) -> CascadePoint:
-    """Return what a candidate's accuracy, MACs and escalation are on the validation images."""
+    """Return a candidate's accuracy, MACs and escalation on the validation images."""
     alive = np.arange(len(labels))
     total = np.zeros(candidate.outputs[0].logits.shape, np.float32)
     macs, escalated = 0.0, []

@@ -38,9 +38,9 @@ class Case:
 
     def check(self, engine: Engine) -> tuple[int, float]:
         """Return how many decisions of ``engine`` differ, and the largest error of a logit over the largest logit."""
-        answer = engine.run(self.images, np.full(len(self.images), THRESHOLD, np.float32))
-        error = np.abs(answer.logits - self.expected.logits).max() / np.abs(self.expected.logits).max()
-        return int((answer.executed != self.expected.executed).sum()), float(error)
+        output = engine.run(self.images, np.full(len(self.images), THRESHOLD, np.float32))
+        error = np.abs(output.logits - self.expected.logits).max() / np.abs(self.expected.logits).max()
+        return int((output.executed != self.expected.executed).sum()), float(error)
 
 
 def read_case(file: Path) -> Case:

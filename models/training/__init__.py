@@ -1,1 +1,1 @@
-"""Training: supervised pre-training (SP) and hybrid reinforcement learning (HRL), as recipes that resume."""
+"""Training: supervised pre-training (SP) and hybrid reinforcement learning (HRL), in runs that can be resumed."""

@@ -1,6 +1,7 @@
 """A forward and backward pass captured once as a CUDA graph and replayed.
 
-A deep, narrow network is a thousand small kernels, and a GPU finishes each before Python launches the next.
+A deep network with few channels consists of a thousand small kernels. The GPU finishes each of them before Python
+launches the next one.
 """
 
 from collections.abc import Callable
@@ -15,9 +16,9 @@ WARM_UP_RUNS = 3
 
 
 class CapturedStep:
-    """``forward_backward``, captured for inputs of the first ones' shapes.
+    """``forward_backward``, captured for the shapes of its first inputs.
 
-    What it returns is valid until the next step. The gradients are the same tensors in every step, so the optimiser
+    The outputs are valid until the next step. The gradients are the same tensors in every step, so the optimiser
     must leave them on the parameters.
     """
 

@@ -2,7 +2,7 @@
 
     skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10                      SP, then HRL, from the hub
     skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10 --data FOLDER \\
-        --recipe short --epochs 1 --limit 2560 --output runs/try                    a try on a CPU: a minute
+        --recipe short --epochs 1 --limit 2560 --output runs/try                    a minute on a CPU
 """
 
 import math

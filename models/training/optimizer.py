@@ -1,4 +1,4 @@
-"""What a stage trains and how: the trainable weights, the gates' start, and the optimiser."""
+"""The trainable weights of a stage, the gates at its start, and its optimiser."""
 
 import torch
 

@@ -47,12 +47,12 @@ class Recipe:
     - ``target_rate_weight``: weight of the squared excess of an operating point's computation over its target rate.
     - ``target_annealing``: the shares of the steps between which the target rates fall linearly from 1 to their values.
     - ``per_sample_spread``: gives every image a target rate of its own, at most half the spread above or below that of
-      its operating point, by how hard the teacher finds the image. Both too much and too little computation cost.
+      its operating point, by the rank of the teacher's loss on it. Too much and too little computation cost the same.
     - ``freeze_backbone``: train the gates alone; the other weights and batch norm's statistics stay.
 
     Distillation (Hinton et al. 2015): ``distillation_weight`` is the teacher's weight against the label's, and
     ``temperature`` softens both distributions. ``mixup`` is the share of the images that are mixed with another one,
-    which only an online teacher can judge.
+    and needs an online teacher.
 
     HRL (hybrid reinforcement learning): ``alpha`` is the reward for skipping all blocks (paper, equation 4),
     ``policy_weight`` weighs the policy gradient against the cross-entropy, ``samples`` is the number of routes sampled
@@ -128,10 +128,10 @@ def budget(stage: Stage) -> Recipe:
 
 
 def multi_budget(stage: Stage) -> Recipe:
-    """SP from a trained dense network, which is the teacher too: one network for many compute budgets.
+    """SP from a trained dense network, which is also the teacher: one network for many compute budgets.
 
-    Parts of each batch run dense, at low and at high thresholds. So the gates learn an order of the blocks' worth, and
-    the network is accurate along the routes of each operating point.
+    Parts of each batch run dense, at low and at high thresholds. So the gates learn to rank the blocks, and the network
+    is accurate along the routes of each operating point.
     """
     if stage != "sp":
         return replace(short(stage), name="multi_budget", gate_logit_scale=1.0, statistics="frozen")
@@ -142,10 +142,11 @@ def multi_budget(stage: Stage) -> Recipe:
 
 
 def adaptive(stage: Stage) -> Recipe:
-    """A second SP, from a network that ``multi_budget`` trained: the computation follows the image.
+    """A second SP, from a network that ``multi_budget`` trained: each image has its own target rate.
 
-    Gates that decide alike for every image meet a target for the whole batch most easily, and those of ``multi_budget``
-    do. Here an image that the dense teacher finds hard gets a higher target rate. HRL is that of ``multi_budget``.
+    Gates can meet a target rate of the whole batch with the same decisions for every image, and those of
+    ``multi_budget`` do. Here an image with a higher loss of the dense teacher gets a higher target rate. HRL is that of
+    ``multi_budget``.
     """
     if stage != "sp":
         return multi_budget(stage)
@@ -157,7 +158,7 @@ def adaptive(stage: Stage) -> Recipe:
 
 
 def distilled(stage: Stage) -> Recipe:
-    """The targets of ``adaptive`` in one longer SP, with a better teacher (`models.training.distillation`)."""
+    """The target rates of ``adaptive`` in one longer SP, with a better teacher (`models.training.distillation`)."""
     recipe = replace(adaptive(stage), name="distilled", distillation_weight=0.9, temperature=2.0)
     if stage != "sp":
         return recipe
@@ -219,8 +220,8 @@ def typed_values(values: Mapping[str, Any], fixed: Collection[str] = ("name", "s
 def find_changes(stage: TrainedStage) -> dict[str, Any]:
     """Return the values of its recipe that a stage of a checkpoint's record changed, as JSON values.
 
-    A record leaves out what is None, and an older one what recipes did not have yet: neither is a change. The changes
-    of a recipe that no longer exists are unknown.
+    Values that the record lacks are not changes: it omits None, and older records omit values that recipes did not have
+    yet. Returns no changes for a recipe that no longer exists.
     """
     if stage.name not in RECIPES:
         return {}

@@ -23,7 +23,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def annealing_progress(recipe: Recipe, step: int, steps: int) -> float:
-    """Return how far the target rates have fallen, from 0 (all are 1) to 1 (those of the operating points)."""
+    """Return the progress of annealing: at 0 every target rate is 1, at 1 it is that of its operating point."""
     begin, end = recipe.target_annealing
     if end <= begin:
         return float(step / steps >= begin)

@@ -1,7 +1,7 @@
 """A model soup: the mean of several networks' weights, which runs as fast as one of them.
 
-Networks that were trained from the same checkpoint lie close together. Their mean is often better than each of them
-(Wortsman et al. 2022, "Model soups").
+The mean of networks that were trained from the same checkpoint is often better than each of them (Wortsman et al.
+2022, "Model soups").
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def make_soup(folders: Sequence[Path], target: Path) -> None:
     networks, labels or data, and for one that can't be read.
     """
     if len(folders) < 2:
-        raise UserError("a model soup takes two checkpoints or more: name another")
+        raise UserError("a model soup needs two checkpoints or more: name another")
     checkpoints = [read_checkpoint(folder) for folder in folders]
     first, *others = checkpoints
     for folder, other in zip(folders[1:], others, strict=True):

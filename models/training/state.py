@@ -1,4 +1,4 @@
-"""The saved state of a training run, from which it resumes as if it had never stopped."""
+"""The saved state of a training run, from which it resumes with the same result."""
 
 import io
 import json
@@ -51,7 +51,7 @@ class Progress:
 
 
 def cut_log(file: Path, progress: Progress) -> None:
-    """Truncate a log to the rows that the state knows: those of another run, or of an epoch to be repeated, go."""
+    """Truncate a log to the lines that the state counts; removes those of other runs and of an epoch to repeat."""
     with file.open("ab") as log:
         log.truncate(min(log.tell(), progress.logged))
 

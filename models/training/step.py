@@ -18,7 +18,7 @@ from models.training.stages.supervised import run_teacher, supervised_step
 from models.training.types import Job
 
 SAMPLING, MIXUP = 1 << 20, 1 << 21
-"""Added to the epoch that seeds a generator: sampling, mixup and augmentation each have random numbers of their own."""
+"""Offsets of the epoch in a generator's seed, so that sampling, mixup and augmentation draw different numbers."""
 
 TakeStep = Callable[[Tensor, Tensor, float, int, int], Step]
 """Takes a batch's images and labels, the progress of annealing, the epoch, and the step within it."""
@@ -27,8 +27,8 @@ TakeStep = Callable[[Tensor, Tensor, float, int, int], Step]
 def make_step(job: Job, recipe: Recipe, batches: Batches) -> TakeStep:
     """Build the stage's step, which leaves its gradients in the network's parameters.
 
-    On the CPU blocks really skip. On CUDA and compiled they are masked: a skipping block computes a different number
-    of images each time, and the host would wait for the device at every gate.
+    On the CPU, skipped blocks are not computed. On CUDA and in compiled steps they are masked: a block that skips
+    images computes a different number each time, and the host would wait for the device at every gate.
     """
     network, hybrid, captured = job.network, recipe.stage == "hrl", is_captured(recipe, job.device)
     explores = not (hybrid or captured or job.compile)

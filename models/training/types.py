@@ -23,7 +23,7 @@ Show = Callable[[Iterator[int]], Iterator[int]]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides a run.
+    """Everything that determines a run.
 
     ``batches`` returns a recipe's batches, and ``validate`` measures a network on the validation images. ``mixed`` runs
     convolutions in bfloat16. ``teacher`` is a network, or the logits [N, classes] of one for all images;
@@ -76,7 +76,7 @@ class Watcher(Protocol):
         """Called after step ``step`` of ``steps``, on ``images`` images at learning rate ``rate``."""
 
     def logged(self, row: dict[str, Any]) -> None:
-        """Called after an epoch, with the row that was appended to ``log.jsonl``."""
+        """Called after an epoch, with the figures that were appended to ``log.jsonl``."""
 
 
 def stage_summary(recipe: Recipe) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from service.benchmark.servers import Ours
 
 
 def swaps(chosen: argparse.Namespace) -> dict[str, object]:
-    """Replace the served version repeatedly under load; every request must be answered."""
+    """Replace the served version repeatedly under load; every request must get a response."""
     server = Ours(chosen.output / "ours.log", "--engine", "native", "--routing", "branch", "--max-batch-size", "8")
     name = find_version(SHIPPED, None, None).parent.name
 
@@ -33,8 +33,8 @@ def swaps(chosen: argparse.Namespace) -> dict[str, object]:
         done = 0
         for _ in range(chosen.swaps):
             url = f"http://127.0.0.1:{server.port}/v2/repository/models/{name}/load"
-            with urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=60) as answer:
-                done += answer.status == 200
+            with urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=60) as response:
+                done += response.status == 200
         return done
 
     try:
@@ -45,7 +45,7 @@ def swaps(chosen: argparse.Namespace) -> dict[str, object]:
 
 
 def drains(chosen: argparse.Namespace) -> dict[str, object]:
-    """Stop the server repeatedly under load; admitted requests must be answered, later ones refused."""
+    """Stop the server repeatedly under load; admitted requests must get a response, later ones a refusal."""
     total, exits = Result(0), Counter[int]()
     for _ in range(chosen.drains):
         server = Ours(

@@ -28,15 +28,15 @@ class Server:
             )
 
     def wait_ready(self, url: str, seconds: float = 120) -> None:
-        """Wait until ``url`` answers with 200.
+        """Wait until ``url`` responds with 200.
 
         Raises RuntimeError after ``seconds``.
         """
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.process.poll() is None:
             try:
-                with urllib.request.urlopen(url, timeout=2) as answer:
-                    if answer.status == 200:
+                with urllib.request.urlopen(url, timeout=2) as response:
+                    if response.status == 200:
                         return
             except OSError:
                 pass

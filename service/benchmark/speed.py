@@ -102,8 +102,8 @@ async def with_probes(port: int, requests: list[bytes], rate: float, seconds: fl
             start = time.perf_counter()
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(f"GET {BYPASS[turn % len(BYPASS)]} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-            answer = await reader.read()
-            assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
+            response = await reader.read()
+            assert response.startswith(b"HTTP/1.1 200"), response[:200]
             probes.append(time.perf_counter() - start)
             writer.close()
             turn += 1

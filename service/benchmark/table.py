@@ -88,7 +88,7 @@ def peers(part: dict[str, Any]) -> str:
 def accounts(what: str, part: dict[str, Any]) -> str:
     statuses = ", ".join(f"{count} x {status}" for status, count in part["statuses"].items())
     more = ", ".join(f"{name}: {shown(value)}" for name, value in part.items() if name not in STANDARD)
-    return rows([what, "requests", "answers", "lost", ""], [["", part["requests"], statuses, part["lost"], more]])
+    return rows([what, "requests", "responses", "lost", ""], [["", part["requests"], statuses, part["lost"], more]])
 
 
 STANDARD = ("requests", "statuses", "lost", "other_load")

@@ -65,8 +65,8 @@ class Classify(EngineOptions):
             found = predictions(result.probabilities, model.labels, self.top_k)
             way = routing(result, model.dense_macs, explain=True)
             if self.as_json:
-                answer = {"image": str(file), "predictions": [each.model_dump() for each in found]}
-                print(json.dumps(answer | {"routing": way.model_dump(exclude_none=True)}))
+                shown = {"image": str(file), "predictions": [each.model_dump() for each in found]}
+                print(json.dumps(shown | {"routing": way.model_dump(exclude_none=True)}))
                 continue
             names = ", ".join(f"{each.label} {each.probability:.1%}" for each in found)
             saved = f"{way.skipped} of {way.blocks} blocks skipped, {way.saved:.1%} saved"

@@ -16,7 +16,7 @@ ENCODINGS = ("gzip", "x-gzip", "deflate")
 class Decompressed:
     """Receives a request's messages with their body decompressed, in messages of at most PIECE bytes.
 
-    It holds one compressed message and one piece. Whoever calls it limits the size of the whole body. It raises
+    It holds one compressed message and one piece. The caller limits the size of the whole body. Raises
     ServiceError unsupported_media_type for other encodings and bad_request for damaged data.
     """
 
@@ -48,7 +48,7 @@ class Decompressed:
             raise self.damaged(str(error)) from error
         self.compressed = self.decompressor.unconsumed_tail
         if self.decompressor.unused_data:
-            raise self.damaged("it goes on behind its end")
+            raise self.damaged("there are bytes after its end")
         self.more_output = len(piece) == PIECE and not self.decompressor.eof
         more = self.more_input or bool(self.compressed) or self.more_output
         if not more and not self.decompressor.eof:

@@ -18,7 +18,7 @@ COMMENT = re.compile(r"(^|\s)#.*")
 
 
 class Keys:
-    """The keys that permit one kind of call; without any, anybody may call.
+    """The keys that permit one kind of call. If there are none, every client may call.
 
     A request with one of ``other_keys``, which permit the other kind of call, gets 403 instead of 401.
     """
@@ -52,7 +52,7 @@ class Keys:
 
 
 def is_among(given: bytes, keys: list[bytes]) -> bool:
-    """Return whether ``given`` is one of the keys, in a time that tells nothing about them."""
+    """Return whether ``given`` is one of the keys, in a time that does not depend on them."""
     return bool(sum(hmac.compare_digest(given, key) for key in keys))
 
 
@@ -90,9 +90,9 @@ def checked(keys: list[str], kind: str) -> list[str]:
 
 
 def read_keys(file: Path | None) -> list[str]:
-    """Return the keys in a file: one a line, blank lines skipped, comments after a `#` that begins a word.
+    """Return the keys in a file: one per line. Blank lines and comments after a `#` that begins a word are ignored.
 
-    Raises UserError if the file can't be read, holds no key, or has a line that is no key, which it names by number.
+    Raises UserError if the file can't be read or holds no key, and for a line that is not a key, with its number.
     """
     if file is None:
         return []

@@ -43,7 +43,7 @@ class Access:
         scope.setdefault("state", {})["context"] = context
         status = 0
 
-        async def answer(message: Message) -> None:
+        async def send_start(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -57,16 +57,16 @@ class Access:
             await send(message)
 
         try:
-            # Routes for GET answer HEAD too; uvicorn leaves the body out.
+            # Routes for GET also serve HEAD; uvicorn omits the body.
             routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-            await self.app(routed, receive, answer)
+            await self.app(routed, receive, send_start)
         except ClientDisconnect:
             pass  # The client disconnected while it sent its body.
         except Exception:
             log.exception("unexpected error", extra={"fields": {"request_id": context.request_id}})
             if status == 0:
                 message = f"unexpected error; the log has it under request id {context.request_id}"
-                await error_response(scope, ServiceError(Code.INTERNAL, message))(scope, receive, answer)
+                await error_response(scope, ServiceError(Code.INTERNAL, message))(scope, receive, send_start)
             else:
                 status = 500
         finally:
@@ -108,7 +108,7 @@ class BodyLimit:
     """Limits the size of each body and of all bodies together, and decompresses them.
 
     A Content-Length above the limit is refused before the body is read, other bodies once they exceed it. The error is
-    raised in the route that reads the body, so that it is answered, counted and logged like any other.
+    raised in the route that reads the body. So it becomes a response, is counted and logged like any other.
     """
 
     def __init__(self, app: ASGIApp, container: Container) -> None:

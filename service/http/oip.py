@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol, in JSON or as binary data behind it.
+"""Tensors of the Open Inference Protocol, in JSON or as binary data after the JSON.
 
 Version 2 over REST, with the extensions "binary tensor data" and "classification" as Triton documents them.
 """
@@ -33,7 +33,7 @@ CASCADE_DATATYPES = DATATYPES | {"stages": "INT64"}
 
 
 class NullIsAbsent(BaseModel):
-    """Reads a member that is null as one that is missing."""
+    """Treats a member that is null as missing."""
 
     @model_validator(mode="before")
     @classmethod
@@ -201,15 +201,15 @@ def read_files(tensor: InputTensor, binary: memoryview | None) -> list[Payload]:
 def split_elements(binary: memoryview, count: int) -> list[Payload]:
     """Return the ``count`` elements of a binary tensor BYTES. Each is preceded by its length, four bytes."""
     elements: list[Payload] = []
-    # Not all that the body has: it could hold millions of empty elements.
+    # Never more than `count`: the body could hold millions of empty elements.
     for _ in range(count):
         end = 4 + int.from_bytes(binary[:4], "little")
         if len(binary) < end:
-            raise bad("bytes ends before its last element does")
+            raise bad("the data of bytes end before the last element")
         elements.append(bytes(binary[4:end]))
         binary = binary[end:]
     if binary:
-        raise bad(f"bytes goes on behind its {count} elements")
+        raise bad(f"the data of bytes are longer than the {count} elements")
     return elements
 
 
@@ -236,17 +236,17 @@ def respond(
             flat = values.ravel().tolist()
             tensor["data"] = [each.decode() for each in flat] if datatype == "BYTES" else flat
         described.append(tensor)
-    answer = {"model_name": model, "model_version": str(version), "outputs": described}
+    response = {"model_name": model, "model_version": str(version), "outputs": described}
     if call.id:
-        answer["id"] = call.id
-    head = json.dumps(answer, allow_nan=False).encode()
+        response["id"] = call.id
+    head = json.dumps(response, allow_nan=False).encode()
     return (head + b"".join(behind), len(head)) if behind else (head, None)
 
 
 def tensor_of(name: str, results: Sequence[ImageResult]) -> NDArray[Any]:
     """Return an output's values for N images.
 
-    logits and probabilities [N, classes], executed [N, B-1], macs [N], and of a cascade stages [N], how many ran.
+    logits and probabilities [N, classes], executed [N, B-1], macs [N]; of a cascade also stages [N] (how many ran).
     """
     if name == "macs":
         return np.asarray([result.macs for result in results], "<i8")

@@ -1,6 +1,6 @@
 """The HTTP parser: httptools' with limits on heads and without protocol upgrades.
 
-httptools has no limit on the size of a head, on the trailers behind a chunked body or on pipelined requests. It also
+httptools has no limit on the size of a head, on the trailers after a chunked body or on pipelined requests. It also
 stops at a request that asks for another protocol. Java's HTTP client sends such a request by default, and its body
 would be lost.
 """
@@ -9,17 +9,17 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD = 32 << 10
-"""Bytes of a request line with its headers, and of the trailers behind a chunked body."""
+"""Bytes of a request line with its headers, and of the trailers after a chunked body."""
 MAX_HEADERS = 100
 """Header lines of a request. Many short lines take fifty times their bytes in memory."""
 MAX_PIPELINED = 64
-"""Requests that may wait on a connection for the answer to the one before them."""
+"""Requests that may wait on a connection for the response to the request before them."""
 
 
 class Parser:
     """Parses for a connection's protocol and takes the place of uvicorn's own parser.
 
-    It knows how far the current message has come: ``in_head`` and ``in_body`` are both false between messages.
+    It tracks the current message: ``in_head`` and ``in_body`` are both false between messages.
     """
 
     def __init__(self, protocol: HttpToolsProtocol) -> None:
@@ -33,14 +33,14 @@ class Parser:
 
     def restart(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
-        # As uvicorn does: a request behind one that said `Connection: close` is no reason to drop the answer.
+        # As uvicorn does: a request after one with `Connection: close` does not discard the response.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.get_method = self.parser.get_method
         self.get_http_version = self.parser.get_http_version
         self.should_keep_alive = self.parser.should_keep_alive
 
     def should_upgrade(self) -> bool:
-        """Return False: no other protocol is spoken here."""
+        """Return False: no other protocol is supported."""
         return False
 
     def feed_data(self, data: bytes) -> None:

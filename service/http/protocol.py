@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits on slow and greedy clients, and a lingering close.
+"""uvicorn's HTTP protocol with limits on slow clients and large requests, and a lingering close.
 
 uvicorn limits the time between two requests of a connection and nothing else. A service without a proxy in front also
 needs limits on the head of a request and on the time that a client takes to send and to read. They are set where
@@ -8,8 +8,8 @@ Private to uvicorn, for which it is pinned to a minor version:
 
 - the attribute `parser`, replaced by `service.http.parser.Parser`, and the methods of HttpToolsProtocol that httptools
   calls. Only they tell where a head or a body ends.
-- the attributes `cycle` and `pipeline`, read to know whether a request is being answered, and `send_400_response`,
-  overridden to answer 431.
+- the attributes `cycle` and `pipeline`, read to know whether a response is pending, and `send_400_response`,
+  overridden to respond with 431.
 
 uvicorn's other protocol, for h11, has a limit on heads and would need neither. But h11 is written in Python: it takes a
 fifth more of the event loop's time for a request (a 32x32 PNG to POST /classify, medians of interleaved runs: 1.23 ms
@@ -29,11 +29,11 @@ from service.http.parser import Parser
 HEAD_SECONDS = 30.0
 """How long the head of a request may take to arrive."""
 REST_SECONDS = 30.0
-"""How long the rest of a body may take to arrive once its request has been answered."""
+"""How long the rest of a body may take to arrive after the response was sent."""
 MAX_REST = 64 << 20
-"""Bytes of the rest of a body that are read once its request has been answered."""
+"""Bytes of the rest of a body that are read after the response was sent."""
 UNREAD_SECONDS = 30.0
-"""How long a client may leave an answer unread that does not fit into the buffers of its connection."""
+"""How long a client may leave a response unread that does not fit into the buffers of its connection."""
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -42,8 +42,8 @@ class Phase(Enum):
     """What a connection waits for."""
 
     HEAD = auto()
-    ANSWER = auto()  # or the body, for which the routes have a timeout of their own
-    REST = auto()  # of a body whose request has been answered
+    RESPONSE = auto()  # or the body, for which the routes have a timeout of their own
+    REST = auto()  # of a body whose response was sent
     NEXT = auto()  # request
 
 
@@ -67,7 +67,7 @@ class Timer:
 class LingeringTransport:
     """A transport whose `close` reads the rest of a request first.
 
-    The kernel resets a connection that is closed with data unread. A reset destroys an answer that is on its way, such
+    The kernel resets a connection that is closed with data unread. A reset destroys a response that is on its way, such
     as a 413 to a client that is still sending its body.
     """
 
@@ -138,7 +138,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def current_phase(self) -> Phase:
         if self.cycle is not None and not self.cycle.response_complete:
-            return Phase.ANSWER
+            return Phase.RESPONSE
         if self.parser.in_body:
             return Phase.REST
         return Phase.HEAD if self.parser.in_head else Phase.NEXT
@@ -161,7 +161,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if self.pipeline:
-            # It would be taken for the answer to one of the requests that wait.
+            # The client would take it for the response to one of the requests that wait.
             self.transport.close()
         elif self.parser.too_large:
             self.transport.write(TOO_LARGE)

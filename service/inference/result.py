@@ -1,4 +1,4 @@
-"""The result of an image, and the body of a /classify answer that is made from it."""
+"""The result of an image, and the body of the /classify response made from it."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -81,16 +81,16 @@ class Metrics:
         )
         self._begin_requests("", "")
         self.request_duration = histogram(
-            "request_duration_seconds", "Time from arrival to answer of successful inference requests.", SECONDS
+            "request_duration_seconds", "Time from arrival to response of successful inference requests.", SECONDS
         )
         self.stage_duration = histogram(
             "stage_duration_seconds", "Time in each stage of the same requests.", SECONDS, (*VERSION, "stage")
         )
-        self.in_flight = gauge("images_in_flight", "Images admitted and not yet answered.", ())
+        self.in_flight = gauge("images_in_flight", "Images admitted whose result is pending.", ())
         self.engine_busy = gauge(
             "engine_busy_seconds", "Time that the current batch has been in the engine; 0 if there is none.", ()
         )
-        self.rejections = counter("rejections_total", "Requests answered with 429, by reason.", ("reason",))
+        self.rejections = counter("rejections_total", "Requests refused with 429, by reason.", ("reason",))
         for reason in REJECT_REASONS:
             self.rejections.labels(reason)
         self.dropped = counter(

@@ -15,7 +15,7 @@ class Timing:
     decode: float = 0.0  # decoding and preprocessing the image
     queue: float = 0.0  # waiting for a decoding thread and for the engine
     inference: float = 0.0  # the run of its batch
-    total: float = 0.0  # from the request's arrival to its answer
+    total: float = 0.0  # from the request's arrival to its response
     batch_size: int = 0
 
     def finish(self) -> None:

@@ -23,8 +23,8 @@ CHANGE = re.compile(r"/v2/repository/models/[^/]+/(load|unload)")
 PROBE = re.compile(r"(/v2)?/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 METRICS = "/metrics"
 
-ANSWER_TIMEOUT = 2.0
-"""Seconds that a worker has to answer a probe or send its metrics."""
+RESPONSE_TIMEOUT = 2.0
+"""Seconds that a worker has to respond to a probe or to send its metrics."""
 
 
 class Collective:
@@ -32,7 +32,7 @@ class Collective:
 
     A probe fails if it fails in any worker. A load or unload goes to one worker after the other, until one refuses.
     Only one of them is under way at a time, so that all workers serve the same versions. Metrics are merged. If a
-    worker does not answer, there are none: a sum without one worker would look like a restart.
+    worker does not respond, there are none: a sum without one worker would look like a restart.
     """
 
     def __init__(self, app: ASGIApp, workers: Sequence[Path]) -> None:
@@ -54,7 +54,7 @@ class Collective:
                 response = await self.metrics(request)
             elif PROBE.fullmatch(path) and request.method == "GET":
                 response = first_failure(
-                    await asyncio.gather(*(self.ask(w, request, ANSWER_TIMEOUT) for w in self.workers))
+                    await asyncio.gather(*(self.ask(w, request, RESPONSE_TIMEOUT) for w in self.workers))
                 )
             elif CHANGE.fullmatch(path) and request.method == "POST":
                 response = await self.change(request)
@@ -62,16 +62,16 @@ class Collective:
                 await self.app(scope, receive, send)
                 return
         except httpx.TransportError:
-            silent = "a worker does not answer: it is starting, or this server is about to stop"
+            silent = "a worker does not respond: it is starting, or this server is about to stop"
             response = error_response(scope, not_ready(silent))
         except ServiceError as error:
             response = error_response(scope, error)
         await response(scope, receive, send)
 
     async def metrics(self, request: Request) -> Response:
-        answers = await asyncio.gather(*(self.ask(w, request, ANSWER_TIMEOUT, OPENMETRICS) for w in self.workers))
+        responses = await asyncio.gather(*(self.ask(w, request, RESPONSE_TIMEOUT, OPENMETRICS) for w in self.workers))
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        text = await asyncio.to_thread(lambda: encode(MergedMetrics([answer.text for answer in answers])))
+        text = await asyncio.to_thread(lambda: encode(MergedMetrics([response.text for response in responses])))
         return Response(text, headers={"Content-Type": content_type})
 
     async def change(self, request: Request) -> Response:
@@ -81,14 +81,14 @@ class Collective:
 
     async def change_all(self, request: Request, body: bytes) -> Response:
         for done, worker in enumerate(self.workers):
-            answer = await self.ask(worker, request, None, content=body)
-            if answer.is_error and done:
+            response = await self.ask(worker, request, None, content=body)
+            if response.is_error and done:
                 refused = f"worker {done + 1} of {len(self.workers)} refused; only those before it have changed"
-                message = f"{refused}: {answer.json()['error']}"
-                return error_response(request.scope, ServiceError(Code.BAD_REQUEST, message), answer.status_code)
-            if answer.is_error:
+                message = f"{refused}: {response.json()['error']}"
+                return error_response(request.scope, ServiceError(Code.BAD_REQUEST, message), response.status_code)
+            if response.is_error:
                 break
-        return to_response(answer)
+        return to_response(response)
 
     async def ask(
         self,
@@ -120,9 +120,9 @@ async def change_lock(folder: Path) -> AsyncIterator[None]:
         yield
 
 
-def first_failure(answers: Sequence[httpx.Response]) -> Response:
-    return to_response(next((answer for answer in answers if answer.is_error), answers[0]))
+def first_failure(responses: Sequence[httpx.Response]) -> Response:
+    return to_response(next((response for response in responses if response.is_error), responses[0]))
 
 
-def to_response(answer: httpx.Response) -> Response:
-    return Response(answer.content, answer.status_code, media_type=answer.headers.get("content-type"))
+def to_response(response: httpx.Response) -> Response:
+    return Response(response.content, response.status_code, media_type=response.headers.get("content-type"))

@@ -1,4 +1,4 @@
-"""Where teachers are kept, and what a checkpoint's training record calls them."""
+"""The files of teachers, and their names in a checkpoint's training record."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ LOGITS = "-logits"
 
 
 def parse_teacher(name: str) -> tuple[str, str] | None:
-    """Return the teacher network and the file that a stage's record means by ``name``, or None for a checkpoint.
+    """Return the teacher network and the file for ``name`` in a stage's record, or None for a checkpoint.
 
     "large" is the network used online, "large-logits" are the logits that it computed once.
     """
@@ -24,7 +24,7 @@ def parse_teacher(name: str) -> tuple[str, str] | None:
 
 
 def teacher_name(file: Path) -> str:
-    """Return what a stage's record calls the teacher, or the teacher's logits, in a file."""
+    """Return the name in a stage's record of the teacher, or of its logits, in a file."""
     with safe_open(file, "pt") as opened:
         # The earliest files don't name their network; there was one.
         network: str = (opened.metadata() or {}).get("network", "small")
@@ -33,18 +33,18 @@ def teacher_name(file: Path) -> str:
 
 
 def is_network(file: Path) -> bool:
-    """Whether a file is a teacher, to be used online, by its name; else it holds a teacher's logits."""
+    """Whether a file's name is that of an online teacher. Other files hold a teacher's logits."""
     return file.name in (TEACHER_FILE, LEGACY_FILES[TEACHER_FILE])
 
 
 def teacher_folder(runs: Path, dataset: str, network: str) -> Path:
-    """Return the folder in ``runs`` of a teacher's training; that of an earlier version, where there is one."""
+    """Return the folder in ``runs`` of a teacher's training, or that of an earlier version if it exists."""
     folder = runs / f"{dataset}_teacher_{network}"
     legacy = [runs / f"{dataset}_{old}" for old, new in LEGACY_TEACHERS.items() if new == network]
     return next((each for each in legacy if each.exists() and not folder.exists()), folder)
 
 
 def teacher_file(folder: Path, name: str) -> Path:
-    """Return ``TEACHER_FILE`` or ``LOGITS_FILE`` in a folder; under its earlier name, where only that exists."""
+    """Return ``TEACHER_FILE`` or ``LOGITS_FILE`` in a folder, or its earlier name if only that exists."""
     file, legacy = folder / name, folder / LEGACY_FILES[name]
     return legacy if legacy.exists() and not file.exists() else file

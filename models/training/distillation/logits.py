@@ -39,7 +39,7 @@ def write_teacher_logits(file: Path, logits: Tensor, dataset: str, network: str)
 def read_teacher_logits(file: Path, dataset: str, count: int, classes: int) -> Tensor:
     """Return the logits float32 [count, classes].
 
-    Raises UserError for a file that holds none, those of other images, or NaN.
+    Raises UserError for a file without logits, with logits of other images, or with NaN.
     """
     try:
         with safe_open(file, "pt") as opened:

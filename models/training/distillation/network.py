@@ -1,8 +1,10 @@
-"""The distillation teachers: wide, shallow networks without gates, which are trained fast and never served.
+"""The distillation teachers: networks of seven convolutions, without gates. They are trained fast and not served.
 
-Three groups of two convolutions, each of which halves the map, follow a fixed first layer that whitens patches of 2x2
-pixels. After David Page's "How to train your ResNet" (2018-2019) and Keller Jordan's "94% on CIFAR-10 in 3.29 seconds"
-(arXiv 2404.00498): 118 M MACs, 93 to 94 % on CIFAR-10 after twelve epochs.
+The first layer is fixed and whitens patches of 2x2 pixels. Three groups of two convolutions follow, and each group
+halves the map.
+
+After David Page's "How to train your ResNet" (2018-2019) and Keller Jordan's "94% on CIFAR-10 in 3.29
+seconds" (arXiv 2404.00498): 118 M MACs, 93 to 94 % on CIFAR-10 after twelve epochs.
 """
 
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ NOISE = 5e-4
 class TeacherConfig:
     """The size of a teacher and how it is trained: ``width`` multiplies the channels, ``smoothing`` (0..1) the labels.
 
-    The large teacher's labels are not smoothed: smoothing removes what its logits tell about the other classes
+    The large teacher's labels are not smoothed: smoothing removes the information of its logits about the other classes
     (Mueller et al. 2019).
     """
 
@@ -105,7 +107,7 @@ def write_teacher(file: Path, network: TeacherNetwork, dataset: str, name: str) 
 
 
 def read_teacher(file: Path, dataset: str, classes: int) -> TeacherNetwork:
-    """Return a teacher in evaluation mode; raises UserError for a file that holds none, or that of other data."""
+    """Return a teacher in evaluation mode; raises UserError for a file without one, or with one of other data."""
     try:
         with safe_open(file, "pt") as opened:
             found_dataset = (opened.metadata() or {}).get("dataset")

@@ -1,4 +1,4 @@
-"""The training of a distillation teacher: SGD on smoothed labels, a run that resumes."""
+"""The training of a distillation teacher: SGD on smoothed labels. The run can be resumed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ WARM_UP, FIRST = 0.2, 0.2
 
 @dataclass
 class TeacherTraining:
-    """A run of ``steps`` steps of SGD; the learning rate rises, then falls to zero, both linearly."""
+    """A run of ``steps`` steps of SGD. The learning rate rises linearly and then falls linearly to zero."""
 
     network: TeacherNetwork
     batches: MemoryBatches

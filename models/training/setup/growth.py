@@ -1,8 +1,8 @@
 """Depth growth: a deeper network that starts with the function of a trained one.
 
 Net2Net (Chen et al. 2016) for residual networks: a block whose last batch norm scales by zero adds nothing, and the
-ReLU after it does not change the output of another ReLU. So the deeper network computes what the trained one does, and
-its gates can skip the new blocks without loss from the first step on.
+ReLU after it does not change the output of another ReLU. So the deeper network starts with the outputs of the trained
+one, and skipping a new block does not change them.
 """
 
 import torch

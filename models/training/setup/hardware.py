@@ -1,4 +1,4 @@
-"""The settings of a training process: threads, allocator, and what the processor is fast at."""
+"""The settings of a training process: threads, allocator, compilation and precision."""
 
 import ctypes
 import shutil
@@ -24,10 +24,10 @@ def prepare_process(seed: int) -> None:
 
 
 def gains_by_compiling(architecture: Architecture, device: torch.device, mixed: bool) -> bool:
-    """Whether torch.compile is available and pays.
+    """Whether torch.compile is available and makes training faster.
 
-    It pays on the CPU in float32 for small convolutions. It does not change large ones, and its batch norm in bfloat16
-    is slower than torch's own. On CUDA the steps are captured as graphs instead.
+    It does so on the CPU, in float32, for small convolutions. Large ones take the same time, and compiled batch norm in
+    bfloat16 is slower than torch's own. On CUDA the steps are captured as graphs instead.
 
     Measured on an AMD EPYC (Zen 4), in images/s compiled and eager: imagenet_rnn_gate_18 at 112 pixels 96 and 106 (two
     cores); in bfloat16 on one core cifar10_rnn_gate_38 153 and 189 to 204, cifar10_resnet_38 277 and 269.
@@ -44,7 +44,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory that it frees, on glibc; new pages cost page faults.
+    """Let the process keep freed memory, on glibc: new pages cost page faults.
 
     A step of SkipNet-38 then has 512 page faults instead of 11,616 and takes 5 to 6 % less time (one core of an AMD
     EPYC, Zen 4).

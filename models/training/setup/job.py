@@ -21,7 +21,7 @@ from models.training.types import Job
 
 
 def make_job(options: JobOptions) -> Job:
-    """Build the job that the options describe; raises UserError for options that don't make one."""
+    """Build the job that the options describe; raises UserError for options that don't fit each other."""
     prepare_process(options.seed)
     device = torch.device(choose_device(options.device))
     architecture, dataset = (

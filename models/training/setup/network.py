@@ -1,4 +1,4 @@
-"""The network that a run starts with: a fresh one, that of a checkpoint, or one that grows from it."""
+"""The network that a run starts with: random weights, a checkpoint, or a deeper network grown from one."""
 
 from pathlib import Path
 
@@ -17,9 +17,10 @@ def start_network(
 ) -> tuple[SkipNet, list[TrainedStage]]:
     """Return the network to train and the records of the stages before.
 
-    The network is fresh, or that of the checkpoint to start from. A dense one can get gates or grow (`grow`), and a
-    routed one can lose its gates. Raises UserError where the checkpoint was trained on images that are now validation
-    images.
+    The network has random weights or those of the checkpoint to start from. A dense checkpoint can get gates or grow
+    (`grow`), and a routed one can lose its gates.
+
+    Raises UserError where the checkpoint was trained on images that are now validation images.
     """
     if options.init is None:
         return architecture.build(len(classes)), []

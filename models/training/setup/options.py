@@ -16,11 +16,11 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     "hrl": ("hrl",),
     "sp,hrl": ("sp", "hrl"),
 }
-"""The stages that a run can have, by the names that the option has for them."""
+"""The values of the option and the stages that they stand for."""
 
 
 def parse_changes(changes: object) -> object:
-    """Return the changes of the command line in the recipe's types, and others as they are."""
+    """Return changes given as JSON in the recipe's types, and a mapping as it is."""
     return read_changes(changes) if isinstance(changes, str) else changes
 
 
@@ -33,7 +33,7 @@ class TrainingOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class NetworkOptions(TrainingOptions):
-    """Options of the trainings of networks of the catalogue."""
+    """Options of training a network of the catalogue."""
 
     epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")

@@ -22,9 +22,10 @@ from models.training.setup.options import JobOptions
 def find_teacher(
     recipes: list[Recipe], source: Source, positions: Sequence[int], options: JobOptions
 ) -> nn.Module | Tensor | None:
-    """Return the recipes' teacher, if one needs it: that of --teacher, or else the dense network of --init.
+    """Return the recipes' teacher, or None if no recipe needs one.
 
-    It is a network, or the logits that a file holds for the images at ``positions`` of the source.
+    It is that of --teacher, else the dense network of --init: a network, or the logits in a file for the images at
+    ``positions`` of the source.
     """
     if not any(recipe.distillation_weight for recipe in recipes):
         return None

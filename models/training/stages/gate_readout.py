@@ -27,9 +27,9 @@ def set_gate_bias(network: SkipNet, logit: float) -> None:
 def scale_gate_logits(network: SkipNet, factor: float) -> None:
     """Multiply every gate's logit by ``factor``: the same decisions at threshold 0.5, sampled with more certainty.
 
-    SP leaves logits near 0, where sampling is close to tossing a coin. Routes sampled from such gates have little in
-    common with those that the network was trained on, and its accuracy falls by half before HRL has begun. (The public
-    code's ImageNet gates have a temperature for the same reason.)
+    After SP the logits are near 0, and gates sample decisions with probabilities near 0.5. Such routes differ from
+    those that the network was trained on, and its accuracy is half as high when HRL begins. The ImageNet gates of the
+    public code have a temperature for the same reason.
     """
     for readout in readouts(network):
         readout.weight.mul_(factor)

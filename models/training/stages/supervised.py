@@ -45,8 +45,8 @@ def supervised_step(
 ) -> Step:
     """Return the loss of a batch: the classification loss plus the cost of missing the target rates.
 
-    Without a per-sample spread, an operating point's images together cost the squared excess over its target rate. With
-    one, each image costs the squared distance from a target rate of its own.
+    Without a per-sample spread, the cost is the squared excess of an operating point's mean computation over its target
+    rate. With one, it is the squared distance of each image's computation from a target rate of its own.
 
     ``annealing`` (0..1) is the progress of target-rate annealing; ``teacher_logits`` are [N, classes]. With ``random``
     to draw from, skipped blocks are explored (`run_explored`); without it they are masked.

@@ -141,7 +141,7 @@ async def classify(request: Request) -> Response:
                 disconnected=request.receive(),
             )
         timing.finish()
-        answer = Classification(
+        body = Classification(
             request_id=context.request_id,
             model=ModelIdentity(
                 name=loaded.name,
@@ -156,14 +156,14 @@ async def classify(request: Request) -> Response:
         )
         container.metrics.observe_request(loaded, timing, context.request_id, [result])
     context.fields |= {
-        "label": answer.predictions[0].label,
+        "label": body.predictions[0].label,
         "threshold": route.threshold,
-        "skipped": answer.routing.skipped,
-        "saved": answer.routing.saved,
+        "skipped": body.routing.skipped,
+        "saved": body.routing.saved,
         "batch": timing.batch_size,
     }
     return Response(
-        answer.model_dump_json(exclude_none=True),
+        body.model_dump_json(exclude_none=True),
         media_type="application/json",
         headers=timing.headers(),
     )

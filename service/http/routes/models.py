@@ -57,7 +57,7 @@ async def models(container: ContainerHere) -> Models:
 def describe(container: Container, entry: Entry) -> RepositoryEntry:
     versions = container.repository.loaded.get(entry.name, {})
     loaded = versions.get(entry.version)
-    answer = RepositoryEntry(
+    listed = RepositoryEntry(
         name=entry.name,
         version=entry.version,
         state=entry.state,
@@ -65,7 +65,7 @@ def describe(container: Container, entry: Entry) -> RepositoryEntry:
         default=loaded is not None and entry.name == container.repository.default and entry.version == max(versions),
     )
     if loaded is not None:
-        answer.served = ServedVersion(
+        listed.served = ServedVersion(
             name=loaded.name,
             version=loaded.version,
             engine=loaded.engine.name,
@@ -81,4 +81,4 @@ def describe(container: Container, entry: Entry) -> RepositoryEntry:
             accuracy=loaded.accuracy,
             budgets=[Budget(mac_share=share, accuracy=accuracy) for share, accuracy in loaded.curve],
         )
-    return answer
+    return listed

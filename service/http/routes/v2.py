@@ -72,16 +72,16 @@ async def server_metadata() -> ServerMetadata:
 
 @router.get("/health/live", summary="Server liveness", responses={503: {"model": Alive}})
 async def live(container: ContainerHere, response: Response) -> Alive:
-    answer = Alive(live=not container.health.not_live())
-    response.status_code = 200 if answer.live else 503
-    return answer
+    alive = Alive(live=not container.health.not_live())
+    response.status_code = 200 if alive.live else 503
+    return alive
 
 
 @router.get("/health/ready", summary="Server readiness", responses={503: {"model": ServerReady}})
 async def ready(container: ContainerHere, response: Response) -> ServerReady:
-    answer = ServerReady(ready=not container.health.not_ready())
-    response.status_code = 200 if answer.ready else 503
-    return answer
+    state = ServerReady(ready=not container.health.not_ready())
+    response.status_code = 200 if state.ready else 503
+    return state
 
 
 @router.get("/models/{model}/ready", summary="Model readiness", responses=failing(404, 503))
@@ -203,7 +203,7 @@ async def infer(
             )
             write = partial(respond, call, results, loaded.labels, model, loaded.version)
             small = len(results) * len(loaded.labels) <= SMALL_ANSWER
-            answer, head = write() if small else await asyncio.to_thread(write)
+            body, head = write() if small else await asyncio.to_thread(write)
         timing.finish()
         container.metrics.observe_request(loaded, timing, context.request_id, results)
     context.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
@@ -211,7 +211,7 @@ async def infer(
     if head is not None:
         headers["Inference-Header-Content-Length"] = str(head)
     kind = "application/json" if head is None else "application/octet-stream"
-    return Response(answer, media_type=kind, headers=headers)
+    return Response(body, media_type=kind, headers=headers)
 
 
 def plain_name(model: str) -> str:

@@ -1,27 +1,22 @@
 """The Open Inference Protocol over a real socket, with Triton's client."""
 
-import asyncio
 import base64
 import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from time import perf_counter
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-from models.checkpoint import CalibrationPoint
 from models.preprocessing import prepare
-from service.errors import ServiceError
-from service.http.oip import Parameters, read_call, respond
+from service.http.oip import respond
 from service.repository.loaded_model import LoadedModel
+from tests.service.http.oip import message, request
 from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, engine_of, picture, until
 
 Pixels = NDArray[np.float32]
@@ -184,129 +179,6 @@ def test_more_images_than_a_batch(client: Any, running: Running, loaded: LoadedM
     assert running.container.admission.image_count == 0
 
 
-def message(response: httpx.Response) -> str:
-    body = response.json()
-    assert body.keys() == {"error"}
-    assert isinstance(body["error"], str)
-    return str(body["error"])
-
-
-def request(**changes: Any) -> dict[str, Any]:
-    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0.5] * 3072}
-    return {"inputs": [tensor | changes.pop("tensor", {})]} | changes
-
-
-BAD = {
-    "no inputs": {"inputs": []},
-    "no object": [1, 2],
-    "two inputs": {"inputs": request()["inputs"] * 2},
-    "unknown input": request(tensor={"name": "picture"}),
-    "unknown output": request(outputs=[{"name": "labels"}]),
-    "wrong datatype": request(tensor={"datatype": "FP16"}),
-    "wrong shape": request(tensor={"shape": [1, 3, 31, 32]}),
-    "no images": request(tensor={"shape": [0, 3, 32, 32], "data": []}),
-    "negative": request(tensor={"shape": [-1, 3, 32, 32]}),
-    "too few numbers": request(tensor={"data": [0.5] * 3071}),
-    "strings": request(tensor={"data": ["a"] * 3072}),
-    "ragged": request(tensor={"data": [[0.5] * 3071, 0.5]}),
-    "null": request(tensor={"data": [None] * 3072}),
-    "not finite": request(tensor={"data": [1e39] * 3072}),
-    "overflowing": request(tensor={"data": [3e38] * 3072}),
-    "no data": request(tensor={"data": None}),
-    "promised bytes": request(tensor={"data": None, "parameters": {"binary_data_size": 12288}}),
-    "not base64": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [1], "data": ["?"]}),
-    "numbers as bytes": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [1], "data": [7]}),
-    "too few files": request(tensor={"name": "bytes", "datatype": "BYTES", "shape": [2], "data": ["aaaa"]}),
-    "surrogate": request(tensor={"datatype": "\ud800"}),
-    "surrogate for bytes": request(tensor={"name": "bytes", "datatype": "\ud800"}),
-    "output twice": request(outputs=[{"name": "logits"}, {"name": "macs"}, {"name": "logits"}]),
-    "endless": request(parameters={"timeout": 10**400}),
-    "classified macs": request(outputs=[{"name": "macs", "parameters": {"classification": 2}}]),
-    "threshold": request(parameters={"execute_threshold": 2}),
-}
-
-
-@pytest.mark.parametrize("body", BAD.values(), ids=BAD.keys())
-def test_bad_requests(running: Running, body: Any) -> None:
-    response = running.client.post(f"/v2/models/{NAME}/infer", content=json.dumps(body))
-    assert response.status_code == 400
-    assert message(response)
-
-
-def test_optional_members_may_be_null(running: Running) -> None:
-    tensor = {"parameters": None, "data": [0.5] * 3072}
-    outputs = [
-        {"name": "macs", "parameters": None},
-        {"name": "logits", "parameters": {"binary_data": None, "classification": None}},
-    ]
-    parameters = dict.fromkeys(Parameters.model_fields)
-    for body in (
-        request(tensor=tensor, id=None, outputs=None, parameters=None),
-        request(tensor=tensor, id=None, outputs=outputs, parameters=parameters),
-        request(tensor=tensor | {"parameters": {"binary_data_size": None}}),
-    ):
-        response = running.client.post(f"/v2/models/{NAME}/infer", content=json.dumps(body))
-        assert (response.status_code, "id" in response.json()) == (200, False)
-    index = running.client.post("/v2/repository/index", content=json.dumps({"ready": None}))
-    assert index.status_code == 200
-
-
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"NaN", b'{"inputs": NaN}'])
-def test_malformed_json_is_refused(running: Running, body: bytes) -> None:
-    response = running.client.post(f"/v2/models/{NAME}/infer", content=body)
-    assert response.status_code == 400
-    assert message(response)
-
-
-@pytest.mark.parametrize(
-    ("body", "header", "status"),
-    [
-        (b"{}", "99", 400),
-        (b"{}", "-1", 422),
-        (b"{}", "x", 422),
-        (b'{"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 3, 32, 32], '
-         b'"parameters": {"binary_data_size": 4}}]}1234', "106", 400),
-        (b'{"inputs": [{"name": "bytes", "datatype": "BYTES", "shape": [1], '
-         b'"parameters": {"binary_data_size": 4}}]}\xff\xff\xff\xff', "99", 400),
-        (b'{"inputs": [{"name": "bytes", "datatype": "BYTES", "shape": [2], '
-         b'"parameters": {"binary_data_size": 4}}]}\0\0\0\0', "99", 400),
-    ],
-)  # fmt: skip
-def test_bad_binary_data(running: Running, body: bytes, header: str, status: int) -> None:
-    if body.startswith(b'{"inputs"'):
-        header = str(body.rindex(b"}") + 1)
-    response = running.client.post(
-        f"/v2/models/{NAME}/infer", content=body, headers={"inference-header-content-length": header}
-    )
-    assert response.status_code == status
-    assert message(response)
-
-
-def test_large_json_is_to_be_sent_as_binary(running: Running) -> None:
-    response = running.client.post(f"/v2/models/{NAME}/infer", content=b'{"x": "' + b"y" * (5 << 20) + b'"}')
-    assert response.status_code == 413
-    assert "binary" in message(response)
-
-
-def test_large_json_is_read_one_at_a_time_in_the_time_that_a_request_has(running: Running) -> None:
-    # Not a tensor, but over SMALL_JSON.
-    large, url = b'{"x": "' + b"y" * (1 << 17) + b'"}', f"/v2/models/{NAME}/infer"
-
-    async def hold(size: int, seconds: float) -> None:
-        async with running.container.json_turn.take(size, perf_counter() + seconds):
-            response = await asyncio.to_thread(
-                running.client.post, url, content=large, headers={"x-request-timeout": "0.1"}
-            )
-            assert response.status_code == 504
-            assert "JSON" in message(response)
-            small = await asyncio.to_thread(running.client.post, url, content=b"{}")
-            assert small.status_code == 400
-
-    loop = running.container.pipeline.batcher._loop
-    asyncio.run_coroutine_threadsafe(hold(len(large), 20), loop).result(30)
-    assert running.client.post(url, content=large).status_code == 400
-
-
 def test_bad_image_among_good_ones(client: Any) -> None:
     tensor = triton.InferInput("bytes", [2], "BYTES")
     tensor.set_data_from_numpy(np.asarray([encoded(picture(0)), b"no image"], object))
@@ -354,16 +226,6 @@ def test_images_of_a_request_are_admitted_together(start: Callable[..., Running]
     assert server.container.admission.image_count == 0
 
 
-def test_millions_of_empty_files_are_not_counted_to_the_end() -> None:
-    behind = bytes(16 << 20)
-    tensor = {"name": "bytes", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(behind)}}
-    head = json.dumps({"inputs": [tensor]}).encode()
-    start = perf_counter()
-    with pytest.raises(ServiceError, match="goes on behind its 2 elements"):
-        read_call(head + behind, len(head), (3, 32, 32), 256)
-    assert perf_counter() - start < 0.5
-
-
 @pytest.mark.parametrize(("count", "apart"), [(3, False), (101, True)])
 def test_large_responses_are_written_in_a_thread(
     running: Running, monkeypatch: pytest.MonkeyPatch, count: int, apart: bool
@@ -381,29 +243,3 @@ def test_large_responses_are_written_in_a_thread(
     headers = {"inference-header-content-length": str(len(head))}
     assert running.client.post(f"/v2/models/{NAME}/infer", content=head + body, headers=headers).status_code == 200
     assert [thread is not running.thread for thread in threads] == [apart]
-
-
-def test_budget_is_met_and_the_response_says_what_was_spent(start: Callable[..., Running], model: LoadedModel) -> None:
-    points = [(0.0, 1.0), (1.0, 0.1)]
-    calibration = [
-        CalibrationPoint(threshold=t, accuracy=share, computation_percentage=50, mac_share=share) for t, share in points
-    ]
-    config = model.checkpoint.config.model_copy(update={"calibration": calibration})
-    model.checkpoint = replace(model.checkpoint, config=config)
-    server = start()
-    spent, expected = [], []
-    for budget in (1.0, 0.5, 0.1):
-        answer = server.client.post(f"/classify?compute_budget={budget}", content=encoded(picture(0)), headers=PNG)
-        spent.append(1 - answer.json()["routing"]["saved"])
-        expected.append(answer.json()["expected_accuracy"])
-        body = request(parameters={"compute_budget": budget})
-        assert server.client.post(f"/v2/models/{NAME}/infer", json=body).status_code == 200
-    assert spent == sorted(spent, reverse=True)
-    assert spent[0] > 0.99
-    assert spent[-1] < 0.1
-    assert expected == [1.0, 0.1, 0.1]
-    answer = server.client.post("/classify?execute_threshold=0", content=encoded(picture(0)), headers=PNG)
-    assert "expected_accuracy" not in answer.json()
-    for query in ("compute_budget=0.05", "compute_budget=0.5&execute_threshold=0.5", "compute_budget=1.5"):
-        refused = server.client.post(f"/classify?{query}", content=encoded(picture(0)), headers=PNG)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_parameter")
