@@ -10,15 +10,18 @@ from xdist.scheduler import LoadScopeScheduling
 from models.machine import available_cpus
 
 LONGEST = (
-    "tests/models/engines/persistent",
     "tests/deploy",
+    "tests/models/test_shipped",
     "tests/models/training",
-    "tests/models/experiments",
-    "tests/models/analysis",
+    "tests/models/engines/test_parity",
+    "tests/models/engines/cuda_graph",
+    "tests/models/importing",
     "tests/service/cli",
-    "tests/service/http/test_fuzz",
+    "tests/service/workers",
+    "tests/service/test_connections",
+    "tests/service/http/test_contract",
 )
-"""Paths of the tests that take minutes. They start first, so that none of them is left over at the end."""
+"""Paths of the modules that take longest. They start first, so that none of them is left over at the end."""
 
 SHARED_FIXTURES = ("tests/deploy",)
 """Packages whose modules share an expensive fixture (Prometheus with a served model), and so run on one worker."""

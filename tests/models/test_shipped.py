@@ -15,6 +15,7 @@ from PIL import Image
 from models import SHIPPED
 from models.checkpoint import Checkpoint, read_checkpoint
 from models.engines import load_engine
+from models.engines.protocol import Engine, Routed
 from models.evaluation.metrics import BATCH, evaluate_engine
 from models.preprocessing import prepare
 from tests.models.data.test_data import packs
@@ -24,9 +25,8 @@ FOLDERS = sorted(weights.parent for weights in SHIPPED.glob("*/*/model.safetenso
 PROMISED = {"cifar10": 0.86, "cifar100": 0.66, "imagefolder": 0.80}
 """Top-1 accuracy."""
 PHOTO = Path(__file__).parents[1] / "photos" / "cat.jpg"
-
-
-GATED = [folder for folder in FOLDERS if read_checkpoint(folder).network.decision_count]
+SAMPLE = 100
+"""Test images on which the engines are compared."""
 
 
 def named(folder: Path) -> str:
@@ -38,9 +38,25 @@ def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
     return read_checkpoint(request.param)
 
 
-@pytest.fixture(scope="module", params=GATED, ids=named)
-def gated(request: pytest.FixtureRequest) -> Checkpoint:
-    return read_checkpoint(request.param)
+@pytest.fixture(scope="module")
+def engine(checkpoint: Checkpoint) -> Iterator[Engine]:
+    """The engine that a server chooses for the checkpoint."""
+    chosen = load_engine(checkpoint)
+    yield chosen
+    chosen.close()
+
+
+@pytest.fixture(scope="module")
+def sample(checkpoint: Checkpoint) -> NDArray[np.float32]:
+    """The network's input for some of its test images."""
+    images, _ = read_test_set(checkpoint, SAMPLE)
+    return np.stack([prepare(image, checkpoint.config.input) for image in images])
+
+
+@pytest.fixture(scope="module")
+def routed(checkpoint: Checkpoint, engine: Engine, sample: NDArray[np.float32]) -> Routed:
+    """The engine's output for the sample."""
+    return engine.run(sample, np.full(SAMPLE, checkpoint.config.execute_threshold, np.float32))
 
 
 def read_test_set(checkpoint: Checkpoint, count: int | None = None) -> tuple[list[Image.Image], NDArray[np.int64]]:
@@ -78,14 +94,14 @@ def test_it_reaches_its_documented_accuracy(checkpoint: Checkpoint) -> None:
     assert evaluation.accuracy >= PROMISED[evaluation.dataset]
 
 
-def test_it_skips_more_blocks_at_a_higher_threshold(gated: Checkpoint) -> None:
-    evaluation = gated.config.evaluation
+def test_gates_skip_a_fifth_of_the_blocks_and_are_calibrated(checkpoint: Checkpoint) -> None:
+    evaluation = checkpoint.config.evaluation
     assert evaluation is not None
-    assert evaluation.decisions_skipped >= 0.20
-    assert len(gated.config.calibration) >= 10
+    assert checkpoint.network.gate_kind is None or evaluation.decisions_skipped >= 0.20
+    assert checkpoint.network.gate_kind is None or len(checkpoint.config.calibration) >= 10
 
 
-def test_its_figures_are_reproduced(checkpoint: Checkpoint) -> None:
+def test_its_figures_are_reproduced(checkpoint: Checkpoint, engine: Engine) -> None:
     evaluation = checkpoint.config.evaluation
     assert evaluation is not None
     images, labels = read_test_set(checkpoint)
@@ -95,11 +111,7 @@ def test_its_figures_are_reproduced(checkpoint: Checkpoint) -> None:
             batch = np.stack([prepare(image, checkpoint.config.input) for image in images[start : start + BATCH]])
             yield torch.from_numpy(batch), torch.from_numpy(labels[start : start + BATCH])
 
-    engine = load_engine(checkpoint)
-    try:
-        metrics = evaluate_engine(engine, batches(), evaluation.execute_threshold)
-    finally:
-        engine.close()
+    metrics = evaluate_engine(engine, batches(), evaluation.execute_threshold)
     # A probability within rounding of the threshold may fall to either side on another machine.
     assert metrics.accuracy == pytest.approx(evaluation.accuracy, abs=5e-4)
     assert metrics.computation_percentage == pytest.approx(evaluation.computation_percentage, abs=0.05)
@@ -108,40 +120,26 @@ def test_its_figures_are_reproduced(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "torch", "reference"])
-def test_every_engine_gives_the_same_figures(checkpoint: Checkpoint, name: str) -> None:
-    evaluation = checkpoint.config.evaluation
-    assert evaluation is not None
-    images, _ = read_test_set(checkpoint, 200)
-    inputs = np.stack([prepare(image, checkpoint.config.input) for image in images])
-    answers = []
-    for engine in (load_engine(checkpoint), load_engine(checkpoint, name)):
-        try:
-            answers.append(engine.run(inputs, np.full(200, evaluation.execute_threshold, np.float32)))
-        finally:
-            engine.close()
-    first, second = answers
-    np.testing.assert_array_equal(first.executed, second.executed)
-    np.testing.assert_array_equal(first.logits.argmax(1), second.logits.argmax(1))
-
-
-def test_it_decides_by_image(gated: Checkpoint) -> None:
-    images, _ = read_test_set(gated, 200)
-    inputs = np.stack([prepare(image, gated.config.input) for image in images])
-    engine = load_engine(gated)
+def test_every_engine_gives_the_same_figures(
+    checkpoint: Checkpoint, routed: Routed, sample: NDArray[np.float32], name: str
+) -> None:
+    other = load_engine(checkpoint, name)
     try:
-        executed = engine.run(inputs, np.full(200, gated.config.execute_threshold, np.float32)).executed
+        expected = other.run(sample, np.full(SAMPLE, checkpoint.config.execute_threshold, np.float32))
     finally:
-        engine.close()
-    assert len(np.unique(executed.sum(1))) > 1
+        other.close()
+    np.testing.assert_array_equal(routed.executed, expected.executed)
+    np.testing.assert_array_equal(routed.logits.argmax(1), expected.logits.argmax(1))
 
 
-def test_networks_with_a_class_cat_recognise_the_photo(checkpoint: Checkpoint) -> None:
+def test_it_decides_by_image(checkpoint: Checkpoint, routed: Routed) -> None:
+    distinct = len(np.unique(routed.executed.sum(1)))
+    assert distinct == 1 if checkpoint.network.gate_kind is None else distinct > 1
+
+
+def test_networks_with_a_class_cat_recognise_the_photo(checkpoint: Checkpoint, engine: Engine) -> None:
     image = prepare(Image.open(PHOTO), checkpoint.config.input)[None]
-    engine = load_engine(checkpoint)
-    try:
-        routed = engine.run(image, np.array([checkpoint.config.execute_threshold], np.float32))
-    finally:
-        engine.close()
+    routed = engine.run(image, np.array([checkpoint.config.execute_threshold], np.float32))
     if "cat" in checkpoint.config.labels:
         assert checkpoint.config.labels[int(routed.logits.argmax())] == "cat"
     assert not checkpoint.network.decision_count or not routed.executed.all()

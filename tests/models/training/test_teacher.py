@@ -61,7 +61,9 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 Show = Callable[[Iterator[int]], Iterator[int]]
 
 
-def teach_in(folder: Path, data: Path, epochs: int = 2, show: Show = quiet, network: str = "small") -> Tensor:
+def teach_in(
+    folder: Path, data: Path, epochs: int = 2, show: Show = quiet, network: str = "small", save_every: float = 300
+) -> Tensor:
     source = read_source(ROW, "train", data)
     train_teacher(
         source,
@@ -72,7 +74,7 @@ def teach_in(folder: Path, data: Path, epochs: int = 2, show: Show = quiet, netw
         limit=None,
         seed=0,
         device=torch.device("cpu"),
-        save_every=0,
+        save_every=save_every,
         show=show,
     )
     return read_teacher_logits(folder / LOGITS_FILE, "cifar10", TRAIN, 10)
@@ -92,7 +94,7 @@ def test_the_first_layer_whitens_patches(data: Path) -> None:
 def test_a_killed_teacher_resumes_to_the_same_logits(data: Path, tmp_path: Path) -> None:
     whole = teach_in(tmp_path / "whole", data)
     with pytest.raises(Killed):
-        teach_in(tmp_path / "killed", data, show=KilledAfter(6))
+        teach_in(tmp_path / "killed", data, show=KilledAfter(6), save_every=0)
     assert not (tmp_path / "killed" / LOGITS_FILE).exists()
     assert torch.equal(teach_in(tmp_path / "killed", data), whole)
     given = (tmp_path / "killed" / LOGITS_FILE).stat()

@@ -44,7 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(checkpoint: Path, data: Path, *options: str) -> None:
-    main(["evaluate", str(checkpoint), "--data", str(data), "--engine", "torch", *options])
+    main(["evaluate", str(checkpoint), "--data", str(data), "--engine", "reference", *options])
 
 
 def test_written_figures_are_read_back(checkpoint: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
