@@ -6,6 +6,8 @@ from models.cascade.config import Cascade, CascadeConfig, read_cascade
 from models.model_card.card import BEGIN, CARD, END, split_card
 from models.persistence.atomic_file import whole_file
 
+SHOWN_LOSS = 0.05
+"""The card shows points of the curve that lose at most this accuracy to the best one."""
 TEMPLATE = """\
 # {name}, version {version}
 
@@ -54,7 +56,7 @@ def draw_stages(config: CascadeConfig) -> str:
             else "the output is that of the last stage that ran."
         ),
         "",
-        "| stage | execute threshold | temperature | goes on below |",
+        "| stage | execute threshold | temperature | escalates below |",
         "|---|---|---|---|",
     ]
     for stage in config.stages:
@@ -74,19 +76,23 @@ def draw_evaluation(cascade: Cascade) -> str:
     return (
         f"On the {found.images:,} {found.split} images of {found.dataset} (engine {found.engine}): **top-1 "
         f"{found.accuracy:.2%} for {found.macs / 1e6:.1f} M MACs an image**, all stages counted. The last stage alone, "
-        f"dense, takes {found.dense_macs / 1e6:.1f} M; {saved:.1%} of that is saved. {shares} of the images go on."
+        f"dense, takes {found.dense_macs / 1e6:.1f} M; {saved:.1%} of that is saved. {shares} of the images are "
+        "escalated."
     )
 
 
 def draw_curve(config: CascadeConfig) -> str:
     """Return the accuracy-compute curve as a table."""
+    best = max((point.accuracy for point in config.curve), default=0.0)
+    shown = [point for point in config.curve if point.accuracy >= best - SHOWN_LOSS]
     lines = [
-        "The accuracy-compute curve, on validation images (what `compute_budget` chooses from):",
+        "The accuracy-compute curve, on validation images (what `compute_budget` chooses from). `config.json` has "
+        f"{len(config.curve) - len(shown)} more points that are cheaper and lose more than {SHOWN_LOSS:.0%}.",
         "",
-        "| MACs over dense | top-1 | go on |",
+        "| MACs over dense | top-1 | escalated |",
         "|---|---|---|",
     ]
-    for point in config.curve:
+    for point in shown:
         shares = ", ".join(f"{share:.1%}" for share in point.escalated)
         lines.append(f"| {point.mac_share:.3f} | {point.accuracy:.2%} | {shares} |")
     return "\n".join(lines)

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models import SHIPPED
+from models.cascade.config import read_cascade_config
 from models.data.datasets import find_dataset
 from service.settings import Settings
 from tests.models.data.test_data import packs
-from tests.service.parts import Running, encoded, post
+from tests.service.parts import Running, encoded, post, until
 
 PHOTOS = Path(__file__).parents[1] / "photos"
+CASCADE = {"model": "cifar10_cascade", "version": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,39 @@ def test_skipping_varies_from_image_to_image(answers: list[tuple[str, dict[str, 
     skipped = [answer["routing"]["skipped"] for _, answer in answers]  # type: ignore[index]
     assert len(set(skipped)) >= 3
     assert np.mean(skipped) >= 0.2 * 17
+
+
+def test_the_cascade_equals_its_stages_asked_one_by_one(shipped: Running) -> None:
+    """For 120 images: label probabilities, MACs, blocks and counters are those of the two stages."""
+    pixels, _ = packs().read("cifar10", "test")
+    config = read_cascade_config(SHIPPED / "cifar10_cascade" / "1")
+    margin = config.stages[0].margin
+    assert margin is not None and config.combination == "mean" and config.measure == "margin"
+    before = [shipped.metric("cascade_images_total", **CASCADE, stage=stage) for stage in ("0", "1")]
+    escalated = 0
+    for image in pixels[:120]:
+        sent = encoded(Image.fromarray(image))
+        whole = post(shipped, sent, "?top_k=10").json()
+        stages = [
+            post(shipped, sent, f"?top_k=10&model={stage.model}&version={stage.version}").json()
+            for stage in config.stages
+        ]
+        shares = [{each["label"]: each["probability"] for each in answer["predictions"]} for answer in stages]
+        first, second = sorted(shares[0].values(), reverse=True)[:2]
+        # Responses round probabilities; an image within rounding of the margin may go either way.
+        if abs(first - second - margin) < 1e-3:
+            continue
+        ran = 2 if first - second < margin else 1
+        escalated += ran - 1
+        assert [stage["model"] for stage in whole["routing"]["stages"]] == [each.model for each in config.stages[:ran]]
+        assert whole["routing"]["macs"] == sum(answer["routing"]["macs"] for answer in stages[:ran])
+        assert whole["routing"]["executed"] == sum(answer["routing"]["executed"] for answer in stages[:ran])
+        for each in whole["predictions"]:
+            expected = sum(share[each["label"]] for share in shares[:ran]) / ran
+            assert each["probability"] == pytest.approx(expected, abs=1e-3)
+    assert escalated > 0
+    until(lambda: shipped.metric("cascade_images_total", **CASCADE, stage="0") == before[0] + 120)
+    assert shipped.metric("cascade_images_total", **CASCADE, stage="1") - before[1] >= escalated
 
 
 def test_skipping_every_block_takes_less_than_half_the_time(shipped: Running) -> None:
