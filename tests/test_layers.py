@@ -11,16 +11,17 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "persistence": -1,
     "": 0,
-    "data": 1,
-    "engines": 1,
-    "evaluation": 2,
-    "importing": 2,
-    "cascade": 3,
-    "training": 3,
-    "experiments": 4,
-    "analysis": 4,
-    "benchmark": 5,
-    "model_card": 5,
+    "images": 1,
+    "data": 2,
+    "engines": 2,
+    "evaluation": 3,
+    "importing": 3,
+    "cascade": 4,
+    "training": 4,
+    "experiments": 5,
+    "analysis": 5,
+    "benchmark": 6,
+    "model_card": 6,
 }
 """Layers of the packages in `models`. A package imports only lower ones. "" stands for the modules in no package."""
 

@@ -16,7 +16,8 @@ from models.data.datasets import DatasetInfo
 from models.data.image_folder import FolderImages, find_split, read_image_folder
 from models.data.parquet import find_parquet, load_from_hub, read_parquet
 from models.errors import UserError
-from models.images import TRAINING_FORMATS, ImageError, decode_image
+from models.images.encoded import TRAINING_FORMATS, decode_image
+from models.images.errors import ImageError
 from models.machine import available_cpus
 from models.preprocessing import InputSpec, fit
 
@@ -68,7 +69,7 @@ class Source:
     def image(self, index: int, shorter_side: int = 0) -> tuple[Image.Image, int]:
         """Return image ``index`` as upright RGB, and its label.
 
-        ``shorter_side`` lets a large JPEG be decoded at reduced size, as in `models.images.EncodedImage`. Raises
+        ``shorter_side`` lets a large JPEG be decoded at reduced size, as in `models.images.encoded.EncodedImage`. Raises
         DamagedImage.
         """
         position = self.positions[index]

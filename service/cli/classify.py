@@ -43,13 +43,13 @@ class Classify(EngineOptions):
 
         from models.model_repository import find_version
         from models.preprocessing import prepare
-        from service.inference.decoder import BYTES_PER_PIXEL_WEBP, Decoder
+        from service.inference.decoder import BYTES_PER_PIXEL_MOST, Decoder
         from service.inference.result import predictions, routing
         from service.repository.loading import open_version
 
         model = open_version(find_version(self.model_repository, self.model, self.version), self)
         route = model.choose_route(self.execute_threshold, self.compute_budget, self.min_margin)
-        decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL_WEBP)
+        decoder = Decoder(self.max_image_pixels, self.max_image_pixels * BYTES_PER_PIXEL_MOST)
         spec, thresholds, wrong = model.input, np.asarray([route.threshold], np.float32), 0
         for file in self.images:
             try:

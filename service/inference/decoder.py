@@ -3,13 +3,18 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 
 from PIL import Image
 
-from models.images import FORMATS, EncodedImage, ImageError, ImageTooLarge, TooManyPieces
+from models.images import boxes, tiff
+from models.images.encoded import FORMATS, EncodedImage
+from models.images.errors import ImageError, ImageTooLarge, TooManyPieces
 from service.errors import Code, ServiceError
 
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF87a", b"GIF89a")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF87a", b"GIF89a", *tiff.SIGNATURES)
+BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+"""What AVIF and HEIF files call themselves in their first box."""
 
 START_OF_IMAGE, START_OF_SCAN = b"\xff\xd8", b"\xff\xda"
 SCAN = START_OF_SCAN + b"\x00"
@@ -26,8 +31,8 @@ COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")
 BYTES_PER_PIXEL = 10
 BYTES_PER_PIXEL_CONVERTED = 14
 """For a mode whose conversion needs one more copy."""
-BYTES_PER_PIXEL_WEBP = 24
-"""WebP's decoder keeps two canvases in addition."""
+BYTES_PER_PIXEL_MOST = 24
+"""The decoders of WebP, AVIF and HEIF keep pictures of their own in addition."""
 BYTES_PER_COEFFICIENT = 2
 
 MIB = 1 << 20
@@ -70,7 +75,7 @@ class Decoder:
 
     @contextmanager
     def decode(self, data: bytes, shorter_side: int = 0) -> Iterator[Image.Image]:
-        """Lend the pixels of an image file as `models.images.EncodedImage.decode` returns them.
+        """Lend the pixels of an image file as `models.images.encoded.EncodedImage.decode` returns them.
 
         The image's memory counts as taken until the block ends.
 
@@ -112,7 +117,7 @@ class Decoder:
 
     def check_limits(self, encoded: EncodedImage) -> None:
         """Raise ServiceError image_too_large where an image has too many pixels or scans, or takes too much memory."""
-        width, height = encoded.full_size
+        width, height = max(encoded.full_size, encoded.hidden_size, key=prod)
         if width * height > self.max_pixels:
             raise ServiceError(Code.IMAGE_TOO_LARGE, f"the image has {width} x {height} pixels; {self.pixel_limit()}")
         if is_jpeg(encoded) and encoded.data.count(SCAN) > MAX_SCANS:
@@ -147,12 +152,12 @@ def pixels(encoded: EncodedImage) -> Image.Image:
 def memory_of(encoded: EncodedImage) -> int:
     """Return the bytes to count for decoding an image."""
     image = encoded.image
-    return image.width * image.height * bytes_per_pixel(image) + coefficient_memory(encoded)
+    return max(prod(image.size), prod(encoded.hidden_size)) * bytes_per_pixel(image) + coefficient_memory(encoded)
 
 
 def bytes_per_pixel(image: Image.Image) -> int:
-    if image.format == "WEBP":
-        return BYTES_PER_PIXEL_WEBP
+    if image.format in ("WEBP", "AVIF", "HEIF"):
+        return BYTES_PER_PIXEL_MOST
     if image.mode in ("1", "L", "P") or (image.mode == "RGB" and not image.has_transparency_data):
         return BYTES_PER_PIXEL
     return BYTES_PER_PIXEL_CONVERTED
@@ -199,4 +204,6 @@ def is_jpeg(encoded: EncodedImage) -> bool:
 
 def looks_like_image(data: bytes) -> bool:
     """Return whether the first bytes are the signature of a format in FORMATS."""
+    if data[4:8] == boxes.FILE_TYPE:
+        return data[8:12] in BRANDS
     return data.startswith(SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")

@@ -15,12 +15,13 @@ from service.inference.result import Classification, ModelIdentity, predictions,
 router = APIRouter(tags=["inference"])
 
 FILE = {"type": "string", "format": "binary"}
+IMAGE_TYPES = ("jpeg", "png", "webp", "avif", "heic", "heif", "tiff", "bmp", "gif")
 REQUEST_BODY = {
     "required": True,
-    "description": "an image: JPEG, PNG, WebP, BMP or GIF (first frame)",
+    "description": "an image: JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP or GIF (its first frame or page)",
     "content": {
         "multipart/form-data": {"schema": {"type": "object", "required": ["image"], "properties": {"image": FILE}}},
-        **{f"image/{kind}": {"schema": FILE} for kind in ("jpeg", "png", "webp", "bmp", "gif")},
+        **{f"image/{kind}": {"schema": FILE} for kind in IMAGE_TYPES},
     },
 }
 

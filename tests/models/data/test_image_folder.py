@@ -17,7 +17,7 @@ from models.data.source import DamagedImage, Source, describe, read_source
 from models.errors import UserError
 from models.training.setup.data import input_spec
 from tests.models.data.test_data import write_parquet
-from tests.models.test_images import png, png_chunk
+from tests.models.images.test_encoded import png, png_chunk
 
 SPEC = input_spec(find_dataset("cifar10"), 32)
 FOLDER = find_dataset("imagefolder")
@@ -76,16 +76,18 @@ def test_files_are_chosen_by_suffix_and_the_others_counted(tmp_path: Path) -> No
     write_classes(tmp_path / "train", cat=2, dog=2)
     cat = tmp_path / "train" / "cat"
     (cat / "0.png").rename(cat / "0.PNG")
-    Image.new("RGB", (40, 30)).save(cat / "photo.JPEG")
-    for name in ("a.heic", "b.HEIC", "c.avif", "notes", ".hidden.png", ".DS_Store"):
+    for name in ("photo.JPEG", "phone.HEIC", "web.avif", "scan.tif"):
+        Image.new("RGB", (40, 30)).save(cat / name)
+    for name in ("a.cr2", "b.CR2", "c.jxl", "notes", ".hidden.png", ".DS_Store"):
         (cat / name).write_bytes(b"")
     (tmp_path / "train" / "metadata.csv").write_text("file_name,label")
     write_classes(tmp_path / "train" / ".ipynb_checkpoints", cat=1)
     write_classes(tmp_path / "train" / "dog" / ".thumbnails", cat=1)
     source = train_source(tmp_path)
-    assert source.classes == ["cat", "dog"] and len(source) == 5
-    assert source.examples.skipped == {".heic": 2, ".avif": 1, "no suffix": 1, ".csv": 1}
-    line = "data: 5 images of 2 classes (cat, dog); skipped by suffix: 5 (.heic 2, "
+    assert source.classes == ["cat", "dog"] and len(source) == 8
+    assert {source.image(index)[0].size for index in range(8)} == {(40, 30)}
+    assert source.examples.skipped == {".cr2": 2, ".jxl": 1, "no suffix": 1, ".csv": 1}
+    line = "data: 8 images of 2 classes (cat, dog); skipped by suffix: 5 (.cr2 2, "
     assert describe(source).startswith(line)
 
 
@@ -111,10 +113,10 @@ def test_validation_images_may_lie_in_any_of_these_folders(tmp_path: Path, name:
     assert read_source(FOLDER, "test", tmp_path).classes == ["cat"]
 
 
-def heic_only(train: Path) -> None:
+def raw_only(train: Path) -> None:
     write_classes(train, owl=0)
     for number in range(3):
-        (train / "owl" / f"{number}.heic").write_bytes(b"")
+        (train / "owl" / f"{number}.cr2").write_bytes(b"")
 
 
 def one_class(train: Path) -> None:
@@ -135,7 +137,7 @@ def same_name_twice(train: Path) -> None:
     ("change", "message"),
     [
         (lambda train: (train / "owl").mkdir(), r"class folder .*train/owl is empty: add images, or remove it"),
-        (heic_only, r"train/owl has no image that can be read, only \.heic \(3\): convert"),
+        (raw_only, r"train/owl has no image that can be read, only \.cr2 \(3\): convert"),
         (lambda train: (train / "owl").symlink_to(train / "absent"), r"train/owl is a broken symbolic link"),
         (lambda train: (train / "owl.jpg").write_bytes(b""), r"train/owl\.jpg lies beside the class folders: move it"),
         (lambda train: (train / "owl.zip").write_bytes(b""), r"train/owl\.zip is an archive .*: unpack or remove it"),

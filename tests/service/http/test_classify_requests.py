@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.models.images.test_encoded import KINDS
 from tests.service.parts import NAME, PNG, Running, encoded, error_of, picture, post
 
 JPEG = {"content-type": "image/jpeg"}
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_format_as_body_and_as_form(running: Running, kind: str) -> None:
     data = encoded(picture(2), kind)
     raw = post(running, data, headers={"content-type": f"image/{kind.lower()}"})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.images import EncodedImage
+from models.images.encoded import EncodedImage
 from service.errors import Code, ServiceError
 from service.inference.decoder import (
     BYTES_PER_PIXEL,
@@ -20,7 +20,7 @@ from service.inference.decoder import (
     memory_of,
 )
 from service.settings import Settings
-from tests.models.test_images import png_chunk
+from tests.models.images.test_encoded import png_chunk
 from tests.service.inference.test_decoder import decode, refusal
 from tests.service.parts import encoded, picture, until
 
@@ -120,6 +120,11 @@ def peak(file: Path, small: Path, shorter_side: int = 0) -> int:
         ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
         ("JPEG", "CMYK", {"progressive": True, "subsampling": 0}),
         ("WEBP", "RGBA", {"quality": 10, "method": 0}),
+        ("AVIF", "RGBA", {"speed": 10}),
+        ("HEIF", "RGB", {}),
+        ("HEIF", "RGBA", {}),
+        ("TIFF", "RGBA", {"compression": "tiff_lzw"}),
+        ("TIFF", "CMYK", {}),
         ("GIF", "P", {}),
     ],
     ids=str,

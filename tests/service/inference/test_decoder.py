@@ -1,4 +1,5 @@
 import struct
+from functools import cache
 from io import BytesIO
 
 import pytest
@@ -7,14 +8,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from models.images import MAX_READS
+from models.images.errors import MAX_READS
 from service.errors import STATUS, Code, ServiceError
 from service.inference.decoder import (
     MAX_SCANS,
     SMALL_FILE,
     Decoder,
 )
-from tests.models.test_images import KINDS, png, png_chunk
+from tests.models.images.test_encoded import KINDS, png, png_chunk
 from tests.service.parts import encoded, picture
 
 DECODER = Decoder(max_pixels=1_000_000, max_memory=64 << 20)
@@ -34,13 +35,13 @@ def refusal(data: bytes, decoder: Decoder = DECODER) -> Code:
 
 
 @pytest.mark.parametrize(
-    "data", [b"hello, I am text", b"", b"\x00" * 100, b"%PDF-1.7", b"II*\x00" + b"\x00" * 50, b"<svg></svg>"]
+    "data", [b"hello, I am text", b"", b"\x00" * 100, b"%PDF-1.7", b"\0\0\0\x18ftypisom", b"<svg></svg>"]
 )
 def test_not_an_image(data: bytes) -> None:
     assert refusal(data) == Code.UNSUPPORTED_MEDIA_TYPE
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM", "TGA"])
+@pytest.mark.parametrize("kind", ["ICO", "PPM", "TGA"])
 def test_other_formats_are_not_opened(kind: str) -> None:
     assert refusal(encoded(picture(0), kind)) == Code.UNSUPPORTED_MEDIA_TYPE
 
@@ -64,6 +65,14 @@ def test_too_large_webp_canvas_is_refused_by_the_header() -> None:
     assert refusal(b"RIFF" + struct.pack("<I", len(data)) + data) == Code.IMAGE_TOO_LARGE
 
 
+NEW = (b"\0\0\0\x10ftypavif\0\0\0\0", b"\0\0\0\x10ftypheic\0\0\0\0", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08")
+
+
+@cache
+def intact(kind: str) -> bytes:
+    return encoded(picture(5), kind)
+
+
 def damage(data: bytes, places: list[tuple[int, int]]) -> bytes:
     broken = bytearray(data)
     for place, value in places:
@@ -78,7 +87,7 @@ def damage(data: bytes, places: list[tuple[int, int]]) -> bytes:
     cut=st.integers(0, 10_000),
 )
 def test_a_damaged_image_is_decoded_or_refused(kind: str, places: list[tuple[int, int]], cut: int) -> None:
-    data = damage(encoded(picture(5), kind), places)
+    data = damage(intact(kind), places)
     try:
         image = decode(data[: max(1, len(data) - cut)])
     except ServiceError as error:
@@ -90,7 +99,9 @@ def test_a_damaged_image_is_decoded_or_refused(kind: str, places: list[tuple[int
 
 @settings(deadline=None, max_examples=150)
 @given(
-    start=st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF89a", b"RIFF\x50\0\0\0WEBPVP8 "]),
+    start=st.sampled_from(
+        [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF89a", b"RIFF\x50\0\0\0WEBPVP8 ", *NEW]
+    ),
     rest=st.binary(max_size=300),
 )
 def test_random_bytes_are_refused(start: bytes, rest: bytes) -> None:

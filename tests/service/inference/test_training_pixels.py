@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
 from models.data.batches import PreparedImages
 from models.data.datasets import find_dataset
 from models.data.source import Source, read_source
 from models.preprocessing import InputSpec, prepare
 from service.inference.decoder import Decoder
+from tests.models.images.test_profiles import DISPLAY_P3
 from tests.research import shared
 from tests.service.parts import encoded, picture
 
@@ -51,11 +52,20 @@ def made() -> Iterator[tuple[str, bytes]]:
     yield "frames.webp", encoded(rgb, "WEBP", save_all=True, append_images=[rgba])
     for mode in ("1", "L", "P", "RGB", "RGBA"):
         yield f"{mode}.bmp", encoded(rgba.convert(mode), "BMP")
+    for mode in ("L", "RGB", "RGBA"):
+        yield f"{mode}.avif", encoded(rgba.convert(mode), "AVIF", speed=10)
+        yield f"{mode}.heic", encoded(rgba.convert(mode), "HEIF")
+    for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "LAB", "YCbCr", "I;16"):
+        image = (
+            grey16
+            if mode == "I;16"
+            else rgba.convert("RGB" if mode in ("CMYK", "LAB", "YCbCr") else mode).convert(mode)
+        )
+        yield f"{mode}.tiff", encoded(image, "TIFF")
     yield "frames.gif", encoded(palette, "GIF", save_all=True, append_images=[rgb], transparency=2)
     yield "grey.gif", encoded(rgb.convert("L"), "GIF")
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    for kind in ("JPEG", "PNG", "WEBP"):
-        yield f"profile.{kind.lower()}", encoded(rgb, kind, icc_profile=profile)
+    for kind in ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF"):
+        yield f"profile.{kind.lower()}", encoded(rgb, kind, icc_profile=DISPLAY_P3)
         for orientation in range(1, 9):
             exif = Image.Exif()
             exif[0x0112] = orientation

@@ -1,0 +1,53 @@
+"""Convert colours from embedded ICC profiles to sRGB."""
+
+from functools import lru_cache
+from io import BytesIO
+
+from PIL import Image, ImageCms
+
+MAX_PROFILE = 4 << 20
+"""Bytes. Profiles of screens and cameras have kilobytes, those of printers up to 3 MiB."""
+LISTED_STEPS = b"mpet"
+"""The type of a conversion with any number of steps. Others have at most five, and bounded tables."""
+COLOUR_SPACES = {"RGB": "RGB ", "RGBA": "RGB ", "CMYK": "CMYK", "L": "GRAY"}
+"""The colour space of an ICC profile that fits an image's mode."""
+DEVICES = ("scnr", "mntr", "prtr", "spac")
+"""Classes of profiles that describe an image's colours: input, display and output devices, and colour spaces."""
+
+
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Return a loaded image of a mode in COLOUR_SPACES with its colours converted from an ICC profile to sRGB.
+
+    RGB and RGBA are converted in place, other modes to RGB. A profile that is damaged, too large or does not fit the
+    image's mode is ignored, and the image is returned as it is.
+    """
+    if not profile or len(profile) > MAX_PROFILE or LISTED_STEPS in profile:
+        return image
+    try:
+        transform = find_transform(bytes(profile), image.mode)
+        if transform is None:
+            return image
+        if transform.output_mode != image.mode:
+            return transform.apply(image)
+        transform.apply_in_place(image)
+    except MemoryError:
+        raise
+    except Exception:  # The library raises many types.
+        return image
+    return image
+
+
+@lru_cache(maxsize=4)
+def find_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the conversion of an image's mode from a profile to sRGB; None where there is nothing to convert.
+
+    Raises various exceptions where the profile is damaged.
+    """
+    opened = ImageCms.ImageCmsProfile(BytesIO(profile))
+    source = opened.profile
+    # Most photos have a profile of sRGB.
+    if "sRGB" in (source.profile_description or ""):
+        return None
+    if source.xcolor_space != COLOUR_SPACES[mode] or source.device_class not in DEVICES:
+        return None
+    return ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, mode if mode == "RGBA" else "RGB")
