@@ -148,9 +148,8 @@ class Contents:
         ]
 
 
-CONTAINERS = {b"meta": 4, b"iinf": 4} | dict.fromkeys(
-    (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"iprp", b"ipco"), 0
-)
+PLAIN_CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"iprp", b"ipco")
+CONTAINERS = {b"meta": 4, b"iinf": 4} | dict.fromkeys(PLAIN_CONTAINERS, 0)
 """Boxes of boxes, and the bytes before these."""
 READERS: dict[bytes, Callable[[Contents, Fields], None]] = {
     b"ispe": Contents.read_picture_size,

@@ -19,7 +19,7 @@ FILLER = bytes(range(1, 128))
 
 
 def without_compressed_text(data: bytes) -> bytes:
-    """Return a PNG file without its compressed text, and without a colour profile that Pillow would refuse for its size.
+    """Return a PNG file without its compressed text, and without a colour profile that is too large for Pillow.
 
     Image generators write their settings as text, which can be megabytes. Raises TooManyPieces.
     """

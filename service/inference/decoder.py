@@ -31,8 +31,10 @@ COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")
 BYTES_PER_PIXEL = 10
 BYTES_PER_PIXEL_CONVERTED = 14
 """For a mode whose conversion needs one more copy."""
+BYTES_PER_PIXEL_HEIF, BYTES_PER_PIXEL_HEIF_CONVERTED = 11, 16
+"""HEIF's decoder keeps a picture of its own in addition."""
 BYTES_PER_PIXEL_MOST = 24
-"""The decoders of WebP, AVIF and HEIF keep pictures of their own in addition."""
+"""The decoders of WebP and AVIF keep two. Of whole numbers of 32 bits, several arrays are made."""
 BYTES_PER_COEFFICIENT = 2
 
 MIB = 1 << 20
@@ -156,11 +158,12 @@ def memory_of(encoded: EncodedImage) -> int:
 
 
 def bytes_per_pixel(image: Image.Image) -> int:
-    if image.format in ("WEBP", "AVIF", "HEIF"):
+    if image.format in ("WEBP", "AVIF") or image.mode == "I":
         return BYTES_PER_PIXEL_MOST
-    if image.mode in ("1", "L", "P") or (image.mode == "RGB" and not image.has_transparency_data):
-        return BYTES_PER_PIXEL
-    return BYTES_PER_PIXEL_CONVERTED
+    plain = image.mode in ("1", "L", "P") or (image.mode == "RGB" and not image.has_transparency_data)
+    if image.format == "HEIF":
+        return BYTES_PER_PIXEL_HEIF if plain else BYTES_PER_PIXEL_HEIF_CONVERTED
+    return BYTES_PER_PIXEL if plain else BYTES_PER_PIXEL_CONVERTED
 
 
 def coefficient_memory(encoded: EncodedImage) -> int:

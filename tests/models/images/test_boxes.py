@@ -1,6 +1,7 @@
 """AVIF and HEIF files that say one thing and contain another, or have very many parts."""
 
 import struct
+from collections.abc import Sequence
 from functools import cache
 
 import pytest
@@ -39,7 +40,7 @@ def picture_size(width: int, height: int) -> bytes:
     return box(b"ispe", struct.pack(">III", 0, width, height))
 
 
-def heif_of(properties: list[bytes], items: list[Item], references: bytes = b"", layout: int = 0x4400) -> bytes:
+def heif_of(properties: list[bytes], items: Sequence[Item], references: bytes = b"", layout: int = 0x4400) -> bytes:
     """Return a HEIF file whose primary item is the first; ``layout`` is the field of sizes in ``iloc``."""
     entries = b"".join(
         box(b"infe", struct.pack(">IHH4s", 2 << 24, number, 0, kind), b"\0")
@@ -123,7 +124,7 @@ def test_a_heif_picture_larger_than_declared_is_refused() -> None:
 
 def test_a_file_of_too_many_items_is_refused() -> None:
     properties, data = coded()
-    items: list[Item] = [(b"hvc1", data, (1, 2))] * 2 + [(b"hvc1", b"", (1, 2))] * (MAX_ITEMS - 1)
+    items = [(b"hvc1", data, (1, 2))] * 2 + [(b"hvc1", b"", (1, 2))] * (MAX_ITEMS - 1)
     with pytest.raises(ImageError, match="more than 1,000 parts"):
         EncodedImage(heif_of(properties, items))
 
@@ -149,7 +150,7 @@ def test_a_very_long_exif_block_is_refused(kind: str) -> None:
 
 def test_metadata_that_many_pictures_would_copy_is_refused() -> None:
     properties, data = coded()
-    pictures: list[Item] = [(b"hvc1", data, (1, 2))] * 70
+    pictures = [(b"hvc1", data, (1, 2))] * 70
     metadata: Item = (b"mime", b"application/rdf+xml\0".ljust(1 << 20), ())
     shared = references(b"cdsc", [(71, number) for number in range(1, 71)])
     with pytest.raises(ImageError, match="too much metadata"):

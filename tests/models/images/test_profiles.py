@@ -38,9 +38,12 @@ def curve(gamma: float) -> bytes:
     return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
 
 
+WHITE = {b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1, 0.8249)}
+
+
 def matrix_profile(*primaries: tuple[float, float, float]) -> bytes:
     """Return the profile of a screen with gamma 2.2 and these primaries in XYZ, adapted to D50."""
-    tags = {b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1, 0.8249)}
+    tags = dict(WHITE)
     for letter, primary in zip((b"r", b"g", b"b"), primaries, strict=True):
         tags |= {letter + b"XYZ": b"XYZ \0\0\0\0" + fixed(*primary), letter + b"TRC": curve(2.2)}
     return icc_profile(b"mntr", b"RGB ", b"XYZ ", tags)
@@ -59,9 +62,7 @@ def ink_profile() -> bytes:
 
 DISPLAY_P3 = matrix_profile((0.51512, 0.2412, -0.00105), (0.29198, 0.69225, 0.04189), (0.1571, 0.06657, 0.78407))
 ADOBE_RGB = matrix_profile((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
-LINEAR_GREY = icc_profile(
-    b"mntr", b"GRAY", b"XYZ ", {b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1, 0.8249), b"kTRC": curve(1)}
-)
+LINEAR_GREY = icc_profile(b"mntr", b"GRAY", b"XYZ ", WHITE | {b"kTRC": curve(1)})
 INK = ink_profile()
 
 

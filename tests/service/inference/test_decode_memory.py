@@ -20,6 +20,7 @@ from service.inference.decoder import (
     memory_of,
 )
 from service.settings import Settings
+from tests.models.images.test_boxes import declare, photo
 from tests.models.images.test_encoded import png_chunk
 from tests.service.inference.test_decoder import decode, refusal
 from tests.service.parts import encoded, picture, until
@@ -125,6 +126,7 @@ def peak(file: Path, small: Path, shorter_side: int = 0) -> int:
         ("HEIF", "RGBA", {}),
         ("TIFF", "RGBA", {"compression": "tiff_lzw"}),
         ("TIFF", "CMYK", {}),
+        ("TIFF", "I", {}),
         ("GIF", "P", {}),
     ],
     ids=str,
@@ -169,6 +171,12 @@ def test_a_phone_photo_of_48_megapixels_is_accepted_by_default(kind: str) -> Non
     assert memory_of(EncodedImage(data, shorter_side=32)) < 8 << 20
     # Half of it could be decoded at full size at the same time.
     assert decode(data, decoder).size == photo.size
+
+
+def test_a_heic_of_48_megapixels_is_accepted_by_default() -> None:
+    options = Settings()
+    decoder = Decoder(options.max_image_pixels, options.max_decode_memory)
+    assert decoder.open(declare(photo("HEIF"), 8064, 6048)).full_size == (8064, 6048)
 
 
 def test_components_in_scans_of_their_own_are_counted() -> None:
