@@ -69,8 +69,9 @@ class Source:
     def image(self, index: int, shorter_side: int = 0) -> tuple[Image.Image, int]:
         """Return image ``index`` as upright RGB, and its label.
 
-        ``shorter_side`` lets a large JPEG be decoded at reduced size, as in `models.images.encoded.EncodedImage`. Raises
-        DamagedImage.
+        ``shorter_side`` lets a large JPEG be decoded at reduced size, as in `models.images.encoded.EncodedImage`.
+
+        Raises DamagedImage.
         """
         position = self.positions[index]
         try:
