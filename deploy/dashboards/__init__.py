@@ -2,8 +2,8 @@
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from deploy.dashboards import savings, service, training
+from deploy.dashboards import proxy, savings, service, training
 
 
 def dashboards() -> list[Dashboard]:
-    return [module.board().build() for module in (savings, service, training)]
+    return [module.board().build() for module in (savings, service, proxy, training)]

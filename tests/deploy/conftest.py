@@ -14,6 +14,7 @@ from models import SHIPPED
 from models.cascade.config import read_cascade
 from models.model_repository import find_version
 from tests.deploy.parts import Live, Prometheus, write_dataset
+from tests.service.http.connections.haproxy import HAProxy
 from tests.service.parts import Process, encoded, until
 
 TIMEOUT = 240
@@ -47,18 +48,22 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         with httpx.Client(base_url=serve.url(), timeout=TIMEOUT) as client:
             until(lambda: client.get("/health/ready").status_code == 200, TIMEOUT)
             trainer = start_training(folder)
+            proxy = HAProxy(folder / "haproxy.log", client.base_url.port or 0)
             prometheus = Prometheus(
                 folder,
                 {
                     "skipnet": f"{client.base_url.host}:{client.base_url.port}",
+                    "skipnet-proxy": f"127.0.0.1:{proxy.metrics_port}",
                     "skipnet-trainer": metrics_address(folder),
                 },
             )
             try:
+                httpx.post(f"{proxy.url}/classify", content=b"no image", headers=PNG, timeout=TIMEOUT)
                 until(lambda: prometheus.value('sum(count_over_time(skipnet_macs_total{kind="dense"}[1m]))') >= 2, 60)
                 yield answered(Live(client, prometheus), gated)
             finally:
                 prometheus.stop()
+                proxy.end()
                 trainer.kill()
                 trainer.wait()
     finally:

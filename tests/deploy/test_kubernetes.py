@@ -1,5 +1,6 @@
 """Test what the schema of the Kubernetes manifests cannot check."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,25 @@ def test_the_training_job_writes_to_the_models_and_has_shared_memory_for_the_bat
     assert shared["medium"] == "Memory"
     assert int(shared["sizeLimit"].removesuffix("Gi")) << 30 >= LOADER_BYTES
     assert not read("service")["spec"]["selector"].items() <= read("training")["metadata"]["labels"].items()
+
+
+def test_the_proxy_is_a_sidecar_that_the_service_leads_to() -> None:
+    folder = DEPLOY / "haproxy"
+    component = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    pod = yaml.safe_load((folder / "sidecar.yaml").read_text())["spec"]["template"]["spec"]
+    [proxy], [service] = pod["initContainers"], read("deployment")["spec"]["template"]["spec"]["containers"]
+    # As a sidecar it ends after the service, which then still answers through it.
+    assert proxy["restartPolicy"] == "Always"
+    variables = {each["name"]: each["value"] for each in proxy["env"]}
+    assert set(variables) <= set(re.findall(r"\${(SKIPNET_\w+)", (folder / "haproxy.cfg").read_text()))
+    assert variables["SKIPNET_BACKEND"] == f"127.0.0.1:{service['ports'][0]['containerPort']}"
+    ports = {each["name"]: f":{each['containerPort']}" for each in proxy["ports"]}
+    assert variables["SKIPNET_BIND"] == ports["proxy"]
+    patches = {
+        each["target"]["kind"]: yaml.safe_load(each["patch"]) for each in component["patches"] if "patch" in each
+    }
+    assert patches["Service"][0]["value"] == "proxy"
+    assert patches["PodMonitor"][0]["value"]["port"] in ports
+    [volume] = pod["volumes"]
+    assert volume["configMap"]["name"] == component["configMapGenerator"][0]["name"]
+    assert proxy["volumeMounts"][0]["name"] == volume["name"]

@@ -1,52 +1,13 @@
 """429s on real sockets. One image fills the queue, because the engine is held."""
 
-import json
 import re
-import socket
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from service.repository.loaded_model import LoadedModel
-from tests.service.parts import NAME, Running, encoded, engine_of, picture, until
-
-BODY = encoded(picture(0))
-
-
-def ask(path: str = "/classify", body: bytes = BODY, **headers: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: image/png", f"Content-Length: {len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-class Connection:
-    """A connection that reads responses one by one."""
-
-    def __init__(self, server: Running) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", server.port), 20)
-        self.file = self.socket.makefile("rb")
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def head(self) -> str:
-        lines: list[bytes] = []
-        while (line := self.file.readline()) != b"\r\n":
-            assert line, "the connection ended before a response did"
-            lines.append(line)
-        return b"".join(lines).decode()
-
-    def response(self) -> tuple[int, dict[str, str], dict[str, object]]:
-        head = self.head()
-        headers = {name.lower(): value for name, value in re.findall(r"^(\S+): (.*)\r$", head, re.M)}
-        return int(head.split()[1]), headers, json.loads(self.file.read(int(headers["content-length"])))
-
-    def ended(self) -> bool:
-        return self.file.read(1) == b""
-
-    def close(self) -> None:
-        self.file.close()
-        self.socket.close()
+from tests.service.http.connections.client import BODY, Connection, ask
+from tests.service.parts import NAME, Running, engine_of, until
 
 
 @pytest.fixture
@@ -57,7 +18,7 @@ def saturated(start: Callable[..., Running], model: LoadedModel) -> Iterator[Cal
     def begin(**settings: object) -> tuple[Running, Connection]:
         server = start(max_queue_size=1, **settings)
         engine_of(model).open.clear()
-        connections.append(Connection(server))
+        connections.append(Connection(server.port))
         connections[0].send(ask())
         until(lambda: server.container.admission.image_count == 1)
         return server, connections[0]
@@ -72,7 +33,7 @@ def connect_to() -> Iterator[Callable[[Running], Connection]]:
     opened: list[Connection] = []
 
     def connect(server: Running) -> Connection:
-        opened.append(Connection(server))
+        opened.append(Connection(server.port))
         return opened[-1]
 
     yield connect
