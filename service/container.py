@@ -11,6 +11,7 @@ from service.health import Health
 from service.http.body import JsonTurn
 from service.http.keys import inference_keys, management_keys
 from service.inference.admission import Admission
+from service.inference.degradation import Degradation, Limits
 from service.inference.pipeline import Pipeline
 from service.repository.loaded_model import LoadedModel
 from service.repository.loading import load_version
@@ -52,6 +53,8 @@ class Container:
             lambda: batcher.rate,
             self.metrics.count_rejected,
         )
+        limits = None if settings.degrade_to is None else Limits(settings.degrade_to, settings.degrade_loss)
+        self.degradation = Degradation(limits, settings.max_batch_size, lambda: batcher.waiting)
         self.health = Health(self.repository, self.watcher, batcher, settings.request_timeout)
         self.json_turn = JsonTurn()
         self.inference_keys = inference_keys(settings)
@@ -60,6 +63,7 @@ class Container:
         self.metrics.ready.set_function(lambda: not self.health.not_ready())
         self.metrics.models_failed.set_function(lambda: self.repository.failed)
         self.metrics.in_flight.set_function(lambda: self.admission.image_count)
+        self.metrics.degraded_share.set_function(lambda: self.degradation.share)
         self.metrics.engine_busy.set_function(lambda: batcher.busy_for)
         self._close_by: float | None = None  # in seconds of perf_counter()
 

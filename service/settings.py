@@ -88,6 +88,17 @@ class Settings(EngineOptions):
         description="seconds until 504; a request's X-Request-Timeout can shorten it",
     )
 
+    degrade_to: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="least share of their usual MACs that images are given under load, before requests are refused; "
+        "default: routes never change; see docs/degradation.md",
+    )
+    degrade_loss: float = Field(
+        default=0.02, ge=0, le=1, description="most expected accuracy, 0..1, that degraded images give up"
+    )
+
     max_body_size: int = Field(default=16 << 20, ge=1, description="most bytes of a request body; larger ones get 413")
     max_bodies_size: int = Field(
         default=256 << 20, ge=1, description="most bytes of all bodies in memory; others get 429"

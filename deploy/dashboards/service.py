@@ -22,6 +22,9 @@ from deploy.dashboards.panels import (
 
 FAILED = f'{INSTANCE}, outcome=~"error|deadline|unavailable"'
 JUDGED = f'{INSTANCE}, outcome!~"bad_input|cancelled|client_deadline|rejected"'
+IMAGES = f'{VERSION}, block="0"'
+"""The first block runs for every image."""
+EACH = "model, version"
 DURATION = "skipnet_request_duration_seconds"
 
 
@@ -142,6 +145,27 @@ def batches() -> list[Built]:
             "reqps",
             Target(rate("skipnet_rejections_total", INSTANCE, "reason"), "429: {{reason}}"),
             Target(rate("skipnet_dropped_total", VERSION, "reason"), "dropped: {{reason}}"),
+        ),
+        series_panel(
+            "Degraded images",
+            "Share of the images whose route was made cheaper because of the load, with --degrade-to.",
+            "percentunit",
+            Target(
+                f"{rate('skipnet_degraded_images_total', by=EACH)}"
+                f" / {rate('skipnet_block_executions_total', IMAGES, EACH)}",
+                "{{model}}/{{version}}",
+            ),
+        ),
+        series_panel(
+            "Accuracy given up under load",
+            "Mean expected accuracy that an image gives up, over all images. The accuracy is that of the checkpoint's "
+            "accuracy-compute curve.",
+            "percentunit",
+            Target(
+                f"{rate('skipnet_degraded_accuracy_loss_total', by=EACH)}"
+                f" / {rate('skipnet_block_executions_total', IMAGES, EACH)}",
+                "{{model}}/{{version}}",
+            ),
         ),
         heatmap_panel(
             "Batch size",

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from service.errors import Code, ServiceError
 from service.inference.image_task import Payload
 from service.inference.result import ImageResult
+from service.inference.route import RouteChoice
 
 MAX_JSON = 4 << 20
 """Bytes. No other request advances while JSON is parsed; larger tensors are sent as binary data."""
@@ -62,6 +63,11 @@ class Parameters(Tolerant):
         description="of a cascade: an image goes on to the next stage where its confidence is below this",
     )
     timeout: int | None = Field(default=None, gt=0, le=MAX_TIMEOUT, description="microseconds")
+
+    @property
+    def choose_route(self) -> bool:
+        """Whether the request asks for a route of its own."""
+        return any(each is not None for each in (self.execute_threshold, self.compute_budget, self.min_margin))
 
 
 class InputParameters(Tolerant):
@@ -214,9 +220,12 @@ def split_elements(binary: memoryview, count: int) -> list[Payload]:
 
 
 def respond(
-    call: Call, results: Sequence[ImageResult], labels: list[str], model: str, version: int
+    call: Call, results: Sequence[ImageResult], labels: list[str], model: str, version: int, route: RouteChoice
 ) -> tuple[bytes, int | None]:
-    """Return the response's body, and the length of its JSON if binary tensors follow it."""
+    """Return the response's body, and the length of its JSON if binary tensors follow it.
+
+    The response's parameters say whether ``route`` was degraded under load.
+    """
     if not all(np.isfinite(result.logits).all() for result in results):
         raise bad("image holds numbers so large that the network's sums overflow; is it normalised?")
     binary_by_default = call.parameters.binary_data_output
@@ -236,7 +245,9 @@ def respond(
             flat = values.ravel().tolist()
             tensor["data"] = [each.decode() for each in flat] if datatype == "BYTES" else flat
         described.append(tensor)
-    response = {"model_name": model, "model_version": str(version), "outputs": described}
+    response: dict[str, Any] = {"model_name": model, "model_version": str(version), "outputs": described}
+    if route.accuracy_loss is not None:
+        response["parameters"] = {"degraded": True, "expected_accuracy_loss": round(route.accuracy_loss, 4)}
     if call.id:
         response["id"] = call.id
     head = json.dumps(response, allow_nan=False).encode()

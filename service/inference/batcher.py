@@ -115,6 +115,11 @@ class Batcher:
         seconds = sum(seconds for _, seconds in recent)
         return sum(count for count, _ in recent) / seconds if seconds else 0.0
 
+    @property
+    def waiting(self) -> int:
+        """How many images of all models wait for the engine."""
+        return sum(map(self.depth, list(self._queues)))
+
     def depth(self, model: "LoadedModel") -> int:
         """Return how many images of a model wait for the engine."""
         prepared = self._prepared

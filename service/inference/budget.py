@@ -89,3 +89,9 @@ def expected_accuracy(calibration: "list[CalibrationPoint]", threshold: float) -
     """Return the top-1 accuracy, 0..1, of the calibration's images at a threshold; linear between two points."""
     points = sorted(calibration, key=lambda point: point.threshold)
     return float(np.interp(threshold, [point.threshold for point in points], [point.accuracy for point in points]))
+
+
+def expected_mac_share(calibration: "list[CalibrationPoint]", threshold: float) -> float:
+    """Return the calibration images' mean MACs over the dense MACs at a threshold; linear between two points."""
+    points = sorted(calibration, key=lambda point: point.threshold)
+    return float(np.interp(threshold, [point.threshold for point in points], [point.mac_share for point in points]))

@@ -11,7 +11,8 @@ from service.inference.result import ImageResult
 from service.telemetry.timing import Timing
 
 if TYPE_CHECKING:
-    from service.repository.loaded_model import LoadedModel, Threshold
+    from service.inference.route import Threshold
+    from service.repository.loaded_model import LoadedModel
 
 DROP_REASONS = ("client_gone", "deadline", "request_failed")
 """Why an image is not computed: its client disconnected, its deadline passed, or another of its request failed."""

@@ -17,7 +17,8 @@ from service.settings import Settings
 from service.telemetry.timing import Timing
 
 if TYPE_CHECKING:
-    from service.repository.loaded_model import LoadedModel, Threshold
+    from service.inference.route import Threshold
+    from service.repository.loaded_model import LoadedModel
 
 
 class Pipeline:

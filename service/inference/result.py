@@ -79,8 +79,12 @@ class Classification(BaseModel):
     timing_ms: TimingAnswer
     expected_accuracy: float | None = Field(
         None,
-        description="with compute_budget: top-1 accuracy, 0..1, on the calibration's validation images; your images "
-        "may be harder",
+        description="with compute_budget, or if degraded: top-1 accuracy, 0..1, on the calibration's validation "
+        "images; your images may be harder",
+    )
+    degraded: bool | None = Field(None, description="true if the route was made cheaper because of the load")
+    expected_accuracy_loss: float | None = Field(
+        None, description="if degraded: how much lower expected_accuracy is than that of the usual route"
     )
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from service.errors import Code, ServiceError
 from service.inference.result import ImageResult, StageOutcome, softmax
-from service.repository.loaded_model import LoadedModel, RouteChoice, Threshold
+from service.inference.route import OperatingPoint, RouteChoice, Threshold
+from service.repository.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
     from models.cascade.config import Cascade
@@ -48,6 +49,22 @@ class LoadedCascade(LoadedModel):
     @property
     def curve(self) -> list[tuple[float, float]]:
         return [(point.mac_share, point.accuracy) for point in self.checkpoint.config.curve]
+
+    @property
+    def operating_points(self) -> list[OperatingPoint]:
+        return [
+            OperatingPoint((*point.thresholds, *point.margins), point.mac_share, point.accuracy)
+            for point in self.checkpoint.config.curve
+        ]
+
+    @property
+    def usual_point(self) -> OperatingPoint | None:
+        share, curve = self.expected_mac_share, self.curve
+        if share is None or not curve:
+            return None
+        # The curve's images are not those of the evaluation, so its accuracy is compared with others of the curve.
+        shares, accuracies = zip(*curve, strict=True)
+        return OperatingPoint(self.threshold, share, float(np.interp(share, shares, accuracies)))
 
     @property
     def gated(self) -> bool:

@@ -9,26 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import Code, ServiceError
-from service.inference.budget import choose_threshold, expected_accuracy
+from service.inference.budget import choose_threshold, expected_accuracy, expected_mac_share
 from service.inference.dense_clock import DenseClock
 from service.inference.result import ImageResult, split
+from service.inference.route import OperatingPoint, RouteChoice, Threshold
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
     from models.engines.protocol import Engine, Routed
     from models.macs import Mode
     from models.preprocessing import InputSpec
-
-Threshold = float | tuple[float, ...]
-"""What decides an image's route: an execute threshold, or the thresholds and margins of a cascade."""
-
-
-@dataclass(frozen=True)
-class RouteChoice:
-    """The threshold that a request asks for, and its accuracy on the curve if a budget was looked up."""
-
-    threshold: Threshold
-    expected_accuracy: float | None = None
 
 
 @dataclass(eq=False)
@@ -97,6 +87,24 @@ class LoadedModel:
         """The accuracy-compute curve as MAC shares and accuracies, both rising; empty if it was not measured."""
         points = [(point.mac_share, point.accuracy) for point in self.checkpoint.config.calibration]
         return upper_envelope(points)
+
+    @property
+    def operating_points(self) -> list[OperatingPoint]:
+        """The points of the accuracy-compute curve; empty if it was not measured."""
+        return [
+            OperatingPoint(point.threshold, point.mac_share, point.accuracy)
+            for point in self.checkpoint.config.calibration
+        ]
+
+    @property
+    def usual_point(self) -> OperatingPoint | None:
+        """The point of the curve for requests that ask for none; None if it is not known."""
+        config = self.checkpoint.config
+        if not config.calibration:
+            return None
+        threshold = config.execute_threshold
+        cost = expected_mac_share(config.calibration, threshold)
+        return OperatingPoint(threshold, cost, expected_accuracy(config.calibration, threshold))
 
     @property
     def gated(self) -> bool:

@@ -143,6 +143,13 @@ class Metrics:
             "Share of the evaluated images that a block ran for.",
             (*VERSION, "block"),
         )
+        self.degraded_share = gauge(
+            "usual_macs_share", "Share of their usual MACs that images are given now; below 1 under load.", ()
+        )
+        self.degraded = counter("degraded_images_total", "Images whose route was degraded under load.")
+        self.accuracy_loss = counter(
+            "degraded_accuracy_loss_total", "Expected accuracy, 0..1, that degraded images gave up, summed over images."
+        )
         self.cascades = CascadeMetrics(
             counter,
             gauge,
@@ -177,6 +184,8 @@ class Metrics:
         self._begin_requests(*labels)
         for reason in DROP_REASONS:
             self.dropped.labels(*labels, reason)
+        self.degraded.labels(*labels)
+        self.accuracy_loss.labels(*labels)
         if model.expected_mac_share is not None:
             self.expected_mac_share.labels(*labels).set(model.expected_mac_share)
         for block, rate in enumerate(model.execution_rates, start=1):
@@ -229,6 +238,11 @@ class Metrics:
     def count_dropped(self, model: LoadedModel, reason: str) -> None:
         """Count an image that was not computed, for one of DROP_REASONS; from any thread."""
         self.dropped.labels(model.name, str(model.version), reason).inc()
+
+    def count_degraded(self, model: LoadedModel, images: int, loss: float) -> None:
+        """Count images whose route was degraded, each with the expected accuracy that it gave up."""
+        self.degraded.labels(model.name, str(model.version)).inc(images)
+        self.accuracy_loss.labels(model.name, str(model.version)).inc(images * loss)
 
     def count_rejected(self, reason: str) -> None:
         """Count a request that got a 429, for one of REJECT_REASONS."""

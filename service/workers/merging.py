@@ -11,7 +11,7 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 """The format to request from a worker: it keeps exemplars."""
 
 # Metrics of which the minimum or the maximum is taken. All others are added.
-MINIMUM = ("skipnet_ready", "process_start_time_seconds")
+MINIMUM = ("skipnet_ready", "skipnet_usual_macs_share", "process_start_time_seconds")
 MAXIMUM = (
     *(
         "skipnet_model_info",

@@ -77,6 +77,11 @@ class ClassifyQuery(BaseModel):
     )
     explain: bool = Field(False, description="list every gate's decision in routing.decisions")
 
+    @property
+    def chooses_route(self) -> bool:
+        """Whether the request asks for a route of its own."""
+        return any(each is not None for each in (self.execute_threshold, self.compute_budget, self.min_margin))
+
 
 class ClassifyHeaders(BaseModel):
     timeout: float | None = Field(
@@ -85,6 +90,11 @@ class ClassifyHeaders(BaseModel):
         allow_inf_nan=False,
         alias="x-request-timeout",
         description="seconds until 504; the server's setting is the most",
+    )
+    degrade: bool = Field(
+        True,
+        alias="x-degrade",
+        description="false: keep the usual route under load, where the server has --degrade-to",
     )
 
 
@@ -123,13 +133,15 @@ async def classify(request: Request) -> Response:
     container.inference_keys.check(request)
     query = read_query(ClassifyQuery, request)
     timing = context.timing
-    requested = read_parameters(ClassifyHeaders, request.headers).timeout
-    deadline = deadline_of(timing.started, container.settings.request_timeout, requested)
+    headers = read_parameters(ClassifyHeaders, request.headers)
+    deadline = deadline_of(timing.started, container.settings.request_timeout, headers.timeout)
     container.health.require_accepting()
     with container.repository.lease(query.model, query.version) as loaded:
         context.model, context.version = loaded.name, str(loaded.version)
         container.admission.refuse_if_saturated(loaded)
         route = loaded.choose_route(query.execute_threshold, query.compute_budget, query.min_margin)
+        if headers.degrade and not query.chooses_route:
+            route = container.degradation.choose(loaded, route)
         image = await read_body(read_image(request, container.settings.max_body_size), deadline)
         timing.receive = perf_counter() - timing.started
         with container.admission.admit(1, loaded, deadline, timing.started):
@@ -154,8 +166,12 @@ async def classify(request: Request) -> Response:
             routing=routing(result, loaded.dense_macs, query.explain),
             timing_ms=timing_answer(timing),
             expected_accuracy=None if route.expected_accuracy is None else round(route.expected_accuracy, 4),
+            degraded=route.degraded or None,
+            expected_accuracy_loss=None if route.accuracy_loss is None else round(route.accuracy_loss, 4),
         )
         container.metrics.observe_request(loaded, timing, context.request_id, [result])
+        if route.accuracy_loss is not None:
+            container.metrics.count_degraded(loaded, 1, route.accuracy_loss)
     context.fields |= {
         "label": body.predictions[0].label,
         "threshold": route.threshold,

@@ -160,6 +160,7 @@ async def infer(
     version: str | None = None,
     inference_header_content_length: Annotated[int | None, Header(ge=0)] = None,
     x_request_timeout: Annotated[float | None, Header(gt=0, allow_inf_nan=False)] = None,
+    x_degrade: bool = Header(True),
 ) -> Response:
     """Classify the images of one tensor: `image` FP32 [-1, 3, H, W], or `bytes` BYTES [-1] of encoded images.
 
@@ -190,6 +191,8 @@ async def infer(
         timing.receive = perf_counter() - timing.started
         parameters = call.parameters
         route = loaded.choose_route(parameters.execute_threshold, parameters.compute_budget, parameters.min_margin)
+        if x_degrade and not parameters.choose_route:
+            route = container.degradation.choose(loaded, route)
         if parameters.timeout is not None:
             deadline = min(deadline, timing.started + parameters.timeout / 1e6)
         with container.admission.admit(len(call.payloads), loaded, deadline, timing.started):
@@ -201,11 +204,13 @@ async def infer(
                 timing=timing,
                 disconnected=request.receive(),
             )
-            write = partial(respond, call, results, loaded.labels, model, loaded.version)
+            write = partial(respond, call, results, loaded.labels, model, loaded.version, route)
             small = len(results) * len(loaded.labels) <= SMALL_ANSWER
             body, head = write() if small else await asyncio.to_thread(write)
         timing.finish()
         container.metrics.observe_request(loaded, timing, context.request_id, results)
+        if route.accuracy_loss is not None:
+            container.metrics.count_degraded(loaded, len(results), route.accuracy_loss)
     context.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
     headers = timing.headers()
     if head is not None:
