@@ -1,6 +1,7 @@
 """Run the load test on loopback: `make loadtest`, `python -m service.benchmark --help`.
 
-Server and load generator share the cores of the machine; the report says how much the generator used.
+Needs h2load (Debian's nghttp2-client) and haproxy. Server, proxy and load generator share the cores of the machine; the
+report says how much each used.
 """
 
 import argparse
@@ -12,8 +13,9 @@ from models.machine import describe_machine
 from service.benchmark.comparison import peers_side_by_side
 from service.benchmark.endurance import drains, memory, swaps
 from service.benchmark.servers import ROOT
-from service.benchmark.speed import latency, overload
+from service.benchmark.speed import degrade, latency, overload
 from service.benchmark.table import draw
+from service.server import open_many_files
 
 
 def main() -> None:
@@ -26,12 +28,16 @@ def main() -> None:
         help=f"parts to run, separated by commas: {', '.join(PARTS)}; default: all",
     )
     options.add_argument("--seconds", type=float, default=6, help="of each run")
+    options.add_argument(
+        "--times", type=float, nargs="+", default=[0.8, 1, 2, 10], help="multiples of the capacity in the part overload"
+    )
     options.add_argument("--swaps", type=int, default=100)
     options.add_argument("--drains", type=int, default=50)
     options.add_argument("--requests", type=int, default=200_000, help="of the memory run")
     options.add_argument("--peers", type=Path, default=ROOT / "build/peers", help="environment of the peers")
     options.add_argument("--output", type=Path, default=ROOT / "build/load", help="folder for load.json and table.md")
     chosen = options.parse_args()
+    open_many_files()
     chosen.output.mkdir(parents=True, exist_ok=True)
     file = chosen.output / "load.json"
     report = json.loads(file.read_text()) if file.exists() else {}
@@ -59,6 +65,7 @@ def read_parts(text: str) -> list[str]:
 PARTS = {
     "latency": latency,
     "overload": overload,
+    "degrade": degrade,
     "peers": peers_side_by_side,
     "swaps": swaps,
     "drains": drains,

@@ -1,8 +1,10 @@
-"""Start the servers under load as processes: this service and its peers."""
+"""Start the servers under load as processes: this service, the proxy in front of it, and its peers."""
 
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +54,11 @@ class Server:
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
 
+    def cpu(self) -> float:
+        """Return the processor time of the process in seconds."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def resident(self) -> float:
         """Return the resident memory of the process in MiB."""
         return int(Path(f"/proc/{self.process.pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
@@ -70,6 +77,37 @@ class Ours(Server):
             time.sleep(0.05)
         self.port = int(found[1])
         self.wait_ready(f"http://127.0.0.1:{self.port}/health/ready")
+
+    def metric(self, name: str) -> float:
+        """Return the sum of the samples with this name."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if re.match(rf"skipnet_{name}[ {{]", line))
+
+
+class Proxy(Server):
+    """The HAProxy of `deploy/haproxy` with its defaults, in front of a port."""
+
+    def __init__(self, log: Path, upstream: int) -> None:
+        self.port = free_port()
+        program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+        if program is None:
+            raise RuntimeError("haproxy is not installed; install Debian's package haproxy")
+        super().__init__(
+            [program, "-f", str(ROOT / "deploy/haproxy/haproxy.cfg")],
+            log,
+            SKIPNET_BACKEND=f"127.0.0.1:{upstream}",
+            SKIPNET_BIND=f"127.0.0.1:{self.port}",
+            SKIPNET_PROXY_METRICS=f"127.0.0.1:{free_port()}",
+        )
+        self.wait_ready(f"http://127.0.0.1:{self.port}/health/ready")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def peers(python: Path, port: int) -> dict[str, list[str]]:

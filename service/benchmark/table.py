@@ -36,11 +36,18 @@ def images(part: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def latency(part: dict[str, Any]) -> str:
-    head = ["one request at a time, ms", "decode and engine alone p50", "p99", "service p50", "p99", "overhead p50"]
+    head = [
+        "one request at a time, ms",
+        "decode and engine alone p50",
+        "service p50",
+        "p99",
+        "behind the proxy p50",
+        "p99",
+    ]
     body = [
         [
-            *(name, one["engine_alone_p50_ms"], one["engine_alone_p99_ms"], one["service_p50_ms"]),
-            *(one["service_p99_ms"], one["overhead_p50_ms"]),
+            *(name, one["engine_alone_p50_ms"], one["service_p50_ms"], one["service_p99_ms"]),
+            *(one["proxied_p50_ms"], one["proxied_p99_ms"]),
         ]
         for name, one in images(part).items()
     ]
@@ -49,25 +56,42 @@ def latency(part: dict[str, Any]) -> str:
 
 def overload(part: dict[str, Any]) -> str:
     head = [
-        "open loop",
+        "overload",
         "offered/s",
         "200/s",
         "of capacity",
         "p99 ms",
         "429",
-        "504",
+        "others",
         "lost",
         "probes p50 ms",
         "most ms",
     ]
+    head += ["generator, cores", "proxy, cores", "service, cores"]
     body = [
         [
-            *(f"{name}, {times}", one["offered"], one["goodput"], one["share_of_capacity"], one["p99_ms"]),
-            *(one["statuses"].get("429", 0), one["statuses"].get("504", 0), one["lost"]),
-            *(one["probe_p50_ms"], one["probe_max_ms"]),
+            *(f"{name}, {run}", one["offered"], one["goodput"], one["share_of_capacity"], one["p99_ms"]),
+            one["statuses"].get("429", 0),
+            sum(count for status, count in one["statuses"].items() if status not in ("200", "429")),
+            *(one["lost"], one["probe_p50_ms"], one["probe_max_ms"], one["generator_share_of_a_core"]),
+            *(one["proxy_share_of_a_core"], one["service_share_of_a_core"]),
         ]
         for name, runs in images(part).items()
-        for times, one in images(runs).items()
+        for run, one in images(runs).items()
+    ]
+    return rows(head, body)
+
+
+def degrade(part: dict[str, Any]) -> str:
+    head = ["1.5 times the capacity", "capacity/s", "offered/s", "200/s", "p99 ms", "429", "504", "degraded images"]
+    head.append("accuracy that each gave up")
+    body = [
+        [
+            *(name, one["capacity"], one["offered"], one["goodput"], one["p99_ms"]),
+            *(one["statuses"].get("429", 0), one["statuses"].get("504", 0)),
+            *(round(one["degraded_images"]), f"{one['accuracy_given_up']:.3f}"),
+        ]
+        for name, one in images(part).items()
     ]
     return rows(head, body)
 
@@ -95,6 +119,7 @@ STANDARD = ("requests", "statuses", "lost", "other_load")
 PARTS: dict[str, Callable[[Any], str]] = {
     "latency": latency,
     "overload": overload,
+    "degrade": degrade,
     "peers": peers,
     "swaps": lambda part: accounts("swaps under load", part),
     "drains": lambda part: accounts("drains under load", part),

@@ -1,63 +1,97 @@
-"""The accounting of the load generator: every request has an outcome."""
+"""The accounting of the load generator, with a real h2load against a server in a thread."""
 
 import asyncio
-import socket
+import threading
+from collections.abc import Callable, Iterator
 
-from service.benchmark.generator import LOST, REFUSED, closed_loop, open_loop, post
+import pytest
 
-REQUEST = post("/", b"x", "text/plain")
+from service.benchmark.generator import Request, send
+from tests.programs import program
+
+Serve = Callable[[list[int]], tuple[int, list[bytes]]]
+REQUEST = Request(("/a", "/b"), b"x", "text/plain", ("X-Mine: 1",))
 
 
-class LimitedServer(asyncio.Protocol):
-    """A server that sends ``reply`` to the first ``answers`` requests, ``late`` seconds late, and then closes."""
+class Answering(asyncio.Protocol):
+    """Answers each request with ``statuses`` in turn; after the last it closes the connection without an answer."""
 
-    def __init__(self, answers: int, reply: bytes, late: float) -> None:
-        self.left, self.reply, self.late = answers, reply, late
+    def __init__(self, statuses: list[int], heads: list[bytes]) -> None:
+        self.statuses, self.heads = iter(statuses), heads
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
-    def data_received(self, data: bytes) -> None:  # noqa: ARG002
-        if self.left:
-            asyncio.get_running_loop().call_later(self.late, self.transport.write, self.reply)
-        else:
-            self.transport.close()
-        self.left -= 1
+    def data_received(self, data: bytes) -> None:
+        self.heads.append(data)
+        status = next(self.statuses, None)
+        if status is None:
+            self.transport.abort()
+            return
+        self.transport.write(b"HTTP/1.1 %d x\r\nContent-Length: 2\r\n\r\nhi" % status)
 
 
-async def serve(answers: int, reply: bytes, late: float = 0) -> tuple[asyncio.Server, int]:
-    server = await asyncio.get_running_loop().create_server(lambda: LimitedServer(answers, reply, late), "127.0.0.1", 0)
-    return server, server.sockets[0].getsockname()[1]
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start servers that answer each connection with some statuses; return the port and the heads that arrive."""
+    program("h2load", "nghttp2-client")
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    servers: list[asyncio.Server] = []
+
+    def begin(statuses: list[int]) -> tuple[int, list[bytes]]:
+        heads: list[bytes] = []
+        starting = loop.create_server(lambda: Answering(statuses, heads), "127.0.0.1", 0)
+        servers.append(asyncio.run_coroutine_threadsafe(starting, loop).result(20))
+        return servers[-1].sockets[0].getsockname()[1], heads
+
+    yield begin
+    for each in servers:
+        loop.call_soon_threadsafe(each.close)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(20)
+    loop.close()
 
 
-def test_every_request_has_an_outcome() -> None:
-    async def run() -> None:
-        server, port = await serve(3, b"HTTP/1.1 429 x\r\nContent-Length: 2\r\n\r\nhi")
-        async with server:
-            result = await closed_loop(port, [REQUEST], 1, 60, most=8)
-        # Each connection answers three and drops the fourth.
-        assert result.statuses == {429: 6, LOST: 2}
-        assert all(outcome.done >= outcome.sent >= outcome.due for outcome in result.outcomes)
-
-    asyncio.run(run())
-
-
-def test_arrivals_do_not_wait_for_responses() -> None:
-    async def run() -> None:
-        # No answer comes before all requests have.
-        server, port = await serve(1000, b"HTTP/1.1 200 x\r\nContent-Length: 0\r\n\r\n", late=0.6)
-        async with server:
-            result = await open_loop(port, [REQUEST], 400, 0.5)
-        assert result.statuses == {200: len(result.outcomes)}
-        assert 100 < len(result.outcomes) < 300
-
-    asyncio.run(run())
+def test_every_request_has_a_status(serve: Serve) -> None:
+    port, heads = serve([200, 429])
+    result = send(REQUEST, port, 2, requests=4)
+    assert result.counts == {"200": 2, "429": 2}
+    assert result.lost == 0
+    assert (result.took > 0).all()
+    assert result.cpu > 0
+    assert result.goodput == pytest.approx(2 / result.seconds)
+    paths = {head.split()[1] for head in heads}
+    assert paths == {b"/a", b"/b"}
+    assert all(b"x-mine: 1" in head.lower() and head.startswith(b"POST") for head in heads)
 
 
-def test_refused_connections_are_counted_separately() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    result = asyncio.run(open_loop(port, [REQUEST], 200, 0.2))
-    assert result.statuses.keys() == {REFUSED}
+def test_an_unanswered_request_is_lost(serve: Serve) -> None:
+    port, _ = serve([200])
+    result = send(REQUEST, port, 2, requests=8)
+    assert (result.counts, result.lost) == ({"200": 2}, 2)
+    # At the end of the seconds, requests are under way.
+    port, _ = serve([200] * 100_000)
+    assert send(REQUEST, port, 1, seconds=0.1).lost is None
+
+
+def test_a_rate_is_that_of_all_connections(serve: Serve) -> None:
+    port, _ = serve([200] * 100)
+    result = send(REQUEST, port, 10, requests=60, rate=200)
+    assert len(result.statuses) == 60
+    # Ten at once at the beginning, the others at the rate.
+    assert result.began.max() - result.began.min() > 0.9 * 50 / 200
+
+
+def test_new_connections_are_asked_for(serve: Serve) -> None:
+    port, heads = serve([200] * 4)
+    send(REQUEST, port, 1, requests=2, new_connections=True)
+    assert all(b"connection: close" in head.lower() for head in heads)
+
+
+def test_a_port_where_nothing_listens_is_named() -> None:
+    program("h2load", "nghttp2-client")
+    with pytest.raises(RuntimeError, match="port 9 answered nothing"):
+        send(REQUEST, 9, 1, requests=1)
