@@ -58,8 +58,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
                 },
             )
             try:
-                httpx.post(f"{proxy.url}/classify", content=b"no image", headers=PNG, timeout=TIMEOUT)
                 until(lambda: prometheus.value('sum(count_over_time(skipnet_macs_total{kind="dense"}[1m]))') >= 2, 60)
+                httpx.post(f"{proxy.url}/classify", content=b"no image", headers=PNG, timeout=TIMEOUT)
                 yield answered(Live(client, prometheus), gated)
             finally:
                 prometheus.stop()

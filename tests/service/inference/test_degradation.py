@@ -1,13 +1,17 @@
 import itertools
+from typing import Any, cast
 
 import pytest
 
 from models import SHIPPED
+from models.cascade.config import read_cascade
+from models.checkpoint import is_cascade, read_checkpoint
 from models.model_repository import find_version
 from service.inference.degradation import HIGH, LEVELS, LOWER_SECONDS, RAISE_SECONDS, Pressure, cheaper_point
+from service.inference.dense_clock import DenseClock
 from service.inference.route import OperatingPoint
-from service.repository.loading import open_version
-from service.settings import EngineOptions
+from service.repository.loaded_cascade import LoadedCascade
+from service.repository.loaded_model import LoadedModel
 
 SIZE = 32
 FULL, EMPTY = SIZE, 0
@@ -20,6 +24,14 @@ POINTS = [
     OperatingPoint(0.8, 0.1, 0.3),
 ]
 USUAL = POINTS[1]
+
+
+def shipped(name: str) -> LoadedModel:
+    """Return a shipped model without an engine."""
+    folder, engine, clock = find_version(SHIPPED, name, None), cast("Any", None), DenseClock([1], [0.0])
+    if is_cascade(folder):
+        return LoadedCascade(read_cascade(folder), engine, "branch", clock)
+    return LoadedModel(read_checkpoint(folder), engine, "branch", clock)
 
 
 def run(pressure: Pressure, waiting: int, start: float, seconds: float) -> list[int]:
@@ -94,7 +106,7 @@ def test_without_a_cheaper_point_there_is_none(points: list[OperatingPoint]) -> 
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_cascade", "imagenette_rnn_gate_18"])
 def test_shipped_models_have_cheaper_points_that_lose_little(name: str) -> None:
-    model = open_version(find_version(SHIPPED, name, None), EngineOptions(engine="torch"))
+    model = shipped(name)
     usual = model.usual_point
     assert usual is not None
     assert usual.threshold == model.threshold
@@ -103,10 +115,7 @@ def test_shipped_models_have_cheaper_points_that_lose_little(name: str) -> None:
     assert cheaper is not None
     assert cheaper.mac_share < 0.9 * usual.mac_share
     assert cheaper.accuracy >= usual.accuracy - 0.02
-    model.engine.close()
 
 
 def test_a_dense_network_has_no_usual_point() -> None:
-    model = open_version(find_version(SHIPPED, "cifar10_resnet_38", None), EngineOptions(engine="torch"))
-    assert model.usual_point is None
-    model.engine.close()
+    assert shipped("cifar10_resnet_38").usual_point is None
