@@ -91,19 +91,21 @@ def send(
     with tempfile.TemporaryDirectory() as name:
         body, log = Path(name) / "body", Path(name) / "log"
         body.write_bytes(request.body)
+        # It refuses to open more connections than there are requests.
+        connections = min(connections, requests or connections)
         command = ["h2load", "--h1", f"--clients={connections}", f"--log-file={log}", f"--data={body}"]
         command += [f"--header={header}" for header in headers]
         command += [f"--requests={requests}"] if seconds is None else [f"--duration={round(seconds * 1e3)}ms"]
         command += [] if rate is None else [f"--rps={rate / connections}"]
         command += [f"http://127.0.0.1:{port}{path}" for path in request.paths]
         before = getrusage(RUSAGE_CHILDREN)
-        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
         after = getrusage(RUSAGE_CHILDREN)
         lines = log.read_text().splitlines() if log.exists() else []
     if not lines:
-        raise RuntimeError(f"port {port} answered nothing: {output[-200:]}")
+        raise RuntimeError(f"port {port} answered nothing: {(run.stdout + run.stderr)[-200:]}")
     began, statuses, took = np.asarray([line.split("\t") for line in lines], np.int64).T
-    started, done = map(int, re.findall(r"(\d+) (?:started|done)", output))
+    started, done = map(int, re.findall(r"(\d+) (?:started|done)", run.stdout))
     return Result(
         statuses,
         began / 1e6,

@@ -58,6 +58,7 @@ def serve() -> Iterator[Serve]:
 def test_every_request_has_a_status(serve: Serve) -> None:
     port, heads = serve([200, 429])
     result = send(REQUEST, port, 2, requests=4)
+    assert send(REQUEST, port, 3, requests=2).counts == {"200": 2}
     assert result.counts == {"200": 2, "429": 2}
     assert result.lost == 0
     assert (result.took > 0).all()
