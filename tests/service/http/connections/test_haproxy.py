@@ -44,9 +44,9 @@ def senders() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def classify(proxy: HAProxy, content: bytes = BODY, path: str = "/classify", **headers: str) -> httpx.Response:
+def classify(proxy: HAProxy, path: str = "/classify", **headers: str) -> httpx.Response:
     """Send an image over a new connection."""
-    return httpx.post(f"{proxy.url}{path}", content=content, headers=PNG | headers, timeout=20)
+    return httpx.post(f"{proxy.url}{path}", content=BODY, headers=PNG | headers, timeout=20)
 
 
 def fill(
