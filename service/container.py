@@ -89,6 +89,8 @@ class Container:
             await asyncio.to_thread(self.tracing.close)
 
     def _add_model(self, model: LoadedModel) -> None:
+        self.pipeline.batcher.add_threads(len(model.engines))
+        self.metrics.engine_threads.set(self.pipeline.batcher.threads)
         self.metrics.add_model(model, partial(self.pipeline.batcher.depth, model))
 
     def _remove_model(self, model: LoadedModel) -> None:

@@ -12,6 +12,7 @@ from models import SHIPPED
 
 EngineName = Literal["auto", "native", "onnxruntime", "persistent", "cuda_graph", "torch", "reference"]
 DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+DeviceNames = Annotated[str, Field(pattern=r"^(auto|all|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -47,6 +48,10 @@ class EngineOptions(Options):
 class Settings(EngineOptions):
     """Serve the models of a repository over HTTP."""
 
+    device: DeviceNames = Field(
+        default="auto",
+        description="auto, cpu, cuda, cuda:N, several with commas, or all GPUs: an engine for each behind one queue",
+    )
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")
     root_path: str = Field(
@@ -58,8 +63,8 @@ class Settings(EngineOptions):
         default=1,
         ge=1,
         le=64,
-        description="processes on one port, each with its own engine, queue, limits and share of the CPUs; on a GPU "
-        "use 1",
+        description="processes on one port, each with its own engine, queue, limits and share of the CPUs; on GPUs "
+        "use 1 and --device all",
     )
     default_model: str | None = Field(
         default=None,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from models.checkpoint import Checkpoint
-from models.engines.factory import GPU_ONLY, MODES, build, closing_on_error
+from models.engines.factory import CPU_ONLY, GPU_ONLY, MODES, build, closing_on_error
 from models.engines.folding import fold
 from models.engines.protocol import Engine, EngineError
 from models.engines.routing_switch import RoutingSwitch, median_seconds
@@ -73,6 +73,17 @@ def find_device(device: str, engine: str) -> str:
             "devices. Give the container a GPU and install a CUDA build of torch, or choose the device cpu."
         )
     return f"cuda:{index or 0}"
+
+
+def find_devices(devices: str, engine: str) -> list[str]:
+    """Return the devices of an option: one, several with commas between them, or with "all" every GPU that torch sees.
+
+    A device may be named more than once. Raises EngineError as `find_device` does.
+    """
+    if devices == "all":
+        found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if engine not in CPU_ONLY else []
+        return found or ["cpu"]
+    return [find_device(device, engine) for device in devices.split(",")]
 
 
 class Selection:

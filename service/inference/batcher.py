@@ -1,4 +1,4 @@
-"""The queue and the engine thread: what queued while the engine was busy is the next batch."""
+"""The queue and the engine threads: what queued while the engines were busy is the next batch."""
 
 import asyncio
 import logging
@@ -6,19 +6,17 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.errors import Code, ServiceError
+from service.inference.batch import Batch, BatchRun, Lane
 from service.inference.image_task import ImageTask
 from service.inference.result import ImageResult
 
 if TYPE_CHECKING:
-    from models.engines.protocol import Routed
     from service.repository.loaded_model import LoadedModel
 
 log = logging.getLogger("skipnet.batching")
@@ -26,37 +24,13 @@ log = logging.getLogger("skipnet.batching")
 ENGINE_DEAD = "the engine has failed; this server is about to restart"
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Images of one version of one model that run together, each with its own threshold."""
-
-    model: "LoadedModel"
-    tasks: list[ImageTask]
-    images: NDArray[np.float32]  # [N, 3, H, W]
-    thresholds: NDArray[np.float32]  # [N], or of a cascade [N, 2S-1]
-
-    def select(self, indices: list[int]) -> "Batch":
-        """Return a batch of some of the images."""
-        return Batch(self.model, [self.tasks[i] for i in indices], self.images[indices], self.thresholds[indices])
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRun:
-    """A batch that ran, and what the engine returned for it."""
-
-    batch: Batch
-    routed: "Routed"
-    started: float  # in seconds of perf_counter()
-    seconds: float
-    dense_seconds: float  # of a dense run before this one, which sampled the dense clock; 0 if there was none
-
-
 class Batcher:
-    """Forms batches and runs them one at a time in one thread.
+    """Forms batches and runs them, one at a time on each device, in one thread for each device.
 
-    All models share the thread, so that engines do not compete for the cores. The model whose oldest image has waited
-    longest runs next. ``on_batch`` is called in the event loop with every batch that ran and its results.
-    ``on_dropped`` is called in any thread for every image that was not computed, with one of DROP_REASONS.
+    All models share the threads, so that engines do not compete for the cores. The model whose oldest image has waited
+    longest runs next, on the device that is free first. ``on_batch`` is called in the event loop with every batch that
+    ran and its results. ``on_dropped`` is called in any thread for every image that was not computed, with one of
+    DROP_REASONS.
     """
 
     def __init__(
@@ -76,44 +50,56 @@ class Batcher:
         self.failure: BaseException | None = None
         self._queues: dict[LoadedModel, deque[ImageTask]] = {}
         self._prepared: Batch | None = None
-        self._retired: list[LoadedModel] = []
-        self._running: Batch | None = None
-        self._busy_since: float | None = None
+        self._lanes: list[Lane] = []
         self._recent: deque[tuple[int, float]] = deque(maxlen=32)  # image count and seconds of the last batches
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the engine thread; results are delivered in ``loop``."""
+        """Start the first engine thread; results are delivered in ``loop``."""
         self._loop = loop
-        self._thread.start()
+        self.add_threads(1)
+
+    def add_threads(self, count: int) -> None:
+        """Start engine threads until there are ``count``: one for each engine of a model."""
+        for index in range(len(self._lanes), count):
+            lane = Lane(index)
+            name = f"engine-{index}" if index else "engine"
+            lane.thread = threading.Thread(target=self._main, args=(lane,), name=name, daemon=True)
+            self._lanes.append(lane)
+            lane.thread.start()
 
     def close(self, timeout: float) -> None:
-        """Run what is queued, then end the thread; stop waiting for it after ``timeout`` seconds."""
+        """Run what is queued, then end the threads; stop waiting for them after ``timeout`` seconds."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
+            self._changed.notify_all()
+        end = perf_counter() + timeout
+        for lane in self._lanes:
+            lane.thread.join(max(0.0, end - perf_counter()))
+
+    @property
+    def threads(self) -> int:
+        """The number of engine threads: the batches that run at the same time."""
+        return len(self._lanes)
 
     @property
     def alive(self) -> bool:
-        """Whether the engine thread runs."""
-        return self._thread.is_alive() and self.failure is None
+        """Whether every engine thread runs."""
+        return self.failure is None and bool(self._lanes) and all(lane.thread.is_alive() for lane in self._lanes)
 
     @property
     def busy_for(self) -> float:
-        """Seconds that the current batch has been in the engine; 0 if there is none."""
-        since = self._busy_since
-        return 0.0 if since is None else perf_counter() - since
+        """Seconds that the oldest of the current batches has been in its engine; 0 if there is none."""
+        began = [since for lane in self._lanes if (since := lane.busy_since) is not None]
+        return max(0.0, perf_counter() - min(began)) if began else 0.0
 
     @property
     def rate(self) -> float:
-        """Images per second of the last batches, while the engine was busy; 0 before the first batch."""
+        """Images per second of the last batches, while the engines were busy; 0 before the first batch."""
         recent = list(self._recent)
         seconds = sum(seconds for _, seconds in recent)
-        return sum(count for count, _ in recent) / seconds if seconds else 0.0
+        return len(self._lanes) * sum(count for count, _ in recent) / seconds if seconds else 0.0
 
     @property
     def waiting(self) -> int:
@@ -140,9 +126,9 @@ class Batcher:
     def put(self, task: ImageTask) -> None:
         """Queue a decoded image, from any thread.
 
-        If it fills a batch while another batch runs, the calling thread forms the batch.
+        If it fills a batch while all engines are busy, the calling thread forms the batch.
 
-        Raises ServiceError engine_failed if the engine thread is dead.
+        Raises ServiceError engine_failed if an engine thread is dead.
         """
         task.queued_at = perf_counter()
         with self._changed:
@@ -151,7 +137,7 @@ class Batcher:
             if task.model.closed or not self.is_wanted(task):
                 return
             self._queues.setdefault(task.model, deque()).append(task)
-            if self._busy_since is not None and self._prepared is None:
+            if self._prepared is None and all(lane.busy_since is not None for lane in self._lanes):
                 queue = self._next_queue()
                 if queue is not None and len(queue) >= self.max_batch_size:
                     self._prepared = self._form(queue)
@@ -167,35 +153,37 @@ class Batcher:
                     self.is_wanted(task)
 
     def retire(self, model: "LoadedModel") -> None:
-        """Let the engine thread close the engine of a model that no request uses."""
+        """Let each engine thread close its engine of a model that no request uses."""
         with self._changed:
             model.closed = True
             self._queues.pop(model, None)
-            self._retired.append(model)
-            self._changed.notify()
+            for lane in self._lanes:
+                lane.retired.append(model)
+            self._changed.notify_all()
 
-    def _main(self) -> None:
+    def _main(self, lane: Lane) -> None:
         try:
-            while (batch := self._take()) is not None:
-                self._running, self._busy_since = batch, perf_counter()
-                self._run(batch)
-                self._running, self._busy_since = None, None
+            while (batch := self._take(lane)) is not None:
+                lane.running, lane.busy_since = batch, perf_counter()
+                self._run(batch, lane.index)
+                lane.running, lane.busy_since = None, None
                 del batch  # It would keep the weights of an unloaded model in memory until the next batch.
         except BaseException as error:
             if self._loop.is_closed():
                 return  # `close` stopped waiting for this thread, and no request is left.
-            log.exception("the engine thread died")
+            log.exception("the thread %s died", lane.thread.name)
             with self._changed:
                 self.failure = error
                 left = [task for queue in self._queues.values() for task in queue]
-                left += [task for batch in (self._running, self._prepared) if batch is not None for task in batch.tasks]
+                left += [task for batch in (lane.running, self._prepared) if batch is not None for task in batch.tasks]
+                self._changed.notify_all()
             for task in left:
                 task.fail(ServiceError(Code.ENGINE_FAILED, ENGINE_DEAD))
 
-    def _take(self) -> Batch | None:
-        """Wait for images; return the next batch, or None when closed and empty."""
-        while True:
-            self._close_retired()
+    def _take(self, lane: Lane) -> Batch | None:
+        """Wait for images; return the next batch, or None when closed and empty, or when another thread has died."""
+        while self.failure is None:
+            close_retired(lane)
             with self._changed:
                 batch, self._prepared = self._prepared, None
                 if batch is not None:
@@ -203,13 +191,14 @@ class Batcher:
                     batch = batch if len(wanted) == len(batch.tasks) else batch.select(wanted)
                 elif (queue := self._next_queue()) is not None:
                     batch = self._form(queue)
-                elif not self._retired:
+                elif not lane.retired and self.failure is None:
                     oldest = min((queue[0].queued_at for queue in self._queues.values() if queue), default=None)
                     if oldest is None and self._closing:
                         return None
                     self._changed.wait(None if oldest is None else max(0, oldest + self.delay - perf_counter()))
             if batch is not None and batch.tasks:
                 return batch
+        return None
 
     def _next_queue(self) -> deque[ImageTask] | None:
         """Return the ready queue whose oldest image has waited longest.
@@ -219,15 +208,6 @@ class Batcher:
         latest = math.inf if self._closing else perf_counter() - self.delay
         ready = (q for q in self._queues.values() if q and (len(q) >= self.max_batch_size or q[0].queued_at <= latest))
         return min(ready, key=lambda queue: queue[0].queued_at, default=None)
-
-    def _close_retired(self) -> None:
-        # Without the lock, which the event loop also takes: freeing device memory can take long.
-        while self._retired:
-            model = self._retired.pop()
-            try:
-                model.engine.close()
-            except Exception:
-                log.exception("%s could not be closed", model)
 
     def _form(self, queue: deque[ImageTask]) -> Batch | None:
         """Stack the oldest wanted images; return None if there is none or if memory is too short."""
@@ -247,22 +227,22 @@ class Batcher:
             return None
         return Batch(tasks[0].model, tasks, images, np.asarray([task.threshold for task in tasks], np.float32))
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, batch: Batch, device: int) -> None:
         """Run a batch. If it fails, run its images one by one, so that only the image at fault gets an error."""
         try:
-            dense_seconds = self._sample_dense(batch)
+            dense_seconds = self._sample_dense(batch, device)
             started = perf_counter()
-            routed = batch.model.engine.run(batch.images, batch.thresholds)
+            routed = batch.model.engines[device].run(batch.images, batch.thresholds)
         except Exception as error:
             log.exception("a batch of %d failed in %s", len(batch.tasks), batch.model)
             if len(batch.tasks) > 1:
                 for i, task in enumerate(batch.tasks):
                     if self.is_wanted(task):
-                        self._run(batch.select([i]))
+                        self._run(batch.select([i]), device)
                 return
             batch.tasks[0].fail(ServiceError(Code.ENGINE_FAILED, "the engine failed on this image; the log says why"))
             # If a blank image fails too, the engine is broken: let the thread die.
-            batch.model.probe()
+            batch.model.probe(device)
             log.warning("the engine runs on after %s", error.__class__.__name__)
             return
         seconds = perf_counter() - started
@@ -270,12 +250,12 @@ class Batcher:
         self._recent.append((len(batch.tasks), seconds))
         self._loop.call_soon_threadsafe(self._deliver, BatchRun(batch, routed, started, seconds, dense_seconds))
 
-    def _sample_dense(self, batch: Batch) -> float:
+    def _sample_dense(self, batch: Batch, device: int) -> float:
         """Run a batch dense if the dense clock is due for a sample; return the seconds it took, or 0."""
         model, size = batch.model, len(batch.tasks)
         if not model.clock.due(size, self.dense_interval):
             return 0.0
-        seconds = model.run_dense(batch.images)
+        seconds = model.run_dense(batch.images, device)
         model.clock.sampled(size, seconds)
         return seconds
 
@@ -292,3 +272,14 @@ class Batcher:
                 task.result.set_result(result)
         self.on_batch(run, results)
         batch.model.mode = run.routed.mode
+
+
+def close_retired(lane: Lane) -> None:
+    """Close the thread's engines of the models that are no longer used."""
+    # Without the lock, which the event loop also takes: freeing device memory can take long.
+    while lane.retired:
+        model = lane.retired.pop()
+        try:
+            model.engines[lane.index].close()
+        except Exception:
+            log.exception("%s could not be closed", model)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from models.machine import available_cpus
 from models.preprocessing import prepare
 from service.errors import Code, ServiceError
-from service.inference.batcher import Batcher, BatchRun
+from service.inference.batch import BatchRun
+from service.inference.batcher import Batcher
 from service.inference.decoder import SMALL_PIXELS, Decoder
 from service.inference.image_task import ImageTask, Payload
 from service.inference.result import ImageResult

@@ -172,8 +172,8 @@ class LoadedCascade(LoadedModel):
         point = within[-1]
         return RouteChoice((*point.thresholds, *point.margins), point.accuracy)
 
-    def run_dense(self, images: NDArray[np.float32]) -> float:
+    def run_dense(self, images: NDArray[np.float32], device: int = 0) -> float:
         """Run every block of the last stage alone for ``images`` [N, 3, H, W] and return the seconds it took."""
         start = perf_counter()
-        self.engine.run_dense(images)
+        cast("CascadeEngine", self.engines[device]).run_dense(images)
         return perf_counter() - start

@@ -29,6 +29,7 @@ class LoadedModel:
     engine: "Engine"
     mode: "Mode"  # of the last batch
     clock: DenseClock
+    others: tuple["Engine", ...] = ()  # of the other devices: one for each, as `engine` is for the first
     fallbacks: list[str] = field(default_factory=list)  # engines that auto could not use; the log says why
     leases: int = field(default=0, init=False)  # requests that use it
     retired: bool = field(default=False, init=False)  # no new request gets it
@@ -41,6 +42,16 @@ class LoadedModel:
     @property
     def version(self) -> int:
         return self.checkpoint.version
+
+    @property
+    def engines(self) -> "tuple[Engine, ...]":
+        """One engine for each device."""
+        return self.engine, *self.others
+
+    @property
+    def device(self) -> str:
+        """The devices of the engines, with commas between them."""
+        return ",".join(engine.device for engine in self.engines)
 
     @property
     def labels(self) -> list[str]:
@@ -158,16 +169,21 @@ class LoadedModel:
 
         return engine_in(self.engine, mode).name
 
-    def probe(self) -> None:
-        """Run a blank image.
+    def probe(self, device: int = 0) -> None:
+        """Run a blank image on the engine of a device.
 
         Raises what the engine raises.
         """
-        self.run_dense(np.zeros((1, *self.shape), np.float32))
+        self.run_dense(np.zeros((1, *self.shape), np.float32), device)
 
-    def run_dense(self, images: NDArray[np.float32]) -> float:
-        """Run every block for ``images`` [N, 3, H, W], discard the output and return the seconds it took."""
-        return timed(self.engine, images, 0.0)[1]
+    def run_dense(self, images: NDArray[np.float32], device: int = 0) -> float:
+        """Run every block for ``images`` [N, 3, H, W] on the engine of a device; return the seconds it took."""
+        return timed(self.engines[device], images, 0.0)[1]
+
+    def close(self) -> None:
+        """Close every engine."""
+        for engine in self.engines:
+            engine.close()
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"

@@ -1,7 +1,10 @@
 """Load one version of a model and verify it."""
 
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +16,11 @@ from service.repository.loaded_model import LoadedModel, timed
 from service.settings import EngineOptions
 
 if TYPE_CHECKING:
+    from models.engines.protocol import Engine
     from models.engines.selection import OnFallback
+    from models.macs import Mode
+
+EngineType = TypeVar("EngineType", bound="Engine")
 
 
 class LoadError(UserError):
@@ -43,7 +50,7 @@ def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> L
     try:
         warm_up(model, max_batch_size)
     except Exception:
-        model.engine.close()
+        model.close()
         raise
     model.fallbacks = fallbacks
     return model
@@ -65,10 +72,8 @@ def load_checkpoint(folder: Path, options: EngineOptions, on_fallback: "OnFallba
     from models.engines import load_engine
 
     checkpoint = read_checkpoint(folder)
-    engine = load_engine(
-        checkpoint, options.engine, options.device, options.threads, options.routing, on_fallback=on_fallback
-    )
-    return LoadedModel(checkpoint, engine, "branch", DenseClock([1], [0.0]))
+    engine, *others = load_on_devices(partial(load_engine, checkpoint), options, on_fallback)
+    return LoadedModel(checkpoint, engine, "branch", DenseClock([1], [0.0]), tuple(others))
 
 
 def load_cascade(folder: Path, options: EngineOptions, on_fallback: "OnFallback | None") -> LoadedCascade:
@@ -77,10 +82,29 @@ def load_cascade(folder: Path, options: EngineOptions, on_fallback: "OnFallback 
     from models.cascade.engine import load_cascade_engine
 
     cascade = read_cascade(folder)
-    engine = load_cascade_engine(
-        cascade, options.engine, options.device, options.threads, options.routing, on_fallback=on_fallback
-    )
-    return LoadedCascade(cascade, engine, "branch", DenseClock([1], [0.0]))
+    engine, *others = load_on_devices(partial(load_cascade_engine, cascade), options, on_fallback)
+    return LoadedCascade(cascade, engine, "branch", DenseClock([1], [0.0]), tuple(others))
+
+
+def load_on_devices(
+    load: "Callable[..., EngineType]", options: EngineOptions, on_fallback: "OnFallback | None"
+) -> "list[EngineType]":
+    """Return an engine for each device of the options; those on the CPU share its cores."""
+    from models.engines.factory import closing_on_error
+    from models.engines.selection import find_devices
+    from models.machine import available_cpus
+
+    devices = find_devices(options.device, options.engine)
+    threads = options.threads
+    if threads is None and devices.count("cpu") > 1:
+        threads = max(1, available_cpus() // devices.count("cpu"))
+    with closing_on_error() as opened:
+        return [
+            opened.enter_context(
+                closing(load(options.engine, device, threads, options.routing, on_fallback=on_fallback))
+            )
+            for device in devices
+        ]
 
 
 def warm_up(model: LoadedModel, max_batch_size: int) -> None:
@@ -91,20 +115,28 @@ def warm_up(model: LoadedModel, max_batch_size: int) -> None:
     sizes = [1]
     while sizes[-1] < max_batch_size:
         sizes.append(min(2 * sizes[-1], max_batch_size))
-    images = np.random.default_rng(0).standard_normal((max_batch_size, *model.shape)).astype(np.float32)
-    times = []
+    # Last the first device, whose times are those of the dense clock.
+    for device in reversed(range(len(model.engines))):
+        mode, times = warm_up_device(model, device, sizes)
+    model.mode, model.clock = mode, DenseClock(sizes, times)
+
+
+def warm_up_device(model: LoadedModel, device: int, sizes: list[int]) -> "tuple[Mode, list[float]]":
+    """Warm up the engine of one device; return the mode of the last batch and the dense seconds of each size."""
+    images = np.random.default_rng(0).standard_normal((sizes[-1], *model.shape)).astype(np.float32)
+    engine, times = model.engines[device], []
     for size in sizes:
         for threshold in (1.0, model.threshold, 0.0):
-            routed, _ = timed(model.engine, images[:size], threshold)
+            routed, _ = timed(engine, images[:size], threshold)
             verify(model, routed.logits, (size, len(model.labels)))
             verify(model, routed.probability, (size, model.blocks - 1))
             disobeys = (threshold == 0 and not routed.executed.all()) or (threshold == 1 and routed.executed.any())
             if model.gated and disobeys:
-                raise LoadError(f"{model}: the engine {model.engine.name} does not obey the execute threshold")
+                raise LoadError(f"{model}: the engine {engine.name} does not obey the execute threshold")
         # The first run of a size also allocates buffers and compiles kernels, which takes longer than a short run.
-        seconds = model.run_dense(images[:size])
-        times.append(seconds if seconds > 0.25 else model.run_dense(images[:size]))
-    model.mode, model.clock = routed.mode, DenseClock(sizes, times)
+        seconds = model.run_dense(images[:size], device)
+        times.append(seconds if seconds > 0.25 else model.run_dense(images[:size], device))
+    return routed.mode, times
 
 
 def verify(model: LoadedModel, values: NDArray[np.float32], shape: tuple[int, ...]) -> None:

@@ -216,7 +216,7 @@ class Repository:
             self._pinned.discard(key)
         self._switch(model)
         self.default = self.default or name
-        log.info("serving %s with %s on %s", model, model.engine.name, model.engine.device)
+        log.info("serving %s with %s on %s", model, model.engine.name, model.device)
         return model
 
     def _switch(self, model: LoadedModel) -> None:

@@ -18,7 +18,7 @@ from prometheus_client import (
 
 from service.errors import OUTCOMES
 from service.inference.admission import REJECT_REASONS
-from service.inference.batcher import BatchRun
+from service.inference.batch import BatchRun
 from service.inference.image_task import DROP_REASONS
 from service.inference.result import ImageResult
 from service.repository.loaded_cascade import LoadedCascade
@@ -162,7 +162,8 @@ class Metrics:
             "models_failed", "Models whose newest version could not be loaded; GET /models says why.", ()
         )
         # Each worker adds one: all engines together have as many engine seconds in a second.
-        gauge("engine_threads", "Threads that run an engine.", ()).set(1)
+        self.engine_threads = gauge("engine_threads", "Threads that run an engine: one for each device.", ())
+        self.engine_threads.set(1)
 
     def add_model(self, model: LoadedModel, depth: Callable[[], int]) -> None:
         """Begin a version's series; those that have counted nothing yet are 0."""
@@ -172,7 +173,7 @@ class Metrics:
             {
                 "architecture": model.architecture,
                 "engine": model.engine.name,
-                "device": model.engine.device,
+                "device": model.device,
             }
         )
         self.fallbacks.labels(*labels, model.engine.name)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.inference.batcher import Batcher, BatchRun
+from service.inference.batch import BatchRun
+from service.inference.batcher import Batcher
 from service.inference.image_task import ImageTask
 from service.inference.result import ImageResult
 from service.repository.loaded_model import LoadedModel

@@ -160,7 +160,7 @@ async def classify(request: Request) -> Response:
                 name=loaded.name,
                 version=loaded.version,
                 engine=loaded.engine_in(result.mode),
-                device=loaded.engine.device,
+                device=loaded.device,
             ),
             predictions=predictions(result.probabilities, loaded.labels, query.top_k),
             routing=routing(result, loaded.dense_macs, query.explain),

@@ -69,7 +69,7 @@ def describe(container: Container, entry: Entry) -> RepositoryEntry:
             name=loaded.name,
             version=loaded.version,
             engine=loaded.engine.name,
-            device=loaded.engine.device,
+            device=loaded.device,
             architecture=loaded.architecture,
             classes=len(loaded.labels),
             labels=loaded.labels,
