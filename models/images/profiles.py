@@ -9,14 +9,10 @@ MAX_PROFILE = 4 << 20
 """Bytes. Profiles of screens and cameras have kilobytes, those of printers up to 3 MiB."""
 LISTED_STEPS = b"mpet"
 """The type of a conversion with any number of steps. Others have at most five, and bounded tables."""
-COLOUR_SPACES = {"RGB": "RGB ", "RGBA": "RGB ", "CMYK": "CMYK", "L": "GRAY"}
-"""The colour space of an ICC profile that fits an image's mode."""
-DEVICES = ("scnr", "mntr", "prtr", "spac")
-"""Classes of profiles that describe an image's colours: input, display and output devices, and colour spaces."""
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return a loaded image of a mode in COLOUR_SPACES with its colours converted from an ICC profile to sRGB.
+    """Return a loaded RGB, RGBA, CMYK or L image with its colours converted from an ICC profile to sRGB.
 
     RGB and RGBA are converted in place, other modes to RGB. A profile that is damaged, too large or does not fit the
     image's mode is ignored, and the image is returned as it is.
@@ -39,15 +35,12 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=4)
 def find_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the conversion of an image's mode from a profile to sRGB; None where there is nothing to convert.
+    """Return the conversion of an image's mode from a profile to sRGB; None for a profile of sRGB.
 
-    Raises various exceptions where the profile is damaged.
+    Raises various exceptions where the profile is damaged, or describes other colours than the mode's.
     """
     opened = ImageCms.ImageCmsProfile(BytesIO(profile))
-    source = opened.profile
     # Most photos have a profile of sRGB.
-    if "sRGB" in (source.profile_description or ""):
-        return None
-    if source.xcolor_space != COLOUR_SPACES[mode] or source.device_class not in DEVICES:
+    if "sRGB" in (opened.profile.profile_description or ""):
         return None
     return ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, mode if mode == "RGBA" else "RGB")

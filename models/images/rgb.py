@@ -12,8 +12,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     16 bits are cut to 8. Colours are converted from an embedded ICC profile, and CMYK without one as Pillow does.
     Transparent pixels are blended with white.
     """
-    # An image is converted from its profile once, in place.
-    profile = image.info.pop("icc_profile", None)
+    # Where Pillow converts an image in place, it gives it the profile of sRGB.
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # Pillow would clip these values at 255.
         image = to_8_bit_grey(image)
     elif image.has_transparency_data and not is_opaque(image):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from models.images.encoded import EncodedImage, decode_image
-from models.images.profiles import MAX_PROFILE
+from models.images.profiles import MAX_PROFILE, find_transform
 from tests.models.images.test_encoded import pixels, png_chunk
 from tests.service.parts import encoded, picture
 
@@ -121,10 +121,21 @@ def test_a_png_with_megabytes_of_text_keeps_its_profile() -> None:
     assert decode_image(plain[:33] + text + plain[33:]).tobytes() == decode_image(plain).tobytes()
 
 
-def test_an_image_is_converted_once() -> None:
-    image = EncodedImage(encoded(picture(0), icc_profile=DISPLAY_P3))
+@pytest.mark.parametrize(
+    ("mode", "kind", "profile"),
+    [("RGB", "PNG", DISPLAY_P3), ("P", "PNG", DISPLAY_P3), ("CMYK", "TIFF", INK), ("L", "PNG", LINEAR_GREY)],
+)
+def test_an_image_that_is_decoded_twice_is_converted_once(mode: str, kind: str, profile: bytes) -> None:
+    stored = picture(0).convert(mode)
+    image = EncodedImage(encoded(stored, kind, icc_profile=profile))
     first = image.decode().tobytes()
-    assert first == image.decode().tobytes() != picture(0).tobytes()
+    assert first == image.decode().tobytes() != stored.convert("RGB").tobytes()
+
+
+def test_a_profile_of_srgb_costs_no_conversion() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert find_transform(profile, "RGB") is None
+    assert find_transform(DISPLAY_P3, "RGB") is not None
 
 
 def unusable_profiles() -> dict[str, bytes]:
