@@ -22,9 +22,11 @@ SCAN = START_OF_SCAN + b"\x00"
 MAX_SCANS = 100
 """Phones write ten scans, and as many for each smaller picture that they append."""
 
-# Decoding an image of this size takes less time than waking another thread, unless text or a profile is decompressed.
+# Decoding an image of this size takes less time than waking another thread, unless text is decompressed or colours are
+# converted.
 SMALL_FILE = 4096
 SMALL_PIXELS = 64 * 64
+QUICK_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")
 
 # The measured peak between the file and upright RGB, rounded up.
@@ -95,8 +97,10 @@ class Decoder:
         if len(data) > SMALL_FILE or any(chunk in data for chunk in COMPRESSED_CHUNKS):
             return None
         encoded = self.open(data, shorter_side)
-        width, height = encoded.full_size
-        return pixels(encoded) if width * height <= SMALL_PIXELS else None
+        image = encoded.image
+        if prod(encoded.full_size) > SMALL_PIXELS or image.format not in QUICK_FORMATS or "icc_profile" in image.info:
+            return None
+        return pixels(encoded)
 
     def open(self, data: bytes, shorter_side: int = 0) -> EncodedImage:
         """Return an image with its header read, within the limits, and no pixel decoded."""

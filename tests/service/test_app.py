@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from models.images.encoded import FORMATS
 from service.errors import STATUS, Code, outcome_of
 from service.inference.result import Classification
 from tests.service.parts import LABELS, NAME, Running, encoded, picture, post
@@ -35,7 +36,7 @@ def test_openapi_documents_bodies_and_errors(running: Running) -> None:
     api = running.client.get("/openapi.json").json()
     classify = api["paths"]["/classify"]["post"]
     assert "multipart/form-data" in classify["requestBody"]["content"]
-    assert "image/jpeg" in classify["requestBody"]["content"]
+    assert {f"image/{kind.lower()}" for kind in FORMATS} < classify["requestBody"]["content"].keys()
     assert {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"} <= classify["responses"].keys()
     for status, response in classify["responses"].items():
         schema = response["content"]["application/json"]["schema"]["$ref"]

@@ -12,10 +12,12 @@ from models.images.errors import MAX_READS
 from service.errors import STATUS, Code, ServiceError
 from service.inference.decoder import (
     MAX_SCANS,
+    QUICK_FORMATS,
     SMALL_FILE,
     Decoder,
 )
 from tests.models.images.test_encoded import KINDS, png, png_chunk
+from tests.models.images.test_profiles import DISPLAY_P3
 from tests.service.parts import encoded, picture
 
 DECODER = Decoder(max_pixels=1_000_000, max_memory=64 << 20)
@@ -110,7 +112,7 @@ def test_random_bytes_are_refused(start: bytes, rest: bytes) -> None:
         assert STATUS[error.code] in (400, 413, 415)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", QUICK_FORMATS)
 def test_a_small_image_has_the_same_pixels(kind: str) -> None:
     data = encoded(picture(0, 30, 20), kind)
     image = DECODER.decode_small(data)
@@ -125,7 +127,10 @@ def test_an_image_that_takes_long_is_not_decoded_as_small() -> None:
     wide = encoded(Image.new("RGB", (1000, 1000)), "PNG")
     long = encoded(picture(0), "BMP")
     assert len(unfolds) < SMALL_FILE > len(wide)
-    for data in (unfolds, wide, long):
+    slow = [encoded(picture(0, 30, 20), kind) for kind in ("AVIF", "HEIF", "TIFF")]
+    coloured = encoded(picture(0, 30, 20), "JPEG", icc_profile=DISPLAY_P3)
+    assert max(map(len, [*slow, coloured])) < SMALL_FILE
+    for data in (unfolds, wide, long, *slow, coloured):
         assert DECODER.decode_small(data) is None
         decode(data)
 
