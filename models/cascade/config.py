@@ -67,12 +67,16 @@ class CascadeEvaluation(Strict):
 
 
 class CascadeConfig(Strict):
-    """``config.json`` of a cascade. Labels and input are those of every stage."""
+    """``config.json`` of a cascade. Labels and input are those of every stage.
+
+    ``escalate`` is the share of a stage's validation images below its margin, from which the margins were taken.
+    """
 
     kind: Literal["cascade"] = CASCADE
     stages: tuple[Stage, ...] = Field(min_length=2)
     measure: Measure = "margin"
     combination: Combination = "mean"
+    escalate: float | None = None
     labels: list[str] = Field(min_length=1)
     input: InputSpec
     curve: list[CascadePoint] = []

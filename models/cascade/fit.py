@@ -65,14 +65,13 @@ def fit_cascade(
         return measure_point(Candidate(choice, temperatures, margins), labels, dense, measure, combination)
 
     own = tuple(stage[0] for stage in outputs)
-    if budget is None:
-        chosen = point(own, escalate)
-    else:
-        within = [found for share in SHARES if (found := point(own, share)).mac_share <= budget]
+    if budget is not None:
+        within = [share for share in SHARES if point(own, share).mac_share <= budget]
         if not within:
             least = point(own, 0).mac_share
             raise UserError(f"the budget {budget:g} can't be met: the first stage alone takes {least:.4f}")
-        chosen = within[-1]
+        escalate = within[-1]
+    chosen = point(own, escalate)
     points = [point(choice, share) for choice in itertools.product(*outputs) for share in SHARES]
     return CascadeConfig(
         stages=tuple(
@@ -89,6 +88,7 @@ def fit_cascade(
         ),
         measure=measure,
         combination=combination,
+        escalate=escalate,
         labels=checkpoints[0].config.labels,
         input=checkpoints[0].config.input,
         curve=upper_envelope([*points, chosen]),

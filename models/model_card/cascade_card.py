@@ -101,4 +101,7 @@ def draw_curve(config: CascadeConfig) -> str:
 def draw_command(cascade: Cascade) -> str:
     """Return the command that builds the cascade again."""
     stages = " ".join(f"REPOSITORY/{stage.model}/{stage.version}" for stage in cascade.config.stages)
-    return f"```\nskipnet cascade {stages} --data FOLDER --output REPOSITORY/{cascade.name}\n```"
+    thresholds = ",".join(f"{stage.execute_threshold:g}" for stage in cascade.config.stages)
+    escalate = "" if cascade.config.escalate is None else f" --escalate {cascade.config.escalate:g}"
+    output = f"--data FOLDER --output REPOSITORY/{cascade.name}"
+    return f"```\nskipnet cascade {stages} --execute-thresholds {thresholds}{escalate} {output}\n```"

@@ -38,6 +38,7 @@ class BuildCascade(Options):
         gt=0,
         description="mean MACs of an image as a share of the last stage's dense MACs; replaces --escalate",
     )
+    execute_thresholds: list[float] = Field([], description="one for each stage; default: each checkpoint's own")
     measure: Literal["margin", "maximum", "entropy"] = Field("margin", description="what an image's confidence is")
     combination: Literal["mean", "last"] = Field("mean", description="mean of the stages' probabilities, or the last")
 
@@ -54,6 +55,8 @@ class BuildCascade(Options):
         if any(stage.resolve().parents[1] != repository.resolve() for stage in self.stages):
             raise UserError(f"the stages must lie in the repository of --output, {repository}, as <model>/<version>")
         checkpoints = [read_checkpoint(stage) for stage in self.stages]
+        if self.execute_thresholds and len(self.execute_thresholds) != len(checkpoints):
+            raise UserError(f"{len(checkpoints)} stages need as many --execute-thresholds, separated by commas")
         row = find_dataset(self.dataset or checkpoints[-1].config.training.dataset or "(none named)")
         labels = checkpoints[0].config.labels
         config = self.fit(checkpoints, read_source(row, "train", self.data).labelled_as(labels))
@@ -84,10 +87,11 @@ class BuildCascade(Options):
         batches = list(prepared_batches(validation_source(train, fewest.config.training), fewest.config.input))
         truth = [int(label) for _, batch in batches for label in batch]
         outputs: list[list[StageOutputs]] = []
-        for checkpoint in checkpoints:
+        owns = self.execute_thresholds or [checkpoint.config.execute_threshold for checkpoint in checkpoints]
+        for checkpoint, own in zip(checkpoints, owns, strict=True):
             engine = load_engine(checkpoint, self.engine, self.device)
             try:
-                outputs.append(collect_outputs(checkpoint, engine, batches, candidate_thresholds(checkpoint)))
+                outputs.append(collect_outputs(checkpoint, engine, batches, candidate_thresholds(checkpoint, own)))
             finally:
                 engine.close()
         known = np.asarray(truth)
@@ -145,9 +149,8 @@ def evaluate_cascade(options: "Evaluate") -> None:
         print("card:", write_cascade_card(options.checkpoint))
 
 
-def candidate_thresholds(checkpoint: "Checkpoint") -> list[float]:
-    """Return the execute thresholds to try for a stage: its own, and those of its curve that differ in MACs."""
-    own = checkpoint.config.execute_threshold
+def candidate_thresholds(checkpoint: "Checkpoint", own: float) -> list[float]:
+    """Return the execute thresholds to try for a stage: ``own``, and those of its curve that differ in MACs."""
     if checkpoint.network.gate_kind is None:
         return [own]
     chosen = [own]

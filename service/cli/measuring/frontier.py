@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Frontier(Options):
     """Compare a cascade at many margins with what could be served instead, on the test images.
 
-    skipnet frontier models/repository/cifar10_cascade/1 --data DIR --rivals models/repository/other/1
+    skipnet frontier models/repository/cifar10_cascade/2 --data DIR --rivals models/repository/other/1
     """
 
     cascade: CliPositionalArg[Path] = Field(description="folder <repository>/<model>/<version> of a cascade")

@@ -60,6 +60,17 @@ def test_the_next_build_is_the_next_version(repository: Path, photos: Path) -> N
     assert second.thresholds[2] > first.thresholds[2]
 
 
+def test_execute_thresholds_of_the_stages_can_be_chosen(
+    repository: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(repository, photos, "--execute-thresholds", "0.25,0.5")
+    assert read_cascade(repository / "both" / "3").thresholds[:2] == (0.25, 0.5)
+    assert "--execute-thresholds 0.25,0.5" in (repository / "both" / "3" / "README.md").read_text()
+    with pytest.raises(SystemExit):
+        build(repository, photos, "--execute-thresholds", "0.25")
+    assert "2 stages need as many --execute-thresholds" in capsys.readouterr().err
+
+
 def test_evaluate_measures_a_cascade_again(
     repository: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
