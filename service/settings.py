@@ -155,7 +155,7 @@ class Settings(EngineOptions):
     tracing: bool = Field(
         default=False,
         description="send an OpenTelemetry span of each request to the collector that the OTEL_… variables name; "
-        "needs the extra skipnet-serve[tracing]",
+        "needs the extra tracing: pip install -e '.[tracing]'",
     )
 
 

@@ -29,6 +29,12 @@ def test_command_works_in_a_checkout(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_docs_and_help_name_extras_by_a_command_that_works_in_a_checkout() -> None:
+    """The package index may not have the distribution, so that `pip install skipnet-serve[…]` may fail."""
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "service").rglob("*.py")]
+    assert not [str(text) for text in texts if "skipnet-serve[" in text.read_text("utf-8")]
+
+
 USES = {
     "charts": ("analysis", "matplotlib", "models.plotting", "require_plotting()"),
     "correlation": ("analysis", "scipy", "models.analysis.routes", "rank_correlation([1], [2])"),
