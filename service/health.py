@@ -20,11 +20,12 @@ class Health:
     def not_ready(self) -> list[str]:
         """Return the reasons why this process is not ready; empty if it is."""
         default, startup_done = self._repository.default, self._watcher.startup_done
+        # The other models do not count: requests for one that is still being loaded get 503 with Retry-After.
+        missing = default not in self._repository.loaded
         reasons = {
             "draining": self.draining,
-            "models are being loaded": not startup_done,
-            f"model {default} is not loaded" if default else "no model is loaded": startup_done
-            and default not in self._repository.loaded,
+            "models are being loaded": missing and not startup_done,
+            f"model {default} is not loaded" if default else "no model is loaded": missing and startup_done,
             "the engine thread is dead": self._engine_dead,
             "the engine is stuck": self._batcher.busy_for > self._request_timeout,
         }
@@ -47,4 +48,4 @@ class Health:
 
     @property
     def _engine_dead(self) -> bool:
-        return self._watcher.startup_done and not self._batcher.alive
+        return (self._watcher.startup_done or bool(self._repository.loaded)) and not self._batcher.alive

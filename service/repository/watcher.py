@@ -47,7 +47,7 @@ class Watcher:
         return failed and not self._repository.loaded and not self._interval
 
     async def load_all(self) -> bool:
-        """Load of every model the newest version that can be loaded; return whether any model was.
+        """Load of every model the newest version that can be loaded, the default first; return whether any was.
 
         Failures are logged and stand in the index. The first model is the default even if it could not be loaded:
         another model would return other labels, and replicas might differ in their default.
@@ -68,7 +68,7 @@ class Watcher:
         newest = {(name, versions[-1]) for name, versions in found.items()}
         repository.loading |= newest
         try:
-            for name in found:
+            for name in sorted(found, key=lambda name: name != repository.default):
                 await repository.load_newest_loadable(name)
         finally:
             repository.loading -= newest

@@ -112,6 +112,8 @@ class Running:
         assert not self.thread.is_alive()
 
     def wait_ready(self) -> "Running":
+        """Wait until every model is loaded; the server is ready with the default one."""
+        until(lambda: self.container.watcher.startup_done, 120)
         until(lambda: self.client.get("/health/ready").status_code == 200, 120)
         return self
 

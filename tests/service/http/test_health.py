@@ -2,6 +2,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 
@@ -45,6 +46,34 @@ def test_socket_answers_while_the_model_loads_and_is_not_ready(repository: Path,
         go.set()
         server.wait_ready()
         assert server.client.get("/models").json()["models"][0]["state"] == "READY"
+    finally:
+        go.set()
+        server.stop()
+
+
+def test_ready_with_the_default_model_while_others_are_being_loaded(folder: Path, loaded: LoadedModel) -> None:
+    go = threading.Event()
+    copytree(folder / NAME, folder / "another")
+    order: list[str] = []
+
+    def load(version: Path) -> LoadedModel:
+        order.append(version.parent.name)
+        if version.parent.name == NAME:
+            return replace(loaded)
+        assert go.wait(20)
+        return replace(loaded, checkpoint=replace(loaded.checkpoint, folder=version))
+
+    server = Running(Settings(model_repository=folder, default_model=NAME), load)
+    try:
+        until(lambda: reasons(server) == [])
+        assert server.client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 200
+        refused = server.client.post("/classify?model=another", content=encoded(picture(0)), headers=PNG)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert server.client.get("/v2/models/another/ready").status_code == 503
+        go.set()
+        until(lambda: server.client.get("/v2/models/another/ready").status_code == 200)
+        assert order == [NAME, "another"]
     finally:
         go.set()
         server.stop()
