@@ -11,6 +11,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from models import SHIPPED
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -76,7 +78,9 @@ class Ours(Server):
                 raise RuntimeError(f"the server did not start: {log.read_text()[-300:]}")
             time.sleep(0.05)
         self.port = int(found[1])
-        self.wait_ready(f"http://127.0.0.1:{self.port}/health/ready")
+        # The server is ready before the last model is loaded.
+        for model in [folder.name for folder in SHIPPED.iterdir() if folder.is_dir()]:
+            self.wait_ready(f"http://127.0.0.1:{self.port}/v2/models/{model}/ready")
 
     def metric(self, name: str) -> float:
         """Return the sum of the samples with this name."""

@@ -37,7 +37,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("live")
     # Not all shipped models, because loading them takes minutes on busy cores.
     cascade = read_cascade(find_version(SHIPPED, None, None))
-    for shipped in (cascade.folder, *(stage.folder for stage in cascade.stages)):
+    served = (cascade, *cascade.stages)
+    for shipped in (each.folder for each in served):
         (folder / "models" / shipped.parent.name).mkdir(parents=True)
         (folder / "models" / shipped.parent.name / shipped.name).symlink_to(shipped)
     gated = cascade.stages[0].name
@@ -46,7 +47,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     serve = Process(folder / "log", "--model-repository", str(folder / "models"), *options)
     try:
         with httpx.Client(base_url=serve.url(), timeout=TIMEOUT) as client:
-            until(lambda: client.get("/health/ready").status_code == 200, TIMEOUT)
+            # The default model is ready first.
+            until(
+                lambda: all(client.get(f"/v2/models/{each.name}/ready").status_code == 200 for each in served), TIMEOUT
+            )
             trainer = start_training(folder)
             proxy = HAProxy(folder / "haproxy.log", client.base_url.port or 0)
             prometheus = Prometheus(
