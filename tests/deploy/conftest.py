@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from models import SHIPPED
-from models.cascade.config import read_cascade
+from models.cascade.config import Cascade, read_cascade
+from models.checkpoint import Checkpoint
 from models.model_repository import find_version
 from tests.deploy.parts import Live, Prometheus, write_dataset
 from tests.service.http.connections.haproxy import HAProxy
@@ -37,7 +38,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("live")
     # Not all shipped models, because loading them takes minutes on busy cores.
     cascade = read_cascade(find_version(SHIPPED, None, None))
-    served = (cascade, *cascade.stages)
+    served: list[Cascade | Checkpoint] = [cascade, *cascade.stages]
     for shipped in (each.folder for each in served):
         (folder / "models" / shipped.parent.name).mkdir(parents=True)
         (folder / "models" / shipped.parent.name / shipped.name).symlink_to(shipped)
