@@ -22,6 +22,7 @@ LAYERS = {
     "analysis": 5,
     "benchmark": 6,
     "model_card": 6,
+    "finetuning": 7,
 }
 """Layers of the packages in `models`. A package imports only lower ones. "" stands for the modules in no package."""
 

@@ -21,7 +21,10 @@ from models.images.errors import ImageError
 from models.machine import available_cpus
 from models.preprocessing import InputSpec, fit
 
-TEST_SPLITS = ("test", "validation", "val", "valid")
+VALIDATION_SPLITS = ("validation", "val", "valid")
+TEST_SPLITS = ("test", *VALIDATION_SPLITS)
+SPLIT_NAMES = ("train", "training", "testing", *TEST_SPLITS)
+"""Names, in lower case, of folders that hold a split and are no class."""
 
 
 class DamagedImage(UserError):
@@ -152,14 +155,16 @@ class Source:
 
 
 def read_source(dataset: DatasetInfo, split: str, data: Path | None) -> Source:
-    """Return split ``split`` ("train" or "test") of a data set.
+    """Return split ``split`` ("train", "validation" or "test") of a data set.
 
     ``data`` is None for the hub. Otherwise it is a folder of parquet files in the hub's schema (``train.parquet`` or
-    ``train-*.parquet``) or of images (``train/CLASS/*``, ``val/CLASS/*``).
+    ``train-*.parquet``) or of images (``train/CLASS/*``, ``val/CLASS/*``). A folder of images without splits
+    (``CLASS/*``) is all training images.
 
     Raises UserError where there is nothing to read.
     """
     names = dataset.train_splits if split == "train" else (dataset.test_split,)
+    splits = VALIDATION_SPLITS if split == "validation" else TEST_SPLITS
     if data is None:
         if not dataset.hub:
             raise UserError("an image folder is read from a local folder: name it with --data")
@@ -168,16 +173,24 @@ def read_source(dataset: DatasetInfo, split: str, data: Path | None) -> Source:
         raise UserError(f"{data} is a file; unpack it if it is an archive, and name the folder with --data")
     if not data.is_dir():
         raise UserError(f"{data} is not a folder; --data names a folder of parquet files or of images")
-    choices = [TEST_SPLITS if name in TEST_SPLITS else (name,) for name in names]
+    choices = [splits if name in TEST_SPLITS else (name,) for name in names]
     files = [find_parquet(data, choice) for choice in choices]
     if all(files):
         return whole(read_parquet(dataset, [found for found in files if found], data), dataset)
     folder = find_split(data, choices[0])
+    if folder is None and split == "train" and not dataset.hub and holds_classes(data):
+        folder = data
     if folder is None or len(choices) > 1:
         raise UserError(missing_split(data, choices[files.index([])]))
     source = whole(read_image_folder(folder, least_classes=2 if split == "train" else 1), dataset)
     # Data sets with fixed classes keep their numbers whatever folders there are.
     return source.labelled_as(dataset.classes) if dataset.classes else source
+
+
+def holds_classes(data: Path) -> bool:
+    """Return whether a folder has folders, and none of them is named like a split."""
+    names = [path.name.lower() for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return bool(names) and not any(name in SPLIT_NAMES for name in names)
 
 
 def whole(examples: Examples, dataset: DatasetInfo) -> Source:

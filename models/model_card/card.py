@@ -17,6 +17,7 @@ from models.importing.public_checkpoint import IMPORTED
 from models.model_card.training_commands import count_shared_stages, list_commands
 from models.persistence.atomic_file import whole_file
 from models.persistence.training_record import TrainedStage
+from models.training.recipes import FINETUNE
 from models.training.soup import SOUP
 
 CARD = "README.md"
@@ -222,7 +223,9 @@ def draw_training(checkpoint: Checkpoint) -> str:
         ]
     where = f"models/repository/{checkpoint.name}/{checkpoint.version}"
     commands = list_commands(config)
-    scaling = " --temper" if training.temperature is not None else ""
+    # Fine-tuning scales the temperature itself.
+    finetuned = any(stage.name == FINETUNE for stage in training.stages)
+    scaling = " --temper" if training.temperature is not None and not finetuned else ""
     if checkpoint.network.decision_count:
         commands.append(f"skipnet evaluate {where}{scaling} --calibrate --write")
         commands.append(f"skipnet analyze {where} DATA --output report --write")

@@ -11,10 +11,12 @@ from models.importing.public_checkpoint import IMPORTED
 from models.persistence.training_record import TrainedStage, TrainingRecord
 from models.training.distillation.location import parse_teacher
 from models.training.distillation.network import TEACHERS
-from models.training.recipes import find_changes
+from models.training.recipes import FINETUNE, find_changes
 from models.training.soup import SOUP
 
 Stages = Sequence[TrainedStage]
+RESULT = "result"
+"""The folder of the checkpoint in that of a fine-tuning."""
 
 
 def list_commands(config: Config) -> list[str]:
@@ -49,11 +51,27 @@ def list_chain(config: Config, stages: Stages, folders: Sequence[str], mark: str
             arch = stage.architecture or config.architecture
             folder = f"runs/{arch}_{IMPORTED}"
             commands.append(f"skipnet import {stage.name} --arch {arch} --output {folder}")
+        elif stage.name == FINETUNE:
+            folder = f"runs/{FINETUNE}/{RESULT}"
+            if folder not in written:
+                commands.append(finetune_command([each for each in stages if each.name == FINETUNE], written))
         else:
             command, folder = train_command(config, stage, written, mark)
             commands.append(command)
         written.append(folder)
     return commands, written
+
+
+def finetune_command(stages: Stages, folders: Sequence[str]) -> str:
+    """Return the command of a fine-tuning, which runs its ``stages`` from the last of ``folders``."""
+    last, epochs = stages[-1], {stage.epochs for stage in stages}
+    parts = [f"skipnet train --init {folders[-1] if folders else 'CHECKPOINT'} --dataset imagefolder --data DATA"]
+    parts.append(f"--recipe {FINETUNE} --output runs/{FINETUNE} --seed {last.seed} --batch {last.batch}")
+    if len(epochs) == 1:
+        parts.append(f"--epochs {last.epochs}")
+    if changes := find_changes(last):
+        parts.append(f"--changes '{json.dumps(changes)}'")
+    return " ".join(parts)
 
 
 def list_soup(

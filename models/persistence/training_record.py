@@ -97,6 +97,9 @@ class Subnetwork(Sparse):
 class TrainingRecord(Sparse):
     """The training of a checkpoint: its data, its stages, and what was done to the weights afterwards.
 
+    ``data`` is the folder of the images, where they were local. ``validation_files`` are the validation images of a
+    folder of images, as paths in the folder of the training images, and ``validation_folder`` is the folder that holds
+    the validation images alone. Without either, they are the first ``validation_images`` of a fixed random order.
     ``precision`` is that of convolutions. ``temperature`` is what temperature scaling divided the class logits by.
     ``imported_from`` is a weights file of the public code, ``iter``, ``epoch`` and ``best_prec1`` are its progress.
     """
@@ -106,8 +109,11 @@ class TrainingRecord(Sparse):
     epoch: Number | None = None
     best_prec1: Number | None = None
     dataset: str | None = None
+    data: str | None = None
     train_images: int | None = None
     validation_images: int | None = None
+    validation_files: tuple[str, ...] | None = None
+    validation_folder: str | None = None
     precision: str | None = None
     seed: int | None = None
     stages: tuple[TrainedStage, ...] = ()

@@ -62,6 +62,7 @@ def train(
             write_stage_checkpoint(job, job.recipes[number])
             progress, optimizer_state = Progress(stage=number + 1, logged=progress.logged), None
             state.save(progress, job.network, None)
+        stop.check(state.path)
     return job.folder / job.recipes[-1].stage
 
 
@@ -102,7 +103,7 @@ def run_stage(
             optimizer.step()
             progress.add(step, len(labels) * recipe.routes, *watch.lap())
             if watcher:
-                watcher.stepped(recipe, progress.step, total, len(labels), rate)
+                watcher.stepped(recipe, progress.step, total, len(labels), rate, progress)
             # After the epoch's last step the state is saved below, when the log has its row.
             if (state.due() or stop.number is not None) and within + 1 < end:
                 state.save(progress, job.network, optimizer)

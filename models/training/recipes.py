@@ -15,6 +15,7 @@ from models.persistence.training_record import TrainedStage
 Stage = Literal["plain", "sp", "hrl"]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FINETUNE = "finetune"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -165,12 +166,29 @@ def distilled(stage: Stage) -> Recipe:
     return replace(recipe, rate=0.1, epochs=20, gate_bias_init=2.0, target_annealing=(0.05, 0.5))
 
 
+def finetune(stage: Stage) -> Recipe:
+    """A pretrained network on few images of its user's own (`models.finetuning`).
+
+    The dense network is trained first, and then teaches. The gates learn their target rates alone, then all weights do.
+    """
+    if stage == "plain":
+        return replace(short(stage), name=FINETUNE, rate=0.01, epochs=20, batch=16, gate_bias_init=0.0)
+    recipe = replace(multi_budget(stage), name=FINETUNE)
+    if stage == "hrl":
+        return recipe
+    return replace(recipe, rate=0.01, epochs=30, batch=16, gate_bias_init=0.0, target_annealing=(0.0, 0.3))
+
+
+GATES_ALONE = {"freeze_backbone": True, "rate": 0.05, "gate_bias_init": 2.0, "target_annealing": (0.05, 0.7)}
+"""What ``finetune`` changes while the gates learn alone."""
+
+
 def points(*values: tuple[float, float, float]) -> tuple[OperatingPoint, ...]:
     """Return operating points, each from its share, threshold and target rate."""
     return tuple(OperatingPoint(*each) for each in values)
 
 
-RECIPES = {each.__name__: each for each in (paper, short, budget, multi_budget, adaptive, distilled)}
+RECIPES = {each.__name__: each for each in (paper, short, budget, multi_budget, adaptive, distilled, finetune)}
 
 
 def find_recipe(name: str, stage: Stage) -> Recipe:

@@ -119,14 +119,17 @@ class StateFile:
         except Exception as error:  # torch.load documents no exceptions, and the file may hold anything.
             raise UserError(f"{self.path} is damaged ({error}); delete it and train without --resume") from error
 
-    def require_finished(self) -> None:
-        """Raise UserError where the file is the state of a run that has not finished."""
+    def finished(self) -> bool | None:
+        """Return whether the file is the state of a finished run; None where no run can resume from it."""
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            finished = state["progress"]["stage"] >= len(state["identity"]["stages"])
-        except Exception:  # There is no file, or no run can resume from it.
-            return
-        if not finished:
+            return bool(state["progress"]["stage"] >= len(state["identity"]["stages"]))
+        except Exception:  # There is no file, or it holds anything.
+            return None
+
+    def require_finished(self) -> None:
+        """Raise UserError where the file is the state of a run that has not finished."""
+        if self.finished() is False:
             raise UserError(
                 f"{self.path} is the state of an unfinished run: add --resume to continue it, or "
                 "choose another --output"
@@ -141,3 +144,15 @@ class StateFile:
                 + ", ".join(f"{key}={found.get(key)!r}" for key in differing[:NAMED])
                 + "; resume with the same options or choose another --output"
             )
+
+
+def discard_state(folder: Path) -> None:
+    """Delete the state of a finished run; raises UserError where the run has not finished."""
+    state = StateFile(folder, {}, 0)
+    state.require_finished()
+    state.path.unlink(missing_ok=True)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder has finished."""
+    return StateFile(folder, {}, 0).finished() is True

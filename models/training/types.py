@@ -15,6 +15,7 @@ from models.network import SkipNet
 from models.persistence.training_record import TrainedStage, TrainingRecord
 from models.preprocessing import InputSpec
 from models.training.recipes import Recipe
+from models.training.state import Progress
 
 Evaluate = Callable[[SkipNet], Metrics]
 Show = Callable[[Iterator[int]], Iterator[int]]
@@ -64,7 +65,8 @@ class Job:
             "size": self.spec.height,
             "compile": self.compile,
             **self.origins,
-            **self.about.model_dump(),
+            # The folder of the images may have moved.
+            **self.about.model_dump(exclude={"data"}),
             **values,
         }
 
@@ -72,8 +74,11 @@ class Job:
 class Watcher(Protocol):
     """Follows a run, for metrics."""
 
-    def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float) -> None:
-        """Called after step ``step`` of ``steps``, on ``images`` images at learning rate ``rate``."""
+    def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float, progress: Progress) -> None:
+        """Called after step ``step`` of ``steps``, on ``images`` images at learning rate ``rate``.
+
+        ``progress`` has the sums of the epoch.
+        """
 
     def logged(self, row: dict[str, Any]) -> None:
         """Called after an epoch, with the figures that were appended to ``log.jsonl``."""

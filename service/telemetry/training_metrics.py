@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 
 if TYPE_CHECKING:
     from models.training.recipes import Recipe
+    from models.training.state import Progress
 
 RUN = ("architecture", "stage")
 
@@ -38,7 +39,8 @@ class TrainingMetrics:
         server, _ = start_http_server(port, host, self.registry)
         return f"http://{host}:{server.server_port}/metrics"
 
-    def stepped(self, recipe: "Recipe", step: int, steps: int, images: int, rate: float) -> None:
+    def stepped(self, recipe: "Recipe", step: int, steps: int, images: int, rate: float, progress: "Progress") -> None:
+        del progress  # The sums would have to be fetched from the device.
         run = self.architecture, recipe.stage
         self.images.labels(*run).inc(images)
         self.steps.labels(*run).inc()

@@ -1,8 +1,10 @@
 """The images of a run: their size and normalisation, training batches, and validation."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +14,15 @@ from models.checkpoint import read_config
 from models.data.augmentation import crop_centre, normalise
 from models.data.batches import Batches, MemoryBatches, StreamedBatches
 from models.data.datasets import DatasetInfo
+from models.data.image_folder import FolderImages
 from models.data.source import Source
+from models.data.validation_split import (
+    find_files,
+    has_validation_folder,
+    split_positions,
+    stratified_positions,
+    validation_folder,
+)
 from models.errors import UserError
 from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import SkipNet
@@ -22,14 +32,14 @@ from models.training.setup.options import JobOptions
 
 IN_MEMORY = 4 << 30
 """Bytes; a larger data set is decoded during training."""
+VALIDATION_SHARE, LEAST_VALIDATION, MOST_VALIDATION = 0.2, 2, 2000
+"""Of a folder of images: the validation images' share of each class, the least of a class, and the most of all."""
 
 
-def with_start_normalisation(dataset: DatasetInfo, options: JobOptions) -> DatasetInfo:
-    """Return the data set with the mean and deviation of the checkpoint to start from."""
-    if options.init is None:
-        return dataset
-    known = read_config(options.init).input
-    return replace(dataset, mean=known.mean, std=known.std)
+def with_normalisation(dataset: DatasetInfo, options: JobOptions) -> DatasetInfo:
+    """Return the data set with the options' mean and deviation, or else those of the checkpoint to start from."""
+    known = dataset if options.init is None else read_config(options.init).input
+    return replace(dataset, mean=options.mean or known.mean, std=options.std or known.std)
 
 
 def check_size(architecture: Architecture, size: int) -> None:
@@ -40,6 +50,48 @@ def check_size(architecture: Architecture, size: int) -> None:
             f"images of {size} pixels are too small for {architecture.name}: its last maps would be one pixel; "
             f"set a --size above {shrinks}"
         )
+
+
+def choose_input(architecture: Architecture, dataset: DatasetInfo, options: JobOptions) -> InputSpec:
+    """Return the network's input. Fine-tuning keeps that of the checkpoint to start from, scaled to --size."""
+    if options.init is None or not options.finetunes:
+        return input_spec(dataset, options.size or (dataset.size if dataset.uniform else architecture.image_size))
+    known = read_config(options.init).input
+    sides = {}
+    if options.size is not None:
+        scale = options.size / known.height
+        sides = {"height": options.size, "width": options.size, "resize": round(known.resize * scale)}
+    return known.model_copy(update={**sides, "mean": dataset.mean, "std": dataset.std})
+
+
+def choose_images(source: Source, options: JobOptions) -> tuple[Source, Source, dict[str, Any]]:
+    """Return the training images, the validation images, and what the training record says about the split."""
+    if not options.splits_folder:
+        train, validation = split_positions(source, options.held_out, options.limit)
+        return source.select(train), source.select(validation), {}
+    if not isinstance(source.examples, FolderImages):
+        raise UserError(f"recipe {options.recipe} needs a folder of images: name one with --data, or set --held-out")
+    if has_validation_folder(source):
+        found = validation_folder(source)
+        assert isinstance(found.examples, FolderImages)
+        return source, found, {"validation_folder": found.examples.folder.name}
+    train, validation = recorded_positions(source, options) or stratified_positions(
+        source, VALIDATION_SHARE, LEAST_VALIDATION, MOST_VALIDATION
+    )
+    files = tuple(source.examples.paths[source.positions[index]] for index in validation)
+    stride = 1 if options.limit is None else math.ceil(len(train) / options.limit)
+    return source.select(train[::stride]), source.select(validation), {"validation_files": files}
+
+
+def recorded_positions(source: Source, options: JobOptions) -> tuple[list[int], list[int]] | None:
+    """Return the split of the checkpoint to start from, where it was trained on images of the same folder."""
+    if options.init is None or options.data is None:
+        return None
+    training = read_config(options.init).training
+    if training.validation_files is None or training.data != str(options.data.resolve()):
+        return None
+    validation = find_files(source, training.validation_files)
+    return sorted(set(range(len(source))) - set(validation)), validation
 
 
 def input_spec(dataset: DatasetInfo, size: int) -> InputSpec:

@@ -7,12 +7,18 @@ import torch
 from models.architectures import Architecture, find_architecture
 from models.data.datasets import find_dataset
 from models.data.source import describe, read_source
-from models.data.validation_split import split_positions
 from models.errors import UserError
 from models.persistence.training_record import TrainingRecord
 from models.training.distillation.location import teacher_name
 from models.training.recipes import Recipe, Stage, find_recipe
-from models.training.setup.data import check_size, input_spec, make_batches, validate, with_start_normalisation
+from models.training.setup.data import (
+    check_size,
+    choose_images,
+    choose_input,
+    make_batches,
+    validate,
+    with_normalisation,
+)
 from models.training.setup.hardware import choose_device, gains_by_compiling, multiplies_bfloat16, prepare_process
 from models.training.setup.network import gates_of, start_network
 from models.training.setup.options import STAGES, JobOptions
@@ -26,18 +32,16 @@ def make_job(options: JobOptions) -> Job:
     device = torch.device(choose_device(options.device))
     architecture, dataset = (
         find_architecture(options.arch),
-        with_start_normalisation(find_dataset(options.dataset), options),
+        with_normalisation(find_dataset(options.dataset), options),
     )
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
     if architecture.gates is None and any(recipe.freeze_backbone for recipe in recipes):
         raise UserError(f"{architecture.name} has no gates that could learn alone: leave out freeze_backbone")
-    size = options.size or (dataset.size if dataset.uniform else architecture.image_size)
-    check_size(architecture, size)
+    spec = choose_input(architecture, dataset, options)
+    check_size(architecture, spec.height)
     source = read_source(dataset, "train", options.data)
-    spec = input_spec(dataset, size)
-    train_positions, validation_positions = split_positions(source, options.held_out, options.limit)
-    train, validation = source.select(train_positions), source.select(validation_positions)
+    train, validation, split = choose_images(source, options)
     if options.skip_damaged:
         train, validation = (part.without_damaged(spec.resize) for part in (train, validation))
     network, earlier = start_network(architecture, source.classes, options)
@@ -64,9 +68,11 @@ def make_job(options: JobOptions) -> Job:
         origins={name: str(path) for name, path in (("init", options.init), ("teacher", options.teacher)) if path},
         about=TrainingRecord(
             dataset=dataset.name,
+            data=None if options.data is None else str(options.data.resolve()),
             train_images=len(train),
-            validation_images=options.held_out,
+            validation_images=len(validation) if options.splits_folder else options.held_out,
             precision="bfloat16" if mixed else "float32",
+            **split,
         ),
         earlier=earlier,
         data=describe(train, validation),

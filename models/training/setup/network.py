@@ -18,7 +18,7 @@ def start_network(
     """Return the network to train and the records of the stages before.
 
     The network has random weights or those of the checkpoint to start from. A dense checkpoint can get gates or grow
-    (`grow`), and a routed one can lose its gates.
+    (`grow`), and a routed one can lose its gates. Fine-tuning makes a new head where the labels differ.
 
     Raises UserError where the checkpoint was trained on images that are now validation images.
     """
@@ -32,17 +32,22 @@ def start_network(
         found.backbone != architecture.backbone or not (same_gates or None in (found.gates, architecture.gates))
     ):
         raise UserError(f"{options.init} is a {found.name}, not a {architecture.name}; name its own --arch")
-    check_labels(checkpoint, options.init, classes, options)
-    check_validation_images(checkpoint, options.init, options)
     stages = earlier_stages(checkpoint)
-    if same_gates and not grows:
+    new_head = options.finetunes and checkpoint.config.labels != classes
+    if not new_head:
+        check_labels(checkpoint, options.init, classes, options)
+        check_validation_images(checkpoint, options.init, options)
+    if same_gates and not grows and not new_head:
         return checkpoint.network, stages
     if grows:
         grown = grow(checkpoint.network, found, architecture)
         return grown, [stage.with_architecture(found.name) for stage in stages]
     network = architecture.build(len(classes))
-    # Only the gates' weights can be missing: new gates keep their fresh weights.
-    network.load_state_dict(checkpoint.network.state_dict(), strict=False)
+    state = checkpoint.network.state_dict()
+    if new_head:
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    # Only the gates' weights and those of a new head can be missing: they keep their fresh weights.
+    network.load_state_dict(state, strict=False)
     # Record which network the stages with gates trained; a plain stage never has any.
     return network, [stage if stage.stage == "plain" else stage.with_architecture(found.name) for stage in stages]
 
@@ -68,7 +73,10 @@ def check_validation_images(checkpoint: Checkpoint, folder: Path, options: JobOp
     """Raise UserError where the checkpoint was trained on images that are now validation images."""
     training = checkpoint.config.training
     before = training.validation_images
-    if training.dataset == options.dataset and before is not None and before < options.held_out:
+    # The split of a folder is that of the checkpoint to start from (`choose_images`).
+    if options.splits_folder or training.dataset != options.dataset or before is None:
+        return
+    if before < options.held_out:
         raise UserError(
             f"{folder} was validated on {before} images and trained on others of the {options.held_out} validation "
             f"images: set --held-out {before}"

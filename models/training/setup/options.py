@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_settings import NoDecode
 
-from models.data.datasets import VALIDATION_IMAGES
-from models.training.recipes import Stage, read_changes
+from models.data.datasets import VALIDATION_IMAGES, Statistics
+from models.training.recipes import FINETUNE, Stage, read_changes
 
 STAGES: dict[str, tuple[Stage, ...]] = {
     "plain": ("plain",),
@@ -22,6 +22,11 @@ STAGES: dict[str, tuple[Stage, ...]] = {
 def parse_changes(changes: object) -> object:
     """Return changes given as JSON in the recipe's types, and a mapping as it is."""
     return read_changes(changes) if isinstance(changes, str) else changes
+
+
+def parse_numbers(numbers: object) -> object:
+    """Return numbers separated by commas as a list, and anything else as it is."""
+    return numbers.split(",") if isinstance(numbers, str) else numbers
 
 
 class TrainingOptions(BaseModel, frozen=True, extra="forbid"):
@@ -45,10 +50,13 @@ class NetworkOptions(TrainingOptions):
 class JobOptions(NetworkOptions):
     """Options of one job, as `skipnet train` has them. ``changes`` replace values of the recipe."""
 
-    arch: str = Field(description="architecture, for instance cifar10_rnn_gate_38")
+    arch: str = Field(
+        "",
+        description="architecture, for instance cifar10_rnn_gate_38; default of finetune: that of --init, with gates",
+    )
     dataset: str = Field(description="cifar10, cifar100, svhn, imagenet or imagefolder")
     recipe: str = Field(
-        "paper", description="hyper-parameters: paper, short, budget, multi_budget, adaptive or distilled"
+        "paper", description="hyper-parameters: paper, short, budget, multi_budget, adaptive, distilled or finetune"
     )
     stages: str | None = Field(
         None,
@@ -57,28 +65,54 @@ class JobOptions(NetworkOptions):
         "network without gates; hrl alone starts from --init",
     )
     init: Path | None = Field(
-        None, description="checkpoint to start from; a dense network can get gates, or a routed one lose them"
+        None,
+        description="checkpoint to start from, or what skipnet import takes; a dense network can get gates, or a "
+        "routed one lose them",
     )
     teacher: Path | None = Field(
         None,
         description="teacher of recipes multi_budget, adaptive and distilled: a dense network's checkpoint, or of "
         "skipnet teach teacher_logits.safetensors, or teacher.safetensors as an online teacher; default: --init",
     )
-    batch: int | None = Field(None, ge=1, description="images of a step; default: the recipe's")
+    batch: int | None = Field(
+        None, ge=1, description="images of a step; default: the recipe's, of finetune by the number of images"
+    )
     # A JSON object on the command line. pydantic-settings would decode it before its values are checked.
     changes: Annotated[Mapping[str, Any], NoDecode, BeforeValidator(parse_changes)] = Field(
         {}, description="JSON object of values that replace the recipe's own; models/training/recipes.py names them"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order, augmentation and sampled gates")
-    held_out: int = Field(VALIDATION_IMAGES, ge=1, description="validation images, taken from the training images")
+    held_out: int = Field(
+        VALIDATION_IMAGES,
+        ge=1,
+        description="validation images, taken from the training images; default of finetune: the folder's own, or a "
+        "fifth of each class",
+    )
     skip_damaged: bool = Field(
         False, description="leave out images that can't be read; decodes all of them once before training"
     )
     size: int | None = Field(
         None, ge=32, le=2048, description="side of the input in pixels; default: the architecture's"
     )
+    mean: Annotated[Statistics | None, NoDecode, BeforeValidator(parse_numbers)] = Field(
+        None,
+        description="mean of red, green and blue in 0..1, as 0.485,0.456,0.406; default: that of --init or the data",
+    )
+    std: Annotated[Statistics | None, NoDecode, BeforeValidator(parse_numbers)] = Field(
+        None, description="deviation of red, green and blue, as 0.229,0.224,0.225; default: that of --init or the data"
+    )
     workers: int = Field(2, ge=0, description="processes that decode a data set too large for memory")
-    output: Path | None = Field(None, description="folder of the run; default: runs/<arch>")
+    output: Path | None = Field(None, description="folder of the run; default: runs/<arch>, of finetune runs/<model>")
+
+    @property
+    def finetunes(self) -> bool:
+        """Whether the run fine-tunes: it keeps the input of --init, and makes a new head for other labels."""
+        return self.recipe == FINETUNE
+
+    @property
+    def splits_folder(self) -> bool:
+        """Whether validation images are a share of each class, or those of a folder of their own."""
+        return self.finetunes and "held_out" not in self.model_fields_set
 
     @property
     def folder(self) -> Path:

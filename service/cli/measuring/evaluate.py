@@ -21,7 +21,10 @@ class Evaluate(Options):
 
     checkpoint: CliPositionalArg[Path] = Field(description="folder <repository>/<model>/<version>")
     dataset: str | None = Field(None, description="data set; default: the one that the checkpoint was trained on")
-    data: Path | None = Field(None, description="local folder of the data set; default: the hub")
+    data: Path | None = Field(
+        None,
+        description="local folder of the data set; default: that of the checkpoint's training, or the hub",
+    )
     engine: EngineName = Field("auto", description="engine that runs the network")
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N")
     execute_threshold: float | None = Field(None, ge=0, le=1, description="default: the checkpoint's own")
@@ -46,7 +49,7 @@ class Evaluate(Options):
         from models.checkpoint import is_cascade, is_half, read_checkpoint, write_checkpoint, write_config
         from models.data.datasets import find_dataset
         from models.data.source import read_source
-        from models.data.validation_split import validation_source
+        from models.data.validation_split import find_data, has_test_images, validation_source
         from models.engines import load_engine
         from models.evaluation.calibration import calibrate
         from models.evaluation.fixed_routes import compare_fixed_routes, describe_routes
@@ -60,11 +63,17 @@ class Evaluate(Options):
         config = checkpoint.config
         row = find_dataset(self.dataset or config.training.dataset or "(none named)")
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
-        test = self.intact(read_source(row, "test", self.data).labelled_as(config.labels), config.input.resize)
+        data = self.data or find_data(row, config.training)
         half = self.half or (self.temper and is_half(self.checkpoint))
-        if self.calibrate or half or self.temper:
-            train = read_source(row, "train", self.data).labelled_as(config.labels)
+        split = "test" if has_test_images(config.training, data) else "validation"
+        if self.calibrate or half or self.temper or split == "validation":
+            train = read_source(row, "train", data).labelled_as(config.labels)
             validation = self.intact(validation_source(train, config.training), config.input.resize)
+        if split == "validation":
+            print(f"{data} has no test images: the figures are of the {len(validation):,} validation images")
+            test = validation
+        else:
+            test = self.intact(read_source(row, "test", data).labelled_as(config.labels), config.input.resize)
         if self.temper:
             checkpoint = self.scale_temperature(checkpoint, validation, threshold)
         if half:
@@ -72,7 +81,7 @@ class Evaluate(Options):
         engine = load_engine(checkpoint, self.engine, self.device)
         changes: dict[str, object] = {}
         try:
-            evaluation = measure(checkpoint, engine, test, "test", threshold)
+            evaluation = measure(checkpoint, engine, test, split, threshold)
             print(describe(evaluation))
             if self.fixed_routes and checkpoint.network.gate_kind is not None:
                 batches = list(prepared_batches(test, config.input))

@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import length_hint
 from typing import Literal
 
 from pydantic import Field
@@ -33,7 +34,8 @@ def progress_bar(steps: Iterator[int]) -> Iterator[int]:
     with needs_extra("training", "the progress bar"):
         from tqdm import tqdm
 
-    return iter(tqdm(steps, unit="step", file=sys.stdout, mininterval=1))
+    # An iterator over a range knows how many steps are left.
+    return iter(tqdm(steps, total=length_hint(steps) or None, unit="step", file=sys.stdout, mininterval=1))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from service.cli.training.options import (
     VALIDATION_IMAGES_TO_REPORT,
     RunOptions,
     progress_bar,
+    resumable,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class Reproduce(RunOptions, NetworkOptions):
         self.yield_processor()
         for row, seed in runs:
             print(f"{plan.name(row.name, seed)}: {row.title}", flush=True)
-            result = reproduce(plan, row, seed, save_every=self.save_every, show=progress_bar)
+            with resumable():
+                result = reproduce(plan, row, seed, save_every=self.save_every, show=progress_bar)
             print(describe_result(result), flush=True)
 
     def plan(self) -> "Plan":

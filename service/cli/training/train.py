@@ -1,37 +1,60 @@
 """skipnet train"""
 
+import re
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from models.errors import UserError
 from models.training.setup.options import JobOptions
-from service.cli.training.options import RunOptions, progress_bar, resumable
+from service.cli.training.finetune import finetune
+from service.cli.training.options import RunOptions, resumable
+from service.cli.training.progress_bar import TrainingBar
+from service.cli.training.publication import publish_once, warn_of_routing
+
+if TYPE_CHECKING:
+    from models.training.types import Job
+    from service.telemetry.training_metrics import TrainingMetrics
 
 
 class Train(RunOptions, JobOptions):
     """Train a network: SP then HRL where it has gates, plain where it has none.
 
     A short run: skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10 --recipe short --epochs 1 --limit 2560
+    Your photos: skipnet train --init CHECKPOINT --dataset imagefolder --data PHOTOS --recipe finetune
     """
 
     resume: bool = Field(False, description="resume the run in --output")
     model_repository: Path | None = Field(
-        None, description="folder in which the trained network becomes the next version of --model"
+        None,
+        description="folder in which the trained network becomes the next version of --model; default of finetune: the "
+        "folder that skipnet serve reads",
     )
-    model: str | None = Field(None, description="name in --model-repository; default: <arch>")
+    model: str | None = Field(
+        None, description="name in --model-repository; default: <arch>, of finetune the name of the folder --data"
+    )
+    max_loss: float = Field(
+        2.0, ge=0, le=100, description="points of accuracy that a network of recipe finetune may lose to its dense one"
+    )
+    publish_anyway: bool = Field(
+        False, description="publish a network of recipe finetune that lost more, saves nothing or has closed gates"
+    )
     metrics_port: int | None = Field(None, ge=0, le=65535, description="port of the run's metrics for Prometheus")
     metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 listens on all")
 
     def cli_cmd(self) -> None:
-        from models.model_repository import publish, require_labels
-        from models.training.loop import train
+        from models.model_repository import require_labels
         from models.training.setup.job import make_job
-        from service.telemetry.training_metrics import TrainingMetrics
+        from models.training.state import is_finished
 
         self.check()
         self.yield_processor()
-        job = make_job(self)
+        if self.finetunes:
+            finetune(self)
+            return
+        job = make_job(self.model_copy(update={"init": self.import_start(self.folder)}))
         name = self.model or job.architecture.name
         if self.model_repository:
             # Fail before hours of training, not after.
@@ -39,18 +62,54 @@ class Train(RunOptions, JobOptions):
         print(job.data)
         stages = ", ".join(recipe.stage for recipe in job.recipes)
         print(f"{job.architecture.name} on {job.device}, {stages}: {job.folder}")
-
-        metrics = TrainingMetrics(job.architecture.name)
-        if self.metrics_port is not None:
-            print("metrics:", metrics.serve(self.metrics_host, self.metrics_port), flush=True)
+        if self.resume and is_finished(job.folder):
+            print("nothing is left to train: the run is finished")
         with resumable("--resume"):
-            folder = train(job, resume=self.resume, save_every=self.save_every, show=progress_bar, watcher=metrics)
+            folder = self.run_job(job, self.make_metrics(job.architecture.name))
         print("checkpoint:", folder)
         if self.model_repository:
-            print("published:", publish(folder, self.model_repository, name))
+            warn_of_routing(folder, self)
+            published, said = publish_once(folder, self.model_repository, name, self.resume)
+            print(f"{said}: {published}")
+
+    def make_metrics(self, architecture: str) -> "TrainingMetrics":
+        """Return the metrics of the run, served where --metrics-port asks for it."""
+        from service.telemetry.training_metrics import TrainingMetrics
+
+        metrics = TrainingMetrics(architecture)
+        if self.metrics_port is not None:
+            print("metrics:", metrics.serve(self.metrics_host, self.metrics_port), flush=True)
+        return metrics
+
+    def run_job(self, job: "Job", metrics: "TrainingMetrics", title: str = "") -> Path:
+        """Train or resume a job with a progress bar, and return the folder of its checkpoint."""
+        from models.training.loop import train
+
+        with closing(TrainingBar(title, metrics)) as bar:
+            return train(job, resume=self.resume, save_every=self.save_every, show=iter, watcher=bar)
+
+    def import_start(self, output: Path) -> Path | None:
+        """Return the checkpoint of --init; another network than a checkpoint is imported into ``output`` first."""
+        from models.checkpoint import CheckpointError, read_config
+        from models.importing.source import import_source
+
+        if self.init is None:
+            return None
+        try:
+            read_config(self.init)
+            return self.init
+        except CheckpointError:
+            imported = output / "imported"
+        if not (self.resume and imported.is_dir()):
+            # A path has one of the two slashes of an address.
+            config = import_source(re.sub(r"^(\w+):/", r"\1://", str(self.init)), imported)
+            print(f"imported: {imported}, {config.architecture}, {len(config.labels)} classes")
+        return imported
 
     def check(self) -> None:
         """Raise UserError for options that don't fit each other."""
+        if not self.arch and not self.finetunes:
+            raise UserError("--arch is missing: name the architecture to train, for instance cifar10_rnn_gate_38")
         if self.stages == "hrl" and self.init is None:
             raise UserError(
                 "hrl alone starts from a trained network: name its checkpoint with --init, or add the stage sp before "

@@ -113,6 +113,14 @@ def test_validation_images_may_lie_in_any_of_these_folders(tmp_path: Path, name:
     assert read_source(FOLDER, "test", tmp_path).classes == ["cat"]
 
 
+def test_a_folder_of_classes_without_splits_is_all_training_images(tmp_path: Path) -> None:
+    write_classes(tmp_path, cat=2, dog=1)
+    source = train_source(tmp_path)
+    assert source.classes == ["cat", "dog"] and len(source) == 3
+    with pytest.raises(UserError, match="has no split 'validation'"):
+        read_source(FOLDER, "test", tmp_path)
+
+
 def raw_only(train: Path) -> None:
     write_classes(train, owl=0)
     for number in range(3):
@@ -158,8 +166,9 @@ def test_a_folder_that_would_lose_images_is_refused(
 def test_the_error_for_a_folder_without_train_lists_its_content(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no split 'train': expected train\.parquet or a folder of images train/"):
         train_source(tmp_path)
+    write_classes(tmp_path / "Train", cat=1, dog=1)
     write_classes(tmp_path, cat=1, dog=1)
-    with pytest.raises(UserError, match="It has the folders cat, dog"):
+    with pytest.raises(UserError, match="It has the folders Train, cat, dog"):
         train_source(tmp_path)
     (tmp_path / "train.zip").write_bytes(b"")
     with pytest.raises(UserError, match=r"Unpack train\.zip first"):

@@ -311,8 +311,8 @@ class RecordingWatcher:
         self.steps: list[tuple[int, int, int]] = []
         self.rows: list[dict[str, object]] = []
 
-    def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float) -> None:
-        assert recipe.stage == "sp"
+    def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float, progress: Progress) -> None:
+        assert recipe.stage == "sp" and progress.step == step and progress.sums is not None
         assert rate == learning_rate(recipe, step - 1, steps)
         self.steps.append((step, steps, images))
 

@@ -1,0 +1,94 @@
+"""The run of `skipnet train --recipe finetune`: from a pretrained network to a published one with gates."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models import SHIPPED
+from models.errors import UserError
+from service.cli.training.options import resumable
+from service.cli.training.publication import publish_once
+
+if TYPE_CHECKING:
+    from models.finetuning.comparison import Comparison
+    from models.finetuning.plan import Plan
+    from service.cli.training.train import Train
+
+TITLES = ("dense network", "gates alone", "all weights")
+
+
+def finetune(options: "Train") -> None:
+    """Check the images, train the dense network, the gates and all weights, measure, and publish."""
+    from models.finetuning.plan import make_plan
+    from models.finetuning.result import write_result
+    from models.model_repository import require_labels
+    from models.training.interruption import stop_on_signals
+
+    if options.stages or options.teacher:
+        raise UserError("recipe finetune has stages and a teacher of its own: leave out --stages and --teacher")
+    if options.data is None:
+        raise UserError("recipe finetune trains on a folder of images: name it with --data")
+    name = options.model or model_name(options.data)
+    repository = options.model_repository or SHIPPED
+    output = options.output or Path("runs") / name
+    plan = make_plan(options.model_copy(update={"output": output, "init": options.import_start(output)}))
+    # Fail before the training, not after.
+    require_labels(repository, name, plan.train.classes)
+    with resumable("--resume"), stop_on_signals() as stop:
+
+        def check() -> None:
+            stop.check(plan.options.folder)
+
+        train_all(options, plan, check)
+        print("measuring the dense and the routed network …", flush=True)
+        comparison = write_result(plan, options.max_loss / 100, check)
+    publish_result(options, plan, comparison, repository, name)
+
+
+def train_all(options: "Train", plan: "Plan", check: Callable[[], None]) -> None:
+    """Run the three trainings of a plan, or resume them; ``check`` raises an exception after a signal."""
+    from models.finetuning.folder_check import check_images
+    from models.training.setup.job import make_job
+    from models.training.state import discard_state, is_finished
+
+    if options.resume and all(is_finished(each.folder) for each in plan.trainings):
+        print(f"nothing is left to train: the run in {plan.options.folder} is finished")
+    elif not options.resume:
+        for each in plan.trainings:
+            discard_state(each.folder)
+        print(*check_images(plan.train, plan.validation, plan.spec.resize, options.skip_damaged), sep="\n")
+    metrics = options.make_metrics(plan.trainings[-1].arch)
+    for title, each in zip(TITLES, plan.trainings, strict=True):
+        check()
+        job = make_job(each)
+        if not (options.resume and is_finished(each.folder)):
+            print(f"{title}: {each.arch}, {each.epochs} epochs, batch {each.batch}, on {job.device}", flush=True)
+        # Of a finished training, this compares the options.
+        options.run_job(job, metrics, title)
+
+
+def publish_result(options: "Train", plan: "Plan", comparison: "Comparison", repository: Path, name: str) -> None:
+    """Print the comparison with the dense network, and publish the result unless there is a reason not to.
+
+    Raises UserError, which says what to change, where the network was not published.
+    """
+    from models.evaluation.fixed_routes import describe_routes
+    from models.model_card.card import write_card
+
+    print(comparison.describe(), describe_routes(comparison.routed.macs, comparison.routed.fixed_routes), sep="\n")
+    print("checkpoint:", plan.result)
+    problems = comparison.problems(options.max_loss / 100)
+    if problems and not options.publish_anyway:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise UserError(f"the network was not published:\n{listed}\nTo publish it as it is: --resume --publish-anyway")
+    for problem in problems:
+        print("warning:", problem)
+    folder, said = publish_once(plan.result, repository, name, options.resume)
+    print(f"{said}: {folder}", f"card: {write_card(folder)}", sep="\n")
+
+
+def model_name(data: Path) -> str:
+    """Return the name of a folder of images as a model's name."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", data.resolve().name).lstrip("_.-")
+    return name[:100] or "photos"
