@@ -95,15 +95,16 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def choose_threshold(curve: list[CalibrationPoint], dense_accuracy: float, max_loss: float) -> float:
-    """Return the execute threshold of the cheapest point before the curve first loses more than ``max_loss``.
+    """Return the execute threshold of the cheapest point that loses at most ``max_loss``, or the first one.
 
-    ``curve`` ascends in the threshold. A cheaper point beyond is within ``max_loss`` by chance only.
+    On few images a point can be good by chance, so its mean with its two neighbours must be as good too. The
+    curve need not fall: between the thresholds that were trained, images take routes that were not.
     """
     chosen = curve[0]
-    for point in curve:
-        if dense_accuracy - point.accuracy > max_loss + 1e-9:
-            break
-        if point.mac_share < chosen.mac_share:
+    for place, point in enumerate(curve):
+        around = curve[max(0, place - 1) : place + 2]
+        accuracy = min(point.accuracy, sum(each.accuracy for each in around) / len(around))
+        if dense_accuracy - accuracy <= max_loss + 1e-9 and point.mac_share < chosen.mac_share:
             chosen = point
     return chosen.threshold
 

@@ -27,15 +27,23 @@ def curve(*points: tuple[float, float, float]) -> list[CalibrationPoint]:
 @pytest.mark.parametrize(
     ("points", "expected"),
     [
-        ([(0, 0.95, 1.0), (0.3, 0.95, 0.8), (0.5, 0.93, 0.6), (0.7, 0.90, 0.4)], 0.5),
-        # The last point is within the loss again, by chance.
-        ([(0, 0.95, 1.0), (0.3, 0.94, 0.8), (0.5, 0.90, 0.6), (0.7, 0.94, 0.4)], 0.3),
+        ([(0, 0.95, 1.0), (0.3, 0.95, 0.8), (0.5, 0.94, 0.6), (0.7, 0.90, 0.4)], 0.5),
+        # The last point but one is within the loss, but its neighbours are not.
+        (
+            [(0, 0.95, 1.0), (0.3, 0.94, 0.8), (0.5, 0.94, 0.7), (0.6, 0.89, 0.5), (0.7, 0.94, 0.4), (0.8, 0.7, 0.3)],
+            0.3,
+        ),
+        # The curve rises again, to points that are good.
+        (
+            [(0, 0.95, 1.0), (0.3, 0.88, 0.8), (0.4, 0.95, 0.6), (0.5, 0.95, 0.5), (0.6, 0.94, 0.5), (0.7, 0.8, 0.4)],
+            0.5,
+        ),
         # At equal cost the lower threshold stays.
-        ([(0, 0.95, 1.0), (0.3, 0.94, 0.8), (0.5, 0.94, 0.8), (0.7, 0.80, 0.4)], 0.3),
+        ([(0, 0.95, 1.0), (0.3, 0.95, 0.8), (0.5, 0.95, 0.8), (0.7, 0.80, 0.4)], 0.3),
         ([(0, 0.90, 1.0), (0.5, 0.90, 0.5)], 0),
     ],
 )
-def test_the_threshold_is_the_cheapest_before_the_loss(
+def test_the_threshold_is_the_cheapest_within_the_loss(
     points: list[tuple[float, float, float]], expected: float
 ) -> None:
     assert choose_threshold(curve(*points), dense_accuracy=0.95, max_loss=0.02) == expected
