@@ -108,7 +108,7 @@ def test_the_service_answers_with_the_published_network(finished: Path) -> None:
         answer = server.client.post("/classify?model=my_photos", content=encoded(picture(0)), headers=PNG)
     finally:
         server.stop()
-    assert answer.status_code == 200 and answer.json()["label"] in ("dark", "light")
+    assert answer.status_code == 200 and answer.json()["predictions"][0]["label"] in ("dark", "light")
 
 
 def test_evaluate_finds_the_images_of_the_training(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
