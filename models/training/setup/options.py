@@ -25,8 +25,17 @@ def parse_changes(changes: object) -> object:
 
 
 def parse_numbers(numbers: object) -> object:
-    """Return numbers separated by commas as a list, and anything else as it is."""
-    return numbers.split(",") if isinstance(numbers, str) else numbers
+    """Return three numbers separated by commas as a list, and anything else as it is.
+
+    Raises ValueError for another text.
+    """
+    if not isinstance(numbers, str):
+        return numbers
+    try:
+        red, green, blue = (float(number) for number in numbers.split(","))
+    except ValueError as error:
+        raise ValueError("three numbers separated by commas are expected") from error
+    return [red, green, blue]
 
 
 class TrainingOptions(BaseModel, frozen=True, extra="forbid"):

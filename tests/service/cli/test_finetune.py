@@ -5,7 +5,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ from service.settings import Settings
 from tests.service.parts import PNG, SPEC, Running, encoded, picture
 
 DENSE = "cifar10_resnet_38"
-Train = Callable[..., None]
 
 
 def write_photos(folder: Path) -> None:
@@ -45,11 +44,12 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def arguments(pretrained: Path, folder: Path, *options: str) -> list[str]:
+def arguments(pretrained: Path, *options: str) -> list[str]:
+    """Return the command line of a run in the current folder."""
     return [
-        "train", "--init", str(pretrained), "--dataset", "imagefolder", "--data", str(folder / "my photos"),
+        "train", "--init", str(pretrained), "--dataset", "imagefolder", "--data", "my photos",
         "--recipe", "finetune", "--epochs", "1", "--compile", "off", "--precision", "float32",
-        "--output", str(folder / "run"), "--model-repository", str(folder / "repository"), *options,
+        "--output", "run", "--model-repository", "repository", *options,
     ]  # fmt: skip
 
 
@@ -58,13 +58,15 @@ def finished(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The folder of a run that was published whatever it learned: images, run and repository."""
     folder = tmp_path_factory.mktemp("finetune")
     write_photos(folder / "my photos")
-    main(arguments(pretrained, folder, "--publish-anyway"))
+    with chdir(folder):
+        main(arguments(pretrained, "--publish-anyway"))
     return folder
 
 
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the run and its repository, with the images where they were."""
+def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the run and its repository, which is the current folder, with the images where they were."""
+    monkeypatch.chdir(tmp_path)
     for name in ("run", "repository"):
         shutil.copytree(finished / name, tmp_path / name)
     (tmp_path / "my photos").symlink_to(finished / "my photos")
@@ -123,16 +125,17 @@ def test_evaluate_finds_the_images_of_the_training(copy: Path, capsys: pytest.Ca
     assert "as in config.json" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("copy")
 def test_resume_of_a_finished_run_says_that_nothing_is_left(
-    pretrained: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+    pretrained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(arguments(pretrained, copy, "--publish-anyway", "--resume"))
+    main(arguments(pretrained, "--publish-anyway", "--resume"))
     said = capsys.readouterr().out
-    assert "nothing is left to train" in said and f"published before: {copy / 'repository/my_photos/1'}" in said
+    assert "nothing is left to train" in said and "published before: repository/my_photos/1" in said
     assert re.search(r"dense  accuracy .*% \(95 % confidence: .* M MACs, .* ms an image", said)
     assert "Routing paid" in said or "Routing did not pay" in said
     with pytest.raises(SystemExit):
-        main(arguments(pretrained, copy, "--resume", "--seed", "5"))
+        main(arguments(pretrained, "--resume", "--seed", "5"))
     assert "belongs to a run with seed=0" in capsys.readouterr().err
 
 
@@ -146,21 +149,22 @@ def test_a_network_that_loses_too_much_is_not_published(
             checkpoint.network.head.bias.copy_(torch.eye(2)[favoured])
         write_checkpoint(checkpoint.folder, checkpoint.network, checkpoint.config)
     with pytest.raises(SystemExit) as left:
-        main(arguments(pretrained, copy, "--resume"))
+        main(arguments(pretrained, "--resume"))
     assert left.value.code == 1
     # Two thirds of the validation images are dark.
     said = capsys.readouterr().err
     assert "the network was not published:\n  it loses 33.3 points of accuracy to its dense network" in said
     assert "--resume --publish-anyway" in said and not (copy / "repository" / "my_photos" / "2").exists()
-    main(arguments(pretrained, copy, "--resume", "--max-loss", "34", "--publish-anyway"))
+    main(arguments(pretrained, "--resume", "--max-loss", "34", "--publish-anyway"))
     assert (copy / "repository" / "my_photos" / "2" / "README.md").is_file()
 
 
 def test_a_signal_between_trainings_prints_the_command_that_resumes(
     pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "my photos")
-    given = arguments(pretrained, tmp_path)
+    given = arguments(pretrained)
     monkeypatch.setattr(sys, "argv", ["skipnet", *given])
     from models.finetuning import folder_check
 
@@ -183,16 +187,25 @@ def test_a_signal_between_trainings_prints_the_command_that_resumes(
         (["--stages", "sp"], "recipe finetune has stages and a teacher of its own: leave out --stages and --teacher"),
         (["--arch", "cifar10_resnet_38"], "cifar10_resnet_38 has no gates: name a network with gates with --arch"),
         (["--arch", "imagenet_rnn_gate_18"], "is a cifar10_resnet_38, not a imagenet_resnet_18"),
-        (["--mean", "0.5,0.5"], "--mean (SKIPNET_MEAN): '0.5,0.5' does not fit: mean of red, green, blue"),
+        (
+            ["--mean", "0.5,0.5"],
+            "three numbers separated by commas are expected, not '0.5,0.5'",
+        ),
         (["--init", "absent"], "absent"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
-    options: list[str], message: str, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    pretrained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "my photos")
     with pytest.raises(SystemExit):
-        main(arguments(pretrained, tmp_path, *options))
+        main(arguments(pretrained, *options))
     assert message in capsys.readouterr().err
 
 
