@@ -117,7 +117,7 @@ def test_a_folder_of_classes_without_splits_is_all_training_images(tmp_path: Pat
     write_classes(tmp_path, cat=2, dog=1)
     source = train_source(tmp_path)
     assert source.classes == ["cat", "dog"] and len(source) == 3
-    with pytest.raises(UserError, match="has no split 'validation'"):
+    with pytest.raises(UserError, match="has no split 'test'"):
         read_source(FOLDER, "test", tmp_path)
 
 
