@@ -31,7 +31,7 @@ from models.training.stages.supervised import straight_through, supervised_step
 
 BATCH, IMAGES, WORKERS = 128, 2048, 2
 CPU = torch.device("cpu")
-ROW = find_dataset("cifar10")
+DATASET = find_dataset("cifar10")
 Loss = Callable[[SkipNet, Tensor, Tensor], Tensor]
 
 
@@ -59,7 +59,7 @@ def compare_steps(architecture: str, seconds: float, threads: int) -> Iterator[C
     torch.set_num_threads(threads)
     keep_freed_memory()
     network = random_network(architecture)
-    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, ROW.size, ROW.size, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, DATASET.size, DATASET.size, 3), np.uint8)
     half = "bfloat16" if multiplies_bfloat16(CPU) else "float32"
     compiles = gains_by_compiling(find_architecture(architecture), CPU, multiplies_bfloat16(CPU))
     public = "SP, the public code's way: float32, eager, PIL image by image"
@@ -153,7 +153,7 @@ class AugmentedOneByOne(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self.pixels = pixels
-        self.mean, self.std = (np.asarray(values, np.float32)[:, None, None] for values in (ROW.mean, ROW.std))
+        self.mean, self.std = (np.asarray(values, np.float32)[:, None, None] for values in (DATASET.mean, DATASET.std))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -161,7 +161,7 @@ class AugmentedOneByOne(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = ImageOps.expand(Image.fromarray(self.pixels[index]), PADDING)
         left, top, flip = (int(torch.randint(0, high, ())) for high in (2 * PADDING + 1, 2 * PADDING + 1, 2))
-        image = image.crop((left, top, left + ROW.size, top + ROW.size))
+        image = image.crop((left, top, left + DATASET.size, top + DATASET.size))
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         scaled = np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 255
@@ -170,7 +170,7 @@ class AugmentedOneByOne(Dataset[tuple[Tensor, int]]):
 
 def from_memory(pixels: NDArray[np.uint8]) -> Iterator[tuple[Tensor, Tensor]]:
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return endless(MemoryBatches(images, torch.arange(len(images)) % 10, ROW, ROW.size, BATCH, 0, CPU).epoch)
+    return endless(MemoryBatches(images, torch.arange(len(images)) % 10, DATASET, DATASET.size, BATCH, 0, CPU).epoch)
 
 
 def endless(epoch: Callable[[int], Iterator[tuple[Tensor, Tensor]]]) -> Iterator[tuple[Tensor, Tensor]]:

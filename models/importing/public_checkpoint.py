@@ -45,8 +45,8 @@ def load_public(source: Path, arch: str, name: str) -> Checkpoint:
 def public_labels(architecture: Architecture, classes: int | None = None) -> list[str]:
     """Return the labels of the architecture's data set, or class numbers if it has another number of classes."""
     count = classes or architecture.classes
-    row = DATASETS.get(architecture.name.split("_")[0])
-    known = row.classes if row else None
+    dataset = DATASETS.get(architecture.name.split("_")[0])
+    known = dataset.classes if dataset else None
     return list(known) if known and len(known) == count else [str(number) for number in range(count)]
 
 

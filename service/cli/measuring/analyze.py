@@ -48,21 +48,21 @@ class Analyze(Options):
         require_plotting()
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config
-        row = find_dataset(self.dataset or config.training.dataset or "(none named)")
-        source = read_source(row, "test", self.data).labelled_as(config.labels)
+        dataset = find_dataset(self.dataset or config.training.dataset or "(none named)")
+        source = read_source(dataset, "test", self.data).labelled_as(config.labels)
         sample = read_sample(source, config.input, self.images)
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
         engine = load_engine(checkpoint, self.engine, self.device, routing="branch")
         try:
             runner = Runner(engine, config.input, threshold)
-            print(f"{len(sample.labels)} images of {row.name}, engine {engine.name}", flush=True)
+            print(f"{len(sample.labels)} images of {dataset.name}, engine {engine.name}", flush=True)
             outputs = runner.run(sample.pixels)
             analysis = analyze(
                 checkpoint,
                 runner,
                 sample,
                 outputs,
-                dataset=row.name,
+                dataset=dataset.name,
                 split="test",
                 altered=self.altered,
                 attacked=self.attacked,

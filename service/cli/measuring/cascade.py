@@ -57,14 +57,14 @@ class BuildCascade(Options):
         checkpoints = [read_checkpoint(stage) for stage in self.stages]
         if self.execute_thresholds and len(self.execute_thresholds) != len(checkpoints):
             raise UserError(f"{len(checkpoints)} stages need as many --execute-thresholds, separated by commas")
-        row = find_dataset(self.dataset or checkpoints[-1].config.training.dataset or "(none named)")
+        dataset = find_dataset(self.dataset or checkpoints[-1].config.training.dataset or "(none named)")
         labels = checkpoints[0].config.labels
-        config = self.fit(checkpoints, read_source(row, "train", self.data).labelled_as(labels))
+        config = self.fit(checkpoints, read_source(dataset, "train", self.data).labelled_as(labels))
         folder = self.next_version()
         cascade = Cascade(folder, config, tuple(checkpoints))
         engine = load_cascade_engine(cascade, self.engine, self.device)
         try:
-            test = read_source(row, "test", self.data).labelled_as(labels)
+            test = read_source(dataset, "test", self.data).labelled_as(labels)
             evaluation = measure_cascade(cascade, engine, test, "test")
         finally:
             engine.close()
@@ -135,10 +135,10 @@ def evaluate_cascade(options: "Evaluate") -> None:
         raise UserError(f"{options.checkpoint} is a cascade: --{wrong[0]} is for its stages; name one of them")
     cascade = read_cascade(options.checkpoint)
     known = cascade.config.evaluation
-    row = find_dataset(options.dataset or (known.dataset if known else "(none named)"))
+    dataset = find_dataset(options.dataset or (known.dataset if known else "(none named)"))
     engine = load_cascade_engine(cascade, options.engine, options.device)
     try:
-        source = read_source(row, "test", options.data).labelled_as(cascade.config.labels)
+        source = read_source(dataset, "test", options.data).labelled_as(cascade.config.labels)
         evaluation = measure_cascade(cascade, engine, source, "test")
     finally:
         engine.close()

@@ -61,19 +61,19 @@ class Evaluate(Options):
             return
         checkpoint = read_checkpoint(self.checkpoint)
         config = checkpoint.config
-        row = find_dataset(self.dataset or config.training.dataset or "(none named)")
+        dataset = find_dataset(self.dataset or config.training.dataset or "(none named)")
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
-        data = self.data or find_data(row, config.training)
+        data = self.data or find_data(dataset, config.training)
         half = self.half or (self.temper and is_half(self.checkpoint))
         split = "test" if has_test_images(config.training, data) else "validation"
         if self.calibrate or half or self.temper or split == "validation":
-            train = read_source(row, "train", data).labelled_as(config.labels)
+            train = read_source(dataset, "train", data).labelled_as(config.labels)
             validation = self.intact(validation_source(train, config.training), config.input.resize)
         if split == "validation":
             print(f"{data} has no test images: the figures are of the {len(validation):,} validation images")
             test = validation
         else:
-            test = self.intact(read_source(row, "test", data).labelled_as(config.labels), config.input.resize)
+            test = self.intact(read_source(dataset, "test", data).labelled_as(config.labels), config.input.resize)
         if self.temper:
             checkpoint = self.scale_temperature(checkpoint, validation, threshold)
         if half:

@@ -139,7 +139,7 @@ def test_training_steps_are_measured_in_pairs(monkeypatch: pytest.MonkeyPatch) -
 def test_images_augmented_one_by_one_are_windows_of_the_padded_image() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8)
     augmented = training.AugmentedOneByOne(pixels)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (training.ROW.mean, training.ROW.std))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (training.DATASET.mean, training.DATASET.std))
     found = [augmented[0][0] * std + mean for _ in range(40)]
     whole = torch.from_numpy(pixels[0]).permute(2, 0, 1) / 255
     # Every image is a window of the padded one, as it is or mirrored.

@@ -60,9 +60,9 @@ def shipped() -> Checkpoint:
 @pytest.fixture(scope="module")
 def real() -> list[Batch]:
     """The first 200 test images of CIFAR-10; `skipnet verify-gpu --data` takes all 10,000."""
-    row = find_dataset("cifar10")
+    dataset = find_dataset("cifar10")
     pixels, labels = packs().read("cifar10", "test")
-    images = normalise(torch.from_numpy(pixels[:200]).permute(0, 3, 1, 2), row.mean, row.std).contiguous()
+    images = normalise(torch.from_numpy(pixels[:200]).permute(0, 3, 1, 2), dataset.mean, dataset.std).contiguous()
     return list(zip(torch.split(images, 50), torch.split(torch.from_numpy(labels[:200]), 50), strict=True))
 
 

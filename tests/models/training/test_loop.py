@@ -32,7 +32,7 @@ from models.training.types import Job
 from tests.models.training.interruption import Killed, KilledAfter, quiet
 
 IMAGES, BATCH = 48, 8
-ROW = find_dataset("cifar10")
+CIFAR10 = find_dataset("cifar10")
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def job(tmp_path: Path, images: tuple[Tensor, Tensor]) -> Job:
     ]
 
     def batches(recipe: Recipe) -> MemoryBatches:
-        return MemoryBatches(*images, ROW, 32, recipe.batch, 3, torch.device("cpu"))
+        return MemoryBatches(*images, CIFAR10, 32, recipe.batch, 3, torch.device("cpu"))
 
     return Job(
         architecture=architecture,
         network=architecture.build(),
         labels=[str(label) for label in range(10)],
-        spec=input_spec(ROW, 32),
+        spec=input_spec(CIFAR10, 32),
         recipes=recipes,
         batches=batches,
         validate=lambda network: evaluate_network(network, batches(recipes[0]).epoch(0)),
@@ -120,7 +120,7 @@ def with_first(job: Job, **changes: Any) -> Job:
         (lambda job: with_first(job, batch=4), "sp batch=4"),
         (lambda job: with_first(job, per_sample_spread=0.5), "sp per_sample_spread=0.5"),
         (lambda job: with_first(job, operating_points=()), r"sp operating_points=\(\)"),
-        (lambda job: replace(job, spec=input_spec(ROW, 64)), "size=64"),
+        (lambda job: replace(job, spec=input_spec(CIFAR10, 64)), "size=64"),
         (lambda job: replace(job, compile=True), "compile=True"),
         (lambda job: replace(job, origins={}), "init=None"),
     ],
@@ -280,7 +280,7 @@ def test_target_rates_are_annealed_between_a_fifth_and_three_fifths() -> None:
 
 
 def test_order_and_augmentation_depend_on_seed_epoch_and_step_only(images: tuple[Tensor, Tensor]) -> None:
-    batches = MemoryBatches(*images, ROW, 32, BATCH, 3, torch.device("cpu"))
+    batches = MemoryBatches(*images, CIFAR10, 32, BATCH, 3, torch.device("cpu"))
     first = list(batches.epoch(1))
     for (expected, labels), (resumed, again) in zip(first[4:], batches.epoch(1, start=4), strict=True):
         assert torch.equal(expected, resumed) and torch.equal(labels, again)

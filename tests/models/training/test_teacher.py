@@ -41,7 +41,7 @@ from tests.models.data.test_data import write_cifar10
 from tests.models.experiments.test_runner import never, plan_in, tiny
 from tests.models.training.interruption import Killed, KilledAfter, quiet
 
-ROW = find_dataset("cifar10")
+CIFAR10 = find_dataset("cifar10")
 TRAIN, HELD_OUT = 48, 16
 
 
@@ -64,7 +64,7 @@ Show = Callable[[Iterator[int]], Iterator[int]]
 def teach_in(
     folder: Path, data: Path, epochs: int = 2, show: Show = quiet, network: str = "small", save_every: float = 300
 ) -> Tensor:
-    source = read_source(ROW, "train", data)
+    source = read_source(CIFAR10, "train", data)
     train_teacher(
         source,
         folder,
@@ -81,8 +81,8 @@ def teach_in(
 
 
 def test_the_first_layer_whitens_patches(data: Path) -> None:
-    pixels, _ = read_source(ROW, "train", data).in_memory(32)
-    images = normalise(pixels, ROW.mean, ROW.std)
+    pixels, _ = read_source(CIFAR10, "train", data).in_memory(32)
+    images = normalise(pixels, CIFAR10.mean, CIFAR10.std)
     found = conv2d(images, whitening_filters(images)).permute(1, 0, 2, 3).flatten(1)
     # The directions of least variance vary less than the added noise, and stay small.
     covariance = found @ found.T / found.shape[1]
@@ -108,7 +108,7 @@ def test_a_killed_teacher_resumes_to_the_same_logits(data: Path, tmp_path: Path)
 def test_a_teacher_fits_its_training_images(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_training, "RATE", 0.05)
     logits = teach_in(tmp_path, data, epochs=20)
-    source = read_source(ROW, "train", data)
+    source = read_source(CIFAR10, "train", data)
     _, labels = source.in_memory(32)
     train, _ = split_positions(source, HELD_OUT)
     assert (logits[train].argmax(1) == labels[train]).float().mean() > 0.9
@@ -128,13 +128,13 @@ def test_too_few_images_for_a_teacher_are_an_error(data: Path, tmp_path: Path, m
 
 
 def test_the_logits_of_a_teacher_ignore_mirroring(data: Path) -> None:
-    pixels, _ = read_source(ROW, "train", data).in_memory(32)
+    pixels, _ = read_source(CIFAR10, "train", data).in_memory(32)
     network = TeacherNetwork(10).eval()
-    network.whiten(normalise(pixels, ROW.mean, ROW.std))
-    logits = compute_teacher_logits(network, pixels, ROW)
-    torch.testing.assert_close(logits, compute_teacher_logits(network, pixels.flip(3), ROW))
+    network.whiten(normalise(pixels, CIFAR10.mean, CIFAR10.std))
+    logits = compute_teacher_logits(network, pixels, CIFAR10)
+    torch.testing.assert_close(logits, compute_teacher_logits(network, pixels.flip(3), CIFAR10))
     with torch.no_grad():
-        alone = network(normalise(pixels, ROW.mean, ROW.std))
+        alone = network(normalise(pixels, CIFAR10.mean, CIFAR10.std))
     assert not torch.allclose(logits, alone)
 
 
@@ -155,7 +155,7 @@ def test_logits_of_other_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_each_image_gets_its_own_teacher_logits(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = read_source(ROW, "train", data)
+    source = read_source(CIFAR10, "train", data)
     _, labels = source.in_memory(32)
     # This teacher is always correct, so the classes of its logits must be the labels of the batch.
     write_teacher_logits(tmp_path / LOGITS_FILE, torch.nn.functional.one_hot(labels, 10).float(), "cifar10", "small")
@@ -182,8 +182,8 @@ def test_a_teacher_network_is_written_and_read(data: Path, tmp_path: Path) -> No
     logits = teach_in(tmp_path, data, network="large")
     network = read_teacher(tmp_path / TEACHER_FILE, "cifar10", 10)
     assert network.head.in_features == 2 * TeacherNetwork(10).head.in_features and not network.training
-    pixels, _ = read_source(ROW, "train", data).in_memory(32)
-    torch.testing.assert_close(compute_teacher_logits(network, pixels, ROW), logits, atol=1e-2, rtol=1e-2)
+    pixels, _ = read_source(CIFAR10, "train", data).in_memory(32)
+    torch.testing.assert_close(compute_teacher_logits(network, pixels, CIFAR10), logits, atol=1e-2, rtol=1e-2)
     with pytest.raises(UserError, match="network='large'"):
         teach_in(tmp_path, data, network="small")
 

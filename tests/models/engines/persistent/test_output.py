@@ -113,10 +113,10 @@ def test_photos_on_the_shipped_checkpoint(shipped: SkipNet) -> None:
 @pytest.fixture(scope="module")
 def real() -> NDArray[np.float32]:
     """The first 48 test images of CIFAR-10."""
-    row = find_dataset("cifar10")
+    dataset = find_dataset("cifar10")
     pixels, _ = packs().read("cifar10", "test")
     images: NDArray[np.float32] = normalise(
-        torch.from_numpy(pixels[:48]).permute(0, 3, 1, 2), row.mean, row.std
+        torch.from_numpy(pixels[:48]).permute(0, 3, 1, 2), dataset.mean, dataset.std
     ).numpy()
     return images
 
