@@ -35,9 +35,28 @@ def checkpoint(request: pytest.FixtureRequest, varied_checkpoint: Callable[[str]
     return varied_checkpoint(request.param)
 
 
+class RunOnce:
+    """The reference engine, which every engine is compared with: it runs each input once."""
+
+    name, device = "reference", "cpu"
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.outputs: dict[tuple[bytes, bytes], Routed] = {}
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        key = images.tobytes(), thresholds.tobytes()
+        if key not in self.outputs:
+            self.outputs[key] = self.engine.run(images, thresholds)
+        return self.outputs[key]
+
+    def close(self) -> None:
+        self.engine.close()
+
+
 @pytest.fixture(scope="module")
 def reference(checkpoint: Checkpoint) -> Engine:
-    return load_engine(checkpoint, "reference", "cpu")
+    return RunOnce(load_engine(checkpoint, "reference", "cpu"))
 
 
 @pytest.fixture(scope="module")

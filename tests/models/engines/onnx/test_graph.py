@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,26 @@ ARCHITECTURES = [
 ]
 
 
+OWN_THRESHOLD = 0.45
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def checkpoint(request: pytest.FixtureRequest, varied_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint:
-    return varied_checkpoint(request.param)
+    made = varied_checkpoint(request.param)
+    return replace(made, config=made.config.model_copy(update={"execute_threshold": OWN_THRESHOLD}))
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Mode], Path]:
+    """Return a function that exports the checkpoint in one mode, once."""
+
+    @cache
+    def write(mode: Mode) -> Path:
+        path = tmp_path_factory.mktemp(mode) / "network.onnx"
+        export(checkpoint, path, mode)
+        return path
+
+    return write
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
@@ -39,11 +57,9 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 @pytest.mark.parametrize("mode", ["branch", "mask"])
 def test_output_equals_the_reference(
-    checkpoint: Checkpoint, images: NDArray[np.float32], mode: Mode, tmp_path: Path
+    checkpoint: Checkpoint, images: NDArray[np.float32], mode: Mode, exported: Callable[[Mode], Path]
 ) -> None:
-    path = tmp_path / "network.onnx"
-    export(checkpoint, path, mode)
-    session = open_session(path)
+    session = open_session(exported(mode))
     thresholds = np.linspace(0, 1, len(images), dtype=np.float32)
     expected = ReferenceEngine(checkpoint.network).run(images, thresholds)
     step = 1 if mode == "branch" else len(images)
@@ -65,10 +81,11 @@ def test_output_equals_the_reference(
     assert compared >= 5
 
 
-def test_weights_of_gated_blocks_are_inside_their_branches(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_weights_of_gated_blocks_are_inside_their_branches(
+    checkpoint: Checkpoint, exported: Callable[[Mode], Path]
+) -> None:
     """Elsewhere, ONNX Runtime does not arrange them for the CPU."""
-    export(checkpoint, tmp_path / "network.onnx")
-    graph = onnx.load(tmp_path / "network.onnx").graph
+    graph = onnx.load(exported("branch")).graph
     branches = [node for node in graph.node if node.op_type == "If"]
     assert len(branches) == checkpoint.network.decision_count
     for node in branches:
@@ -80,15 +97,14 @@ def test_weights_of_gated_blocks_are_inside_their_branches(checkpoint: Checkpoin
         assert [inner.op_type for inner in otherwise.node] == ["Identity"]
 
 
-def test_metadata_tell_how_to_use_the_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    path = tmp_path / "network.onnx"
-    export(checkpoint, path)
+def test_metadata_tell_how_to_use_the_file(checkpoint: Checkpoint, exported: Callable[[Mode], Path]) -> None:
+    path = exported("branch")
     session = open_session(path)
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["labels"]) == checkpoint.config.labels
     assert json.loads(metadata["input"])["mean"] == list(checkpoint.config.input.mean)
     assert float(metadata["execute_threshold"]) == checkpoint.config.execute_threshold
-    assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
+    assert [file.name for file in path.parent.iterdir()] == ["network.onnx"]
     outputs = {output.name: output.type for output in session.get_outputs()}
     assert outputs.pop("logits") == "tensor(float)"
     if checkpoint.network.gate_kind is not None:
@@ -97,32 +113,28 @@ def test_metadata_tell_how_to_use_the_file(checkpoint: Checkpoint, tmp_path: Pat
 
 @pytest.mark.parametrize("mode", ["branch", "mask"])
 def test_thresholds_default_to_the_checkpoints_own(
-    checkpoint: Checkpoint, images: NDArray[np.float32], mode: Mode, tmp_path: Path
+    checkpoint: Checkpoint, images: NDArray[np.float32], mode: Mode, exported: Callable[[Mode], Path]
 ) -> None:
-    own = checkpoint.config.model_copy(update={"execute_threshold": 0.45})
-    checkpoint = replace(checkpoint, config=own)
-    export(checkpoint, tmp_path / "network.onnx", mode)
-    session = open_session(tmp_path / "network.onnx")
+    session = open_session(exported(mode))
     batch = images[:1] if mode == "branch" else images
     names = [each.name for each in session.get_inputs()]
     assert names == ["images"]
     outputs = session.run(None, {"images": batch})
     if checkpoint.network.gate_kind is not None:
-        thresholds = np.full(len(batch), 0.45, np.float32)
+        thresholds = np.full(len(batch), OWN_THRESHOLD, np.float32)
         expected = session.run(None, {"images": batch, "thresholds": thresholds})
         for output, wanted in zip(outputs, expected, strict=True):
             np.testing.assert_array_equal(output, wanted)
-        assert (outputs[2] == (outputs[1] > 0.45)).all()
+        assert (outputs[2] == (outputs[1] > OWN_THRESHOLD)).all()
 
 
 @pytest.mark.parametrize("threshold", [-0.5, 1.5])
 @pytest.mark.parametrize("checkpoint", [name for name in ARCHITECTURES if "resnet" not in name], indirect=True)
 def test_thresholds_beyond_0_and_1_are_clipped(
-    checkpoint: Checkpoint, images: NDArray[np.float32], threshold: float, tmp_path: Path
+    images: NDArray[np.float32], threshold: float, exported: Callable[[Mode], Path]
 ) -> None:
-    export(checkpoint, tmp_path / "network.onnx")
     inputs = {"images": images[:1], "thresholds": np.full(1, threshold, np.float32)}
-    _, _, executed = open_session(tmp_path / "network.onnx").run(None, inputs)
+    _, _, executed = open_session(exported("branch")).run(None, inputs)
     assert (executed == (threshold < 0)).all()
 
 
