@@ -18,7 +18,7 @@ from models.engines import load_engine
 from models.engines.protocol import Engine, Routed
 from models.evaluation.metrics import BATCH, evaluate_engine
 from models.preprocessing import prepare
-from tests.models.data.test_data import packs
+from tests.models.data.test_data import read_images
 from tests.research import shared
 
 FOLDERS = sorted(weights.parent for weights in SHIPPED.glob("*/*/model.safetensors"))
@@ -64,7 +64,7 @@ def read_test_set(checkpoint: Checkpoint, count: int | None = None) -> tuple[lis
     dataset = checkpoint.config.training.dataset
     assert dataset is not None
     if dataset != "imagefolder":
-        pixels, labels = packs().read(dataset, "test")
+        pixels, labels = read_images(dataset, "test")
         return [Image.fromarray(image) for image in pixels[:count]], labels[:count]
     with zipfile.ZipFile(shared("data/imagenette2_128_webp75.zip")) as photos:
         classes = json.loads(photos.read("meta.json"))["classes"]

@@ -12,7 +12,7 @@ from models import SHIPPED
 from models.cascade.config import read_cascade_config
 from models.data.datasets import find_dataset
 from service.settings import Settings
-from tests.models.data.test_data import packs
+from tests.models.data.test_data import read_images
 from tests.service.parts import Running, encoded, post, until
 
 PHOTOS = Path(__file__).parents[1] / "photos"
@@ -39,7 +39,7 @@ def test_a_photo_of_an_unknown_class_is_classified(shipped: Running) -> None:
 @pytest.fixture(scope="module")
 def answers(shipped: Running) -> list[tuple[str, dict[str, object]]]:
     """The true label and the answer for 300 images of CIFAR-10's test split, from the research data."""
-    pixels, truth = packs().read("cifar10", "test")
+    pixels, truth = read_images("cifar10", "test")
     labels = find_dataset("cifar10").classes
     return [
         (labels[int(true)], post(shipped, encoded(Image.fromarray(image))).json())

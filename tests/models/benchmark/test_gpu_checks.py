@@ -19,7 +19,7 @@ from models.engines.torch.reference import ReferenceEngine
 from models.evaluation.agreement import Agreement, compare_engines
 from models.importing.parity import read_case
 from models.model_repository import find_version
-from tests.models.data.test_data import packs
+from tests.models.data.test_data import read_images
 from tests.models.engines.test_verification import Faulty, flip_last_decision
 from tests.research import shared
 
@@ -61,7 +61,7 @@ def shipped() -> Checkpoint:
 def real() -> list[Batch]:
     """The first 200 test images of CIFAR-10; `skipnet verify-gpu --data` takes all 10,000."""
     dataset = find_dataset("cifar10")
-    pixels, labels = packs().read("cifar10", "test")
+    pixels, labels = read_images("cifar10", "test")
     images = normalise(torch.from_numpy(pixels[:200]).permute(0, 3, 1, 2), dataset.mean, dataset.std).contiguous()
     return list(zip(torch.split(images, 50), torch.split(torch.from_numpy(labels[:200]), 50), strict=True))
 

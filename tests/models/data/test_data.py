@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from models.architectures import find_architecture
@@ -306,15 +308,23 @@ def packs() -> ModuleType:
     return module
 
 
+@cache
+def read_images(dataset: str, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the real images [N, 32, 32, 3] of a split and their labels [N]; the first 1,000 of a training split."""
+    pixels, labels = packs().read(dataset, split)
+    count = None if split == "test" else 1000
+    return pixels[:count].copy(), labels[:count].copy()
+
+
 def write_cifar10(folder: Path, train: int, test: int) -> None:
     """Write the first real images of each split in the hub's schema."""
     for name, count in (("train", train), ("test", test)):
-        pixels, labels = packs().read("cifar10", name)
+        pixels, labels = read_images("cifar10", name)
         write_parquet(folder / f"{name}.parquet", pixels[:count], labels[:count].tolist())
 
 
 def test_cifar_10_is_read_exactly(tmp_path: Path) -> None:
-    images, labels = packs().read("cifar10", "test")
+    images, labels = read_images("cifar10", "test")
     write_parquet(tmp_path / "test.parquet", images[:200], labels[:200].tolist())
     read, truth = read_source(CIFAR10, "test", tmp_path).in_memory(32)
     np.testing.assert_array_equal(read.permute(0, 2, 3, 1).numpy(), images[:200])
@@ -324,7 +334,7 @@ def test_cifar_10_is_read_exactly(tmp_path: Path) -> None:
 
 def test_cifar_100_keeps_its_class_names(tmp_path: Path) -> None:
     dataset = find_dataset("cifar100")
-    images, labels = packs().read("cifar100", "test")
+    images, labels = read_images("cifar100", "test")
     write_parquet(tmp_path / "test.parquet", images[:20], labels[:20].tolist(), ("img", "fine_label"))
     source = read_source(dataset, "test", tmp_path)
     assert source.classes == packs().classes("cifar100")

@@ -9,7 +9,7 @@ import pytest
 from models.experiments.catalogue import all_groups
 from models.experiments.results import read_results
 from service.cli.main import main
-from tests.models.data.test_data import packs, write_parquet
+from tests.models.data.test_data import read_images, write_parquet
 
 TRAIN, HELD_OUT, TEST = 150, 20, 20
 
@@ -17,7 +17,7 @@ TRAIN, HELD_OUT, TEST = 150, 20, 20
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     for split, count in (("train", TRAIN), ("test", TEST)):
-        pixels, labels = packs().read("cifar10", split)
+        pixels, labels = read_images("cifar10", split)
         write_parquet(tmp_path / "data" / f"{split}.parquet", pixels[:count], labels[:count].tolist())
     return tmp_path / "data"
 

@@ -25,7 +25,7 @@ from models.importing.parity import THRESHOLD, read_case
 from models.model_repository import find_version
 from models.network import GateKind, SkipNet
 from models.preprocessing import prepare
-from tests.models.data.test_data import packs
+from tests.models.data.test_data import read_images
 from tests.models.engines.persistent.simulated import SimulatedEngine
 from tests.research import shared
 
@@ -114,7 +114,7 @@ def test_photos_on_the_shipped_checkpoint(shipped: SkipNet) -> None:
 def real() -> NDArray[np.float32]:
     """The first 48 test images of CIFAR-10."""
     dataset = find_dataset("cifar10")
-    pixels, _ = packs().read("cifar10", "test")
+    pixels, _ = read_images("cifar10", "test")
     images: NDArray[np.float32] = normalise(
         torch.from_numpy(pixels[:48]).permute(0, 3, 1, 2), dataset.mean, dataset.std
     ).numpy()
