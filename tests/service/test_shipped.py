@@ -61,7 +61,7 @@ def test_skipping_varies_from_image_to_image(answers: list[tuple[str, dict[str, 
 
 def test_the_cascade_equals_its_stages_asked_one_by_one(shipped: Running) -> None:
     """For 120 images: label probabilities, MACs, blocks and counters are those of the two stages."""
-    pixels, _ = packs().read("cifar10", "test")
+    pixels, _ = read_images("cifar10", "test")
     config = read_cascade_config(SHIPPED / "cifar10_cascade" / "2")
     margin = config.stages[0].margin
     assert margin is not None and config.combination == "mean" and config.measure == "margin"
