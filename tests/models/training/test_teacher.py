@@ -21,7 +21,6 @@ from models.experiments.runner import reproduce
 from models.network import SkipNet
 from models.training import objective
 from models.training import step as training_step
-from models.training.distillation import network as teacher_network
 from models.training.distillation import training as teacher_training
 from models.training.distillation.location import LOGITS_FILE, TEACHER_FILE
 from models.training.distillation.logits import compute_teacher_logits, read_teacher_logits, write_teacher_logits
@@ -44,7 +43,6 @@ from tests.models.training.interruption import Killed, KilledAfter, quiet
 
 CIFAR10 = find_dataset("cifar10")
 TRAIN, HELD_OUT = 48, 16
-WIDTHS = (32, 64, 64)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +53,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def small_teachers(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_training, "BATCH", 8)
-    # Fewer channels than a teacher has, in a fifteenth of the time.
-    monkeypatch.setattr(teacher_network, "WIDTHS", WIDTHS)
     monkeypatch.setattr(teacher_training, "RATE", 0.01)
 
 
@@ -266,7 +262,7 @@ def test_a_row_with_the_large_teacher_trains_it_first(data: Path, tmp_path: Path
     teacher = plan.options(find_row("distilled-long", "short"), 0).teacher
     assert teacher == tmp_path / "cifar10_teacher_large" / TEACHER_FILE
     reproduce(plan, tiny("distilled-long"), 0, save_every=300, show=quiet)
-    assert read_teacher(teacher, "cifar10", 10).head.in_features == TEACHERS["large"].width * WIDTHS[-1]
+    assert read_teacher(teacher, "cifar10", 10).head.in_features == TEACHERS["large"].width * 256
     assert not (tmp_path / "cifar10_teacher_small").exists()
 
 
