@@ -49,13 +49,12 @@ ENV PATH=/opt/skipnet/bin:$PATH \
     HF_UPDATE_DOWNLOAD_COUNTS=0 \
     ORT_DISABLE_TELEMETRY=1 \
     SKIPNET_HOST=0.0.0.0 \
-    SKIPNET_PORT=8000 \
     SKIPNET_MODEL_REPOSITORY=/models
 USER 10001:10001
 # The default folder of a run, runs/<arch>, is then in the volume.
 WORKDIR /
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['SKIPNET_PORT'] + '/health/live', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('SKIPNET_PORT', '8000') + '/health/live', timeout=4)"]
 ENTRYPOINT ["skipnet"]
 CMD ["serve"]

@@ -19,6 +19,7 @@ from service.errors import Code, ServiceError, error_response, invalid
 from service.http.middleware import Access, BodyLimit, Direct
 from service.http.paths import RootPath
 from service.http.routes import classify, health, metrics, models, page, v2
+from service.http.routes.dialects import routes_of
 from service.repository.loaded_model import LoadedModel
 from service.settings import Settings
 
@@ -64,7 +65,8 @@ def create_app(
     if workers:
         from service.workers.collective import Collective
 
-        middleware.append(Middleware(Collective, workers=workers))
+        probes = [probe for module in routes_of(container.settings.dialects) for probe in module.PROBES]
+        middleware.append(Middleware(Collective, workers=workers, probes=probes))
     middleware.append(Middleware(Direct, endpoints={"/classify": classify.classify}))
     # FastAPI's own documentation page loads its scripts from the internet.
     app = FastAPIOffline(
@@ -85,6 +87,8 @@ def create_app(
     app.state.container = container
     for module in (classify, health, models, metrics, page, v2):
         app.include_router(module.router)
+    for dialect in routes_of(container.settings.dialects):
+        app.include_router(dialect.router)
     return app
 
 

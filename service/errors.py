@@ -90,14 +90,14 @@ def not_ready(message: str, *, closing: bool = False) -> ServiceError:
     return ServiceError(Code.NOT_READY, message, {"Retry-After": "1"} | ({"Connection": "close"} if closing else {}))
 
 
-def in_oip(scope: Scope) -> bool:
-    """Return whether a request's errors have the format of the Open Inference Protocol."""
-    path = route_path(scope)
-    return path == "/v2" or path.startswith("/v2/")
+def has_plain_error(scope: Scope) -> bool:
+    """Return whether a request's errors are a text alone, as in the Open Inference Protocol and other dialects."""
+    path, context = route_path(scope), scope.get("state", {}).get("context")
+    return path == "/v2" or path.startswith("/v2/") or (context is not None and context.plain_error)
 
 
 def error_response(scope: Scope, error: ServiceError, status: int | None = None) -> Response:
-    """Return the response for an error, in the Open Inference Protocol's format under /v2, and note it for the log.
+    """Return the response for an error, and note it for the log.
 
     ``status`` replaces the status of its code.
     """
@@ -107,7 +107,8 @@ def error_response(scope: Scope, error: ServiceError, status: int | None = None)
     # A message may quote the client, who may send characters that UTF-8 has no bytes for.
     message = error.message.encode(errors="backslashreplace").decode()
     detail: dict[str, Any] = {"code": error.code, "message": message}
-    return JSONResponse({"error": message if in_oip(scope) else detail}, status or STATUS[error.code], error.headers)
+    content = {"error": message if has_plain_error(scope) else detail}
+    return JSONResponse(content, status or STATUS[error.code], error.headers)
 
 
 def invalid(problems: Iterable[Mapping[str, Any]], model: type[BaseModel] | None = None) -> ServiceError:

@@ -3,16 +3,18 @@
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import SHIPPED
+from service.platforms import platform_settings
 
 EngineName = Literal["auto", "native", "onnxruntime", "persistent", "cuda_graph", "torch", "reference"]
 DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 DeviceNames = Annotated[str, Field(pattern=r"^(auto|all|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$")]
+Dialect = Literal["huggingface", "vertex", "sagemaker"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -45,6 +47,10 @@ class EngineOptions(Options):
     )
 
 
+def split_at_commas(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 class Settings(EngineOptions):
     """Serve the models of a repository over HTTP."""
 
@@ -52,12 +58,18 @@ class Settings(EngineOptions):
         default="auto",
         description="auto, cpu, cuda, cuda:N, several with commas, or all GPUs: an engine for each behind one queue",
     )
+
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")
     root_path: str = Field(
         default="",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
         description="path under which a proxy serves this, such as /skipnet; see docs/proxies.md",
+    )
+    dialects: Annotated[list[Dialect], NoDecode, BeforeValidator(split_at_commas)] = Field(
+        default=[],
+        description="shapes of other services to answer too, separated by commas: huggingface, vertex, sagemaker; see "
+        "docs/clients.md",
     )
     workers: int = Field(
         default=1,
@@ -157,6 +169,12 @@ class Settings(EngineOptions):
         description="send an OpenTelemetry span of each request to the collector that the OTEL_… variables name; "
         "needs the extra tracing: pip install -e '.[tracing]'",
     )
+
+    @model_validator(mode="after")
+    def _as_the_platform_says(self) -> Self:
+        for name, value in platform_settings(self.dialects, self.model_fields_set).items():
+            setattr(self, name, value)
+        return self
 
 
 def misspelt(variables: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -5,10 +5,8 @@ Probes, metrics and pages need no key.
 
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-from fastapi import Request
 
 from models.errors import UserError
 from service.errors import Code, ServiceError
@@ -28,15 +26,15 @@ class Keys:
         self.other_keys = [key.encode() for key in other_keys]
         self.action = action
 
-    def check(self, request: Request) -> None:
-        """Raise ServiceError unauthorized or forbidden unless the request has one of the keys.
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Raise ServiceError unauthorized or forbidden unless the headers have one of the keys.
 
-        The request sends it as a bearer token or as `X-API-Key`.
+        It is a bearer token or `X-API-Key`. The names of ``headers`` are in lower case.
         """
         if not self.keys:
             return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        text = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        text = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         # Starlette decodes the bytes of a header as latin-1.
         given = text.encode("latin-1")
         if is_among(given, self.keys):

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.container import Container
-from service.errors import STATUS, Code, ServiceError, error_response, outcome_of
+from service.errors import Code, ServiceError, error_response
 from service.http.compression import Decompressed
 from service.http.paths import route_path, without_host
 from service.http.request_context import RequestContext, request_id
@@ -18,7 +18,7 @@ from service.http.request_context import RequestContext, request_id
 log = logging.getLogger("skipnet.access")
 
 INFERENCE_PATH = re.compile(r"/classify|/v2/models/[^/]+(/versions/[^/]+)?/infer")
-"""The paths that classify, which `skipnet_requests_total` counts."""
+"""The paths that classify, which `skipnet_requests_total` counts. The routes of the dialects are counted too."""
 
 
 def is_inference(scope: Scope) -> bool:
@@ -74,19 +74,16 @@ class Access:
 
     def finish(self, scope: Scope, context: RequestContext, status: int) -> None:
         context.timing.finish()
-        inference = is_inference(scope)
+        inference = context.inference or is_inference(scope)
         probe = "/health/" in route_path(scope)
         # No status: the client disconnected before the response began.
         status = status or 499
         if inference:
-            self.container.metrics.requests.labels(context.model, context.version, self.outcome(context, status)).inc()
+            outcome = context.outcome_of(status, self.container.settings.request_timeout)
+            self.container.metrics.requests.labels(context.model, context.version, outcome).inc()
             if self.container.tracing is not None:
                 self.container.tracing.finished(scope, context, status)
-        values = {"request_id": context.request_id, "ms": context.timing.total * 1e3, **context.fields}
-        if scope.get("client"):
-            values["client"] = scope["client"][0]
-        if context.model:
-            values |= {"model": f"{context.model}/{context.version}"}
+        values = context.log_values(scope["client"][0] if scope.get("client") else "")
         log.log(
             logging.INFO if inference or (status >= 500 and not probe) else logging.DEBUG,
             "%s %s %d",
@@ -95,13 +92,6 @@ class Access:
             status,
             extra={"fields": values},
         )
-
-    def outcome(self, context: RequestContext, status: int) -> str:
-        if context.outcome is not None:
-            return context.outcome
-        # Timers fire a little early.
-        early = context.timing.total < 0.99 * self.container.settings.request_timeout
-        return "client_deadline" if status == STATUS[Code.DEADLINE] and early else outcome_of(status)
 
 
 class BodyLimit:

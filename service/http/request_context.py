@@ -2,12 +2,13 @@
 
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from service.errors import STATUS, Code, outcome_of
 from service.telemetry.timing import Timing
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,63}")
@@ -23,6 +24,25 @@ class RequestContext:
     version: str = ""
     outcome: str | None = None  # where the status does not say it
     fields: dict[str, Any] = field(default_factory=dict)  # for the log line
+    inference: bool = False  # a route that classifies under another path than `service.http.middleware` knows
+    plain_error: bool = False  # errors are {"error": message}
+
+    def outcome_of(self, status: int, request_timeout: float) -> str:
+        """Return the request's outcome, one of OUTCOMES; ``request_timeout`` is the service's own, in seconds."""
+        if self.outcome is not None:
+            return self.outcome
+        # Timers fire a little early.
+        early = self.timing.total < 0.99 * request_timeout
+        return "client_deadline" if status == STATUS[Code.DEADLINE] and early else outcome_of(status)
+
+    def log_values(self, client: str) -> dict[str, Any]:
+        """Return the values of the request's log line; ``client`` is its address, if known."""
+        values = {"request_id": self.request_id, "ms": self.timing.total * 1e3, **self.fields}
+        if client:
+            values["client"] = client
+        if self.model:
+            values["model"] = f"{self.model}/{self.version}"
+        return values
 
 
 def context_of(request: Request) -> RequestContext:
@@ -30,7 +50,7 @@ def context_of(request: Request) -> RequestContext:
     return context
 
 
-def request_id(headers: Headers) -> str:
+def request_id(headers: Mapping[str, str]) -> str:
     """Return the client's `X-Request-ID` if it is short and plain, else a new id."""
     given = headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

@@ -7,6 +7,7 @@ The standard `OTEL_…` variables set the collector (`OTEL_EXPORTER_OTLP_ENDPOIN
 import os
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
@@ -48,18 +49,32 @@ class Tracing:
         self.kind, self.error = SpanKind.SERVER, StatusCode.ERROR
 
     def finished(self, scope: Scope, context: "RequestContext", status: int) -> None:
-        """Export the span of a request that has just ended."""
-        end = time.time_ns()
+        """Export the span of an HTTP request that has just ended."""
         route = getattr(scope.get("route"), "path", scope["path"])
+        attributes = {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": status,
+        }
+        self.export(f"{scope['method']} {route}", Headers(scope=scope), attributes, context, status)
+
+    def export(
+        self,
+        name: str,
+        headers: Mapping[str, str],
+        attributes: Mapping[str, str | int],
+        context: "RequestContext",
+        status: int,
+    ) -> None:
+        """Export a span with ``attributes`` and those of every request; from ``status`` 500 on it is an error."""
+        end = time.time_ns()
         span = self.tracer.start_span(
-            f"{scope['method']} {route}",
-            context=self.propagator.extract(dict(Headers(scope=scope))),
+            name,
+            context=self.propagator.extract(dict(headers)),
             kind=self.kind,
             start_time=end - int(context.timing.total * 1e9),
             attributes={
-                "http.request.method": scope["method"],
-                "http.route": route,
-                "http.response.status_code": status,
+                **attributes,
                 "skipnet.request_id": context.request_id,
                 "skipnet.model": context.model,
                 "skipnet.version": context.version,

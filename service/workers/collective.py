@@ -3,7 +3,7 @@
 import asyncio
 import fcntl
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -30,13 +30,15 @@ RESPONSE_TIMEOUT = 2.0
 class Collective:
     """Forwards requests that concern all workers to each of them; other requests pass through.
 
-    A probe fails if it fails in any worker. A load or unload goes to one worker after the other, until one refuses.
-    Only one of them is under way at a time, so that all workers serve the same versions. Metrics are merged. If a
-    worker does not respond, there are none: a sum without one worker would look like a restart.
+    A probe fails if it fails in any worker; ``probes`` are the paths of those that the dialects add. A load or unload
+    goes to one worker after the other, until one refuses. Only one of them is under way at a time, so that all workers
+    serve the same versions. Metrics are merged. If a worker does not answer, there are none: a sum without one worker
+    would look like a restart.
     """
 
-    def __init__(self, app: ASGIApp, workers: Sequence[Path]) -> None:
+    def __init__(self, app: ASGIApp, workers: Sequence[Path], probes: Collection[str] = ()) -> None:
         self.app = app
+        self.probes = probes
         self.folder = workers[0].parent
         self.workers = [
             httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(path)), base_url="http://worker")
@@ -52,7 +54,7 @@ class Collective:
         try:
             if path == METRICS and request.method == "GET":
                 response = await self.metrics(request)
-            elif PROBE.fullmatch(path) and request.method == "GET":
+            elif (PROBE.fullmatch(path) or path in self.probes) and request.method == "GET":
                 response = first_failure(
                     await asyncio.gather(*(self.ask(w, request, RESPONSE_TIMEOUT) for w in self.workers))
                 )

@@ -130,7 +130,7 @@ class ClassifyHeaders(BaseModel):
 async def classify(request: Request) -> Response:
     """Classify one image, sent as the multipart field `image` or as the body itself."""
     container, context = container_of(request), context_of(request)
-    container.inference_keys.check(request)
+    container.inference_keys.check(request.headers)
     query = read_query(ClassifyQuery, request)
     timing = context.timing
     headers = read_parameters(ClassifyHeaders, request.headers)

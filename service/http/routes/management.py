@@ -95,7 +95,7 @@ async def read_instruction(request: Request) -> bytes:
     Raises ServiceError.
     """
     container = container_of(request)
-    container.management_keys.check(request)
+    container.management_keys.check(request.headers)
     started = context_of(request).timing.started
     return await read_body(read_short(request), deadline_of(started, container.settings.request_timeout, None))
 

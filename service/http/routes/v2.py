@@ -170,7 +170,7 @@ async def infer(
     `binary_data_output`.
     """
     container, context = container_of(request), context_of(request)
-    container.inference_keys.check(request)
+    container.inference_keys.check(request.headers)
     timing = context.timing
     deadline = deadline_of(timing.started, container.settings.request_timeout, x_request_timeout)
     container.health.require_accepting()
