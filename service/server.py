@@ -13,16 +13,20 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
+from models.errors import needs_extra
 from service.app import create_app
 from service.container import Container
 from service.http.protocol import BoundedProtocol
 from service.repository.loaded_model import LoadedModel
 from service.settings import Settings, misspelt
 from service.telemetry.logs import configure
+
+if TYPE_CHECKING:
+    from service.grpc.server import GrpcServer
 
 log = logging.getLogger("skipnet.server")
 
@@ -86,14 +90,29 @@ def build(
         timeout_keep_alive=settings.keep_alive,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
-    return Server(config, app.state.container, settings.drain_pause)
+    return Server(config, app.state.container, settings.drain_pause, grpc_server(app.state.container))
+
+
+def grpc_server(container: Container) -> "GrpcServer | None":
+    """Return the server for gRPC if the settings ask for one.
+
+    Raises UserError if the packages are missing.
+    """
+    if container.settings.grpc_port is None:
+        return None
+    with needs_extra("grpc", "--grpc-port"):
+        from service.grpc.server import GrpcServer
+    return GrpcServer(container, container.settings.grpc_port)
 
 
 class Server(uvicorn.Server):
     """uvicorn's server. It drains before it ends, and it ends when the engine fails."""
 
-    def __init__(self, config: uvicorn.Config, container: Container, drain_pause: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, container: Container, drain_pause: float, grpc: "GrpcServer | None" = None
+    ) -> None:
         super().__init__(config)
+        self.grpc = grpc
         self.container = container
         self.drain_pause = drain_pause
         self.drained_at: float | None = None
@@ -125,6 +144,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.listeners = sockets or [self.config.bind_socket()]
         await super().startup([each.dup() for each in self.listeners for _ in range(ACCEPTS)])
+        if self.grpc is not None and not await self.grpc.start():
+            self.exit_code, self.should_exit = 1, True
         if self.started and sockets is None:
             host, port = self.listeners[0].getsockname()[:2]
             log.info(
@@ -138,6 +159,11 @@ class Server(uvicorn.Server):
         self.container.close()
         for server in self.servers:
             server.close()
+        if self.grpc is not None:
+            started = monotonic()
+            await self.grpc.stop(self.container.settings.drain_timeout)
+            rest = self.container.settings.drain_timeout - (monotonic() - started)
+            self.config.timeout_graceful_shutdown = max(1, round(rest))
         await self.accept_rest()
         await asyncio.sleep(GRACE_SECONDS)
         await super().shutdown(self.listeners)

@@ -61,6 +61,13 @@ class Settings(EngineOptions):
 
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")
+    grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="port of the Open Inference Protocol over gRPC; default: no gRPC; needs the extra "
+        "skipnet-serve[grpc]",
+    )
     root_path: str = Field(
         default="",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol, in JSON or as binary data after the JSON.
+"""Tensors of the Open Inference Protocol, in JSON or as binary data after the JSON; `service/grpc/` uses them too.
 
 Version 2 over REST, with the extensions "binary tensor data" and "classification" as Triton documents them.
 """
@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,12 +130,21 @@ def read_call(
     if length > MAX_JSON:
         raise ServiceError(Code.BODY_TOO_LARGE, f"more than {MAX_JSON} bytes of JSON; send the tensor as binary data")
     try:
-        request = InferRequest.model_validate(json.loads(body[:length]))
+        members = json.loads(body[:length])
+    except (ValueError, RecursionError) as error:
+        raise bad(f"the request is not JSON: {error}") from error
+    return call_of(members, memoryview(body)[length:], shape, max_images, datatypes)
+
+
+def call_of(
+    members: Any, rest: memoryview, shape: tuple[int, int, int], max_images: int, datatypes: Mapping[str, str]
+) -> Call:
+    """Return the call of an `InferRequest`'s members and the binary data that followed; as `read_call`."""
+    try:
+        request = InferRequest.model_validate(members)
     except ValidationError as error:
         problem = error.errors()[0]
         raise bad(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise bad(f"the request is not JSON: {error}") from error
     names = [output.name for output in request.outputs]
     unknown = [name for name in names if name not in datatypes]
     if unknown:
@@ -145,7 +154,7 @@ def read_call(
     if len(request.inputs) != 1:
         raise bad("send one input: image, or bytes")
     [tensor] = request.inputs
-    size, rest = tensor.parameters.binary_data_size, memoryview(body)[length:]
+    size = tensor.parameters.binary_data_size
     if (size or 0) != len(rest) or (size is None) == (tensor.data is None):
         raise bad("an input needs either data, or binary_data_size and that number of bytes after the JSON")
     if tensor.shape[0] > max_images:
@@ -226,16 +235,9 @@ def respond(
 
     The response's parameters say whether ``route`` was degraded under load.
     """
-    if not all(np.isfinite(result.logits).all() for result in results):
-        raise bad("image holds numbers so large that the network's sums overflow; is it normalised?")
     binary_by_default = call.parameters.binary_data_output
     described, behind = [], []
-    for output in call.outputs:
-        values = tensor_of(output.name, results)
-        datatype, content = CASCADE_DATATYPES[output.name], values.tobytes()
-        if output.parameters.classification:
-            values = classified(values, labels, output)
-            datatype, content = "BYTES", b"".join(len(each).to_bytes(4, "little") + each for each in values.ravel())
+    for output, datatype, values, content in output_tensors(call, results, labels):
         tensor: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": list(values.shape)}
         binary = output.parameters.binary_data
         if binary_by_default if binary is None else binary:
@@ -252,6 +254,26 @@ def respond(
         response["id"] = call.id
     head = json.dumps(response, allow_nan=False).encode()
     return (head + b"".join(behind), len(head)) if behind else (head, None)
+
+
+def output_tensors(
+    call: Call, results: Sequence[ImageResult], labels: list[str]
+) -> Iterator[tuple[RequestedOutput, str, NDArray[Any], bytes]]:
+    """Yield each output of the response: as it was requested, its datatype, its values and their bytes."""
+    if not all(np.isfinite(result.logits).all() for result in results):
+        raise bad("image holds numbers so large that the network's sums overflow; is it normalised?")
+    for output in call.outputs:
+        values = tensor_of(output.name, results)
+        if output.parameters.classification:
+            values = classified(values, labels, output)
+            yield output, "BYTES", values, b"".join(map(with_length, values.ravel()))
+        else:
+            yield output, CASCADE_DATATYPES[output.name], values, values.tobytes()
+
+
+def with_length(element: bytes) -> bytes:
+    """Return an element of a binary tensor BYTES, preceded by its length in four bytes."""
+    return len(element).to_bytes(4, "little") + element
 
 
 def tensor_of(name: str, results: Sequence[ImageResult]) -> NDArray[Any]:
