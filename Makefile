@@ -19,7 +19,7 @@ install: $(VENV)/.serve ## install the service into .venv
 serve: $(VENV)/.serve ## serve the shipped models on http://$(HOST):$(PORT), on a GPU if there is one
 	SKIPNET_HOST=$(HOST) SKIPNET_PORT=$(PORT) exec $(BIN)/skipnet serve
 
-test: $(VENV)/.test lint ## run every test in parallel (ARGS='-n 0 -x tests/models/test_macs.py': one file, one test at a time)
+test: $(VENV)/.test build/moto/.installed lint ## run every test in parallel (ARGS='-n 0 -x tests/models/test_macs.py': one file, one test at a time)
 	$(BIN)/python -m pytest --numprocesses auto --durations 10 $(ARGS)
 
 lint: $(VENV)/.test ## check style and types
@@ -70,6 +70,12 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 build/peers/.installed: service/benchmark/peers/requirements.txt
 	$(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+# A local S3 server for the tests, in an environment of its own: its packages want older versions of some of ours.
+build/moto/.installed: tests/service/repository/moto.txt
+	$(PYTHON) -m venv build/moto
+	build/moto/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
 $(VENV)/.containers: pyproject.toml | $(VENV)/bin/python

@@ -7,6 +7,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from models.remote.files import remote_url
+from models.remote.mirror import Mirror, default_cache
 from service.health import Health
 from service.http.body import JsonTurn
 from service.http.keys import inference_keys, management_keys
@@ -37,12 +39,14 @@ class Container:
         self.settings = settings
         self.metrics = Metrics()
         self.pipeline = Pipeline(settings, self.metrics.count_batch, self.metrics.count_dropped)
+        mirror = mirror_of(settings)
         self.repository = Repository(
-            settings.model_repository,
+            settings.model_repository if mirror is None else mirror.folder,
             load or partial(load_version, options=settings, max_batch_size=settings.max_batch_size),
             self._add_model,
             self._remove_model,
             settings.default_model,
+            None if mirror is None else mirror.refresh,
         )
         self.watcher = Watcher(self.repository, settings.watch_interval)
         batcher = self.pipeline.batcher
@@ -97,6 +101,15 @@ class Container:
         if model.version not in self.repository.loaded.get(model.name, {}):
             self.metrics.remove_model(model)
         self.pipeline.batcher.retire(model)
+
+
+def mirror_of(settings: Settings) -> Mirror | None:
+    """Return the mirror of a remote model repository, or None for a local one.
+
+    Raises UserError if the packages are missing or the address is wrong.
+    """
+    url = remote_url(settings.model_repository)
+    return None if url is None else Mirror(url, settings.model_cache or default_cache())
 
 
 def make_tracing() -> "Tracing":

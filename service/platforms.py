@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection
+from pathlib import Path
 
 SAGEMAKER_PORT = 8080
 
@@ -18,6 +19,8 @@ def platform_settings(dialects: Collection[str], given: Collection[str]) -> dict
         settings["port"] = port_in("SAGEMAKER_BIND_TO_PORT") or SAGEMAKER_PORT
     if "vertex" in dialects and (port := port_in("AIP_HTTP_PORT")):
         settings["port"] = port
+    if "vertex" in dialects and (artifacts := os.environ.get("AIP_STORAGE_URI")):
+        settings["model_repository"] = Path(artifacts)
     return settings
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 import uvicorn
 
 from models.errors import needs_extra
+from models.remote.files import remote_url
 from service.app import create_app
 from service.container import Container
 from service.http.protocol import BoundedProtocol
@@ -137,7 +138,8 @@ class Server(uvicorn.Server):
             log.error("%s: exiting, to be restarted", ", ".join(reasons))
             self.exit_code, self.should_exit = 1, True
         elif self.container.watcher.startup_failed:
-            log.error("no model in %s can be served: exiting", self.container.settings.model_repository)
+            repository = self.container.settings.model_repository
+            log.error("no model in %s can be served: exiting", remote_url(repository) or repository)
             self.exit_code, self.should_exit = 1, True
         return await super().on_tick(counter)
 

@@ -58,6 +58,14 @@ class Settings(EngineOptions):
         default="auto",
         description="auto, cpu, cuda, cuda:N, several with commas, or all GPUs: an engine for each behind one queue",
     )
+    model_repository: Path = Field(
+        default=SHIPPED,
+        description="folder of checkpoints: <model>/<version>/; or s3://BUCKET/PATH, gs://BUCKET/PATH, hf://ORG/NAME, "
+        "which need the extra skipnet-serve[remote]",
+    )
+    model_cache: Path | None = Field(
+        default=None, description="folder for the copy of a remote model repository; default: ~/.cache/skipnet"
+    )
 
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all interfaces")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: a free one")

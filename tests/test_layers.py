@@ -12,6 +12,7 @@ LAYERS = {
     "persistence": -1,
     "": 0,
     "images": 1,
+    "remote": 1,
     "data": 2,
     "engines": 2,
     "evaluation": 3,

@@ -1,7 +1,7 @@
 """Print the packages of pyproject.toml for the image, so that its layers change only with them.
 
 python requirements.py torch    PyTorch alone, by far the largest layer
-python requirements.py          all others, those of the training extra, and those of the cuda extra if PyTorch has CUDA
+python requirements.py          all others, also of the extras training, grpc, remote, and of cuda if PyTorch has CUDA
 """
 
 import sys
@@ -23,7 +23,7 @@ def main() -> None:
         others = [line for line in others if not line.startswith("onnxruntime")] + ["onnxruntime>=1.22"]
     else:
         others += extras["cuda"]
-    print(*others, *extras["training"], sep="\n")
+    print(*others, *extras["training"], *extras["grpc"], *extras["remote"], sep="\n")
 
 
 if __name__ == "__main__":

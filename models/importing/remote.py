@@ -1,4 +1,4 @@
-"""Copy a network from a model hub, an object store or a web server, by huggingface_hub and fsspec."""
+"""Copy a network from a model hub, an object store or a web server, by huggingface_hub, and by fsspec with obstore."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -79,7 +79,10 @@ def fetch_by_url(source: str, folder: Path) -> Path:
     A query, such as a signature, belongs to a file.
     """
     from fsspec.core import url_to_fs
+    from obstore.fsspec import register
 
+    # fsspec's own libraries for object stores need older versions of packages that others of ours need newer.
+    register(["s3", "gs"])
     store, path = url_to_fs(source)
     name = Path(urlsplit(source).path).name
     if name not in WEIGHTS and name.endswith(SUFFIXES):

@@ -1,5 +1,6 @@
 """Read the folder of a model repository."""
 
+import os
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 from service.repository.loading import LoadError
 
 Files = tuple[tuple[str, int, int], ...]
-"""Name, size in bytes and time of change in ns of a checkpoint's files, by which a changed version is recognised."""
+"""Path without links, size in bytes and time of change in ns of a checkpoint's files, by which a changed version is
+recognised. Where a link is changed to another file, size and time may be the same."""
 
 
 BAD_MODEL_NAME = (
@@ -16,6 +18,19 @@ BAD_MODEL_NAME = (
 )
 BAD_VERSION = "a version is a whole number without leading zeros, such as 14; rename the folder"
 NO_VERSION = "a checkpoint's files belong into a folder of its version, such as 1; move them there"
+
+
+def current_snapshot(folder: Path) -> Path:
+    """Return the folder with the models: of a hub's cache, the snapshot of the revision main, else ``folder``.
+
+    The Hugging Face hub's library writes a repository as ``refs``, ``snapshots`` and ``blobs``.
+    """
+    try:
+        commit = (folder / "refs" / "main").read_text().strip()
+    except OSError:
+        return folder
+    snapshot = folder / "snapshots" / commit
+    return snapshot if commit and snapshot.is_dir() else folder
 
 
 def scan(folder: Path, names: Collection[str] | None = None) -> dict[str, list[int]]:
@@ -35,7 +50,7 @@ def files_of(folder: Path) -> Files:
     from models.checkpoint import CONFIG, WEIGHTS
 
     found = [(file, file.stat()) for file in (folder / CONFIG, folder / WEIGHTS) if file.exists()]
-    return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file, stat in found)
+    return tuple((os.path.realpath(file), stat.st_size, stat.st_mtime_ns) for file, stat in found)
 
 
 def newest_files(folder: Path) -> dict[tuple[str, int], Files]:

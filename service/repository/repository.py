@@ -10,8 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
+from models.errors import UserError
 from service.errors import Code, ServiceError, not_ready
-from service.repository.folder import Files, files_of, scan, versions_of
+from service.repository.folder import Files, current_snapshot, files_of, scan, versions_of
 from service.repository.loaded_model import LoadedModel
 from service.repository.loading import LoadError
 
@@ -42,7 +43,8 @@ class Repository:
     """The versions in ``folder``, and which of them are loaded.
 
     Every method runs in the event loop. Versions are loaded in a thread, one at a time. ``on_loaded`` is called with a
-    model when new requests begin to get it, ``on_retired`` when the last request that used it has ended.
+    model when new requests begin to get it, ``on_retired`` when the last request that used it has ended. ``refresh``
+    updates the folder, if it is a copy of another.
     """
 
     def __init__(
@@ -52,8 +54,11 @@ class Repository:
         on_loaded: Callable[[LoadedModel], None],
         on_retired: Callable[[LoadedModel], None],
         default: str | None = None,
+        refresh: Callable[[], None] | None = None,
     ) -> None:
-        self.folder = folder
+        self._folder = folder
+        self._refresh = refresh
+        self._stale = ""  # why the last refresh failed
         self.default = default  # the model of requests that name none
         self.loaded: dict[str, dict[int, LoadedModel]] = {}  # by name and version
         self.loading: set[tuple[str, int]] = set()
@@ -66,6 +71,24 @@ class Repository:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._changing = asyncio.Lock()
 
+    @property
+    def folder(self) -> Path:
+        """The folder with the models, which changes if it is the current snapshot of a hub's cache."""
+        return current_snapshot(self._folder)
+
+    async def refresh(self) -> None:
+        """Update the folder, if it is a copy; if that fails, log it once and keep the folder as it is."""
+        if self._refresh is None:
+            return
+        try:
+            await asyncio.to_thread(self._refresh)
+        except (OSError, UserError) as error:
+            if str(error) != self._stale:
+                log.error("the models stay as they are: %s", error)
+            self._stale = str(error)
+        else:
+            self._stale = ""
+
     def close(self) -> None:
         """End the loading thread once its current load, which cannot be interrupted, is over."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -77,6 +100,7 @@ class Repository:
 
         Raises LoadError.
         """
+        await self.refresh()
         async with self._changing:
             found = await self.in_thread(lambda: versions_of(self.folder, name))
             self.forget_problems({name: found}, [name])

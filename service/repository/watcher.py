@@ -52,7 +52,9 @@ class Watcher:
         Failures are logged and stand in the index. The first model is the default even if it could not be loaded:
         another model would return other labels, and replicas might differ in their default.
         """
-        repository, folder = self._repository, self._repository.folder
+        repository = self._repository
+        await repository.refresh()
+        folder = repository.folder
         try:
             found = await repository.in_thread(lambda: scan(folder, models_of(folder)))
             self._report(await repository.in_thread(lambda: ignored(folder)))
@@ -85,15 +87,17 @@ class Watcher:
         trouble = ""
         while True:
             await asyncio.sleep(self._interval)
+            await repository.refresh()
+            folder = repository.folder
             try:
-                now = await asyncio.to_thread(newest_files, repository.folder)
-                self._report(await asyncio.to_thread(ignored, repository.folder))
+                now = await asyncio.to_thread(newest_files, folder)
+                self._report(await asyncio.to_thread(ignored, folder))
                 if repository.problems:
-                    found = await asyncio.to_thread(scan, repository.folder)
+                    found = await asyncio.to_thread(scan, folder)
                     repository.forget_problems(found, {name for name, _ in repository.problems})
             except (OSError, LoadError) as error:
                 if str(error) != trouble:
-                    log.error("new versions are not found: %s can't be read: %s", repository.folder, error)
+                    log.error("new versions are not found: %s can't be read: %s", folder, error)
                 trouble = str(error)
                 continue
             trouble = ""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.errors import UserError
+from models.remote.files import remote_url
 from service.app import create_app
 from service.http.routes import vertex
 from service.repository.loaded_model import LoadedModel
@@ -208,7 +209,9 @@ def test_ports_that_platforms_prescribe(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", "9090")
     assert Settings().port == 9090
     monkeypatch.setenv("AIP_HTTP_PORT", "8181")
+    monkeypatch.setenv("AIP_STORAGE_URI", "gs://bucket/models")
     assert Settings().port == 8181
+    assert remote_url(Settings().model_repository) == "gs://bucket/models"
     monkeypatch.setenv("AIP_HTTP_PORT", "x")
     with pytest.raises(ValidationError, match="AIP_HTTP_PORT has to be a port, not 'x'"):
         Settings()
