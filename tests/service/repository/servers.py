@@ -62,6 +62,8 @@ class S3:
             return client.connect_ex(("127.0.0.1", self.real_port)) == 0
 
     def end(self) -> None:
+        self.client.close()
+        self.listener.close()
         self.process.kill()
         self.process.wait()
 
@@ -76,18 +78,24 @@ class S3:
 
     def relay(self) -> None:
         while True:
-            client, _ = self.listener.accept()
+            try:
+                client, _ = self.listener.accept()
+            except OSError:  # It is closed.
+                return
             threading.Thread(target=self.pass_on, args=(client,), daemon=True).start()
 
     def pass_on(self, client: socket.socket) -> None:
         """Pass on what the client sends, and the answers: if they are cut, the first 50,000 bytes."""
-        try:
-            server = socket.create_connection(("127.0.0.1", self.real_port))
-        except OSError:
-            client.close()
-            return
-        threading.Thread(target=self.pump, args=(client, server, False), daemon=True).start()
-        self.pump(server, client, True)
+        with client:
+            try:
+                server = socket.create_connection(("127.0.0.1", self.real_port))
+            except OSError:
+                return
+            with server:
+                asking = threading.Thread(target=self.pump, args=(client, server, False), daemon=True)
+                asking.start()
+                self.pump(server, client, True)
+                asking.join()
 
     def pump(self, source: socket.socket, target: socket.socket, may_cut: bool) -> None:
         passed = 0
