@@ -3,16 +3,23 @@
 import torch
 from torch import Tensor
 
+from models.data.share import WHOLE, Share
+
 PADDING = 4
 MIN_AREA, MAX_RATIO = 0.08, 4 / 3
 """Bounds of a random resized crop: its smallest share of the area and its largest ratio of sides."""
 
 
-def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Pad images [N, 3, H, W] by 4 zero pixels and crop each at random to its size; flip half of them."""
+def crop_flip(images: Tensor, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
+    """Pad images [N, 3, H, W] by 4 zero pixels and crop each at random to its size; flip half of them.
+
+    The images are a ``share`` of a batch. The random numbers are drawn for the whole batch, here and below.
+    """
     count, _, height, width = images.shape
-    offsets = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator).to(images.device, non_blocking=True)
-    flips = torch.randint(0, 2, (count,), generator=generator).bool().to(images.device, non_blocking=True)
+    own, total = share.positions(count * share.size), count * share.size
+    drawn = torch.randint(0, 2 * PADDING + 1, (2, total), generator=generator)[:, own]
+    flips = torch.randint(0, 2, (total,), generator=generator)[own].bool().to(images.device, non_blocking=True)
+    offsets = drawn.to(images.device, non_blocking=True)
     padded = torch.nn.functional.pad(images, (PADDING,) * 4)
     rows = offsets[0][:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).repeat(count, 1)
@@ -22,15 +29,15 @@ def crop_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def mixup(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Blend about ``share`` (0..1) of images [N, 3, H, W] with another image of the batch.
+def mixup(images: Tensor, blended: float, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
+    """Blend about ``blended`` (0..1) of images [N, 3, H, W] with the image at the mirrored place of the batch.
 
     The other image has a weight of at most one half. Zhang et al. 2018 (mixup) mix the labels too. Here the teacher
     logits for the blended image take their place.
     """
-    drawn = torch.rand(len(images), generator=generator)
-    weight = ((drawn - 1) / share + 1).clamp(min=0) / 2
-    weight = weight[:, None, None, None].to(images.device, non_blocking=True)
+    drawn = share.take(torch.rand(len(images) * share.size, generator=generator))
+    weight = ((drawn - 1) / blended + 1).clamp(min=0) / 2
+    weight = weight[:, None, None, None].to(images.device, images.dtype, non_blocking=True)
     return torch.lerp(images, images.flip(0), weight)
 
 
@@ -48,13 +55,14 @@ def random_boxes(count: int, width: int, height: int, generator: torch.Generator
     return torch.cat((torch.stack((left, top), 1) * room, sides), 1), flip < 0.5
 
 
-def random_resized_crop(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def random_resized_crop(images: Tensor, size: int, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
     """Return a random box of each image [N, 3, H, W] as float32 [N, 3, size, size]; half of them are flipped.
 
     Sampling is bilinear without antialiasing. That is good enough for images that are hardly larger than ``size``.
     """
     count, _, height, width = images.shape
-    boxes, flips = (drawn.to(images.device) for drawn in random_boxes(count, width, height, generator))
+    drawn = random_boxes(count * share.size, width, height, generator)
+    boxes, flips = (share.take(each).to(images.device) for each in drawn)
     whole = torch.tensor((width, height), device=images.device)
     scale = boxes[:, 2:] / whole
     centre = (2 * boxes[:, :2] + boxes[:, 2:]) / whole - 1

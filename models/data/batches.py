@@ -1,5 +1,6 @@
 """Training batches whose order and augmentation depend on seed, epoch and step only, so that a run can resume."""
 
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from models.data.augmentation import PADDING, crop_centre, crop_flip, normalise, random_boxes, random_resized_crop
 from models.data.datasets import Augmentation, DatasetInfo
+from models.data.share import WHOLE, Share
 from models.data.source import Source
 from models.errors import UserError
 from models.preprocessing import InputSpec, fit, prepare
@@ -23,7 +25,10 @@ PixelBatch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 class Batches(Protocol):
-    """Batches of normalised images float32 [batch, 3, H, W] and labels int64 [batch]."""
+    """Batches of normalised images float32 [N, 3, H, W] and labels int64 [N].
+
+    N is the size of a batch, or of this process's share of it (`models.data.share`).
+    """
 
     steps_per_epoch: int
 
@@ -32,7 +37,7 @@ class Batches(Protocol):
         ...
 
     def chosen(self, number: int, step: int) -> Tensor:
-        """Return the positions [batch] in the source of the images in a step of epoch ``number``."""
+        """Return the positions [N] in the source of the images in a step of epoch ``number``."""
         ...
 
 
@@ -66,8 +71,10 @@ class MemoryBatches:
         batch: int,
         seed: int,
         device: torch.device,
+        share: Share = WHOLE,
     ) -> None:
         self.images, self.labels = images.to(device), labels.to(device)
+        self.share = share
         self.dataset, self.size, self.batch, self.seed = dataset, size, batch, seed
         self.steps_per_epoch = len(images) // batch
 
@@ -78,29 +85,39 @@ class MemoryBatches:
             yield normalise(images, self.dataset.mean, self.dataset.std), self.labels[chosen]
 
     def chosen(self, number: int, step: int) -> Tensor:
-        return order(len(self.images), self.seed, number)[step * self.batch : (step + 1) * self.batch]
+        return self.share.take(order(len(self.images), self.seed, number)[step * self.batch : (step + 1) * self.batch])
 
     def augment(self, images: Tensor, random: torch.Generator) -> Tensor:
         if self.dataset.augmentation == "random_resized_crop":
-            return random_resized_crop(images, self.size, random)
+            return random_resized_crop(images, self.size, random, self.share)
         centre = crop_centre(images, self.size)
-        return crop_flip(centre, random) if self.dataset.augmentation == "crop_flip" else centre
+        return crop_flip(centre, random, self.share) if self.dataset.augmentation == "crop_flip" else centre
 
 
 class StreamedBatches:
     """Batches of a data set too large for memory: decoded and augmented image by image in worker processes."""
 
     def __init__(
-        self, source: Source, spec: InputSpec, batch: int, seed: int, device: torch.device, workers: int
+        self,
+        source: Source,
+        spec: InputSpec,
+        batch: int,
+        seed: int,
+        device: torch.device,
+        workers: int,
+        share: Share = WHOLE,
     ) -> None:
-        self.source, self.spec, self.batch = source, spec, batch
+        self.source, self.spec, self.batch, self.share = source, spec, batch, share
         self.seed, self.device, self.workers = seed, device, workers
         self.steps_per_epoch = len(source) // batch
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         steps = [self.chosen(number, step).tolist() for step in range(start, self.steps_per_epoch)]
         images = AugmentedImages(self.source, self.spec, self.seed, number)
-        for result in DataLoader(images, batch_sampler=steps, num_workers=self.workers, collate_fn=unchanged):
+        loader = DataLoader(
+            images, batch_sampler=steps, num_workers=self.workers, collate_fn=unchanged, worker_init_fn=ignore_sigterm
+        )
+        for result in loader:
             if isinstance(result, UserError):
                 raise result
             pixels, labels = result
@@ -111,7 +128,7 @@ class StreamedBatches:
             )
 
     def chosen(self, number: int, step: int) -> Tensor:
-        return order(len(self.source), self.seed, number)[step * self.batch : (step + 1) * self.batch]
+        return self.share.take(order(len(self.source), self.seed, number)[step * self.batch : (step + 1) * self.batch])
 
 
 class AugmentedImages(torch.utils.data.Dataset[PixelBatch | UserError]):
@@ -144,6 +161,11 @@ class AugmentedImages(torch.utils.data.Dataset[PixelBatch | UserError]):
 def unchanged(batch: Any) -> Any:
     """Return a batch as the data set made it, in place of DataLoader's own collation."""
     return batch
+
+
+def ignore_sigterm(_: int) -> None:
+    """Leave SIGTERM to the training process, which ends its workers after its step; torchrun signals them too."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class PreparedImages(torch.utils.data.Dataset[tuple[Tensor, int]]):

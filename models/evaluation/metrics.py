@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,8 +69,15 @@ def collect(
     return np.concatenate(logits), np.concatenate(labels), np.concatenate(executed)
 
 
-def evaluate_network(network: SkipNet, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
-    """Return the metrics of the masked network in evaluation mode; its mode is restored."""
+def evaluate_network(
+    network: SkipNet,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    join_rows: Callable[[NDArray[Any]], NDArray[Any]] = lambda rows: rows,
+) -> Metrics:
+    """Return the metrics of the masked network in evaluation mode; its mode is restored.
+
+    ``join_rows`` adds the rows of other processes, which evaluate other images.
+    """
 
     def run(images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         with torch.inference_mode():
@@ -77,7 +85,8 @@ def evaluate_network(network: SkipNet, batches: Iterable[tuple[Tensor, Tensor]])
         return logits.float().cpu().numpy(), (routing.decisions > 0).cpu().numpy()
 
     with network.evaluating():
-        return Metrics.of(*collect(run, batches))
+        logits, labels, executed = collect(run, batches)
+    return Metrics.of(join_rows(logits), join_rows(labels), join_rows(executed))
 
 
 def evaluate_engine(engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], threshold: float) -> Metrics:

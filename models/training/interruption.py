@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from models.errors import UserError
+from models.training.distributed.group import started_processes
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -28,14 +29,22 @@ class StopRequest:
     number: int | None = None
 
     def check(self, state: Path) -> None:
-        """Raise TrainingStopped where a signal has arrived; the state must be saved."""
-        if self.number is not None:
-            raise TrainingStopped(self.number, state)
+        """Raise TrainingStopped where a signal has arrived in this process; the state must be saved."""
+        stop_at(state, self.number)
+
+
+def stop_at(state: Path, number: int | None) -> None:
+    """Raise TrainingStopped where a signal has arrived; the state must be saved."""
+    if number is not None:
+        raise TrainingStopped(number, state)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one ends the process as usual."""
+    """Turn the first SIGINT or SIGTERM into a request; a second one ends the process as usual.
+
+    Under torchrun it doesn't: torchrun forwards the user's signal and sends its own, and kills processes that hang.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -48,7 +57,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def stop(number: int, _: FrameType | None) -> None:
         request.number = number
-        restore()
+        if started_processes() == 1:
+            restore()
 
     for number in STOPPING:
         signal.signal(number, stop)

@@ -15,7 +15,10 @@ from torch import nn
 
 from models.checkpoint import Config, code_version, write_checkpoint
 from models.errors import UserError
-from models.training.interruption import StopRequest, stop_on_signals
+from models.training.distributed.batch_norm import synchronise_batch_norm
+from models.training.distributed.gradients import copy_from_first
+from models.training.distributed.group import agree, is_first, share, wait_for_all
+from models.training.interruption import StopRequest, stop_at, stop_on_signals
 from models.training.optimizer import choose_trainable, initialise_gates, make_optimizer
 from models.training.recipes import Recipe
 from models.training.schedule import annealing_progress, learning_rate
@@ -41,25 +44,30 @@ def train(
 
     ``show`` wraps the steps of an epoch, for a progress bar. Raises UserError where ``resume`` finds a damaged state or
     that of another run, where without ``resume`` the folder holds an unfinished run, and where the loss is no longer
-    finite; TrainingStopped after SIGINT or SIGTERM.
+    finite; TrainingStopped after SIGINT or SIGTERM; ProcessLost where another process of the run has ended.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
     state = StateFile(job.folder, job.identity, save_every)
     progress, optimizer_state = Progress(), None
-    if not resume:
-        state.require_finished()
-        # If this run is killed before its first save, --resume must not continue the earlier run.
-        state.path.unlink(missing_ok=True)
-    elif state.path.exists():
+    if is_first():
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            state.require_finished()
+            # If this run is killed before its first save, --resume must not continue the earlier run.
+            state.path.unlink(missing_ok=True)
+    if resume:
         progress, optimizer_state = state.load(job.network)
-    cut_log(job.folder / LOG, progress)
+    if is_first():
+        cut_log(job.folder / LOG, progress)
     for network in (job.network, job.teacher):
         if isinstance(network, nn.Module):
             network.to(job.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copy_from_first(job.network)
+    synchronise_batch_norm(job.network)
     with stop_on_signals() as stop:
         for number in range(progress.stage, len(job.recipes)):
             run_stage(job, job.recipes[number], progress, optimizer_state, state, show, watcher, stop)
-            write_stage_checkpoint(job, job.recipes[number])
+            if is_first():
+                write_stage_checkpoint(job, job.recipes[number])
             progress, optimizer_state = Progress(stage=number + 1, logged=progress.logged), None
             state.save(progress, job.network, None)
         stop.check(state.path)
@@ -101,22 +109,34 @@ def run_stage(
             annealing = annealing_progress(recipe, progress.step, total)
             step = take_step(images, labels, annealing, epoch, within)
             optimizer.step()
-            progress.add(step, len(labels) * recipe.routes, *watch.lap())
+            seconds, cpu_seconds = watch.lap()
+            cpu_seconds, signalled = agree(cpu_seconds, stop.number)
+            images_done = len(labels) * share().size
+            progress.add(step, images_done * recipe.routes, seconds, cpu_seconds)
             if watcher:
-                watcher.stepped(recipe, progress.step, total, len(labels), rate, progress)
+                watcher.stepped(recipe, progress.step, total, images_done, rate, progress)
             # After the epoch's last step the state is saved below, when the log has its row.
-            if (state.due() or stop.number is not None) and within + 1 < end:
-                state.save(progress, job.network, optimizer)
-                stop.check(state.path)
+            if (state.due() or signalled is not None) and within + 1 < end:
+                save_and_stop(state, progress, job.network, optimizer, signalled)
         re_estimates = recipe.stage == "hrl" and recipe.statistics == "re-estimated" and not recipe.freeze_backbone
         if progress.step == total and re_estimates:
             re_estimate_statistics(job.network, (images for images, _ in islice(batches.epoch(0), RE_ESTIMATED)))
         row = log_epoch(job, recipe, progress, epoch)
         if watcher:
             watcher.logged(row)
-        state.save(progress, job.network, optimizer)
-        if progress.step < total:
-            stop.check(state.path)
+        _, signalled = agree(0.0, stop.number)
+        save_and_stop(state, progress, job.network, optimizer, signalled if progress.step < total else None)
+
+
+def save_and_stop(
+    state: StateFile, progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer, number: int | None
+) -> None:
+    """Save the state; raise TrainingStopped where a signal of that number has arrived in any process."""
+    state.save(progress, network, optimizer)
+    if number is not None:
+        # torchrun ends all processes when one has ended.
+        wait_for_all()
+    stop_at(state.path, number)
 
 
 def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[str, Any]:

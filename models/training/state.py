@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.errors import UserError
 from models.persistence.atomic_file import whole_file
 from models.persistence.legacy_names import current_names
+from models.training.distributed.group import broadcast, is_first, share
 from models.training.objective import Step
 
 LOG, STATE = "log.jsonl", "state.pt"
@@ -57,10 +58,11 @@ def cut_log(file: Path, progress: Progress) -> None:
 
 
 def log_row(file: Path, row: dict[str, Any], progress: Progress) -> None:
-    """Append an epoch's figures to the log and begin the next epoch."""
-    with file.open("ab") as log:
-        log.write(json.dumps(row).encode() + b"\n")
-        progress.logged = log.tell()
+    """Append an epoch's figures to the log, in the first process, and begin the next epoch."""
+    if is_first():
+        with file.open("ab") as log:
+            log.write(json.dumps(row).encode() + b"\n")
+            progress.logged = log.tell()
     progress.begin_epoch()
 
 
@@ -78,7 +80,10 @@ class Stopwatch:
 
 
 class StateFile:
-    """The file ``state.pt`` of a run, which is loaded without unpickling objects."""
+    """The file ``state.pt`` of a run, which is loaded without unpickling objects.
+
+    Only the first process of a run reads and writes it; the folder need not exist for the others.
+    """
 
     def __init__(self, folder: Path, identity: dict[str, Any], interval: float) -> None:
         self.path = folder / STATE
@@ -91,6 +96,8 @@ class StateFile:
 
     def save(self, progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         """Replace the saved state; a write that fails raises OSError and keeps the earlier state."""
+        if not is_first():
+            return
         state = {
             "identity": self.identity,
             "progress": asdict(progress),
@@ -105,13 +112,17 @@ class StateFile:
         self.saved = time.monotonic()
 
     def load(self, network: nn.Module) -> tuple[Progress, dict[str, Any] | None]:
-        """Restore ``network``; return the progress and the optimiser's state.
+        """Restore ``network``; return the progress and the optimiser's state, where a state was saved.
 
         Raises UserError for a damaged file and for the state of a run with other options.
         """
+        content = broadcast(self.path.read_bytes() if is_first() and self.path.exists() else b"")
+        if not content and not self.path.exists():
+            return Progress(), None
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-            self.compare(current_names(state["identity"]))
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if is_first():  # The folders of other hosts may have other names.
+                self.compare(current_names(state["identity"]))
             network.load_state_dict(state["network"])
             return Progress(**state["progress"]), state["optimizer"]
         except UserError:
@@ -138,6 +149,8 @@ class StateFile:
     def compare(self, found: dict[str, Any]) -> None:
         """Raise UserError where the identity in a state is not that of this run."""
         differing = [key for key in self.identity | found if self.identity.get(key) != found.get(key)]
+        # Several processes never compile, whatever the run did before.
+        differing = [key for key in differing if key != "compile" or share().size == 1]
         if differing:
             raise UserError(
                 f"{self.path} belongs to a run with "

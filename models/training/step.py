@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from models.data.augmentation import mixup
 from models.data.batches import Batches, generator
 from models.network import SkipNet, run_masked
+from models.training.distributed.gradients import sum_gradients
+from models.training.distributed.group import share
 from models.training.graph_capture import CapturedStep
 from models.training.objective import Step
 from models.training.recipes import Recipe
@@ -28,17 +30,19 @@ def make_step(job: Job, recipe: Recipe, batches: Batches) -> TakeStep:
     """Build the stage's step, which leaves its gradients in the network's parameters.
 
     On the CPU, skipped blocks are not computed. On CUDA and in compiled steps they are masked: a block that skips
-    images computes a different number each time, and the host would wait for the device at every gate.
+    images computes a different number each time, and the host would wait for the device at every gate. Each of several
+    processes takes its share of the batch, and all leave the same gradients.
     """
-    network, hybrid, captured = job.network, recipe.stage == "hrl", is_captured(recipe, job.device)
-    explores = not (hybrid or captured or job.compile)
+    network, hybrid, masked = job.network, recipe.stage == "hrl", is_masked(recipe, job.device)
+    captured = is_captured(recipe, job.device)
+    explores = not (hybrid or masked or job.compile)
     teacher = job.teacher if recipe.distillation_weight else None
     forward_backward = make_forward_backward(
         network,
         recipe,
         job.device,
         job.mixed,
-        masked=captured,
+        masked=masked,
         compiles=job.compile,
         online_teacher=teacher if isinstance(teacher, nn.Module) else None,
     )
@@ -46,10 +50,11 @@ def make_step(job: Job, recipe: Recipe, batches: Batches) -> TakeStep:
 
     def take(images: Tensor, labels: Tensor, annealing: float, epoch: int, within: int) -> Step:
         random = generator(job.seed, epoch + SAMPLING, within)
-        uniform = draw(len(images), network.decision_count, recipe, random) if hybrid else None
+        own = share()
+        uniform = draw(len(images) * own.size, network.decision_count, recipe, random) if hybrid else None
         logits = teacher[batches.chosen(epoch, within)] if isinstance(teacher, Tensor) else None
         if recipe.mixup:
-            images = mixup(images, recipe.mixup, generator(job.seed, epoch + MIXUP, within))
+            images = mixup(images, recipe.mixup, generator(job.seed, epoch + MIXUP, within), own)
         rest = (None if each is None else each.to(job.device, non_blocking=True) for each in (uniform, logits))
         inputs = images, labels, torch.tensor(annealing).to(job.device, non_blocking=True), *rest
         return captured_step(*inputs) if captured else forward_backward(*inputs, random if explores else None)
@@ -57,9 +62,14 @@ def make_step(job: Job, recipe: Recipe, batches: Batches) -> TakeStep:
     return take
 
 
-def is_captured(recipe: Recipe, device: torch.device) -> bool:
-    """Whether a stage's steps are captured: on CUDA, unless batch norm takes the executed images' statistics."""
+def is_masked(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a stage's steps compute every block: on CUDA, unless batch norm takes the executed images' statistics."""
     return device.type == "cuda" and not (recipe.stage == "hrl" and recipe.statistics == "executed")
+
+
+def is_captured(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a stage's steps are captured: masked steps of a single process, which exchange nothing."""
+    return is_masked(recipe, device) and share().size == 1
 
 
 def make_forward_backward(
@@ -101,6 +111,7 @@ def make_forward_backward(
         with autocast:
             step = forward(*inputs)
         step.loss.backward()  # type: ignore[no-untyped-call]
+        sum_gradients(network)
         return step
 
     return forward_backward

@@ -1,7 +1,7 @@
 """The images of a run: their size and normalisation, training batches, and validation."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -27,6 +27,7 @@ from models.errors import UserError
 from models.evaluation.metrics import BATCH, Metrics, evaluate_network, prepared_batches
 from models.network import SkipNet
 from models.preprocessing import InputSpec
+from models.training.distributed.group import join_rows, share
 from models.training.recipes import Recipe
 from models.training.setup.options import JobOptions
 
@@ -104,9 +105,27 @@ def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: JobOpt
     if recipe.batch > len(train):
         raise UserError(f"{len(train)} training images don't fill a batch of {recipe.batch}; set --batch")
     if not fits_memory(train, spec):
-        return StreamedBatches(train, spec, recipe.batch, options.seed, device, options.workers)
+        return StreamedBatches(train, spec, recipe.batch, options.seed, device, options.workers, share())
     images, labels = pixels(train, spec.resize)
-    return MemoryBatches(images, labels, train.dataset, spec.height, recipe.batch, options.seed, device)
+    return MemoryBatches(images, labels, train.dataset, spec.height, recipe.batch, options.seed, device, share())
+
+
+def check_shares(recipes: Sequence[Recipe], validation: Sized, processes: int) -> None:
+    """Raise UserError where the processes of a run can't have equal shares of a batch, or a validation image each."""
+    for recipe in recipes:
+        if processes > 1 and recipe.batch % (2 * processes):
+            raise UserError(
+                f"{processes} processes can't share a batch of {recipe.batch} in pairs of images: "
+                f"set --batch to a multiple of {2 * processes}"
+            )
+    if len(validation) < processes:
+        raise UserError(f"{len(validation)} validation images are too few for {processes} processes; set --held-out")
+
+
+def share_of_validation(validation: Source) -> Source:
+    """Return the validation images that this process measures."""
+    own = share()
+    return validation if own.size == 1 else validation.select(range(own.rank, len(validation), own.size))
 
 
 # The training and the validation images of one run; the next run in the process may split them differently.
@@ -116,7 +135,8 @@ def pixels(source: Source, side: int) -> tuple[Tensor, Tensor]:
 
 
 def validate(network: SkipNet, validation: Source, spec: InputSpec, device: torch.device) -> Metrics:
-    return evaluate_network(network, evaluation_batches(validation, spec, device))
+    """Return the metrics on the validation images of all processes, of which ``validation`` are this one's."""
+    return evaluate_network(network, evaluation_batches(validation, spec, device), join_rows)
 
 
 def evaluation_batches(source: Source, spec: InputSpec, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from models.architectures import Architecture
 from models.errors import UserError
 from models.machine import available_cpus
+from models.training.distributed.group import local_processes
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3): M_TRIM_THRESHOLD and M_MMAP_THRESHOLD."""
@@ -19,7 +20,7 @@ KEPT, LARGEST = 1 << 30, 32 << 20
 def prepare_process(seed: int) -> None:
     """Set the seed, the threads and the allocator of the process."""
     torch.manual_seed(seed)
-    torch.set_num_threads(available_cpus())
+    torch.set_num_threads(max(1, available_cpus() // local_processes()))
     keep_freed_memory()
 
 

@@ -10,12 +10,15 @@ from models.data.source import describe, read_source
 from models.errors import UserError
 from models.persistence.training_record import TrainingRecord
 from models.training.distillation.location import teacher_name
+from models.training.distributed.group import share
 from models.training.recipes import Recipe, Stage, find_recipe
 from models.training.setup.data import (
+    check_shares,
     check_size,
     choose_images,
     choose_input,
     make_batches,
+    share_of_validation,
     validate,
     with_normalisation,
 )
@@ -44,6 +47,8 @@ def make_job(options: JobOptions) -> Job:
     train, validation, split = choose_images(source, options)
     if options.skip_damaged:
         train, validation = (part.without_damaged(spec.resize) for part in (train, validation))
+    check_shares(recipes, validation, share().size)
+    own_validation = share_of_validation(validation)
     network, earlier = start_network(architecture, source.classes, options)
     teacher = find_teacher(recipes, source, train.positions, options)
     mixed = options.precision == "bfloat16" or (options.precision == "auto" and multiplies_bfloat16(device))
@@ -54,12 +59,11 @@ def make_job(options: JobOptions) -> Job:
         spec=spec,
         recipes=recipes,
         batches=lambda recipe: make_batches(train, spec, recipe, options, device),
-        validate=lambda trained: validate(trained, validation, spec, device),
+        validate=lambda trained: validate(trained, own_validation, spec, device),
         device=device,
         seed=options.seed,
         folder=options.folder,
-        compile=options.compile == "on"
-        or (options.compile == "auto" and gains_by_compiling(architecture, device, mixed)),
+        compile=compiles(options, architecture, device, mixed),
         mixed=mixed,
         teacher=teacher,
         teacher_name=teacher_name(options.teacher)
@@ -77,6 +81,15 @@ def make_job(options: JobOptions) -> Job:
         earlier=earlier,
         data=describe(train, validation),
     )
+
+
+def compiles(options: JobOptions, architecture: Architecture, device: torch.device, mixed: bool) -> bool:
+    """Whether the supervised step is compiled; raises UserError where it would exchange with other processes."""
+    if share().size > 1:
+        if options.compile == "on":
+            raise UserError("several processes can't compile the step: leave out --compile on")
+        return False
+    return options.compile == "on" or (options.compile == "auto" and gains_by_compiling(architecture, device, mixed))
 
 
 def choose_stages(architecture: Architecture, options: JobOptions) -> tuple[Stage, ...]:

@@ -11,10 +11,19 @@ def freeze_statistics(module: nn.Module) -> list[nn.BatchNorm2d]:
 
     Return the batch norms that used the statistics of the batch before.
     """
-    norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d) and each.training]
+    norms = training_norms(module)
     for norm in norms:
         norm.eval()
     return norms
+
+
+def uses_batch_statistics(module: nn.Module) -> bool:
+    """Whether a batch norm in a module uses the statistics of the batch."""
+    return bool(training_norms(module))
+
+
+def training_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [each for each in module.modules() if isinstance(each, nn.BatchNorm2d) and each.training]
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
 from models.network import RunBlock, SkipNet
+from models.training.distributed.batch import whole
+from models.training.distributed.group import share
 from models.training.objective import Step, classification_loss
 from models.training.recipes import Recipe
 from models.training.stages.skipping import run_executed
@@ -125,14 +127,16 @@ def reinforce_step(
     run: RunBlock = run_executed,
     teacher_logits: Tensor | None = None,
 ) -> Step:
-    """Run a batch along ``recipe.samples`` sampled routes for each image; return its loss and sums.
+    """Run a process's share of a batch along ``recipe.samples`` sampled routes for each image; return loss and sums.
 
-    ``uniform`` comes from `draw`. ``teacher_logits`` are [N, classes].
+    ``uniform`` comes from `draw`, for the whole batch. ``teacher_logits`` are [N, classes]. Loss and sums are those of
+    the whole batch.
     """
-    images, labels = images.repeat(recipe.samples, 1, 1, 1), labels.repeat(recipe.samples)
-    teacher_logits = None if teacher_logits is None else teacher_logits.repeat(recipe.samples, 1)
-    images = images.contiguous(memory_format=torch.channels_last)
-    logits, gate_logits, decisions = sampled_forward(network, images, uniform, run)
+    labels = whole(labels).repeat(recipe.samples)
+    teacher_logits = None if teacher_logits is None else whole(teacher_logits).repeat(recipe.samples, 1)
+    images = images.repeat(recipe.samples, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    outputs = sampled_forward(network, images, share().take(uniform, recipe.samples), run)
+    logits, gate_logits, decisions = (whole(output, recipe.samples) for output in outputs)
     log_probability = torch.where(decisions, logsigmoid(gate_logits), logsigmoid(-gate_logits))
     if recipe.pure:
         loss = pure_loss(logits, labels, log_probability, decisions, recipe, uniform[:, -1:])

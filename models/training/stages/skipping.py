@@ -13,7 +13,9 @@ from torch import Tensor
 
 from models.blocks import Block
 from models.engines.torch.channels_last import last_channels, take
-from models.training.stages.batch_norm import running_statistics
+from models.training.distributed.group import share as share_of_batch
+from models.training.distributed.group import total
+from models.training.stages.batch_norm import running_statistics, uses_batch_statistics
 
 EXPLORED = 0.25
 """The share of the images that skip a block for which SP computes the block nevertheless."""
@@ -22,9 +24,10 @@ EXPLORED = 0.25
 def run_executed(block: Block, x: Tensor, decision: Tensor) -> Tensor:
     """Return the block's output for images [N, C, H, W], computed only where ``decision`` [N] is true."""
     executed = decision.nonzero().squeeze(1)
+    everywhere = total(len(executed))
     if len(executed) == len(x):
         return block.execute(x, block.shortcut(x))
-    return run_parts(block, x, decision, executed, executed[:0], 1.0)
+    return run_parts(block, x, decision, executed, executed[:0], 1.0, everywhere)
 
 
 def run_explored(block: Block, x: Tensor, decision: Tensor, random: torch.Generator, share: float = EXPLORED) -> Tensor:
@@ -33,26 +36,34 @@ def run_explored(block: Block, x: Tensor, decision: Tensor, random: torch.Genera
     For the gradient of the decision, the block is computed for a random ``share`` of the other images too.
     """
     executes = decision > 0.5
+    everywhere, images = total(int(executes.sum())), len(x) * share_of_batch().size
+    # Drawn for the whole batch, and as in one process only if an image of the batch skips the block.
+    drawn = None if everywhere == images else share_of_batch().take(torch.rand(images, generator=random)).to(x.device)
     if executes.all():
         beside = block.shortcut(x)
         outputs: Tensor = Executed.apply(block.execute(x, beside), beside, decision)  # type: ignore[no-untyped-call]
         return outputs
-    drawn = torch.rand(len(x), generator=random).to(x.device)
+    assert drawn is not None
     explored = (~executes & (drawn < share)).nonzero().squeeze(1)
-    return run_parts(block, x, decision, executes.nonzero().squeeze(1), explored, share)
+    return run_parts(block, x, decision, executes.nonzero().squeeze(1), explored, share, everywhere)
 
 
-def run_parts(block: Block, x: Tensor, decision: Tensor, executed: Tensor, explored: Tensor, share: float) -> Tensor:
+def run_parts(
+    block: Block, x: Tensor, decision: Tensor, executed: Tensor, explored: Tensor, share: float, everywhere: int
+) -> Tensor:
     """Return the block's output, computed for the images ``executed``; the others keep the shortcut.
 
     ``executed`` and ``explored`` are indices into the batch. The explored images are a ``share`` of those that skip.
+    ``everywhere`` is the number of images that execute the block in all processes. Where they share the statistics of
+    batch norm, every process computes the block for its images, if only for none.
     """
     shortcut: Tensor = block.shortcut(x)
-    if len(executed) + len(explored) == 0:
+    executes = everywhere > 0 if uses_batch_statistics(block.residual) else len(executed) > 0
+    if not executes and len(explored) == 0:
         return shortcut
     beside, kept = Part.apply(shortcut, executed)  # type: ignore[no-untyped-call]
     chosen = take(x, executed) if block.projects else beside
-    computed = block.execute(chosen, beside) if len(executed) else beside
+    computed = block.execute(chosen, beside) if executes else beside
     missed = explore(block, x, shortcut, explored)
     outputs: Tensor = Join.apply(kept, computed, beside, decision, executed, explored, missed, share)  # type: ignore[no-untyped-call]
     return outputs

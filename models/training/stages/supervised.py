@@ -10,6 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from models.gates import Limits
 from models.network import Decide, SkipNet, run_masked
+from models.training.distributed.batch import whole
+from models.training.distributed.group import share
 from models.training.objective import Step, classification_loss
 from models.training.recipes import OperatingPoint, Recipe
 from models.training.stages.skipping import run_explored
@@ -45,19 +47,25 @@ def supervised_step(
 ) -> Step:
     """Return the loss of a batch: the classification loss plus the cost of missing the target rates.
 
+    Each of several processes is given its share of the images, and returns the loss of the whole batch.
+
     Without a per-sample spread, the cost is the squared excess of an operating point's mean computation over its target
     rate. With one, it is the squared distance of each image's computation from a target rate of its own.
 
     ``annealing`` (0..1) is the progress of target-rate annealing; ``teacher_logits`` are [N, classes]. With ``random``
     to draw from, skipped blocks are explored (`run_explored`); without it they are masked.
     """
-    parts = point_slices(recipe.operating_points, len(images))
-    thresholds = images.new_full((len(images),), 0.5)
+    count = len(images) * share().size
+    parts = point_slices(recipe.operating_points, count)
+    thresholds = images.new_full((count,), 0.5)
     for point, part in zip(recipe.operating_points, parts, strict=True):
         thresholds[part] = point.threshold
-    decide: Decide = soft if recipe.gates == "soft" else straight_through(Limits.of(thresholds).logits)
+    limits = Limits.of(share().take(thresholds)).logits
+    decide: Decide = soft if recipe.gates == "soft" else straight_through(limits)
     run = partial(run_explored, random=random) if random and recipe.gates == "hard" else run_masked
     logits, routing = network(images, decide, run)
+    logits, labels, computation = whole(logits), whole(labels), whole(routing.computation)
+    teacher_logits = None if teacher_logits is None else whole(teacher_logits)
     loss = classification_loss(logits, labels, teacher_logits, recipe)
     judge = logits.detach().float() if teacher_logits is None else teacher_logits
     for point, part in zip(recipe.operating_points, parts, strict=True):
@@ -65,13 +73,13 @@ def supervised_step(
             continue
         target = 1 - (1 - point.target_rate) * annealing
         if recipe.per_sample_spread is None:
-            cost = (routing.computation[part].mean() - target).clamp(min=0) ** 2
+            cost = (computation[part].mean() - target).clamp(min=0) ** 2
         else:
             offset = recipe.per_sample_spread * annealing * (difficulty_rank(judge[part], labels[part]) - 0.5)
-            cost = ((routing.computation[part] - (target + offset)) ** 2).mean()
+            cost = ((computation[part] - (target + offset)) ** 2).mean()
         loss = loss + recipe.target_rate_weight * point.share * cost
     correct = (logits.argmax(1) == labels).sum()
-    return Step(loss, correct, routing.computation.sum().detach())
+    return Step(loss, correct, computation.sum().detach())
 
 
 def point_slices(points: Sequence[OperatingPoint], count: int) -> list[slice]:

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import length_hint
 from typing import Literal
@@ -40,16 +40,33 @@ def progress_bar(steps: Iterator[int]) -> Iterator[int]:
 
 @contextmanager
 def resumable(*options: str) -> Iterator[None]:
-    """Print the command that resumes a run which a signal stops, and exit as the signal would.
+    """Print the command that resumes a run which a signal stops, or which lost a process, and exit.
 
-    ``options`` are what the command needs beside those that it was given.
+    ``options`` are what the command needs beside those that it was given. The status is the signal's, or 1.
     """
+    from models.training.distributed.group import ProcessLost, is_first
     from models.training.interruption import TrainingStopped
 
     try:
         yield
     except TrainingStopped as stopped:
-        given = sys.argv[1:]
-        command = shlex.join(["skipnet", *given, *(option for option in options if option not in given)])
-        print(f"skipnet: {stopped}; resume with: {command}", file=sys.stderr)
+        if is_first():
+            print(f"skipnet: {stopped}; resume with: {resuming(options)}", file=sys.stderr)
         sys.exit(128 + stopped.number)
+    except ProcessLost as lost:
+        print(f"skipnet: {lost}; resume from the state saved last with: {resuming(options)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def resuming(options: Sequence[str]) -> str:
+    """Return the command that resumes this run."""
+    from models.training.distributed.group import local_processes, started_processes
+
+    given = sys.argv[1:]
+    command = shlex.join(["skipnet", *given, *(option for option in options if option not in given)])
+    if started_processes() == 1:
+        return command
+    launcher = f"--nproc-per-node {local_processes()} --no-python {command}"
+    if local_processes() == started_processes():
+        return f"torchrun --standalone {launcher}"
+    return f"torchrun {launcher} (on each host, with its options of torchrun)"

@@ -52,7 +52,9 @@ class Reproduce(RunOptions, NetworkOptions):
     def cli_cmd(self) -> None:
         from models.architectures import find_architecture
         from models.experiments.runner import reproduce
+        from models.training.distributed.group import require_one_process
 
+        require_one_process("reproduce")
         find_architecture(f"{self.dataset}_resnet_{self.depth}")
         plan = self.plan()
         seeds = None if self.seeds is None else [int(seed) for seed in self.seeds.split(",")]

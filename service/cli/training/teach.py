@@ -42,8 +42,10 @@ class Teach(RunOptions, TrainingOptions):
         from models.data.source import read_source
         from models.training.distillation.location import LOGITS_FILE, TEACHER_FILE, teacher_file, teacher_folder
         from models.training.distillation.training import train_teacher
+        from models.training.distributed.group import require_one_process
         from models.training.setup.hardware import choose_device
 
+        require_one_process("teach")
         self.yield_processor()
         output = self.output or teacher_folder(Path("runs"), self.dataset, self.network)
         with resumable():

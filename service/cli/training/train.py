@@ -45,17 +45,31 @@ class Train(RunOptions, JobOptions):
     metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 listens on all")
 
     def cli_cmd(self) -> None:
-        from models.model_repository import require_labels
-        from models.training.setup.job import make_job
-        from models.training.state import is_finished
+        from models.training.distributed.group import process_group, require_one_process
+        from models.training.setup.hardware import choose_device
 
         self.check()
         self.yield_processor()
         if self.finetunes:
+            require_one_process("train --recipe finetune")
             finetune(self)
             return
+        with resumable("--resume"), process_group(choose_device(self.device)):
+            self.train()
+
+    def train(self) -> None:
+        """Train, in each process that torchrun has started; the first one reports and publishes."""
+        from models.model_repository import require_labels
+        from models.training.distributed.group import is_first
+        from models.training.loop import train
+        from models.training.setup.job import make_job
+        from models.training.state import is_finished
+
         job = make_job(self.model_copy(update={"init": self.import_start(self.folder)}))
         name = self.model or job.architecture.name
+        if not is_first():
+            train(job, resume=self.resume, save_every=self.save_every, show=iter)
+            return
         if self.model_repository:
             # Fail before hours of training, not after.
             require_labels(self.model_repository, name, job.labels)
@@ -64,8 +78,7 @@ class Train(RunOptions, JobOptions):
         print(f"{job.architecture.name} on {job.device}, {stages}: {job.folder}")
         if self.resume and is_finished(job.folder):
             print("nothing is left to train: the run is finished")
-        with resumable("--resume"):
-            folder = self.run_job(job, self.make_metrics(job.architecture.name))
+        folder = self.run_job(job, self.make_metrics(job.architecture.name))
         print("checkpoint:", folder)
         if self.model_repository:
             warn_of_routing(folder, self)
@@ -92,6 +105,7 @@ class Train(RunOptions, JobOptions):
         """Return the checkpoint of --init; another network than a checkpoint is imported into ``output`` first."""
         from models.checkpoint import CheckpointError, read_config
         from models.importing.source import import_source
+        from models.training.distributed.group import require_one_process
 
         if self.init is None:
             return None
@@ -99,6 +113,7 @@ class Train(RunOptions, JobOptions):
             read_config(self.init)
             return self.init
         except CheckpointError:
+            require_one_process("train --init NETWORK that is no checkpoint")
             imported = output / "imported"
         if not (self.resume and imported.is_dir()):
             # A path has one of the two slashes of an address.

@@ -1,0 +1,144 @@
+"""The processes that train one network together, and what they exchange.
+
+`torchrun` starts them and tells each its rank. Each computes its share of every batch. Without torchrun there is one
+process, which exchanges nothing.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.data.share import WHOLE, Share
+from models.errors import UserError
+
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others; one may decode a data set or write a checkpoint in the meantime."""
+
+
+class ProcessLost(UserError):
+    """Another process of the run has ended, or can't be reached."""
+
+
+def started_processes() -> int:
+    """Return the number of processes that torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_processes() -> int:
+    """Return the number of processes that torchrun has started on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def require_one_process(verb: str) -> None:
+    """Raise UserError where torchrun has started several processes."""
+    if started_processes() > 1:
+        raise UserError(f"skipnet {verb} runs in one process: start it without torchrun")
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Connect the processes of the run inside the `with` statement; each has a GPU of its own, if ``device`` is cuda.
+
+    Raises UserError where this host has fewer GPUs than processes, ProcessLost where the others can't be reached.
+    """
+    if started_processes() == 1:
+        yield
+        return
+    if device == "cuda":
+        if local_processes() > torch.cuda.device_count():
+            raise UserError(
+                f"torch finds {torch.cuda.device_count()} GPUs for {local_processes()} processes: "
+                f"set --nproc-per-node {torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    exchange(dist.init_process_group, BACKENDS[device], timeout=TIMEOUT)
+    yield
+    # Not after an error: the others may wait for this process until it has ended.
+    dist.destroy_process_group()
+
+
+def share() -> Share:
+    """Return this process's share of each batch: its rank and the number of processes."""
+    if dist.is_available() and dist.is_initialized():
+        return Share(dist.get_rank(), dist.get_world_size())
+    return WHOLE
+
+
+def is_first() -> bool:
+    """Whether this process writes the run's files and reports its progress; it has rank 0."""
+    return share().rank == 0
+
+
+def exchange(collective: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """Call a collective of `torch.distributed`; raises ProcessLost where it fails."""
+    try:
+        collective(*arguments, **options)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ProcessLost(f"another process of the run has ended or can't be reached ({reason})") from error
+
+
+def add(values: Tensor) -> None:
+    """Replace values by their sum over the processes."""
+    exchange(dist.all_reduce, values)
+
+
+def gather(values: Tensor) -> Tensor:
+    """Return the values [...] of every process, as [size, ...]; all must have the same shape."""
+    values = values.contiguous()[None]
+    gathered = values.new_empty(share().size, *values.shape[1:])
+    exchange(dist.all_gather_single, gathered, values)
+    return gathered
+
+
+def total(count: int) -> int:
+    """Return the sum of a number over the processes."""
+    return count if share().size == 1 else int(gather(torch.tensor(count)).sum())
+
+
+def agree(seconds: float, number: int | None) -> tuple[float, int | None]:
+    """Return the sum of ``seconds`` over the processes, and the number that any of them has, if one has."""
+    if share().size == 1:
+        return seconds, number
+    everyone = gather(torch.tensor((seconds, number or 0), dtype=torch.float64))
+    return float(everyone[:, 0].sum()), int(everyone[:, 1].max()) or None
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    total(0)
+
+
+def broadcast(content: bytes) -> bytes:
+    """Return the bytes that the first process has."""
+    if share().size == 1:
+        return content
+    length = torch.tensor(len(content))
+    exchange(dist.broadcast, length, 0)
+    if not length:
+        return b""
+    values = torch.empty(int(length), dtype=torch.uint8)
+    if is_first():
+        values.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    exchange(dist.broadcast, values, 0)
+    return values.numpy().tobytes()
+
+
+def join_rows(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return the rows [N, ...] of all processes, one process after the other; N may differ."""
+    if share().size == 1:
+        return rows
+    counts = gather(torch.tensor(len(rows))).tolist()
+    padded = np.zeros((max(counts), *rows.shape[1:]), rows.dtype)
+    padded[: len(rows)] = rows
+    gathered = gather(torch.from_numpy(padded)).numpy()
+    return np.concatenate([of_one[:count] for of_one, count in zip(gathered, counts, strict=True)])

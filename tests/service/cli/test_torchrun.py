@@ -1,0 +1,148 @@
+"""`skipnet train` in several processes that torchrun starts: the weights, a killed process, a signal, publishing."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.checkpoint import read_checkpoint
+from models.errors import UserError
+from models.training.recipes import find_recipe
+from models.training.setup.data import check_shares
+from service.cli.main import main
+from tests.models.data.test_data import write_parquet
+
+TRAIN, VALIDATION = 16, 9
+TOLERANCE = 0.05
+"""Largest difference of a weight from that of one process, as a share of the largest weight of its tensor.
+
+Float32 sums in another order differ by 1e-4 of a gradient, and differences grow from step to step. The tests
+in `tests.models.training.distributed` compare in float64.
+"""
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ONE_HOST = [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    pixels = np.random.default_rng(0).integers(0, 256, (TRAIN + VALIDATION, 32, 32, 3), np.uint8)
+    write_parquet(folder / "train.parquet", pixels, [number % 10 for number in range(len(pixels))])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(data: Path) -> list[str]:
+    # Without gates, whose decisions rounding can change.
+    return [
+        *("train", "--arch", "cifar10_resnet_14", "--dataset", "cifar10", "--data", str(data)),
+        *("--recipe", "short", "--epochs", "5", "--batch", "8", "--held-out", str(VALIDATION)),
+        *("--changes", '{"rate": 0.005}', "--precision", "float32", "--compile", "off"),
+        *("--save-every", "0"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights that one process trains."""
+    folder = tmp_path_factory.mktemp("whole")
+    main([*options, "--output", str(folder)])
+    return weights(folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder / "plain").network.state_dict()
+
+
+def start(launcher: list[str], options: list[str], output: Path) -> subprocess.Popen[str]:
+    command = [*launcher, "-m", "service.cli.main", *options, "--output", str(output)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_state(output: Path, process: subprocess.Popen[str]) -> None:
+    while not (output / "state.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+
+
+def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    for name, value in expected.items():
+        scale = max(float(value.abs().max()), 1e-2)
+        assert float((found[name] - value).abs().max()) <= TOLERANCE * scale, name
+
+
+def test_a_run_on_two_hosts_survives_a_killed_process(
+    options: list[str], whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    hosts = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    repository = ["--model-repository", str(tmp_path / "models"), "--model", "pair"]
+    # The hosts share no folder.
+    outputs = tmp_path / "first", tmp_path / "second"
+    runs = [
+        start([*TORCHRUN, *hosts, "--node-rank", str(rank)], [*options, *repository], output)
+        for rank, output in enumerate(outputs)
+    ]
+    wait_for_state(outputs[0], runs[0])
+    [child] = Path(f"/proc/{runs[1].pid}/task/{runs[1].pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    said = [run.communicate(timeout=120)[0] for run in runs]
+    assert all(run.returncode for run in runs)
+    assert "skipnet: another process of the run has ended" in said[0]
+    assert "resume from the state saved last with: torchrun --nproc-per-node 1 --no-python skipnet train" in said[0]
+    assert not (tmp_path / "models").exists() and not outputs[1].exists()
+
+    run = start(ONE_HOST, [*options, *repository, "--resume"], outputs[0])
+    said[0] = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, said[0]
+    assert_alike(weights(outputs[0]), whole)
+    assert said[0].count("published:") == 1
+    assert [version.name for version in (tmp_path / "models" / "pair").iterdir()] == ["1"]
+    assert len((outputs[0] / "log.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_signal_stops_all_processes_and_one_resumes(
+    options: list[str], whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    run = start(ONE_HOST, options, tmp_path)
+    wait_for_state(tmp_path, run)
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate(timeout=120)[0]
+    assert run.returncode
+    assert said.count("skipnet: stopped by SIGTERM; the state is saved in") == 1
+    assert f"resume with: torchrun --standalone --nproc-per-node 2 --no-python skipnet {options[0]} --arch" in said
+    main([*options, "--output", str(tmp_path), "--resume"])
+    assert_alike(weights(tmp_path), whole)
+
+
+@pytest.mark.parametrize("verb", ["teach", "reproduce"])
+def test_verbs_of_one_process_refuse_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as left:
+        main([verb, "cifar10"])
+    assert left.value.code == 1
+    assert f"skipnet {verb} runs in one process: start it without torchrun" in capsys.readouterr().err
+
+
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+    images = range(3)
+    recipe = replace(find_recipe("short", "plain"), batch=6)
+    check_shares([recipe], images, 3)
+    check_shares([recipe], images, 1)
+    with pytest.raises(
+        UserError, match="2 processes can't share a batch of 6 in pairs of images: set --batch to a mult"
+    ):
+        check_shares([recipe], images, 2)
+    with pytest.raises(UserError, match="3 validation images are too few for 4 processes"):
+        check_shares([replace(recipe, batch=8)], images, 4)
