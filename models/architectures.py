@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from models.errors import UserError
 from models.network import BLOCKS, GateKind, SkipNet, Stem
+from models.own_gates import own_kinds
 
 CIFAR_BLOCKS = {38: 6, 74: 12, 110: 18, 152: 25}
 STATIC_CIFAR_BLOCKS = {14: 2, 20: 3, 26: 4, 32: 5}
@@ -85,6 +86,7 @@ def cifar_architecture(data: str, routing: str, depth: int) -> Architecture:
         "rnn_gate": "rnn",
         # Paper, section 3.1: FFGate-II for networks of more than 100 layers, FFGate-I for shallower ones.
         "feedforward": "feedforward_2" if depth > 100 else "feedforward_1",
+        **{f"{kind}_gate": kind for kind in own_kinds()},
     }
     name = f"{data}_{routing}_{depth}"
     kind = gates[routing.removesuffix("_rl")]
@@ -95,14 +97,15 @@ def cifar_architecture(data: str, routing: str, depth: int) -> Architecture:
 def imagenet_architecture(routing: str, depth: int) -> Architecture:
     block, blocks = IMAGENET_BLOCKS[depth]
     name = f"imagenet_{routing}_{depth}"
-    gates: GateKind | None = "rnn" if routing.startswith("rnn_gate") else None
+    gates: GateKind | None = None if routing == "resnet" else routing.partition("_gate")[0]
     return Architecture(name, "imagenet", block, blocks, CLASSES["imagenet"], gates)
 
 
 def catalogue() -> dict[str, Architecture]:
     """Return every architecture by name."""
     found = []
-    for routing in ("resnet", "rnn_gate", "rnn_gate_rl", "feedforward", "feedforward_rl"):
+    own = [f"{kind}_gate" for kind in own_kinds()]
+    for routing in ("resnet", "rnn_gate", "rnn_gate_rl", "feedforward", "feedforward_rl", *own):
         for data in ("cifar10", "cifar100", "svhn"):
             depths = [*STATIC_CIFAR_BLOCKS, *CIFAR_BLOCKS] if routing == "resnet" else CIFAR_BLOCKS
             found += [cifar_architecture(data, routing, depth) for depth in depths]
@@ -127,5 +130,6 @@ def find_architecture(name: str) -> Architecture:
             f"unknown architecture {name!r}; choose one of "
             "{cifar10,cifar100,svhn}_{resnet,rnn_gate,rnn_gate_rl,feedforward,feedforward_rl}_{38,74,110,152}, "
             "{cifar10,cifar100,svhn}_resnet_{14,20,26,32} and imagenet_{resnet,rnn_gate,rnn_gate_rl}_{18,34,50,101,152}"
+            f"{', or <data>_KIND_gate_<depth> with KIND one of ' + ', '.join(own_kinds()) if own_kinds() else ''}"
         )
     return found

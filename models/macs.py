@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.network import SkipNet
+from models.own_gates import OwnGate
 
 Mode = Literal["branch", "mask"]
 
@@ -52,7 +53,10 @@ def count_macs(network: SkipNet, height: int, width: int) -> MacCounts:
     """Return the MACs of ``network`` for one image of ``height`` x ``width`` pixels."""
     counts: dict[nn.Module, int] = {}
 
-    def observe(module: nn.Module, _: tuple[Tensor, ...], output: Tensor | tuple[Tensor, object]) -> None:
+    def observe(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, object]) -> None:
+        if isinstance(module, OwnGate):
+            counts[module] = module.other_macs(inputs[0])
+            return
         result = output if isinstance(output, Tensor) else output[0]
         # The controller is one module that runs at every gate. The cost of one call is kept, not the sum.
         counts[module] = module_macs(module, result)
@@ -60,7 +64,7 @@ def count_macs(network: SkipNet, height: int, width: int) -> MacCounts:
     handles = [
         module.register_forward_hook(observe)
         for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.LSTMCell)
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.LSTMCell | OwnGate)
     ]
     try:
         with network.evaluating(), torch.inference_mode():

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from models.blocks import BasicBlock, Block, BottleneckBlock, conv_norm
 from models.gates import FeedForwardGate, Limits, RecurrentController, RNNGate, average
+from models.own_gates import own_kinds
 
-GateKind = Literal["rnn", "feedforward_1", "feedforward_2"]
+GateKind = str
+"""The name of a kind of gate: "rnn", "feedforward_1", "feedforward_2", or a registered one (`models.own_gates`)."""
 Stem = Literal["cifar", "imagenet"]
 Decide = Callable[[int, Tensor], Tensor]
 """Map a gate's index and logits [N] to decisions [N]: 1 executes, 0 skips. Decisions may carry a gradient."""
@@ -166,7 +168,9 @@ def imagenet_stem(width: int) -> nn.Sequential:
 def make_gate(kind: GateKind, channels: int) -> nn.Module:
     if kind == "rnn":
         return RNNGate(channels)
-    return FeedForwardGate(channels, 1 if kind == "feedforward_1" else 2)
+    if kind in ("feedforward_1", "feedforward_2"):
+        return FeedForwardGate(channels, int(kind[-1]))
+    return own_kinds()[kind](channels)
 
 
 def output_channels(block: Block) -> int:

@@ -90,6 +90,7 @@ def gate_logit(gate: Gate, x: Tensor, mean: Tensor, state: State) -> tuple[Tenso
         cell = forget.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
         hidden = output.sigmoid() * cell.tanh()
         return hidden @ gate.readout + gate.readout_bias, (hidden, cell)
+    assert isinstance(gate, ConvolutionalGate), "the kernel has no other gates"
     return convolutional_logit(gate, x), state
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from models.blocks import BasicBlock, Block, BottleneckBlock
 from models.engines.protocol import EngineError
 from models.gates import FeedForwardGate, RNNGate
-from models.network import SkipNet
+from models.network import SkipNet, output_channels
+from models.own_gates import OwnGate
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,15 @@ class ConvolutionalGate:
     bias: float
 
 
-Gate = RecurrentGate | ConvolutionalGate
+@dataclass(frozen=True)
+class LayeredGate:
+    """A gate of the user's own: ``layers`` map a feature map with ``channels`` [N, C, H, W] to the logit [N, 1]."""
+
+    channels: int
+    layers: nn.Module
+
+
+Gate = RecurrentGate | ConvolutionalGate | LayeredGate
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def fold(network: SkipNet) -> FoldedNetwork:
         stem=fold_stem(network.stem),
         stem_pools=any(isinstance(module, nn.MaxPool2d) for module in network.stem),
         blocks=tuple(fold_block(block) for block in network.blocks),
-        gates=tuple(fold_gate(network, gate) for gate in network.gates),
+        gates=tuple(fold_gate(network, index) for index in range(len(network.gates))),
         head_weight=network.head.weight.detach().clone(),
         head_bias=network.head.bias.detach().clone(),
     )
@@ -145,7 +154,10 @@ def fold_pair(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
     return Convolution(weight.float().contiguous(), bias.float(), convolution.stride[0])
 
 
-def fold_gate(network: SkipNet, gate: nn.Module) -> Gate:
+def fold_gate(network: SkipNet, index: int) -> Gate:
+    gate = network.gates[index]
+    if isinstance(gate, OwnGate):
+        return LayeredGate(output_channels(network.blocks[index]), gate.folded())  # type: ignore[arg-type]
     if type(gate) is FeedForwardGate:
         layers = list(gate.features)
         pools = isinstance(layers[0], nn.MaxPool2d)

@@ -15,7 +15,7 @@ from models.engines.folding import fold
 from models.engines.protocol import Engine, EngineError
 from models.engines.routing_switch import RoutingSwitch, median_seconds
 from models.engines.subprocess_check import check_in_subprocess
-from models.engines.verification import Verification
+from models.engines.verification import IMAGES, IMAGES_ON_CPU, Verification
 from models.machine import available_cpus
 from models.macs import Mode
 
@@ -87,11 +87,11 @@ def find_devices(devices: str, engine: str) -> list[str]:
 
 
 class Selection:
-    """The available engines for one checkpoint on one device. On a GPU, each is compared with the reference engine."""
+    """The available engines for one checkpoint on one device. Each is compared with the reference engine."""
 
     def __init__(self, checkpoint: Checkpoint, device: str, threads: int, on_fallback: OnFallback | None) -> None:
         self.checkpoint, self.device, self.threads, self.on_fallback = checkpoint, device, threads, on_fallback
-        self.verification = None if device == "cpu" else Verification(checkpoint)
+        self.verification = Verification(checkpoint, IMAGES_ON_CPU if device == "cpu" else IMAGES)
         self.reported: set[tuple[str, str]] = set()
 
     def fastest(self, mode: Mode) -> Engine:
@@ -127,12 +127,12 @@ class Selection:
         return names
 
     def verified(self, name: str, mode: Mode) -> Engine:
-        """Return the engine ``name``, on a GPU after its output matched the reference engine. Raises EngineError."""
-        if self.verification and (name, mode) in CHECKED_IN_SUBPROCESS and self.checkpoint.folder.is_dir():
+        """Return the engine ``name`` after its output matched the reference engine. Raises EngineError."""
+        if (name, mode) in CHECKED_IN_SUBPROCESS and self.checkpoint.folder.is_dir():
             check_in_subprocess(self.checkpoint.folder, name, self.device, mode)
         with closing_on_error() as opened:
             engine = opened.enter_context(closing(build(self.checkpoint, name, self.device, self.threads, mode)))
-            if self.verification:
+            if (name, self.device) != ("reference", "cpu"):
                 self.verification.check(engine)
             return engine
 

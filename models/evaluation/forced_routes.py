@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from models.architectures import Architecture, find_architecture
 from models.gates import FeedForwardGate, RNNGate
 from models.network import SkipNet
-
-CERTAIN = 20.0
-"""A logit beyond every threshold that is used."""
+from models.own_gates import CERTAIN, OwnGate
 
 
 def spread_evenly(decisions: int, share: float) -> NDArray[np.bool_]:
@@ -30,7 +28,9 @@ def force_route(network: SkipNet, executed: NDArray[np.bool_]) -> SkipNet:
     """
     forced = copy.deepcopy(network)
     for gate, decision in zip(forced.gates, executed, strict=True):
-        if isinstance(gate, FeedForwardGate):
+        if isinstance(gate, OwnGate):
+            gate.force(bool(decision))
+        elif isinstance(gate, FeedForwardGate):
             gate.head.weight.zero_()
             gate.head.bias.copy_(torch.tensor([0.0, CERTAIN if decision else -CERTAIN]))
         else:

@@ -50,15 +50,16 @@ def fetch(source: str, folder: Path) -> Path:
         except (UserError, ImportError):
             raise
         except Exception as error:  # Each store's library raises its own types.
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            name = public_name(source)
+            name, reason = public_name(source), type(error).__name__
+            if name == source:  # Otherwise the message could repeat what is secret.
+                reason = next(iter(str(error).splitlines()), "") or reason
             raise UserError(f"{name} can't be read ({reason}): check the address and your access") from error
 
 
 def fetch_from_hub(source: str) -> Path:
     """Return the folder in the hub's cache that holds a network's files."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     found = HUB_NAME.fullmatch(source)
     if found is None:
@@ -67,6 +68,8 @@ def fetch_from_hub(source: str) -> Path:
     def copy(name: str) -> Path | None:
         try:
             return Path(hf_hub_download(found[1], name, revision=found[2]))
+        except LocalEntryNotFoundError:  # The hub can't be reached.
+            raise
         except EntryNotFoundError:
             return None
 

@@ -85,7 +85,7 @@ def draw_facts(checkpoint: Checkpoint) -> str:
     network, config = checkpoint.network, checkpoint.config
     weights = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     kinds = {"rnn": "recurrent gates", "feedforward_1": "FFGate-I gates", "feedforward_2": "FFGate-II gates"}
-    gates = kinds[network.gate_kind] if network.gate_kind else "no gates"
+    gates = kinds.get(network.gate_kind, f"{network.gate_kind} gates") if network.gate_kind else "no gates"
     return (
         f"`{config.architecture}`: {len(network.blocks)} blocks, {gates}, {weights:.2f} million weights; "
         f"{len(config.labels)} classes, {config.input.width} x {config.input.height} pixels."

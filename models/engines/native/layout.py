@@ -54,7 +54,7 @@ class Layout:
         for gate, channels in zip(folded.gates, widths, strict=False):
             if isinstance(gate, RecurrentGate):
                 self.recurrent_gate(gate, channels)
-            else:
+            elif isinstance(gate, ConvolutionalGate):
                 self.convolutional_gate(gate, channels)
 
     def convolutions(self, convolutions: tuple[Convolution, ...], channels: int) -> int:

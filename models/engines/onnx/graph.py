@@ -17,7 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from models.engines.folding import Convolution, FoldedBlock, FoldedNetwork, Gate, RecurrentGate
+from models.engines.folding import Convolution, FoldedBlock, FoldedNetwork, Gate, LayeredGate, RecurrentGate
+from models.engines.onnx.layers import layered_logit
 from models.macs import Mode
 
 OPSET = 17
@@ -77,6 +78,10 @@ class GraphBuilder:
     def average(self, x: str) -> str:
         """Return the average over the map, [N, C, 1, 1]. It is the same in both layouts."""
         return self.node("GlobalAveragePool", x, domain=BLOCKED if self.block_size > 1 else "")
+
+    def standard_layout(self, x: str, channels: int) -> str:
+        """Return a map [N, C, H, W] of the blocked layout in the standard one."""
+        return self.node("ReorderOutput", x, domain=BLOCKED, channels=channels)
 
     def execute(self, block: FoldedBlock, x: str, skip: str) -> str:
         """Return relu(residual(x) + skip)."""
@@ -190,6 +195,8 @@ def decide(builder: GraphBuilder, gate: Gate, x: str, state: GateState, index: i
     """Return the decision [N, 1] on block ``index`` + 1 from the output of block ``index``."""
     if isinstance(gate, RecurrentGate):
         logit = recurrent_logit(builder, gate, x, state, index)
+    elif isinstance(gate, LayeredGate):
+        logit = layered_logit(builder, gate, x)
     else:
         if gate.pools:
             x = builder.max_pool(x, 2, 0)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.engines.folding import ConvolutionalGate, FoldedNetwork
+from models.engines.folding import ConvolutionalGate, FoldedNetwork, LayeredGate
 from models.engines.persistent.build import SHARED_BYTES, THREADS, compile_kernel, kernel_name
 from models.engines.persistent.layout import filter_streams, gate_stream
 from models.engines.protocol import EngineError, Routed, check_batch, plain_output
@@ -27,12 +27,13 @@ WIDTHS = (16, 32, 64)
 def suits(folded: FoldedNetwork, height: int = SIDE, width: int = SIDE) -> bool:
     """Return whether the kernel can run a network.
 
-    It needs CIFAR's stem and widths, basic blocks, and images of 32 x 32 pixels.
+    It needs CIFAR's stem and widths, basic blocks, the paper's gates, and images of 32 x 32 pixels.
     """
     widths = [len(block.residual[-1].bias) for block in folded.blocks]
     shaped = not folded.stem_pools and sorted(set(widths)) == list(WIDTHS) and widths == sorted(widths)
     basic = all(len(block.residual) == 2 and block.residual[0].weight.shape[-1] == 3 for block in folded.blocks)
-    return shaped and basic and (height, width) == (SIDE, SIDE)
+    known = not any(isinstance(gate, LayeredGate) for gate in folded.gates)
+    return shaped and basic and known and (height, width) == (SIDE, SIDE)
 
 
 def gate_kind(folded: FoldedNetwork) -> str | None:

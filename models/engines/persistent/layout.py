@@ -8,7 +8,7 @@ warp loads 512 consecutive bytes.
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engines.folding import Convolution, FoldedNetwork, RecurrentGate
+from models.engines.folding import Convolution, ConvolutionalGate, FoldedNetwork, RecurrentGate
 from models.gates import RNN_WIDTH
 
 Words = NDArray[np.uint8]
@@ -48,6 +48,7 @@ def gate_stream(folded: FoldedNetwork) -> Words:
             parts += [pack_shared(gate)] if index == 0 else []
             parts.append(pack_recurrent(gate, pixels(folded, index)))
             continue
+        assert isinstance(gate, ConvolutionalGate), "`suits` passes no other gates"
         parts += [pack_convolution(convolution) for convolution in gate.convolutions]
         averaged = pixels(folded, index) // (16 if gate.pools else 4)
         parts.append(as_bytes(np.append(gate.weight.numpy() / averaged, [gate.bias, 0, 0, 0])))

@@ -3,15 +3,16 @@
 The caller chooses how decisions are applied to a block: see ``skipping``.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from models.engines.folding import Convolution, FoldedBlock, FoldedNetwork, Gate, RecurrentGate
+from models.engines.folding import Convolution, FoldedBlock, FoldedNetwork, Gate, LayeredGate, RecurrentGate
 
 Apply = Callable[[FoldedBlock, Tensor, Tensor], Tensor]
 """Map a block, its input [N, C, H, W] and decisions [N] to its output [N, C', H', W']. May overwrite the input."""
@@ -75,6 +76,8 @@ def gate_logit(gate: Gate, x: Tensor, state: State) -> tuple[Tensor, State]:
             state = (zero, zero)
         state = torch.lstm_cell(pooled, state, gate.weight, gate.recurrent, gate.bias, gate.bias)
         return state[0] @ gate.readout + gate.readout_bias, state
+    if isinstance(gate, LayeredGate):
+        return gate.layers(x.float()).squeeze(1), None
     if gate.pools:
         x = functional.max_pool2d(x, 2)
     for convolution in gate.convolutions:
@@ -96,6 +99,8 @@ def arrange(part: Part, device: str, dtype: torch.dtype = torch.float32) -> Part
         if isinstance(value, Tensor):
             layout = torch.channels_last if value.dim() == 4 else torch.contiguous_format
             return value.to(device, precision, memory_format=layout)
+        if isinstance(value, nn.Module):
+            return copy.deepcopy(value).to(device, torch.float32).eval()
         if isinstance(value, tuple):
             return tuple(arranged(item) for item in value)
         return arrange(value, device, dtype) if dataclasses.is_dataclass(value) else value

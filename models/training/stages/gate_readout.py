@@ -5,13 +5,14 @@ from torch import nn
 
 from models.gates import FeedForwardGate
 from models.network import SkipNet
+from models.own_gates import OwnGate
 
 
 def readouts(network: SkipNet) -> list[nn.Linear]:
-    """Return the layers that output the gates' logits: one shared by all RNN gates, or one per feed-forward gate."""
+    """Return the layers that output the gates' logits: one shared by all RNN gates, or one per other gate."""
     if network.controller is not None:
         return [network.controller.projection]
-    return [gate.head for gate in network.gates if isinstance(gate, FeedForwardGate)]
+    return [gate.head for gate in network.gates if isinstance(gate, FeedForwardGate | OwnGate)]
 
 
 @torch.no_grad()
