@@ -82,6 +82,24 @@ class Evaluation(Strict):
     fixed_routes: list[FixedRoute] = []
 
 
+class Quantization(Strict):
+    """What `skipnet quantize` measured, for an engine that computes the blocks in 16-bit integers.
+
+    ``activation_limits`` has a list for each block: the largest magnitudes of the inputs of its residual convolutions.
+    They are the scales of the integers, measured on ``calibration_images``. The other figures compare the quantised
+    network with float32 on ``images`` other validation images; shares and accuracies are in 0..1.
+    """
+
+    activation_limits: list[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]]
+    calibration_images: int
+    images: int
+    execute_threshold: float
+    decisions_changed: float
+    labels_changed: float
+    accuracy: float
+    float_accuracy: float
+
+
 class Config(Strict):
     """The content of ``config.json``."""
 
@@ -92,6 +110,7 @@ class Config(Strict):
     training: TrainingRecord = TrainingRecord()
     evaluation: Evaluation | None = None
     calibration: list[CalibrationPoint] = []
+    quantization: Quantization | None = None
     code: str
 
 

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models import SHIPPED
 from service.platforms import platform_settings
 
-EngineName = Literal["auto", "native", "onnxruntime", "persistent", "cuda_graph", "torch", "reference"]
+EngineName = Literal["auto", "native", "native_int16", "onnxruntime", "persistent", "cuda_graph", "torch", "reference"]
 DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 DeviceNames = Annotated[str, Field(pattern=r"^(auto|all|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$")]
 Dialect = Literal["huggingface", "vertex", "sagemaker"]

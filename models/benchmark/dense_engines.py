@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.benchmark.other_engines import other_engines
 from models.checkpoint import Checkpoint
 from models.engines.factory import build
 from models.engines.protocol import Engine, Routed, plain_output
@@ -21,6 +22,7 @@ ON_CPU: dict[str, tuple[str, Mode]] = {
     "onnxruntime, image by image": ("onnxruntime", "branch"),
     "torch, batch as one": ("torch", "mask"),
     "native, image by image": ("native", "branch"),
+    "native_int16, image by image": ("native_int16", "branch"),
 }
 ON_CUDA: dict[str, tuple[str, Mode]] = {
     "cuda_graph": ("cuda_graph", "mask"),
@@ -29,16 +31,21 @@ ON_CUDA: dict[str, tuple[str, Mode]] = {
 TENSORRT = "torch_tensorrt"
 
 
-def dense_engines(checkpoint: Checkpoint, device: str, threads: int) -> dict[str, Callable[[], Engine]]:
+def dense_engines(
+    checkpoint: Checkpoint, device: str, threads: int, others: bool = True
+) -> dict[str, Callable[[], Engine]]:
     """Return the functions that build the dense engines of a plain ResNet, by their names in tables.
 
-    On CUDA that is, beside our own, half precision in the channels-last layout: operator by operator, compiled by
+    On a CPU that is, beside our own, what a user may install instead (``others``).
+    On CUDA it is, beside our own, half precision in the channels-last layout: operator by operator, compiled by
     ``torch.compile`` in its mode max-autotune, and by TensorRT where torch_tensorrt is installed.
     """
     ours = ON_CPU if device == "cpu" else ON_CUDA
     makers: dict[str, Callable[[], Engine]] = {
         label: partial(build, checkpoint, name, device, threads, mode) for label, (name, mode) in ours.items()
     }
+    if device == "cpu" and others:
+        makers |= other_engines(checkpoint, threads)
     if device != "cpu":
         makers["torch, operator by operator"] = partial(DenseTorch, checkpoint.network, device)
         makers["torch.compile max-autotune"] = partial(DenseTorch, checkpoint.network, device, compile_autotuned)

@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.architectures import find_architecture
-from models.checkpoint import Checkpoint, Config
+from models.checkpoint import Checkpoint, Config, Quantization
 from models.data.source import Source
+from models.engines.folding import fold
+from models.engines.native.activation_limits import measure_limits
 from models.evaluation.forced_routes import random_network
 from models.network import SkipNet
 from models.preprocessing import InputSpec, prepare
@@ -34,8 +37,24 @@ class Subject:
         height, width = self.images.shape[2:]
         spec = InputSpec(height=height, width=width, resize=height, mean=(0, 0, 0), std=(1, 1, 1))
         labels = [str(label) for label in range(network.head.out_features)]
-        config = Config(architecture=self.architecture, labels=labels, input=spec, code="bench")
+        config = Config(
+            architecture=self.architecture, labels=labels, input=spec, code="bench", quantization=self.quantize(network)
+        )
         return Checkpoint(Path("bench"), config, network)
+
+    def quantize(self, network: SkipNet) -> Quantization:
+        """Return the scales of a variant for the engine native_int16, from the first image, not compared."""
+        limits = measure_limits(fold(network), [torch.from_numpy(self.images[:1])], 0.5)
+        return Quantization(
+            activation_limits=[list(block) for block in limits],
+            calibration_images=1,
+            images=0,
+            execute_threshold=0.5,
+            decisions_changed=0,
+            labels_changed=0,
+            accuracy=0,
+            float_accuracy=0,
+        )
 
 
 def forced_subject(architecture: str, images: int, size: int | None = None) -> Subject:

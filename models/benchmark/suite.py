@@ -65,24 +65,32 @@ def run_suite(
     seconds: float,
     progress: Callable[[Measurement], None],
     device: str = "cpu",
+    others: bool = True,
 ) -> list[Measurement]:
     """Measure a subject at every batch size and thread count; ``progress`` is called with each measurement.
 
     ``engines`` are names or name:mode, by default in mode branch. ``shares`` are the forced shares of executed gated
     blocks. Each combination takes about ``seconds``. An engine that is unavailable or out of memory is left out with a
-    warning in the log.
+    warning in the log. Without ``others`` the dense engines are our own only: torch.compile takes a minute to compile.
     """
     found = []
     for thread_count in threads:
         for batch in batches:
-            for measurement in measure(subject, engines, batch, thread_count, shares, seconds, device):
+            for measurement in measure(subject, engines, batch, thread_count, shares, seconds, device, others):
                 progress(measurement)
                 found.append(measurement)
     return found
 
 
 def measure(
-    subject: Subject, engines: list[str], batch: int, threads: int, shares: list[float], seconds: float, device: str
+    subject: Subject,
+    engines: list[str],
+    batch: int,
+    threads: int,
+    shares: list[float],
+    seconds: float,
+    device: str,
+    others: bool,
 ) -> list[Measurement]:
     """Return the measurements of one batch size and thread count, all from the same rounds."""
     torch.set_num_threads(threads)
@@ -114,7 +122,7 @@ def measure(
                 )
 
         plain = without_gates(subject.network, find_architecture(subject.architecture))
-        for label, make in dense_engines(subject.checkpoint(plain), device, threads).items():
+        for label, make in dense_engines(subject.checkpoint(plain), device, threads, others).items():
             enter(label, plain, make, DENSE)
         if subject.own_routing:
             route(subject.network, OWN_ROUTING)

@@ -20,10 +20,10 @@ def load_engine(
 ) -> Engine:
     """Return an engine that runs ``checkpoint``.
 
-    ``engine``: reference, torch, onnxruntime, native, persistent, cuda_graph, or auto for the fastest one on this
-    machine at batch 1. ``device``: cpu, cuda, cuda:N, or auto for CUDA if there is a GPU. ``threads``: CPU threads, by
-    default all that the container may use. ``routing``: branch, mask, or auto for the faster one under the current
-    traffic. ``on_fallback`` is called with the name and the reason whenever auto falls back from an engine.
+    ``engine``: reference, torch, onnxruntime, native, native_int16, persistent, cuda_graph, or auto for the fastest
+    one on this machine at batch 1. ``device``: cpu, cuda, cuda:N, or auto for CUDA if there is a GPU. ``threads``: CPU
+    threads, by default all that the container may use. ``routing``: branch, mask, or auto for the faster one under the
+    current traffic. ``on_fallback`` is called with the name and the reason whenever auto falls back from an engine.
     An engine is returned only after its output matched the reference engine on a few images.
     Raises EngineError, which says what to do, if there is no such engine.
     """

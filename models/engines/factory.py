@@ -14,6 +14,7 @@ from models.macs import Mode
 
 MODES: dict[str, tuple[Mode, ...]] = {
     "native": ("branch",),
+    "native_int16": ("branch",),
     "onnxruntime": ("branch", "mask"),
     "persistent": ("branch",),
     "cuda_graph": ("branch", "mask"),
@@ -21,7 +22,7 @@ MODES: dict[str, tuple[Mode, ...]] = {
     "reference": ("mask",),
 }
 """The routing modes of every engine, by the engine's name."""
-CPU_ONLY = ("native",)
+CPU_ONLY = ("native", "native_int16")
 GPU_ONLY = ("persistent", "cuda_graph")
 
 
@@ -34,7 +35,7 @@ def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mo
     if name in GPU_ONLY and device == "cpu":
         raise EngineError(f"the engine {name} runs on a GPU only; choose the engine auto")
     if name in CPU_ONLY and device != "cpu":
-        raise EngineError(f"the native engine runs on the CPU only, not on {device}; choose the engine torch")
+        raise EngineError(f"the engine {name} runs on the CPU only, not on {device}; choose the engine torch")
     if name == "reference":
         return ReferenceEngine(checkpoint.network, device)
     folded = fold(checkpoint.network)
@@ -42,9 +43,25 @@ def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mo
         return TorchEngine(folded, device, mode, threads)
     if name == "onnxruntime":
         return OnnxRuntimeEngine(folded, device, mode, threads)
-    if name == "native":
-        return NativeEngine(folded, threads)
+    if name in CPU_ONLY:
+        return build_native(checkpoint, folded, name, threads)
     return build_on_gpu(folded, name, device, mode)
+
+
+def build_native(checkpoint: Checkpoint, folded: FoldedNetwork, name: str, threads: int) -> NativeEngine:
+    """Return the native engine, in float32 or in 16-bit integers, after it measured whether to spread an image."""
+    limits = None
+    if name == "native_int16":
+        quantization = checkpoint.config.quantization
+        if quantization is None:
+            raise EngineError(
+                "the engine native_int16 runs quantised versions only: make one with skipnet quantize, or choose the "
+                "engine native"
+            )
+        limits = tuple(map(tuple, quantization.activation_limits))
+    engine = NativeEngine(folded, threads, limits)
+    engine.measure_spreading(checkpoint.config.input.height, checkpoint.config.input.width)
+    return engine
 
 
 def build_on_gpu(folded: FoldedNetwork, name: str, device: str, mode: Mode) -> Engine:

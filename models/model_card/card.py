@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models.analysis.analyze import block_groups
 from models.analysis.schema import Analysis, ClassRoutes, read_analysis
-from models.checkpoint import Checkpoint, Evaluation, read_checkpoint
+from models.checkpoint import Checkpoint, Evaluation, Quantization, read_checkpoint
 from models.errors import UserError
 from models.evaluation.fixed_routes import routing_pays
 from models.importing.public_checkpoint import IMPORTED
@@ -71,6 +71,8 @@ def draw_figures(checkpoint: Checkpoint, analysis: Analysis | None) -> str:
     parts = [draw_facts(checkpoint)]
     if checkpoint.config.evaluation is not None:
         parts.append(draw_evaluation(checkpoint, checkpoint.config.evaluation))
+    if checkpoint.config.quantization is not None:
+        parts.append(draw_quantization(checkpoint.config.quantization))
     if checkpoint.config.calibration:
         parts.append(draw_calibration(checkpoint))
     if analysis is not None:
@@ -115,6 +117,21 @@ def draw_evaluation(checkpoint: Checkpoint, evaluation: Evaluation) -> str:
     ]
     at = f"{measured_on}, at execute threshold {evaluation.execute_threshold:g}:"
     return "\n".join(["## Figures", "", at, "", *lines, *draw_fixed_routes(evaluation)])
+
+
+def draw_quantization(figures: Quantization) -> str:
+    """Return how far the network in 16-bit integers differs from float32."""
+    return (
+        "## In 16-bit integers\n\n"
+        "The engine `native_int16` computes the blocks in 16-bit integers. Their scales are from "
+        f"{figures.calibration_images:,} validation images. On {figures.images:,} others, at execute threshold "
+        f"{figures.execute_threshold:g}, compared with float32:\n\n"
+        "| | |\n|---|---|\n"
+        f"| decisions that change | {figures.decisions_changed:.3%} |\n"
+        f"| labels that change | {figures.labels_changed:.2%} |\n"
+        f"| top-1 accuracy, float32 | {figures.float_accuracy:.2%} |\n"
+        f"| top-1 accuracy, integers | {figures.accuracy:.2%} |"
+    )
 
 
 def draw_fixed_routes(evaluation: Evaluation) -> list[str]:

@@ -27,6 +27,7 @@ VERBS = {
     "report": ("training.report", "write the table and the chart of reproduce's results files"),
     "average": ("training.average", "write a model soup: the mean of several checkpoints' weights"),
     "evaluate": ("measuring.evaluate", "measure the accuracy and the saved computation of a checkpoint"),
+    "quantize": ("measuring.quantize", "write a version that a CPU runs faster, in 16-bit integers"),
     "cascade": ("measuring.cascade", "build a cascade of checkpoints: unsure images go on to the next one"),
     "frontier": ("measuring.frontier", "compare a cascade with what could be served instead, over MACs"),
     "analyze": ("measuring.analyze", "report which blocks a checkpoint executes for which images"),

@@ -1,6 +1,8 @@
-"""The native engine: a whole routed network in one call of C++ (native.cpp), one CPU core per image."""
+"""The native engine: a whole routed network in one call of C++ (native.cpp), in float32 or in 16-bit integers."""
 
 import ctypes
+import math
+import time
 from functools import cache
 
 import numpy as np
@@ -8,10 +10,11 @@ from numpy.typing import NDArray
 
 from models.engines.folding import FoldedNetwork
 from models.engines.native.build import find_library, unavailable
-from models.engines.native.layout import Layout
+from models.engines.native.layout import ActivationLimits, Layout
 from models.engines.protocol import Routed, check_batch
 from models.gates import Limits
 
+SPREADING_RUNS = 4
 OUT_OF_MEMORY, TOO_SMALL = 1, 2
 """Status codes of skipnet_run in native.cpp."""
 
@@ -19,20 +22,25 @@ OUT_OF_MEMORY, TOO_SMALL = 1, 2
 class NativeEngine:
     """Run a folded network on up to ``threads`` cores. An image's output depends on neither batch nor threads.
 
+    With ``limits``, the largest magnitudes of the activations (``activation_limits.py``), the blocks' convolutions
+    multiply 16-bit integers. The stem, the gates and the head stay in float32.
+    Batches of up to ``most_spread`` images spread each image over all cores. In larger ones, each image has one core.
+
     ``convolutions`` [N, B] counts the convolutions that the last run computed in each block: those of the residual
     branch if it was executed, and the projection.
     Raises EngineError if the library cannot be compiled or loaded, or has no code for a part of the network.
     """
 
-    name = "native"
     device = "cpu"
 
-    def __init__(self, folded: FoldedNetwork, threads: int) -> None:
+    def __init__(self, folded: FoldedNetwork, threads: int, limits: ActivationLimits | None = None) -> None:
+        self.name = "native" if limits is None else "native_int16"
         self.threads = threads
+        self.most_spread = 0
         self.block_count = len(folded.blocks)
         self.classes = len(folded.head_bias)
         self.convolutions: NDArray[np.int32] = np.zeros((0, self.block_count), np.int32)
-        layout = Layout(folded)
+        layout = Layout(folded, limits)
         self.library = load_library()
         integers = np.asarray(layout.integers, np.int32)
         numbers = np.concatenate(layout.numbers)
@@ -57,15 +65,33 @@ class NativeEngine:
         probability = np.empty((count, self.block_count - 1), np.float32)
         executed = np.empty((count, self.block_count - 1), np.bool_)
         self.convolutions = np.empty((count, self.block_count), np.int32)
+        spreads = count <= self.most_spread
         outputs = (logits.ctypes, probability.ctypes, executed.ctypes, self.convolutions.ctypes)
         status = self.library.skipnet_run(
-            self.handle, self.threads, images.ctypes, limits.ctypes, count, height, width, *outputs
+            self.handle, self.threads, spreads, images.ctypes, limits.ctypes, count, height, width, *outputs
         )
         if status == TOO_SMALL:
             raise ValueError(f"images of {height} x {width} pixels are too small for the network's gates")
         if status == OUT_OF_MEMORY:
             raise MemoryError(f"no memory for images of {height} x {width} pixels")
         return Routed(logits, executed, probability, "branch")
+
+    def measure_spreading(self, height: int, width: int) -> None:
+        """Set ``most_spread`` by measuring one image on one core and on all, with every block executed.
+
+        Several images on one core each take about as long as one. So n images are spread if that takes less than 1/n
+        of the time of one core.
+        """
+        if self.threads == 1:
+            return
+        image, threshold = np.zeros((1, 3, height, width), np.float32), np.zeros(1, np.float32)
+        best = {0: math.inf, 1: math.inf}
+        for _ in range(SPREADING_RUNS):
+            for self.most_spread in best:
+                start = time.perf_counter()
+                self.run(image, threshold)
+                best[self.most_spread] = min(best[self.most_spread], time.perf_counter() - start)
+        self.most_spread = min(math.ceil(best[0] / best[1]) - 1, self.threads - 1)
 
     def close(self) -> None:
         """Release the network's memory. Closing twice is allowed."""
@@ -91,6 +117,6 @@ def load_library() -> ctypes.CDLL:
     library.skipnet_create.restype = pointer
     library.skipnet_destroy.argtypes = [pointer]
     library.skipnet_destroy.restype = None
-    library.skipnet_run.argtypes = [pointer, integer, pointer, pointer, *[integer] * 3, *[pointer] * 4]
+    library.skipnet_run.argtypes = [pointer, integer, integer, pointer, pointer, *[integer] * 3, *[pointer] * 4]
     library.skipnet_run.restype = integer
     return library

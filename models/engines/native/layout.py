@@ -1,5 +1,7 @@
 """Lay a folded network out as the two flat arrays that native.cpp reads."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,6 +11,8 @@ from models.engines.folding import Convolution, ConvolutionalGate, FoldedBlock, 
 from models.engines.protocol import EngineError
 from models.gates import RNN_WIDTH
 
+ActivationLimits = tuple[tuple[float, ...], ...]
+"""For each block, the largest magnitudes of the inputs of its residual convolutions."""
 UNITS = 16
 """The LSTM's 10 units, padded with zeros to whole vector registers. gates.hpp has the same constant."""
 MOST_GATE_CONVOLUTIONS = 8
@@ -21,24 +25,33 @@ class Layout:
     Raises EngineError for a network that native.cpp has no code for.
     """
 
-    def __init__(self, folded: FoldedNetwork) -> None:
+    def __init__(self, folded: FoldedNetwork, limits: ActivationLimits | None = None) -> None:
         self.integers: list[int] = []
         self.numbers: list[NDArray[np.float32]] = []
         require(folded.stem.weight.shape[1] == 3, "a stem that does not read three channels")
         channels = self.convolution(folded.stem, 3, widest_kernel=7)
         self.integers += [folded.stem_pools, len(folded.blocks)]
-        widths = [channels := self.block(block, channels) for block in folded.blocks]
+        limits = limits or tuple((0.0,) * len(block.residual) for block in folded.blocks)
+        counts = [len(block.residual) for block in folded.blocks]
+        require([len(inputs) for inputs in limits] == counts, "these limits of activations: it is another network's")
+        widths = [
+            channels := self.block(block, channels, inputs) for block, inputs in zip(folded.blocks, limits, strict=True)
+        ]
         self.gates(folded, widths)
         classes, features = folded.head_weight.shape
         require(features == channels, "a head that does not fit the last block")
         self.integers += [features, classes]
         self.append(folded.head_weight.T, folded.head_bias)
 
-    def block(self, block: FoldedBlock, channels: int) -> int:
-        """Append a block that reads ``channels``; return the number of channels that it writes."""
+    def block(self, block: FoldedBlock, channels: int, limits: tuple[float, ...]) -> int:
+        """Append a block that reads ``channels``; return the number of channels that it writes.
+
+        ``limits`` are the largest magnitudes of the inputs of its residual convolutions, or 0 for a block in float32.
+        """
         projection = () if block.projection is None else (block.projection,)
-        written = self.convolutions(block.residual, channels)
-        shortcut = self.convolutions(projection, channels)
+        self.integers.append(math.gcd(*(size for each in block.residual for size in each.weight.shape[:2])))
+        written = self.convolutions(block.residual, channels, limits)
+        shortcut = self.convolutions(projection, channels, limits[:1])
         strides = [int(np.prod([each.stride for each in path])) for path in (block.residual, projection)]
         require(len(block.residual) > 0, "a block without convolutions")
         require(shortcut == written and strides[0] == strides[1], "a block whose shortcut does not fit its output")
@@ -57,13 +70,13 @@ class Layout:
             elif isinstance(gate, ConvolutionalGate):
                 self.convolutional_gate(gate, channels)
 
-    def convolutions(self, convolutions: tuple[Convolution, ...], channels: int) -> int:
+    def convolutions(self, convolutions: tuple[Convolution, ...], channels: int, limits: tuple[float, ...] = ()) -> int:
         self.integers.append(len(convolutions))
-        for convolution in convolutions:
-            channels = self.convolution(convolution, channels)
+        for convolution, limit in zip(convolutions, limits or (0.0,) * len(convolutions), strict=False):
+            channels = self.convolution(convolution, channels, limit=limit)
         return channels
 
-    def convolution(self, convolution: Convolution, channels: int, widest_kernel: int = 3) -> int:
+    def convolution(self, convolution: Convolution, channels: int, widest_kernel: int = 3, limit: float = 0.0) -> int:
         """Append a convolution that reads ``channels``; return the number of channels that it writes."""
         outputs, inputs, kernel, width = convolution.weight.shape
         square = kernel == width and kernel % 2 == 1 and kernel <= widest_kernel
@@ -71,7 +84,7 @@ class Layout:
         require(square and stride in (1, 2), f"a {kernel}x{width} convolution of stride {stride}")
         require(inputs == channels, f"a convolution of {inputs} channels on a map of {channels}")
         self.integers += [inputs, outputs, kernel, stride]
-        self.append(convolution.weight, convolution.bias)
+        self.append(torch.tensor([limit]), convolution.weight, convolution.bias)
         return outputs
 
     def recurrent_gate(self, gate: RecurrentGate, channels: int) -> None:

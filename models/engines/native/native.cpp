@@ -1,55 +1,11 @@
-// Runs a whole SkipNet - stem, blocks, gates and head - in one call, on one CPU core per image.
+// Runs a whole SkipNet - stem, blocks, gates and head - in one call, on one CPU core per image or on several.
 //
 // A gate takes well under a microsecond and a skipped block is a branch that is not taken, so the time is nearly
 // proportional to the MACs. layout.py describes the network to skipnet_create; engine.py calls skipnet_run.
 
-#include "gates.hpp"
-
-#include <atomic>
-#include <cmath>
-#include <exception>
-#include <map>
-#include <thread>
-#include <tuple>
-#include <vector>
+#include "plan.hpp"
 
 namespace {
-
-struct Block {
-    std::vector<Convolution> residual;
-    std::vector<Convolution> projection;  // empty for an identity shortcut, otherwise one
-};
-
-// The maps that a core uses for one image size. An executed block adds to its shortcut in place.
-struct Plan {
-    struct Step {
-        std::vector<Map*> hidden;       // outputs of all residual convolutions except the last
-        Map* output;                    // the input itself if the shortcut is the identity
-        Map* gate_pooled = nullptr;
-        std::vector<Map*> gate_hidden;  // for the gate that reads this block's output
-    };
-    std::map<std::tuple<int, int, int, int>, std::unique_ptr<Map>> maps;
-    Map *image = nullptr, *stem = nullptr, *stem_pooled = nullptr;
-    std::vector<Step> steps;
-
-    // Maps of the same role and shape share memory, because they are never in use at the same time.
-    Map* get(int role, int channels, int height, int width, int margin = 1) {
-        auto& slot = maps[{role, channels, height, width}];
-        if (!slot) slot = std::make_unique<Map>(channels, height, width, margin);
-        return slot.get();
-    }
-    Map* after(int role, const Convolution& c, const Map& in) {
-        return get(role, c.outputs, c.output_size(in.height), c.output_size(in.width));
-    }
-};
-
-enum Role { IMAGE, STEM, OUTPUT, GATE_POOLED, GATE_HIDDEN, HIDDEN = GATE_HIDDEN + 8 };
-
-struct Output {
-    float *logits, *probability;
-    uint8_t* executed;
-    int32_t* convolutions;
-};
 
 struct Network {
     Convolution stem;
@@ -61,23 +17,26 @@ struct Network {
     Head head;
     int widest = 0;  // channels of the widest map, padded to whole register tiles
 
-    struct Core {
-        Workspace space;
+    Team team;
+    Barrier barrier;
+    std::vector<Workspace> spaces;  // one for each thread
+    struct Sized {
         Plan plan;
         int height = 0, width = 0;
-        Buffer mean;
     };
-    std::vector<Core> cores;
+    std::vector<Sized> plans;  // one for each image that runs at the same time
 
     explicit Network(Reader reader) {
         stem = read_convolution(reader);
         stem_pools = reader.integer();
         blocks.resize(reader.integer());
         for (Block& block : blocks) {
-            block.residual = read_convolutions(reader);
-            block.projection = read_convolutions(reader);
+            // The largest number that divides every number of channels in the block.
+            const bool may_have_integers = reader.integer() % (2 * V) == 0;
+            block.residual = read_convolutions(reader, may_have_integers);
+            block.projection = read_convolutions(reader, may_have_integers);
             for (const Convolution& c : block.residual)
-                widest = std::max(widest, rounded(std::max(c.inputs, c.outputs), K * V));
+                widest = std::max(widest, rounded(std::max(c.inputs, c.outputs), 2 * V));
         }
         int lstms = reader.integer(), others = reader.integer();
         while (lstms-- > 0) recurrent.push_back(read_recurrent_gate(reader));
@@ -87,15 +46,17 @@ struct Network {
 
     bool gated() const { return !recurrent.empty() || !convolutional.empty(); }
 
-    // Allocates the maps of `count` cores for images of this size. Returns false if they are too small for a gate.
-    bool prepare(int count, int height, int width) {
-        while (int(cores.size()) < count) cores.push_back({Workspace(widest), {}, 0, 0, zeros(widest)});
-        for (int i = 0; i < count; ++i) {
-            Core& core = cores[i];
-            if (core.height == height && core.width == width) continue;
-            core.height = core.width = 0;
-            if (!plan(core.plan = Plan(), height, width)) return false;
-            core.height = height, core.width = width;
+    // Allocates what `threads` threads and `images` images at the same time need. Returns false if images of this size
+    // are too small for a gate.
+    bool prepare(int threads, int images, int height, int width) {
+        while (int(spaces.size()) < threads) spaces.emplace_back(widest);
+        while (int(plans.size()) < images) plans.emplace_back();
+        for (int i = 0; i < images; ++i) {
+            Sized& sized = plans[i];
+            if (sized.height == height && sized.width == width) continue;
+            sized.height = sized.width = 0;
+            if (!plan(sized.plan = Plan(), height, width)) return false;
+            sized.height = height, sized.width = width;
         }
         return true;
     }
@@ -109,13 +70,18 @@ struct Network {
             const Block& block = blocks[i];
             Plan::Step step;
             Map* hidden = x;
-            for (size_t j = 0; j + 1 < block.residual.size(); ++j)
-                step.hidden.push_back(hidden = plan.after(HIDDEN + int(j), block.residual[j], *hidden));
+            if (block.integers()) step.quantized = plan.get(QUANTIZED, x->channels / 2, x->height, x->width);
+            for (size_t j = 0; j + 1 < block.residual.size(); ++j) {
+                hidden = plan.after(HIDDEN + int(j), block.residual[j], *hidden, block.integers());
+                step.hidden.push_back(hidden);
+            }
             step.output = block.projection.empty() ? x : plan.after(OUTPUT, block.projection[0], *x);
+            plan.after(OUTPUT, block.residual.back(), *hidden);
             x = step.output;
             if (i < convolutional.size() && !plan_gate(plan, step, convolutional[i], *x)) return false;
             plan.steps.push_back(std::move(step));
         }
+        for (Buffer& sums : plan.sums) sums = zeros(size_t(plan.parts) * plan.row);
         return true;
     }
 
@@ -132,77 +98,86 @@ struct Network {
         return true;
     }
 
-    void classify(Core& core, const float* image, float limit, Output output) const {
-        const Plan& plan = core.plan;
-        read_image(image, *plan.image);
-        convolve(stem, *plan.image, *plan.stem, Epilogue::bias_relu, nullptr, core.space);
-        if (stem_pools) max_pool<3, 1>(*plan.stem, *plan.stem_pooled);
-        Map* x = stem_pools ? plan.stem_pooled : plan.stem;
+    // Runs an image. Its members all take the same decisions; the first one writes the result.
+    void classify(Run run, const float* image, float limit, Result result) const {
+        const Plan& plan = run.plan;
+        read_image(image, *plan.image, run.member);
+        run.member.meet();
+        run.convolve(stem, *plan.image, {*plan.stem, Epilogue::bias_relu});
+        Map* x = plan.stem;
+        if (stem_pools) {
+            max_pool<3, 1>(*plan.stem, *(x = plan.stem_pooled), run.member);
+            run.member.meet();
+        }
+        const bool writes = run.member.index == 0;
         State state;
         for (size_t i = 0; i < blocks.size(); ++i) {
             bool execute = true;
             if (i > 0) {
-                const float probability = gated() ? probability_after(core, i - 1, *x, state) : 1.0f;
+                const float probability = gated() ? probability_after(run, i - 1, *x, state) : 1.0f;
                 execute = !gated() || probability > limit;
-                output.probability[i - 1] = probability;
-                output.executed[i - 1] = execute;
+                if (writes) result.probability[i - 1] = probability, result.executed[i - 1] = execute;
             }
-            const int before = core.space.convolutions;
-            x = run_block(core, i, *x, execute);
-            output.convolutions[i] = core.space.convolutions - before;
+            const int before = run.space.convolutions;
+            x = run_block(run, i, *x, execute);
+            if (writes) result.convolutions[i] = run.space.convolutions - before;
         }
-        head.classify(mean(core, core.space.pooled.get(), x->channels, *x), output.logits);
+        if (writes) head.classify(run.mean(run.sums, *x), result.logits);
     }
 
-    static void read_image(const float* image, Map& to) {
+    static void read_image(const float* image, Map& to, Member member) {
         const size_t plane = size_t(to.height) * to.width;
-        for (int y = 0; y < to.height; ++y)
-            for (int x = 0; x < to.width; ++x, ++image)
+        for (int y = member.first(to.height); y < member.end(to.height); ++y)
+            for (int x = 0; x < to.width; ++x)
                 for (int channel = 0; channel < to.channels; ++channel)
-                    to.at(0, y, x)[channel] = image[channel * plane];
+                    to.at(0, y, x)[channel] = image[channel * plane + size_t(y) * to.width + x];
     }
 
     // Returns the block's output map. For a skipped block this is its shortcut, and an identity shortcut costs
     // nothing.
-    Map* run_block(Core& core, size_t i, Map& x, bool execute) const {
+    Map* run_block(Run& run, size_t i, Map& x, bool execute) const {
         const Block& block = blocks[i];
-        const Plan::Step& step = core.plan.steps[i];
-        float* pooled = core.space.pooled.get();
-        if (!block.projection.empty())
-            convolve(block.projection[0], x, *step.output, Epilogue::bias, pooled, core.space);
-        if (!execute) return step.output;
+        const Plan::Step& step = run.plan.steps[i];
+        if (!execute && block.projection.empty()) return step.output;
         const Map* in = &x;
-        for (size_t j = 0; j < step.hidden.size(); in = step.hidden[j++])
-            convolve(block.residual[j], *in, *step.hidden[j], Epilogue::bias_relu, nullptr, core.space);
-        convolve(block.residual.back(), *in, *step.output, Epilogue::bias_add_relu, pooled, core.space);
+        if (block.integers()) {
+            quantize_map(x, *step.quantized, block.residual[0].input_scale, run.member);
+            run.member.meet();
+            in = step.quantized;
+        }
+        if (!block.projection.empty()) {
+            const Target target{*step.output, Epilogue::bias, 0, execute ? nullptr : run.next_sums()};
+            run.convolve(block.projection[0], *in, target);
+        }
+        if (!execute) return step.output;
+        for (size_t j = 0; j < step.hidden.size(); in = step.hidden[j++]) {
+            const Epilogue epilogue = block.integers() ? Epilogue::bias_relu_quantize : Epilogue::bias_relu;
+            run.convolve(block.residual[j], *in, {*step.hidden[j], epilogue, block.residual[j + 1].input_scale});
+        }
+        run.convolve(block.residual.back(), *in, {*step.output, Epilogue::bias_add_relu, 0, run.next_sums()});
         return step.output;
     }
 
-    static const float* mean(Core& core, const float* sums, int channels, const Map& map) {
-        const float scale = 1.0f / float(map.height * map.width);
-        for (int i = 0; i < channels; ++i) core.mean.get()[i] = sums[i] * scale;
-        return core.mean.get();
-    }
-
     // Returns the probability of executing block i + 1: gate i reads the output x of block i.
-    float probability_after(Core& core, size_t i, const Map& x, State& state) const {
-        const float logit =
-            recurrent.empty()
-                ? convolutional_logit(core, i, x)
-                : recurrent[i].logit(mean(core, core.space.pooled.get(), x.channels, x), state);
+    float probability_after(Run& run, size_t i, const Map& x, State& state) const {
+        const float logit = recurrent.empty() ? convolutional_logit(run, i, x)
+                                              : recurrent[i].logit(run.mean(run.sums, x), state);
         return float(1.0 / (1.0 + std::exp(-double(logit))));
     }
 
-    float convolutional_logit(Core& core, size_t i, const Map& x) const {
+    float convolutional_logit(Run& run, size_t i, const Map& x) const {
         const ConvolutionalGate& gate = convolutional[i];
-        const Plan::Step& step = core.plan.steps[i];
+        const Plan::Step& step = run.plan.steps[i];
         const Map* in = &x;
-        if (gate.pools) max_pool<2, 0>(x, *step.gate_pooled), in = step.gate_pooled;
-        // The sums go to `mean`, because those of the block's output are still needed if the next block is skipped.
+        if (gate.pools) {
+            max_pool<2, 0>(x, *step.gate_pooled, run.member);
+            run.member.meet();
+            in = step.gate_pooled;
+        }
         for (size_t j = 0; j < gate.convolutions.size(); in = step.gate_hidden[j++])
-            convolve(gate.convolutions[j], *in, *step.gate_hidden[j], Epilogue::bias_relu, core.mean.get(),
-                     core.space);
-        const float* average = mean(core, core.mean.get(), in->channels, *in);
+            run.convolve(gate.convolutions[j], *in,
+                         {*step.gate_hidden[j], Epilogue::bias_relu, 0, run.next_gate_sums()});
+        const float* average = run.mean(run.gate_sums, *in);
         float logit = gate.bias;
         for (int c = 0; c < in->channels; ++c) logit += gate.weight.get()[c] * average[c];
         return logit;
@@ -225,32 +200,33 @@ void* skipnet_create(const int32_t* integers, const float* numbers) try {
 
 void skipnet_destroy(void* network) { delete static_cast<Network*>(network); }
 
-// Runs n images on up to `threads` cores, each image on one core. A core takes the next image when it has finished
-// one, because images differ in cost. `limits` are compared with probabilities (models/gates.py).
-int skipnet_run(void* handle, int threads, const float* images, const float* limits, int n, int height,
+// Runs n images on up to `threads` cores. If `spreads` and there are fewer images than cores, each image runs on all
+// cores, one after the other. Otherwise each image runs on one core, which then takes the next image, because images
+// differ in cost. `limits` are compared with probabilities (models/gates.py).
+int skipnet_run(void* handle, int threads, int spreads, const float* images, const float* limits, int n, int height,
                 int width, float* logits, float* probability, uint8_t* executed, int32_t* convolutions) try {
     auto& network = *static_cast<Network*>(handle);
-    const int cores = std::max(1, std::min(threads, n));
-    if (!network.prepare(cores, height, width)) return TOO_SMALL;
+    const bool spread = spreads && n < threads;
+    const int cores = network.team.grow(std::max(1, spread ? threads : std::min(threads, n)));
+    if (!network.prepare(cores, spread ? 1 : cores, height, width)) return TOO_SMALL;
     const size_t blocks = network.blocks.size();
-    std::atomic<int> next{0};
-    const auto work = [&](int core) {
-        for (int i; (i = next++) < n;) {
-            const Output output{logits + size_t(i) * network.head.classes, probability + i * (blocks - 1),
-                                executed + i * (blocks - 1), convolutions + i * blocks};
-            const float* image = images + size_t(i) * network.stem.inputs * height * width;
-            network.classify(network.cores[core], image, limits[i], output);
-        }
+    const auto classify = [&](int i, int core, Member member) {
+        const Result result{logits + size_t(i) * network.head.classes, probability + i * (blocks - 1),
+                            executed + i * (blocks - 1), convolutions + i * blocks};
+        const float* image = images + size_t(i) * network.stem.inputs * height * width;
+        Plan& plan = network.plans[spread ? 0 : core].plan;
+        network.classify({plan, network.spaces[core], member, {}, {}}, image, limits[i], result);
     };
-    std::vector<std::thread> others;
-    try {
-        others.reserve(cores - 1);
-        for (int core = 1; core < cores; ++core) others.emplace_back(work, core);
-    } catch (const std::exception&) {
-        // The system has no more threads: those that run do the work.
-    }
-    work(0);
-    for (std::thread& other : others) other.join();
+    std::atomic<int> next{0};
+    network.team.share(cores, [&](int core) {
+        if (spread)
+            for (int i = 0; i < n; ++i) {
+                classify(i, core, {core, cores, &network.barrier});
+                if (i + 1 < n) network.barrier.wait(cores);
+            }
+        else
+            for (int i; (i = next++) < n;) classify(i, core, {});
+    });
     return DONE;
 } catch (const std::bad_alloc&) {
     return OUT_OF_MEMORY;

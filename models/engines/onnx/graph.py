@@ -253,6 +253,9 @@ def mask(builder: GraphBuilder, block: FoldedBlock, x: str, decision: str) -> st
 def branch(builder: GraphBuilder, block: FoldedBlock, x: str, decision: str, number: int) -> str:
     """Return the output of block ``number`` from an ``If`` that runs the block or passes its shortcut on."""
     skip = builder.shortcut(block, x)
+    if builder.block_size == 1:
+        # OpenVINO accepts no condition with more than one axis. ONNX Runtime's own layout is ours alone.
+        decision = builder.node("Reshape", decision, builder.weight(np.array([1], np.int64)))
     then = GraphBuilder(f"block_{number}/", builder.block_size)
     executed = then.execute(block, x, skip)
     skip_branch = GraphBuilder(f"skip_{number}/", builder.block_size)

@@ -49,7 +49,7 @@ class Bench(Options):
     )
     dataset: str | None = Field(None, description="data set of --data; default: the one that the model was trained on")
     data: Path | None = Field(None, description="folder of the data set; its test images decide the routes")
-    engines: str = Field("native,onnxruntime", description="routed engines")
+    engines: str = Field("native,native_int16,onnxruntime", description="routed engines")
     batches: str = Field("1,8,32", pattern=NUMBERS, description="batch sizes, for instance 1,8,32")
     bench_threads: str = Field("1", pattern=NUMBERS, description="CPU threads, for instance 1,2")
     shares: str = Field(
@@ -59,6 +59,9 @@ class Bench(Options):
         "mean share",
     )
     size: int | None = Field(None, ge=32, description="side of the images; default: the architecture's")
+    others: bool = Field(
+        True, description="also measure the dense network in int8, in OpenVINO if installed, and in torch.compile"
+    )
     seconds: float = Field(5.0, gt=0, description="seconds for each batch size and thread count")
     output: Path | None = Field(None, description="folder for bench.json, table.md, curve.svg, training.json")
 
@@ -99,6 +102,7 @@ class Bench(Options):
                 threads=numbers(self.bench_threads),
                 shares=shares,
                 seconds=self.seconds,
+                others=self.others,
                 progress=lambda measurement: print(line(measurement), flush=True),
             )
         if self.output is not None:

@@ -13,6 +13,7 @@ from models.benchmark.curve import draw_curve
 from models.benchmark.dense_engines import DenseTorch
 from models.benchmark.energy import joules_per_run, open_meter
 from models.benchmark.markdown_table import draw_table
+from models.benchmark.other_engines import other_engines
 from models.benchmark.subject import Subject
 from models.benchmark.suite import OWN_ROUTING, PUBLIC_CODE, Measurement, run_suite
 from models.benchmark.timing import interleave
@@ -61,7 +62,14 @@ def test_a_run_of_the_suite_counts_macs_and_draws_its_curve() -> None:
     for own_routing in (False, True):
         subject = Subject(name, name, random_network(name), images, own_routing)
         rows += run_suite(
-            subject, engines=["torch"], batches=[2], threads=[1], shares=[0.0, 1.0], seconds=0, progress=seen.append
+            subject,
+            engines=["torch", "native_int16"],
+            batches=[2],
+            threads=[1],
+            shares=[0.0, 1.0],
+            seconds=0,
+            progress=seen.append,
+            others=False,
         )
     assert seen == rows
     by_routing = {(row.routing, row.engine): row for row in rows}
@@ -75,6 +83,21 @@ def test_a_run_of_the_suite_counts_macs_and_draws_its_curve() -> None:
     assert {line.count("|") for line in table} == {9}
     assert "| ms per batch |" in table[0]
     assert draw_curve(rows, "A & B").count("(batch 2, torch)") == 1
+
+
+@pytest.mark.parametrize("name", ["onnxruntime, int8", "openvino, float32", "openvino, int8"])
+def test_engines_of_others_run_the_dense_network(name: str) -> None:
+    architecture = "cifar10_rnn_gate_38"
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+    subject = Subject(architecture, architecture, random_network(architecture), images, False)
+    plain = without_gates(subject.network, find_architecture(architecture))
+    engine = other_engines(subject.checkpoint(plain), threads=1)[name]()
+    output = engine.run(images, np.zeros(2, np.float32))
+    with torch.inference_mode():
+        expected = plain(torch.from_numpy(images))[0].numpy()
+    difference = np.abs(output.logits - expected).max() / np.abs(expected).max()
+    assert difference < 1e-4 if "float32" in name else 1e-4 < difference < 0.3
+    assert output.executed.all()
 
 
 def test_energy_is_the_difference_of_the_meter_per_run() -> None:

@@ -2,15 +2,19 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from models.checkpoint import Checkpoint
+from models.checkpoint import Checkpoint, Quantization
 from models.engines import factory, load_engine, selection
+from models.engines.folding import fold
 from models.engines.onnx.engine import OnnxRuntimeEngine
-from models.engines.protocol import Engine, EngineError
+from models.engines.protocol import Engine, EngineError, Routed
 from models.engines.routing_switch import RoutingSwitch
 
 NO_CUDA = not torch.cuda.is_available()
@@ -32,7 +36,7 @@ def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """The measured times by engine."""
-    measured = {"native": 1.0, "onnxruntime": 2.0}
+    measured = {"native": 1.0, "native_int16": 0.5, "onnxruntime": 2.0}
     monkeypatch.setattr(selection, "median_seconds", lambda engine, *_: measured[engine.name])
     return measured
 
@@ -41,6 +45,61 @@ def test_auto_selects_the_fastest(checkpoint: Checkpoint, times: dict[str, float
     assert load_engine(checkpoint, device="cpu", threads=1, routing="branch").name == "native"
     times["native"] = 3.0
     assert load_engine(checkpoint, device="cpu", threads=1, routing="branch").name == "onnxruntime"
+
+
+class Repeated:
+    """An engine that runs each batch several times, and so is slower."""
+
+    device = "cpu"
+
+    def __init__(self, engine: Engine, times: int) -> None:
+        self.engine, self.times, self.name = engine, times, f"{engine.name} x {times}"
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        for _ in range(self.times - 1):
+            self.engine.run(images, thresholds)
+        return self.engine.run(images, thresholds)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@pytest.mark.parametrize("architecture", ["imagenet_rnn_gate_18", "imagenet_rnn_gate_50"])
+@pytest.mark.parametrize("slow", ["native", "onnxruntime"])
+def test_auto_leaves_out_a_slower_engine(
+    architecture: str, slow: str, varied_checkpoint: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both candidates are the same engine, and one runs twice: so which one is slower is certain on any machine."""
+    plain = factory.build
+
+    def build(checkpoint: Checkpoint, name: str, *others: Any) -> Engine:
+        return Repeated(plain(checkpoint, "native", *others), 2 if name == slow else 1)
+
+    monkeypatch.setattr(selection, "build", build)
+    engine = load_engine(varied_checkpoint(architecture), device="cpu", threads=1, routing="branch")
+    assert engine.name == "native x 1"
+    engine.close()
+
+
+@pytest.mark.parametrize(("share", "fastest"), [(0.1, "native"), (0.9, "onnxruntime")])
+def test_auto_compares_at_the_checkpoints_own_share(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, share: float, fastest: str
+) -> None:
+    """One engine is faster if few blocks are executed, the other if many are."""
+    times = {"native": (1.0, 5.0), "onnxruntime": (2.0, 4.0)}
+    monkeypatch.setattr(selection, "median_seconds", lambda engine, _, limit: times[engine.name][int(limit[0] == 0)])
+    monkeypatch.setattr(selection, "expected_share", lambda _: share)
+    assert load_engine(checkpoint, device="cpu", threads=1, routing="branch").name == fastest
+
+
+def test_auto_takes_integers_if_the_version_is_quantised(checkpoint: Checkpoint, times: dict[str, float]) -> None:
+    limits = [[1.0] * len(block.residual) for block in fold(checkpoint.network).blocks]
+    figures = dict.fromkeys(("execute_threshold", "decisions_changed", "labels_changed", "accuracy"), 0.5)
+    quantization = Quantization(activation_limits=limits, calibration_images=1, images=1, float_accuracy=0.5, **figures)
+    quantized = replace(checkpoint, config=checkpoint.config.model_copy(update={"quantization": quantization}))
+    assert load_engine(quantized, device="cpu", threads=1, routing="branch").name == "native_int16"
+    times["native_int16"] = 1.5
+    assert load_engine(quantized, device="cpu", threads=1, routing="branch").name == "native"
 
 
 def test_auto_compares_the_native_engine_with_masking(checkpoint: Checkpoint, times: dict[str, float]) -> None:

@@ -17,7 +17,7 @@ from tests.models.data.test_data import write_cifar10
 from tests.service.parts import write_random
 
 MODEL = "cifar10_rnn_gate_38"
-FEW = ["--engines", "torch", "--batches", "2", "--seconds", "0.01"]
+FEW = ["--engines", "torch", "--batches", "2", "--seconds", "0.01", "--no-others"]
 
 
 @pytest.fixture(autouse=True)
