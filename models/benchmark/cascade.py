@@ -60,7 +60,7 @@ def time_cascade(cascade: Cascade, images: Floats, batch: int, threads: int) -> 
         for stage, own, threshold in zip(cascade.stages, engine.engines, cascade.thresholds, strict=False):
             systems[f"{stage.name} alone"] = plain_run(own.run, threshold)
         dense: list[str] = []
-        for name, make in dense_engines(cascade.stages[-1], "cpu", threads).items():
+        for name, make in dense_engines(cascade.stages[-1], "cpu", threads, others=False).items():
             dense.append(f"dense, {name}")
             systems[dense[-1]] = plain_run(opened.enter_context(closing(make())).run, 0.0)
         starts = range(0, len(images) - batch + 1, batch)

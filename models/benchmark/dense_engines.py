@@ -42,7 +42,9 @@ def dense_engines(
     """
     ours = ON_CPU if device == "cpu" else ON_CUDA
     makers: dict[str, Callable[[], Engine]] = {
-        label: partial(build, checkpoint, name, device, threads, mode) for label, (name, mode) in ours.items()
+        label: partial(build, checkpoint, name, device, threads, mode)
+        for label, (name, mode) in ours.items()
+        if name != "native_int16" or checkpoint.config.quantization is not None
     }
     if device == "cpu" and others:
         makers |= other_engines(checkpoint, threads)
