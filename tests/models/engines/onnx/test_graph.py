@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 from numpy.typing import NDArray
 
@@ -79,6 +80,23 @@ def test_output_equals_the_reference(
             np.testing.assert_allclose(probabilities[clear], expected.probability[part][clear], atol=1e-4)
         compared += int(clear.sum())
     assert compared >= 5
+
+
+@pytest.mark.parametrize("mode", ["branch", "mask"])
+def test_openvino_gives_the_same_output(
+    checkpoint: Checkpoint, images: NDArray[np.float32], mode: Mode, exported: Callable[[Mode], Path]
+) -> None:
+    compiled = openvino.Core().compile_model(exported(mode), "CPU", {"INFERENCE_NUM_THREADS": 1})
+    # OpenVINO takes the default of `thresholds` for a constant.
+    threshold = checkpoint.config.execute_threshold
+    expected = ReferenceEngine(checkpoint.network).run(images, np.full(len(images), threshold, np.float32))
+    clear = np.flatnonzero((np.abs(expected.probability - threshold) > 1e-3).all(1))
+    assert len(clear) >= 5
+    for index in clear:
+        outputs = compiled({"images": images[[index]]})
+        np.testing.assert_allclose(outputs["logits"], expected.logits[[index]], rtol=1e-3, atol=1e-3)
+        if checkpoint.network.gate_kind is not None:
+            np.testing.assert_array_equal(outputs["executed"], expected.executed[[index]])
 
 
 def test_weights_of_gated_blocks_are_inside_their_branches(
