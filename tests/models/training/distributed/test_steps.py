@@ -10,7 +10,6 @@ import torch
 
 from tests.models.training.distributed.steps import CASES, DATASETS, run_stages, share_of_images, take_step
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PROCESSES = 2
 TOLERANCE = 1e-10
 """Largest difference, as a share of the largest value of a tensor."""
