@@ -134,19 +134,13 @@ def test_malformed_name_of_a_hub_is_refused(source: str) -> None:
         load_source(source)
 
 
-@pytest.mark.parametrize(("source", "library"), [("s3://bucket/a.pth", "s3fs"), ("gs://bucket/a.pth", "gcsfs")])
-def test_missing_library_of_an_object_store_is_an_extra(
-    monkeypatch: pytest.MonkeyPatch, source: str, library: str
-) -> None:
+@pytest.mark.parametrize(
+    ("source", "library"), [("hf://a/b", "huggingface_hub"), ("http://127.0.0.1:9/a.pth", "obstore.fsspec")]
+)
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, source: str, library: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf"reading {source} needs the extra 'remote'.*install it: "):
         load_source(source)
-
-
-def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match="reading hf://a/b needs the extra 'remote'"):
-        load_source("hf://a/b")
 
 
 def test_local_paths_are_not_remote() -> None:
