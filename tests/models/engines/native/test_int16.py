@@ -22,8 +22,6 @@ ARCHITECTURES = ["cifar10_resnet_38", "cifar10_feedforward_38", "imagenet_rnn_ga
 NEAR, DIFFERENCE = 0.01, 0.004
 """The first: how near to its threshold a probability may change a decision. The second: of the largest logit."""
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def limits_of(network: SkipNet, images: NDArray[np.float32]) -> ActivationLimits:
     return measure_limits(fold(network), [torch.from_numpy(images)], 0.5)
