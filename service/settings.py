@@ -61,7 +61,7 @@ class Settings(EngineOptions):
     model_repository: Path = Field(
         default=SHIPPED,
         description="folder of checkpoints: <model>/<version>/; or s3://BUCKET/PATH, gs://BUCKET/PATH, hf://ORG/NAME, "
-        "which need the extra skipnet-serve[remote]",
+        "which need the extra remote: pip install -e '.[remote]'",
     )
     model_cache: Path | None = Field(
         default=None, description="folder for the copy of a remote model repository; default: ~/.cache/skipnet"
@@ -74,7 +74,7 @@ class Settings(EngineOptions):
         ge=0,
         le=65535,
         description="port of the Open Inference Protocol over gRPC; default: no gRPC; needs the extra "
-        "skipnet-serve[grpc]",
+        "grpc: pip install -e '.[grpc]'",
     )
     root_path: str = Field(
         default="",

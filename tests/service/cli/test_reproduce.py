@@ -31,7 +31,7 @@ def test_a_row_is_trained_reported_and_not_trained_again(
     )
     main(line.split())
     said = capsys.readouterr().out
-    assert "cifar10_38/short/plain-3: plain ResNet" in said and "1step" in said and "test: accuracy" in said
+    assert "cifar10_38/short/plain-3: plain ResNet" in said and "| 1/1 [" in said and "test: accuracy" in said
     [result] = read_results([tmp_path / "runs" / "results"])
     # The command repeats the row. It does not contain the folder of the data.
     assert result.command == (
