@@ -14,6 +14,7 @@ from models.cascade.fit import StageOutputs
 from models.checkpoint import Checkpoint
 from models.engines.protocol import Engine
 from models.errors import UserError
+from models.evaluation.fixed_routes import most_executed, paired_gain
 from models.evaluation.forced_routes import force_route
 from models.evaluation.metrics import collect, run_engine
 
@@ -48,8 +49,7 @@ class FrontierPoint:
 
     def gain_over(self, other: "FrontierPoint") -> tuple[float, float]:
         """Return the difference in accuracy from another system, and the standard error of the paired difference."""
-        difference = self.correct.astype(np.float64) - other.correct
-        return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
+        return paired_gain(self.correct, other.correct)
 
 
 def measure_frontier(
@@ -110,8 +110,7 @@ def run_fixed_route(checkpoint: Checkpoint, load: Load, batches: Batches, thresh
         executed = collect(run_engine(engine, threshold), batches)[2]
     finally:
         engine.close()
-    route = np.zeros(executed.shape[1], np.bool_)
-    route[np.argsort(-executed.mean(0), kind="stable")[: int(np.ceil(executed.sum(1).mean()))]] = True
+    route = most_executed(executed, int(np.ceil(executed.sum(1).mean())))
     forced = run_stage(replace(checkpoint, network=force_route(checkpoint.network, route)), load, batches, 0.5)
     return replace(forced, macs=forced.macs - sum(checkpoint.macs.gates))
 

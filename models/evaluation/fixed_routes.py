@@ -26,26 +26,40 @@ def compare_fixed_routes(
     """
     logits, labels, executed = collect_outputs(checkpoint, load, batches, threshold)
     correct = logits.argmax(1) == labels
-    order = np.argsort(-executed.mean(0), kind="stable")
     mean = executed.sum(1).mean()
     routes = []
     for count in sorted({max(0, int(mean) - 1), int(mean), int(np.ceil(mean))}):
-        route = np.zeros(executed.shape[1], np.bool_)
-        route[order[:count]] = True
+        route = most_executed(executed, count)
         forced = replace(checkpoint, network=force_route(checkpoint.network, route))
         fixed = collect_outputs(forced, load, batches, 0.5)[0].argmax(1) == labels
-        difference = correct.astype(np.float64) - fixed
+        gain, gain_error = paired_gain(correct, fixed)
         macs = int(checkpoint.macs.executed(route[None])[0]) - sum(checkpoint.macs.gates)
         routes.append(
             FixedRoute(
                 blocks=count,
                 accuracy=float(fixed.mean()),
                 macs=macs,
-                gain=float(difference.mean()),
-                gain_error=float(difference.std(ddof=1) / np.sqrt(len(difference))),
+                gain=gain,
+                gain_error=gain_error,
             )
         )
     return routes
+
+
+def most_executed(executed: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """Return the route [B-1] of the ``count`` gated blocks that images execute most often, by decisions [N, B-1]."""
+    route = np.zeros(executed.shape[1], np.bool_)
+    route[np.argsort(-executed.mean(0), kind="stable")[:count]] = True
+    return route
+
+
+def paired_gain(correct: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return by how much accuracy exceeds another's on the same N images, and the standard error of the difference.
+
+    ``correct`` and ``other`` [N] tell which images each of two systems classifies correctly.
+    """
+    difference = correct.astype(np.float64) - other
+    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
 def collect_outputs(

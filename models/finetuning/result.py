@@ -15,7 +15,7 @@ from models.data.source import TEST_SPLITS, Source, read_source
 from models.engines import load_engine
 from models.engines.protocol import Engine
 from models.evaluation.calibration import calibrate
-from models.evaluation.fixed_routes import compare_fixed_routes
+from models.evaluation.fixed_routes import compare_fixed_routes, paired_gain
 from models.evaluation.metrics import collect, measure, prepared_batches, run_engine
 from models.evaluation.temperature import find_temperature, scale_temperature
 from models.finetuning.comparison import Comparison, choose_threshold, time_engines
@@ -57,7 +57,9 @@ def write_result(plan: Plan, max_loss: float, between: Callable[[], None]) -> Co
         with closing(load(final)) as engine:
             evaluation = measure(final, engine, test, split, threshold)
             between()
-            difference = correct_images(dense_engine, batches, 0.5) - correct_images(engine, batches, threshold)
+            lost, lost_error = paired_gain(
+                correct_images(dense_engine, batches, 0.5), correct_images(engine, batches, threshold)
+            )
             dense_ms, routed_ms = time_engines(dense_engine, engine, test, spec, threshold)
         between()
         routes = compare_fixed_routes(final, load, batches, threshold)
@@ -66,10 +68,10 @@ def write_result(plan: Plan, max_loss: float, between: Callable[[], None]) -> Co
     write_checkpoint(plan.result, final.network, config)
     write_card(plan.result)
     return Comparison(
-        dense_accuracy=evaluation.accuracy + float(difference.mean()),
+        dense_accuracy=evaluation.accuracy + lost,
         routed=evaluation,
-        lost=float(difference.mean()),
-        lost_error=float(difference.std(ddof=1) / np.sqrt(len(difference))),
+        lost=lost,
+        lost_error=lost_error,
         dense_ms=dense_ms,
         routed_ms=routed_ms,
         open_at_half=open_share(curve, len(routed.network.blocks)),
@@ -116,8 +118,8 @@ def intact(source: Source, plan: Plan) -> Source:
     return source.without_damaged() if plan.options.skip_damaged else source
 
 
-def correct_images(engine: Engine, batches: Batches, threshold: float) -> NDArray[np.float64]:
-    """Return 1 for each image that an engine classifies correctly and 0 for each other, float64 [N]."""
+def correct_images(engine: Engine, batches: Batches, threshold: float) -> NDArray[np.bool_]:
+    """Return which of N images an engine classifies correctly, as bool [N]."""
     logits, labels, _ = collect(run_engine(engine, threshold), batches)
-    correct: NDArray[np.float64] = (logits.argmax(1) == labels).astype(np.float64)
+    correct: NDArray[np.bool_] = logits.argmax(1) == labels
     return correct

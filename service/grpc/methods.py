@@ -84,13 +84,12 @@ async def model_infer(call: Invocation) -> Any:
         async with container.json_turn.take(size, call.deadline):
             asked = await asyncio.to_thread(read_call, request, loaded, container.admission.max_images)
         timing.receive = perf_counter() - timing.started
-        route = route_of(call, asked, loaded)
+        allowed = call.headers.get("x-degrade", "").lower() != "false"
+        route = container.degradation.route(loaded, asked.parameters, allowed)
         results = await run(call, asked, loaded, route)
         response = await asyncio.to_thread(respond, request, asked, results, loaded, route)
         timing.finish()
-        container.metrics.observe_request(loaded, timing, context.request_id, results)
-        if route.accuracy_loss is not None:
-            container.metrics.count_degraded(loaded, len(results), route.accuracy_loss)
+        container.metrics.observe_request(loaded, timing, context.request_id, results, route)
     context.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
     return response
 
@@ -98,15 +97,6 @@ async def model_infer(call: Invocation) -> Any:
 def read_call(request: Any, loaded: LoadedModel, max_images: int) -> Call:
     members, binary = members_of(request)
     return call_of(members, binary, loaded.shape, max_images, v2.datatypes_of(loaded))
-
-
-def route_of(call: Invocation, asked: Call, loaded: LoadedModel) -> RouteChoice:
-    """Return the route that a call asks for, or the one that the service chooses under load."""
-    parameters = asked.parameters
-    route = loaded.choose_route(parameters.execute_threshold, parameters.compute_budget, parameters.min_margin)
-    if parameters.choose_route or call.headers.get("x-degrade", "").lower() == "false":
-        return route
-    return call.container.degradation.choose(loaded, route)
 
 
 async def run(call: Invocation, asked: Call, loaded: LoadedModel, route: RouteChoice) -> list[ImageResult]:

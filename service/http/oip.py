@@ -64,11 +64,6 @@ class Parameters(Tolerant):
     )
     timeout: int | None = Field(default=None, gt=0, le=MAX_TIMEOUT, description="microseconds")
 
-    @property
-    def choose_route(self) -> bool:
-        """Whether the request asks for a route of its own."""
-        return any(each is not None for each in (self.execute_threshold, self.compute_budget, self.min_margin))
-
 
 class InputParameters(Tolerant):
     binary_data_size: int | None = Field(default=None, ge=0)

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from service.inference.route import OperatingPoint, RouteChoice
+from service.inference.route import OperatingPoint, RouteChoice, RouteRequest
 
 if TYPE_CHECKING:
     from service.repository.loaded_model import LoadedModel
@@ -93,6 +93,12 @@ class Degradation:
         if self.limits is None:
             return 1.0
         return 1 - (1 - self.limits.share) * self._pressure.update(self._waiting(), perf_counter()) / LEVELS
+
+    def route(self, model: "LoadedModel", request: RouteRequest, allowed: bool) -> RouteChoice:
+        """Return the route of a request, a cheaper one under load if that is ``allowed`` and it asks for none."""
+        asked = (request.execute_threshold, request.compute_budget, request.min_margin)
+        usual = model.choose_route(*asked)
+        return self.choose(model, usual) if allowed and asked == (None, None, None) else usual
 
     def choose(self, model: "LoadedModel", usual: RouteChoice) -> RouteChoice:
         """Return ``usual``, the route of a request that asks for none, or a cheaper one under load."""

@@ -1,9 +1,18 @@
 """What decides an image's route: thresholds, and the points of an accuracy-compute curve."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 Threshold = float | tuple[float, ...]
 """What decides an image's route: an execute threshold, or the thresholds and margins of a cascade."""
+
+
+class RouteRequest(Protocol):
+    """What a request says of its route. With None everywhere, it leaves the route to the service."""
+
+    execute_threshold: float | None
+    compute_budget: float | None
+    min_margin: float | None
 
 
 @dataclass(frozen=True)

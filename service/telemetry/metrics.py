@@ -21,6 +21,7 @@ from service.inference.admission import REJECT_REASONS
 from service.inference.batch import BatchRun
 from service.inference.image_task import DROP_REASONS
 from service.inference.result import ImageResult
+from service.inference.route import RouteChoice
 from service.repository.loaded_cascade import LoadedCascade
 from service.repository.loaded_model import LoadedModel
 from service.telemetry.cascade_metrics import MARGINS, CascadeMetrics
@@ -250,15 +251,17 @@ class Metrics:
         self.rejections.labels(reason).inc()
 
     def observe_request(
-        self, model: LoadedModel, timing: Timing, request_id: str, results: Sequence[ImageResult]
+        self, model: LoadedModel, timing: Timing, request_id: str, results: Sequence[ImageResult], route: RouteChoice
     ) -> None:
-        """Observe the timing of a successful request, with its id as the exemplar."""
+        """Observe a successful request: its timing, with its id as the exemplar, and whether it was degraded."""
         series, exemplar = self._series_of(model), {"request_id": request_id}
         series.request_duration.observe(timing.total, exemplar)
         for stage, histogram in series.stages.items():
             histogram.observe(getattr(timing, stage), exemplar)
         if isinstance(model, LoadedCascade):
             self.cascades.observe_request(model, timing.total, results)
+        if route.accuracy_loss is not None:
+            self.count_degraded(model, len(results), route.accuracy_loss)
 
     def _begin_requests(self, name: str, version: str) -> None:
         """Begin at 0: if a series appeared with a burst of errors, rate() would not see the burst."""

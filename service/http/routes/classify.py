@@ -77,11 +77,6 @@ class ClassifyQuery(BaseModel):
     )
     explain: bool = Field(False, description="list every gate's decision in routing.decisions")
 
-    @property
-    def chooses_route(self) -> bool:
-        """Whether the request asks for a route of its own."""
-        return any(each is not None for each in (self.execute_threshold, self.compute_budget, self.min_margin))
-
 
 class ClassifyHeaders(BaseModel):
     timeout: float | None = Field(
@@ -139,9 +134,7 @@ async def classify(request: Request) -> Response:
     with container.repository.lease(query.model, query.version) as loaded:
         context.model, context.version = loaded.name, str(loaded.version)
         container.admission.refuse_if_saturated(loaded)
-        route = loaded.choose_route(query.execute_threshold, query.compute_budget, query.min_margin)
-        if headers.degrade and not query.chooses_route:
-            route = container.degradation.choose(loaded, route)
+        route = container.degradation.route(loaded, query, headers.degrade)
         image = await read_body(read_image(request, container.settings.max_body_size), deadline)
         timing.receive = perf_counter() - timing.started
         with container.admission.admit(1, loaded, deadline, timing.started):
@@ -169,9 +162,7 @@ async def classify(request: Request) -> Response:
             degraded=route.degraded or None,
             expected_accuracy_loss=None if route.accuracy_loss is None else round(route.accuracy_loss, 4),
         )
-        container.metrics.observe_request(loaded, timing, context.request_id, [result])
-        if route.accuracy_loss is not None:
-            container.metrics.count_degraded(loaded, 1, route.accuracy_loss)
+        container.metrics.observe_request(loaded, timing, context.request_id, [result], route)
     context.fields |= {
         "label": body.predictions[0].label,
         "threshold": route.threshold,

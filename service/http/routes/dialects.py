@@ -44,11 +44,6 @@ class ComputeParameters(BaseModel):
     compute_budget: float | None = Field(None, ge=0, le=1)
     min_margin: float | None = Field(None, ge=0, le=1)
 
-    @property
-    def choose_route(self) -> bool:
-        """Whether the request itself decides how much is computed."""
-        return (self.execute_threshold, self.compute_budget, self.min_margin) != (None, None, None)
-
 
 @dataclass(frozen=True)
 class Images:
@@ -79,10 +74,7 @@ async def run(
         container.admission.refuse_if_saturated(loaded)
         images = await read_images(request, container, deadline, read)
         timing.receive = perf_counter() - timing.started
-        parameters = images.parameters
-        route = loaded.choose_route(parameters.execute_threshold, parameters.compute_budget, parameters.min_margin)
-        if headers.degrade and not parameters.choose_route:
-            route = container.degradation.choose(loaded, route)
+        route = container.degradation.route(loaded, images.parameters, headers.degrade)
         with container.admission.admit(len(images.files), loaded, deadline, timing.started):
             results = await container.pipeline.run(
                 loaded,
@@ -93,9 +85,7 @@ async def run(
                 disconnected=request.receive(),
             )
         timing.finish()
-        container.metrics.observe_request(loaded, timing, context.request_id, results)
-        if route.accuracy_loss is not None:
-            container.metrics.count_degraded(loaded, len(results), route.accuracy_loss)
+        container.metrics.observe_request(loaded, timing, context.request_id, results, route)
     context.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
     return images, results, loaded.labels, timing.headers()
 

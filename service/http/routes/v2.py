@@ -190,9 +190,7 @@ async def infer(
             call = await asyncio.to_thread(read)
         timing.receive = perf_counter() - timing.started
         parameters = call.parameters
-        route = loaded.choose_route(parameters.execute_threshold, parameters.compute_budget, parameters.min_margin)
-        if x_degrade and not parameters.choose_route:
-            route = container.degradation.choose(loaded, route)
+        route = container.degradation.route(loaded, parameters, x_degrade)
         if parameters.timeout is not None:
             deadline = min(deadline, timing.started + parameters.timeout / 1e6)
         with container.admission.admit(len(call.payloads), loaded, deadline, timing.started):
@@ -208,9 +206,7 @@ async def infer(
             small = len(results) * len(loaded.labels) <= SMALL_ANSWER
             body, head = write() if small else await asyncio.to_thread(write)
         timing.finish()
-        container.metrics.observe_request(loaded, timing, context.request_id, results)
-        if route.accuracy_loss is not None:
-            container.metrics.count_degraded(loaded, len(results), route.accuracy_loss)
+        container.metrics.observe_request(loaded, timing, context.request_id, results, route)
     context.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
     headers = timing.headers()
     if head is not None:
