@@ -9,7 +9,7 @@ from PIL import Image
 from models.data.datasets import find_dataset
 from models.data.source import Source, read_source
 from models.errors import UserError
-from tests.models.data.test_data import CIFAR10, write_parquet
+from tests.models.data.parquet_files import CIFAR10, write_parquet
 
 
 def folder_of(tmp_path: Path, *classes: str) -> Source:

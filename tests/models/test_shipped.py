@@ -18,7 +18,7 @@ from models.engines import load_engine
 from models.engines.protocol import Engine, Routed
 from models.evaluation.metrics import BATCH, evaluate_engine
 from models.preprocessing import prepare
-from tests.models.data.test_data import read_images
+from tests.models.data.parquet_files import read_images
 from tests.research import shared
 
 FOLDERS = sorted(weights.parent for weights in SHIPPED.glob("*/*/model.safetensors"))

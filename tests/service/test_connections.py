@@ -14,7 +14,7 @@ import pytest
 
 from models import SHIPPED
 from models.model_repository import find_version
-from tests.models.data.test_data import write_parquet
+from tests.models.data.parquet_files import write_parquet
 from tests.service.parts import PNG, encoded, picture, until
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here: install strace")

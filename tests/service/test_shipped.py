@@ -12,7 +12,7 @@ from models import SHIPPED
 from models.cascade.config import read_cascade_config
 from models.data.datasets import find_dataset
 from service.settings import Settings
-from tests.models.data.test_data import read_images
+from tests.models.data.parquet_files import read_images
 from tests.service.parts import Running, encoded, post, until
 
 PHOTOS = Path(__file__).parents[1] / "photos"

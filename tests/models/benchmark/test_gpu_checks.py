@@ -19,7 +19,7 @@ from models.engines.torch.reference import ReferenceEngine
 from models.evaluation.agreement import Agreement, compare_engines
 from models.importing.parity import read_case
 from models.model_repository import find_version
-from tests.models.data.test_data import read_images
+from tests.models.data.parquet_files import read_images
 from tests.models.engines.test_verification import Faulty, flip_last_decision
 from tests.research import shared
 

@@ -13,7 +13,7 @@ from models.data.batches import PreparedImages, StreamedBatches
 from models.data.datasets import find_dataset
 from models.data.source import DamagedImage, read_source
 from models.training.setup.data import input_spec
-from tests.models.data.test_data import CIFAR10, write_parquet
+from tests.models.data.parquet_files import CIFAR10, write_parquet
 from tests.models.data.test_image_folder import write_classes
 
 CPU = torch.device("cpu")

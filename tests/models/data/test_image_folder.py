@@ -16,7 +16,7 @@ from models.data.datasets import find_dataset
 from models.data.source import DamagedImage, Source, describe, read_source
 from models.errors import UserError
 from models.training.setup.data import input_spec
-from tests.models.data.test_data import write_parquet
+from tests.models.data.parquet_files import write_parquet
 from tests.models.images.test_encoded import png, png_chunk
 
 SPEC = input_spec(find_dataset("cifar10"), 32)

@@ -23,7 +23,7 @@ from models.experiments.row import Row
 from models.experiments.runner import reproduce
 from models.model_repository import find_version
 from models.training.setup.options import NetworkOptions
-from tests.models.data.test_data import write_cifar10
+from tests.models.data.parquet_files import write_cifar10
 from tests.models.training.interruption import Killed, KilledAfter, quiet
 
 TRAIN, TEST, HELD_OUT = 36, 16, 20

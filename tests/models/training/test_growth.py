@@ -24,7 +24,7 @@ from models.training.distillation.logits import write_teacher_logits
 from models.training.setup.growth import grow
 from models.training.setup.job import make_job
 from models.training.types import stage_record
-from tests.models.data.test_data import write_cifar10
+from tests.models.data.parquet_files import write_cifar10
 from tests.models.experiments.test_runner import TINY, TRAIN, never, plan_in
 from tests.models.training.interruption import quiet
 

@@ -15,7 +15,7 @@ from models.blocks import Block
 from models.gates import Limits
 from models.network import RunBlock, SkipNet, run_masked
 from models.training.recipes import OperatingPoint, find_recipe
-from models.training.stages.gate_readout import readouts
+from models.training.stages.gate_readout import readouts, set_gate_bias
 from models.training.stages.skipping import run_explored
 from models.training.stages.supervised import (
     difficulty_rank,
@@ -204,3 +204,44 @@ def test_a_student_with_the_logits_of_its_teacher_has_no_loss() -> None:
     other = find_architecture("cifar10_resnet_38").build().eval()
     assert supervised_step(other, images, labels, start, recipe, teacher_logits).loss > 1e-3
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_soft_gates_scale_the_block_by_their_probability() -> None:
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    step = supervised_step(
+        network, images, labels, torch.tensor(1.0), replace(find_recipe("short", "sp"), gates="soft")
+    )
+    # New gates have probabilities near 0.5, so each block counts about half. Hard gates would give a whole number.
+    executed = 18 * step.computation - 4
+    assert 0.3 * 68 < executed < 0.7 * 68
+    assert abs(float(executed) - round(float(executed))) > 1e-4
+
+
+def test_supervised_gates_are_hard_forward_and_soft_backward() -> None:
+    logits = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
+    limits = torch.tensor([0.0, 0.0, 2.0])
+    decisions = straight_through(limits)(0, logits)
+    torch.testing.assert_close(decisions.detach(), torch.tensor([0.0, 0.0, 0.0]))
+    torch.testing.assert_close(straight_through(torch.zeros(3))(0, logits).detach(), torch.tensor([0.0, 0.0, 1.0]))
+    decisions.sum().backward()  # type: ignore[no-untyped-call]
+    probability = torch.sigmoid(logits.detach() - limits)
+    torch.testing.assert_close(logits.grad, probability * (1 - probability))
+
+
+@pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38"])
+def test_the_gate_bias_executes_or_skips_every_block(name: str) -> None:
+    network = find_architecture(name).build().eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        set_gate_bias(network, -1e3)
+        assert not network(images)[1].decisions.any()
+        set_gate_bias(network, 1e3)
+        assert network(images)[1].decisions.all()
+
+
+def test_a_batch_smaller_than_the_operating_points_has_a_loss() -> None:
+    network = find_architecture("cifar10_rnn_gate_38").build()
+    images, labels = torch.randn(2, 3, 32, 32), torch.arange(2)
+    for recipe in ("multi_budget", "adaptive"):
+        assert supervised_step(network, images, labels, torch.tensor(1.0), find_recipe(recipe, "sp")).loss.isfinite()

@@ -37,7 +37,7 @@ from models.training.recipes import Stage
 from models.training.setup.job import make_job
 from models.training.setup.options import JobOptions
 from models.training.stages.supervised import supervised_step
-from tests.models.data.test_data import write_cifar10
+from tests.models.data.parquet_files import write_cifar10
 from tests.models.experiments.test_runner import never, plan_in, tiny
 from tests.models.training.interruption import Killed, KilledAfter, quiet
 

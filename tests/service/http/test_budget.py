@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from models.checkpoint import CalibrationPoint
 from service.repository.loaded_model import LoadedModel
-from tests.service.http.oip import request
+from tests.service.http.routes.oip import request
 from tests.service.parts import NAME, PNG, Running, encoded, picture
 
 

@@ -1,4 +1,4 @@
-"""An engine that runs the persistent kernel's own source on the CPU (shim.hpp, driver.cpp)."""
+"""An engine that runs the persistent kernel's own source on the CPU (thread_blocks.hpp, shim.hpp, driver.cpp)."""
 
 import ctypes
 import hashlib
@@ -60,7 +60,7 @@ def build(gate: str, *mutations: tuple[str, str]) -> Path:
         found = [name for name, text in texts.items() for _ in range(text.count(old))]
         assert len(found) == 1, f"{old!r} is not once in the kernel, but in {found}"
         texts[found[0]] = texts[found[0]].replace(old, new)
-    texts |= {name: (HERE / name).read_text() for name in ("shim.hpp", "driver.cpp")}
+    texts |= {name: (HERE / name).read_text() for name in ("thread_blocks.hpp", "shim.hpp", "driver.cpp")}
     options = (*OPTIONS, f"-DKIND_OF_GATE={gate}")
     digest = hashlib.sha256("".join([*texts.values(), *options]).encode()).hexdigest()[:12]
     library = Path(tempfile.gettempdir()) / f"skipnet-persistent-{os.getuid()}-{digest}.so"

@@ -25,7 +25,7 @@ from models.importing.parity import THRESHOLD, read_case
 from models.model_repository import find_version
 from models.network import GateKind, SkipNet
 from models.preprocessing import prepare
-from tests.models.data.test_data import read_images
+from tests.models.data.parquet_files import read_images
 from tests.models.engines.persistent.simulated import SimulatedEngine
 from tests.research import shared
 

@@ -9,7 +9,7 @@ import pytest
 from models.experiments.catalogue import all_groups
 from models.experiments.results import read_results
 from service.cli.main import main
-from tests.models.data.test_data import read_images, write_parquet
+from tests.models.data.parquet_files import read_images, write_parquet
 
 TRAIN, HELD_OUT, TEST = 150, 20, 20
 

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from models.preprocessing import prepare
 from service.http.oip import respond
 from service.repository.loaded_model import LoadedModel
-from tests.service.http.oip import message, request
+from tests.service.http.routes.oip import message, request
 from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, engine_of, picture, until
 
 Pixels = NDArray[np.float32]

@@ -17,7 +17,7 @@ from models.errors import UserError
 from models.training.recipes import find_recipe
 from models.training.setup.data import check_shares
 from service.cli.main import main
-from tests.models.data.test_data import write_parquet
+from tests.models.data.parquet_files import write_parquet
 
 TRAIN, VALIDATION = 16, 9
 TOLERANCE = 0.05

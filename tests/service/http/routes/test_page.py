@@ -14,7 +14,7 @@ from service.settings import Settings
 from tests.programs import program
 from tests.service.parts import Running, encoded, picture, until
 
-PHOTO = Path(__file__).parents[2] / "photos" / "cat.jpg"
+PHOTO = Path(__file__).parents[3] / "photos" / "cat.jpg"
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),

@@ -16,7 +16,7 @@ from models.architectures import find_architecture
 from models.checkpoint import Config, write_checkpoint
 from models.model_repository import find_version
 from service.cli.main import main
-from tests.models.data.test_data import write_parquet
+from tests.models.data.parquet_files import write_parquet
 from tests.service.parts import LABELS, SPEC, picture
 
 CHECKPOINT = find_version(SHIPPED, "cifar10_rnn_gate_38", None)

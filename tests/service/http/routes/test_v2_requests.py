@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import ServiceError
 from service.http.oip import Parameters, read_call
-from tests.service.http.oip import message, request
+from tests.service.http.routes.oip import message, request
 from tests.service.parts import NAME, Running
 
 BAD = {

@@ -13,7 +13,7 @@ from models.cascade.config import CascadeConfig, Stage, write_cascade_config
 from models.checkpoint import code_version, read_checkpoint, read_config
 from models.model_repository import find_version
 from service.cli.main import main
-from tests.models.data.test_data import write_cifar10
+from tests.models.data.parquet_files import write_cifar10
 from tests.service.parts import write_random
 
 MODEL = "cifar10_rnn_gate_38"

@@ -12,7 +12,7 @@ from models.engines import load_engine
 from models.engines.protocol import EngineError
 from models.model_repository import find_version
 from service.cli.main import main
-from tests.models.data.test_data import write_cifar10
+from tests.models.data.parquet_files import write_cifar10
 
 VALIDATION = 12
 

@@ -14,9 +14,9 @@ from models.evaluation.agreement import Agreement
 from models.evaluation.precision import check_rounding
 from models.model_repository import find_version
 from service.cli.main import main
-from tests.models.data.test_data import write_cifar10
+from tests.models.data.parquet_files import write_cifar10
 
-PHOTO = Path(__file__).parents[2] / "photos" / "cat.jpg"
+PHOTO = Path(__file__).parents[3] / "photos" / "cat.jpg"
 TEST, TRAIN = 24, 16
 
 

@@ -1,27 +1,17 @@
-"""Data sets in the schema of the hub, read from local files, and the jobs that train on them."""
+"""Make training jobs from options: data, network, teacher, and the start from a checkpoint."""
 
-import importlib.util
-import io
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from models.architectures import find_architecture
 from models.checkpoint import Config, write_checkpoint
 from models.data.batches import MemoryBatches, StreamedBatches
-from models.data.datasets import DATASETS, find_dataset
-from models.data.parquet import TableImages, class_names, import_datasets
 from models.data.source import read_source
-from models.data.validation_split import split_positions
 from models.errors import UserError
 from models.model_card.training_commands import list_commands
 from models.network import SkipNet
@@ -30,49 +20,7 @@ from models.training.setup.data import input_spec
 from models.training.setup.job import make_job
 from models.training.setup.options import JobOptions
 from models.training.types import stage_record
-from tests.research import shared
-
-CIFAR10 = find_dataset("cifar10")
-
-
-def write_parquet(
-    path: Path, pixels: np.ndarray, labels: list[int], columns: tuple[str, str] = ("img", "label")
-) -> None:
-    rows = []
-    for image in pixels:
-        content = io.BytesIO()
-        Image.fromarray(image).save(content, "PNG")
-        rows.append({"bytes": content.getvalue(), "path": None})
-    images = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({columns[0]: images, columns[1]: labels}), path)
-
-
-def with_columns(folder: Path, image: str, label: str) -> Path:
-    write_parquet(folder / "train.parquet", np.zeros((1, 32, 32, 3), np.uint8), [0], (image, label))
-    return folder
-
-
-@pytest.fixture
-def pixels() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
-def test_parquet_in_the_hubs_schema(name: str, tmp_path: Path, pixels: np.ndarray) -> None:
-    row = DATASETS[name]
-    for part in row.train_splits:
-        write_parquet(tmp_path / f"{part}.parquet", pixels, list(range(20)), (row.image_column, row.label_column))
-    images, labels = read_source(row, "train", tmp_path).in_memory(32)
-    assert images.dtype == torch.uint8 and len(images) == 20 * len(row.train_splits)
-    np.testing.assert_array_equal(images[:20].permute(0, 2, 3, 1).numpy(), pixels)
-    assert labels[:20].tolist() == list(range(20))
-
-
-def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "test.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"test.parquet of .* can't be read \(.*\); copy it again"):
-        read_source(CIFAR10, "test", tmp_path)
+from tests.models.data.parquet_files import CIFAR10, write_parquet
 
 
 def test_training_keeps_the_normalisation_of_an_imported_start(pixels: np.ndarray, tmp_path: Path) -> None:
@@ -111,49 +59,6 @@ def test_training_keeps_the_normalisation_of_an_imported_start(pixels: np.ndarra
     )
     with pytest.raises(UserError, match="use the teacher's teacher_logits"):
         make_job(distilled)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda folder: folder / "absent", "is not a folder"),
-        (lambda folder: folder, r"has no split 'train'.*train\.parquet"),
-        (lambda folder: with_columns(folder, "a", "b"), "has a, b"),
-    ],
-)
-def test_data_that_cannot_be_read_says_what_to_do(make, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(UserError, match=message):
-        read_source(CIFAR10, "train", make(tmp_path))
-
-
-def test_an_unknown_data_set_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="svhn"):
-        find_dataset("cifar")
-
-
-def test_an_unreachable_hub_suggests_a_local_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise ConnectionError("Couldn't reach 'cifar10' on the Hub (OfflineModeIsEnabled)")
-
-    monkeypatch.setattr("datasets.load_dataset", unreachable)
-    with pytest.raises(UserError, match=r"Couldn't reach .* or name a local folder of its files with --data"):
-        read_source(CIFAR10, "train", None)
-
-
-def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "train.parquet", np.zeros((1, 8, 8, 3), np.uint8), [0])
-    with pytest.raises(UserError, match=r"image 0 of .*train\.parquet has 8x8 pixels; images of cifar10 have 32x32"):
-        read_source(CIFAR10, "train", tmp_path).in_memory(32)
-
-
-def test_validation_images_are_not_training_images(tmp_path: Path, pixels: np.ndarray) -> None:
-    write_parquet(tmp_path / "train.parquet", pixels, list(range(20)))
-    source = read_source(CIFAR10, "train", tmp_path)
-    train, held_out = split_positions(source, 5)
-    assert (len(train), len(held_out)) == (15, 5)
-    assert sorted(train + held_out) == list(range(20))
-    with pytest.raises(UserError, match="--held-out 20 takes all of the 20"):
-        split_positions(source, 20)
 
 
 def test_options_that_fit_no_network_are_refused(tmp_path: Path) -> None:
@@ -298,46 +203,3 @@ def test_a_dense_network_starts_from_the_blocks_of_one_with_gates(tmp_path: Path
     assert job.network.gate_kind is None and [recipe.stage for recipe in job.recipes] == ["plain"]
     # The history names the network that a stage trained.
     assert job.earlier == [TrainedStage(**plain), TrainedStage(architecture=routed.name, **stages[1])]
-
-
-def packs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("packs", shared("data/packs.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@cache
-def read_images(dataset: str, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the real images [N, 32, 32, 3] of a split and their labels [N]; the first 1,000 of a training split."""
-    pixels, labels = packs().read(dataset, split)
-    count = None if split == "test" else 1000
-    return pixels[:count].copy(), labels[:count].copy()
-
-
-def write_cifar10(folder: Path, train: int, test: int) -> None:
-    """Write the first real images of each split in the hub's schema."""
-    for name, count in (("train", train), ("test", test)):
-        pixels, labels = read_images("cifar10", name)
-        write_parquet(folder / f"{name}.parquet", pixels[:count], labels[:count].tolist())
-
-
-def test_cifar_10_is_read_exactly(tmp_path: Path) -> None:
-    images, labels = read_images("cifar10", "test")
-    write_parquet(tmp_path / "test.parquet", images[:200], labels[:200].tolist())
-    read, truth = read_source(CIFAR10, "test", tmp_path).in_memory(32)
-    np.testing.assert_array_equal(read.permute(0, 2, 3, 1).numpy(), images[:200])
-    np.testing.assert_array_equal(truth.numpy(), labels[:200])
-    assert read_source(CIFAR10, "test", tmp_path).classes[3] == "cat"
-
-
-def test_cifar_100_keeps_its_class_names(tmp_path: Path) -> None:
-    dataset = find_dataset("cifar100")
-    images, labels = read_images("cifar100", "test")
-    write_parquet(tmp_path / "test.parquet", images[:20], labels[:20].tolist(), ("img", "fine_label"))
-    source = read_source(dataset, "test", tmp_path)
-    assert source.classes == packs().classes("cifar100")
-    assert isinstance(source.examples, TableImages)
-    carried = source.examples.table.cast_column("fine_label", import_datasets().ClassLabel(num_classes=100))
-    assert class_names(carried, dataset) == source.classes

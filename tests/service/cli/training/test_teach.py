@@ -7,7 +7,7 @@ import pytest
 from models.training.distillation import training as teacher_training
 from models.training.distillation.logits import read_teacher_logits
 from service.cli.main import main
-from tests.models.data.test_data import write_cifar10
+from tests.models.data.parquet_files import write_cifar10
 
 
 def test_a_teacher_writes_its_logits_and_is_not_trained_again(
