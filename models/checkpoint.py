@@ -144,7 +144,7 @@ def code_version() -> str:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint folder.
 
-    Raises CheckpointError where a file is missing or damaged, the weights don't fit the architecture, or the folder
+    Raises CheckpointError if a file is missing or damaged, the weights don't fit the architecture, or the folder
     holds a pickle instead of safetensors.
     """
     config = read_config(folder)
@@ -166,9 +166,10 @@ def fit_state(
     origin: Path,
     remedy: str = f"check `architecture` and `labels` in {CONFIG}",
 ) -> None:
-    """Load ``state`` into ``network``; raises CheckpointError where names, shapes or values are not the network's.
+    """Load ``state`` into ``network``.
 
-    ``remedy`` is what the error tells the user to do.
+    ``remedy`` is what the error tells the user to do. Raises CheckpointError if names, shapes or values are not the
+    network's.
     """
     # Batch norm's count of batches has no effect on the output. Checkpoints are written without it.
     expected, state = without_batch_counts(network.state_dict()), without_batch_counts(state)
@@ -202,7 +203,10 @@ def is_cascade(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> Config:
-    """Read a checkpoint's ``config.json`` alone; raises CheckpointError as `read_checkpoint` does."""
+    """Read a checkpoint's ``config.json`` alone.
+
+    Raises CheckpointError as `read_checkpoint` does.
+    """
     try:
         complete = (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
     except OSError as error:

@@ -55,7 +55,7 @@ def is_plain(repository: Path, name: str) -> bool:
 def find_version(repository: Path, model: str | None, version: int | None) -> Path:
     """Return the folder of a model's version; defaults to the newest version of the first of `models`.
 
-    Raises CheckpointError where there is no such version.
+    Raises CheckpointError if there is no such version.
     """
     name = model if model is not None else next(iter(models(repository)), None)
     found = versions(repository, name) if name is not None else []
@@ -70,7 +70,7 @@ def find_version(repository: Path, model: str | None, version: int | None) -> Pa
 
 
 def require_labels(repository: Path, name: str, labels: list[str]) -> None:
-    """Raise CheckpointError where the model's newest readable version has other labels.
+    """Raise CheckpointError if the model's newest readable version has other labels.
 
     Its clients would get labels that they don't know. Raises CheckpointError for an invalid name too.
     """

@@ -100,7 +100,10 @@ def register(kind: str) -> Callable[[Kind], Kind]:
 
 @cache
 def load_files(paths: str) -> None:
-    """Import the Python files in ``paths``, once. Raises UserError if one can't be imported."""
+    """Import the Python files in ``paths``, once.
+
+    Raises UserError if one can't be imported.
+    """
     for path in filter(None, paths.split(os.pathsep)):
         known = set(KINDS)
         try:

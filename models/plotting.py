@@ -111,7 +111,7 @@ def draw_chart(
     """Return a chart as an SVG document.
 
     ``right`` is a second y axis, ``height`` is in CSS pixels without the legend, ``diagonal`` adds the line y = x.
-    Raises UserError where matplotlib is missing.
+    Raises UserError if matplotlib is missing.
     """
     require_plotting()
     from matplotlib import rc_context

@@ -45,7 +45,7 @@ def render_markdown(analysis: Analysis, charts: Mapping[str, str]) -> str:
 def render(template: str, analysis: Analysis, **values: object) -> str:
     """Return a page from its template.
 
-    Raises UserError where jinja2 is missing.
+    Raises UserError if jinja2 is missing.
     """
     with needs_extra("analysis", "rendering reports"):
         from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape

@@ -108,7 +108,10 @@ def round_floats(value: Any) -> Any:
 
 
 def read_analysis(folder: Path) -> Analysis | None:
-    """Return the analysis in a checkpoint folder; None if there is none. Raises UserError for a damaged file."""
+    """Return the analysis in a checkpoint folder; None if there is none.
+
+    Raises UserError for a damaged file.
+    """
     path = folder / ANALYSIS
     if not path.is_file():
         return None

@@ -38,7 +38,7 @@ def failure_auroc(confidences: NDArray[np.float32], correct: NDArray[np.bool_]) 
     """Return the area under the ROC curve of low confidence as a predictor of errors; 0.5 is chance.
 
     It is the probability that a wrong output has a lower confidence than a correct one, ties counted half. Raises
-    ValueError where all outputs are correct or all are wrong.
+    ValueError if all outputs are correct or all are wrong.
     """
     wrong = int((~correct).sum())
     if wrong in (0, len(correct)):

@@ -126,7 +126,10 @@ class Cascade:
 
 
 def read_cascade_config(folder: Path) -> CascadeConfig:
-    """Read a cascade's ``config.json``; raises CheckpointError where it is missing or damaged."""
+    """Read a cascade's ``config.json``.
+
+    Raises CheckpointError if it is missing or damaged.
+    """
     try:
         return CascadeConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, ValidationError) as error:

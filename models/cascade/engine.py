@@ -58,7 +58,7 @@ class CascadeEngine:
         A row of ``thresholds`` [N, 2S-1] holds an image's S execute thresholds and then its S-1 margins, as
         `Cascade.thresholds` does. ``thresholds`` [N] are execute thresholds for all stages, with the cascade's own
         margins. Of those, 0 runs every block of every stage, and 1 runs the first block of the first stage alone.
-        Raises ValueError where N is 0 or the shapes differ.
+        Raises ValueError if N is 0 or the shapes differ.
         """
         return self._run(images, thresholds, traffic=True)
 
@@ -97,7 +97,10 @@ class CascadeEngine:
     def split(
         self, images: NDArray[np.float32], thresholds: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return execute thresholds [N, S] and margins [N, S-1]; raises ValueError as `run` does."""
+        """Return execute thresholds [N, S] and margins [N, S-1].
+
+        Raises ValueError as `run` does.
+        """
         stages = len(self.engines)
         if thresholds.ndim == 2 and thresholds.shape[1] == 2 * stages - 1:
             check_batch(images, thresholds[:, 0])

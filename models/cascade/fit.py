@@ -52,7 +52,7 @@ def fit_cascade(
     ``labels`` [N] are the validation images' classes. At the operating point each stage escalates the share
     ``escalate`` of the images that reach it. With ``budget``, mean MACs over the last stage's dense MACs, it is the
     largest of `SHARES` that keeps the budget. Labels do not influence this choice, so few validation images suffice.
-    Raises UserError where the stages do not fit together or the budget can't be met.
+    Raises UserError if the stages do not fit together or the budget can't be met.
     """
     require_alike(checkpoints)
     dense = checkpoints[-1].macs.dense
@@ -97,7 +97,7 @@ def fit_cascade(
 
 
 def require_alike(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise UserError where there are fewer than two stages, or their labels or inputs differ."""
+    """Raise UserError if there are fewer than two stages, or their labels or inputs differ."""
     if len(checkpoints) < 2:
         raise UserError("a cascade needs at least two stages: name another checkpoint")
     first = checkpoints[0]

@@ -60,7 +60,7 @@ def measure_frontier(
     A rival is another first stage under the same rule. For a first stage with gates, there is one rival more: the same
     weights along a fixed route, without gates. Its route consists of the blocks that the images execute most often, as
     many as they execute on average, rounded up. ``batches`` are normalised images [N, 3, H, W] and labels [N]. Raises
-    UserError where the cascade has more than two stages or a rival has other labels or another input.
+    UserError if the cascade has more than two stages or a rival has other labels or another input.
     """
     if len(cascade.stages) != 2:
         raise UserError(f"{cascade.folder} has {len(cascade.stages)} stages: the comparison needs a cascade of two")

@@ -48,7 +48,7 @@ def read_image_folder(folder: Path, least_classes: int) -> FolderImages:
     Symbolic links are followed, hidden files are ignored, and files that are no images by their suffix are counted.
     Class names are in Unicode's composed form (NFC), whatever the file system has.
 
-    Raises UserError where there are fewer than ``least_classes`` classes, a class has no image, or something lies
+    Raises UserError if there are fewer than ``least_classes`` classes, a class has no image, or something lies
     beside the class folders that looks like images.
     """
     skipped: Counter[str] = Counter()
@@ -87,7 +87,7 @@ def class_folders(folder: Path, skipped: Counter[str]) -> list[str]:
 def class_name(folder: Path, name: str) -> str:
     """Return a folder's name as a label.
 
-    Raises UserError where it is not valid Unicode.
+    Raises UserError if it is not valid Unicode.
     """
     try:
         name.encode()
@@ -99,7 +99,7 @@ def class_name(folder: Path, name: str) -> str:
 def class_images(folder: Path, name: str, skipped: Counter[str]) -> list[str]:
     """Return the paths of a class's images relative to ``folder``.
 
-    Raises UserError where there are none.
+    Raises UserError if there are none.
     """
     images, others = [], Counter[str]()
     for path in files_below(folder / name, f"{name}/", ()):
@@ -150,7 +150,7 @@ def suffix_of(path: str) -> str:
 
 
 def check_class_count(folder: Path, classes: list[str], least: int) -> None:
-    """Raise UserError where there are too few classes."""
+    """Raise UserError if there are too few classes."""
     if not classes:
         raise UserError(f"{folder} has no class folders: sort its images into a folder for each class")
     if len(classes) >= least:

@@ -49,7 +49,7 @@ class TableImages:
 def load_from_hub(dataset: DatasetInfo, splits: Sequence[str]) -> TableImages:
     """Return splits of a data set on the hub, in order.
 
-    Raises UserError where the hub can't be reached.
+    Raises UserError if the hub can't be reached.
     """
     datasets = import_datasets()
     try:
@@ -104,7 +104,7 @@ def class_names(table: "Dataset", dataset: DatasetInfo) -> list[str]:
 def import_datasets() -> Any:
     """Return the ``datasets`` module, quiet.
 
-    Raises UserError where the training extra is not installed.
+    Raises UserError if the training extra is not installed.
     """
     with needs_extra("training", "reading data sets"):
         import datasets

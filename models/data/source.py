@@ -118,7 +118,7 @@ class Source:
         """Return the source with each class labelled by the position of its name in a checkpoint's ``labels``.
 
         An image folder numbers only its own classes, in the order of their names. Where no name is a label, the folders
-        stand for the labels in order, as for labels that were reworded. Raises UserError where only some names are
+        stand for the labels in order, as for labels that were reworded. Raises UserError if only some names are
         labels, or where none is and the counts differ. Other data sets have fixed numbers.
         """
         if not isinstance(self.examples, FolderImages):
@@ -137,7 +137,7 @@ class Source:
     def in_memory(self, side: int) -> tuple[Tensor, Tensor]:
         """Return all images as uint8 [N, 3, side, side] and labels as int64 [N].
 
-        An image of another size is resized and its centre square taken, as in the service. Raises UserError where the
+        An image of another size is resized and its centre square taken, as in the service. Raises UserError if the
         images of the data set all have one size and this one differs.
         """
         square = InputSpec(height=side, width=side, resize=side, mean=self.dataset.mean, std=self.dataset.std)
@@ -161,7 +161,7 @@ def read_source(dataset: DatasetInfo, split: str, data: Path | None) -> Source:
     ``train-*.parquet``) or of images (``train/CLASS/*``, ``val/CLASS/*``). A folder of images without splits
     (``CLASS/*``) is all training images.
 
-    Raises UserError where there is nothing to read.
+    Raises UserError if there is nothing to read.
     """
     names = dataset.train_splits if split == "train" else (dataset.test_split,)
     splits = VALIDATION_SPLITS if split == "validation" else TEST_SPLITS

@@ -22,7 +22,7 @@ def split_positions(source: Source, validation_images: int, limit: int | None = 
     """Return the positions of the training images and of the validation images.
 
     The validation images depend only on the number of images in the source. ``limit`` bounds the length of both
-    lists. Raises UserError where no image is left to train on.
+    lists. Raises UserError if no image is left to train on.
     """
     if len(source) <= validation_images:
         raise UserError(
@@ -37,7 +37,7 @@ def validation_source(source: Source, training: TrainingRecord) -> Source:
     """Return the validation images of a checkpoint, given its training record.
 
     ``source`` are the training images. An imported checkpoint does not tell its split. Then the images are those that a
-    run here would validate on. Raises UserError where the recorded images are gone.
+    run here would validate on. Raises UserError if the recorded images are gone.
     """
     if training.validation_files is not None and isinstance(source.examples, FolderImages):
         return source.select(find_files(source, training.validation_files))
@@ -55,7 +55,7 @@ def shuffled_positions(source: Source) -> list[int]:
 def find_files(source: Source, files: Sequence[str]) -> list[int]:
     """Return the positions in a folder's source of those of the files that exist.
 
-    Raises UserError where none does.
+    Raises UserError if none does.
     """
     assert isinstance(source.examples, FolderImages)
     wanted = set(files)
@@ -77,7 +77,7 @@ def has_validation_folder(source: Source) -> bool:
 def validation_folder(source: Source) -> Source:
     """Return the validation images that lie in a folder beside the training images ``source``, with its labels.
 
-    Raises UserError where the folder is gone, or has a class that ``source`` lacks.
+    Raises UserError if the folder is gone, or has a class that ``source`` lacks.
     """
     assert isinstance(source.examples, FolderImages)
     found = read_source(source.dataset, "validation", source.examples.folder.parent)
@@ -111,7 +111,7 @@ def stratified_positions(source: Source, share: float, least: int, most: int) ->
 def find_data(dataset: DatasetInfo, training: TrainingRecord) -> Path | None:
     """Return the folder of the images that a checkpoint was trained on; None for the hub.
 
-    Raises UserError where the images are not on the hub and their folder is gone.
+    Raises UserError if the images are not on the hub and their folder is gone.
     """
     if training.data is None or training.dataset != dataset.name:
         return None

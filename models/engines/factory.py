@@ -27,7 +27,10 @@ GPU_ONLY = ("persistent", "cuda_graph")
 
 
 def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mode) -> Engine:
-    """Return the engine ``name`` in one routing mode. Raises EngineError if it cannot run here."""
+    """Return the engine ``name`` in one routing mode.
+
+    Raises EngineError if it cannot run here.
+    """
     if mode not in MODES[name]:
         elsewhere = GPU_ONLY if device == "cpu" else CPU_ONLY
         others = [other for other, modes in MODES.items() if mode in modes and other not in elsewhere]

@@ -141,7 +141,10 @@ def fold_sequence(sequence: nn.Sequential) -> tuple[Convolution, ...]:
 
 
 def fold_pair(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
-    """Return one convolution that computes both. Raises EngineError for a convolution of another kind."""
+    """Return one convolution that computes both.
+
+    Raises EngineError for a convolution of another kind.
+    """
     size, stride = convolution.kernel_size[0], convolution.stride[0]
     plain = nn.Conv2d(1, 1, size, stride, padding=size // 2, bias=False)
     for setting in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "bias"):

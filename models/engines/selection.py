@@ -62,7 +62,10 @@ def select(
 
 
 def find_device(device: str, engine: str) -> str:
-    """Return cpu or cuda:N for a device option. Raises EngineError if torch does not see the device."""
+    """Return cpu or cuda:N for a device option.
+
+    Raises EngineError if torch does not see the device.
+    """
     kind, _, index = device.partition(":")
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() and engine not in CPU_ONLY else "cpu"
@@ -149,7 +152,10 @@ class Selection:
         return names
 
     def verified(self, name: str, mode: Mode) -> Engine:
-        """Return the engine ``name``. An exact one has matched the reference engine. Raises EngineError."""
+        """Return the engine ``name``. An exact one has matched the reference engine.
+
+        Raises EngineError.
+        """
         if (name, mode) in CHECKED_IN_SUBPROCESS and self.checkpoint.folder.is_dir():
             check_in_subprocess(self.checkpoint.folder, name, self.device, mode)
         with closing_on_error() as opened:

@@ -27,7 +27,10 @@ def check_in_subprocess(folder: Path, name: str, device: str, mode: str) -> None
 
 
 def run_check(command: list[str], limit_s: float) -> None:
-    """Run the check ``command``. Raises EngineError if it fails or takes longer than ``limit_s`` seconds."""
+    """Run the check ``command``.
+
+    Raises EngineError if it fails or takes longer than ``limit_s`` seconds.
+    """
     with TemporaryFile("w+") as stderr:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
         try:

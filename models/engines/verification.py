@@ -67,9 +67,10 @@ class Verification:
         return cases
 
     def check(self, engine: Engine) -> None:
-        """Run every case as a batch, and some images of it alone. Raises Disagreement.
+        """Run every case as a batch, and some images of it alone.
 
-        If the reference engine's own output is not finite, the weights are at fault and nothing is compared.
+        If the reference engine's own output is not finite, the weights are at fault and nothing is compared. Raises
+        Disagreement.
         """
         for case in self.cases:
             if not np.isfinite(case.expected.logits).all():

@@ -96,12 +96,12 @@ class Plan:
         return row.start if row.start_depth is None else f"{row.start} of {row.start_depth} layers"
 
     def check_architectures(self, runs: Iterable[tuple[Row, int]]) -> None:
-        """Raise UserError where a row's network does not exist at this depth."""
+        """Raise UserError if a row's network does not exist at this depth."""
         for row, seed in runs:
             find_architecture(self.options(row, seed).arch)
 
     def check_start(self, row: Row, options: JobOptions) -> None:
-        """Raise UserError where the network that a row grows from is not shallower, or does not exist."""
+        """Raise UserError if the network that a row grows from is not shallower, or does not exist."""
         if row.start_depth is None or self.start is not None or options.init is None:
             return
         if self.depth <= row.start_depth:

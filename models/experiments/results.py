@@ -89,7 +89,7 @@ def read_result(file: Path) -> Result:
 def read_results(places: Iterable[Path]) -> list[Result]:
     """Return results files and all those in folders.
 
-    Raises UserError where there are none.
+    Raises UserError if there are none.
     """
     places = list(places)
     for place in places:

@@ -129,9 +129,9 @@ def recipe_values(row: Row, options: JobOptions) -> dict[str, Any]:
 
 
 def read_finished(file: Path, row: Row, options: JobOptions, start: str | None) -> Result:
-    """Return the result of a finished run; raises UserError where its options were others.
+    """Return the result of a finished run.
 
-    The checkpoints that it started and learned from may no longer exist.
+    The checkpoints that it started and learned from may no longer exist. Raises UserError if its options were others.
     """
     result = read_result(file)
     source = read_source(find_dataset(options.dataset), "train", options.data)

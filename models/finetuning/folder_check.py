@@ -20,7 +20,7 @@ LISTED = 50
 def check_images(train: Source, validation: Source, shorter_side: int, skip_damaged: bool) -> list[str]:
     """Return lines for the user about the images of a run; decodes every image.
 
-    Raises UserError where a class has fewer than `LEAST_IMAGES` images, and unless ``skip_damaged`` where an image is
+    Raises UserError if a class has fewer than `LEAST_IMAGES` images, and unless ``skip_damaged`` where an image is
     damaged; the message names each of them.
     """
     damaged = {**find_damaged(train, shorter_side), **find_damaged(validation, shorter_side)}

@@ -53,7 +53,7 @@ class Plan:
 def make_plan(options: JobOptions) -> Plan:
     """Return the plan of a run that starts from ``options.init`` and uses the folder of images ``options.data``.
 
-    An empty ``options.arch`` stands for the network to start from, with RNN gates. Raises UserError where the data is
+    An empty ``options.arch`` stands for the network to start from, with RNN gates. Raises UserError if the data is
     no folder of images or there are no gates for the network.
     """
     if options.init is None:

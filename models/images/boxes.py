@@ -42,7 +42,7 @@ class Track:
 class Contents:
     """What the boxes of a file say of its items and tracks.
 
-    Raises TooManyPieces or ImageError where there is too much of something.
+    Raises TooManyPieces or ImageError if there is too much of something.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -183,7 +183,7 @@ def largest_picture(data: bytes) -> tuple[int, int]:
     An image may show a small part of a picture, or show it smaller. libheif decodes none that is larger than declared;
     libavif does, so that the pictures of an AVIF file are asked as well.
 
-    Raises ImageError where the file has too many parts, or too much metadata.
+    Raises ImageError if the file has too many parts, or too much metadata.
     """
     contents = Contents(data)
     metadata = contents.items(b"Exif", b"mime", b"uri ")

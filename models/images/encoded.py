@@ -49,7 +49,7 @@ class EncodedImage:
     ``full_size`` is the image's width and height. ``hidden_size`` is that of the largest picture or tile that the
     decoder makes on the way, which may be larger; (0, 0) if there is none.
 
-    Raises ImageError where the header can't be read.
+    Raises ImageError if the header can't be read.
     """
 
     def __init__(self, data: bytes, formats: tuple[str, ...] = FORMATS, shorter_side: int = 0) -> None:
@@ -79,7 +79,7 @@ class EncodedImage:
     def decode(self) -> Image.Image:
         """Return the first frame as 8-bit RGB in sRGB, upright and on white where it is transparent.
 
-        Raises ImageError where the file is damaged.
+        Raises ImageError if the file is damaged.
         """
         try:
             self.load()
@@ -137,7 +137,7 @@ def decode_image(data: bytes, shorter_side: int = 0, formats: tuple[str, ...] = 
 def find_hidden_size(data: bytes) -> tuple[int, int]:
     """Return the size of the largest picture or tile that a TIFF, AVIF or HEIF file contains, or (0, 0).
 
-    Raises ImageError where one is very large, or where the file is divided into too many parts.
+    Raises ImageError if one is very large, or where the file is divided into too many parts.
     """
     if data.startswith(tiff.SIGNATURES):
         width, height = tiff.largest_tile(data)

@@ -36,7 +36,10 @@ def largest_tile(data: bytes) -> tuple[int, int]:
 
 
 def read_tags(tags: ImageFileDirectory_v1, data: bytes, place: int) -> None:
-    """Read the directory at ``place``; raises TooManyPieces."""
+    """Read the directory at ``place``.
+
+    Raises TooManyPieces.
+    """
     file = Pieces(data)
     file.seek(place)
     tags.load(file)

@@ -44,7 +44,10 @@ class Case:
 
 
 def read_case(file: Path) -> Case:
-    """Return the case in ``file``. Raises CheckpointError where its weights are not its architecture's."""
+    """Return the case in ``file``.
+
+    Raises CheckpointError if its weights are not its architecture's.
+    """
     with np.load(file) as stored:
         case: dict[str, Any] = dict(stored)
     meta = json.loads(str(case["meta"]))

@@ -83,7 +83,10 @@ def read_source(path: Path, name: str, arch: str | None) -> Checkpoint:
 
 
 def describe(found: Source) -> tuple[InputSpec, Any]:
-    """Return the preprocessing and the labels that the configuration says; raises UserError for another network."""
+    """Return the preprocessing and the labels that the configuration says.
+
+    Raises UserError for another network.
+    """
     config = found.config
     if "model_type" in config:
         transformers_folder.check_config(config, found.name)
@@ -123,7 +126,10 @@ def find_files(path: Path, name: str) -> Source:
 
 
 def read_json(file: Path, missing: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """Return the object in a JSON file, or ``missing`` if there is no file. Raises UserError if there must be one."""
+    """Return the object in a JSON file, or ``missing`` if there is no file.
+
+    Raises UserError if there must be one.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
@@ -152,7 +158,10 @@ def complete_labels(stored: Any, classes: int, source: str) -> list[str]:
 
 
 def with_labels(checkpoint: Checkpoint, labels: list[str], source: str) -> Checkpoint:
-    """Return the checkpoint with other labels. Raises UserError for another number of them."""
+    """Return the checkpoint with other labels.
+
+    Raises UserError for another number of them.
+    """
     classes = len(checkpoint.config.labels)
     if len(labels) != classes:
         raise UserError(f"{source} has {classes} classes, not {len(labels)}: give one label for each")

@@ -29,12 +29,12 @@ class StopRequest:
     number: int | None = None
 
     def check(self, state: Path) -> None:
-        """Raise TrainingStopped where a signal has arrived in this process; the state must be saved."""
+        """Raise TrainingStopped if a signal has arrived in this process; the state must be saved."""
         stop_at(state, self.number)
 
 
 def stop_at(state: Path, number: int | None) -> None:
-    """Raise TrainingStopped where a signal has arrived; the state must be saved."""
+    """Raise TrainingStopped if a signal has arrived; the state must be saved."""
     if number is not None:
         raise TrainingStopped(number, state)
 

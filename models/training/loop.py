@@ -42,9 +42,9 @@ def train(
 ) -> Path:
     """Run the job's stages and return the folder of the last stage's checkpoint.
 
-    ``show`` wraps the steps of an epoch, for a progress bar. Raises UserError where ``resume`` finds a damaged state or
+    ``show`` wraps the steps of an epoch, for a progress bar. Raises UserError if ``resume`` finds a damaged state or
     that of another run, where without ``resume`` the folder holds an unfinished run, and where the loss is no longer
-    finite; TrainingStopped after SIGINT or SIGTERM; ProcessLost where another process of the run has ended.
+    finite; TrainingStopped after SIGINT or SIGTERM; ProcessLost if another process of the run has ended.
     """
     state = StateFile(job.folder, job.identity, save_every)
     progress, optimizer_state = Progress(), None
@@ -84,7 +84,10 @@ def run_stage(
     watcher: Watcher | None,
     stop: StopRequest,
 ) -> None:
-    """Run a stage from ``progress`` to its end; raises TrainingStopped as `train` does."""
+    """Run a stage from ``progress`` to its end.
+
+    Raises TrainingStopped as `train` does.
+    """
     batches = job.batches(recipe)
     total = recipe.steps(batches.steps_per_epoch)
     choose_trainable(job.network, recipe)
@@ -131,7 +134,7 @@ def run_stage(
 def save_and_stop(
     state: StateFile, progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer, number: int | None
 ) -> None:
-    """Save the state; raise TrainingStopped where a signal of that number has arrived in any process."""
+    """Save the state; raise TrainingStopped if a signal of that number has arrived in any process."""
     state.save(progress, network, optimizer)
     if number is not None:
         # torchrun ends all processes when one has ended.
@@ -166,7 +169,7 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[
 
 
 def require_finite(loss: float, of: str, remedy: str) -> None:
-    """Raise UserError where a loss is infinite or NaN; ``remedy`` completes "train again with"."""
+    """Raise UserError if a loss is infinite or NaN; ``remedy`` completes "train again with"."""
     if not math.isfinite(loss):
         raise UserError(f"the loss of {of}, is {loss}: train again with {remedy}")
 

@@ -192,7 +192,10 @@ RECIPES = {each.__name__: each for each in (paper, short, budget, multi_budget, 
 
 
 def find_recipe(name: str, stage: Stage) -> Recipe:
-    """Return recipe ``name`` for a stage; raises UserError, which lists the names, for an unknown one."""
+    """Return recipe ``name`` for a stage.
+
+    Raises UserError, which lists the names, for an unknown one.
+    """
     make = RECIPES.get(legacy_names.RECIPES.get(name, name))
     if make is None:
         raise UserError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}")

@@ -39,7 +39,7 @@ def make_soup(folders: Sequence[Path], target: Path) -> None:
 
 
 def require_alike(first: Checkpoint, other: Checkpoint, both: str) -> None:
-    """Raise UserError where two checkpoints are of different networks or were trained on different images."""
+    """Raise UserError if two checkpoints are of different networks or were trained on different images."""
     for name in ("architecture", "labels", "input"):
         if getattr(first.config, name) != getattr(other.config, name):
             raise UserError(f"{both} can't be averaged: their {name} is not the same")

@@ -139,7 +139,7 @@ class StateFile:
             return None
 
     def require_finished(self) -> None:
-        """Raise UserError where the file is the state of a run that has not finished."""
+        """Raise UserError if the file is the state of a run that has not finished."""
         if self.finished() is False:
             raise UserError(
                 f"{self.path} is the state of an unfinished run: add --resume to continue it, or "
@@ -147,7 +147,7 @@ class StateFile:
             )
 
     def compare(self, found: dict[str, Any]) -> None:
-        """Raise UserError where the identity in a state is not that of this run."""
+        """Raise UserError if the identity in a state is not that of this run."""
         differing = [key for key in self.identity | found if self.identity.get(key) != found.get(key)]
         # Several processes never compile, whatever the run did before.
         differing = [key for key in differing if key != "compile" or share().size == 1]
@@ -160,7 +160,10 @@ class StateFile:
 
 
 def discard_state(folder: Path) -> None:
-    """Delete the state of a finished run; raises UserError where the run has not finished."""
+    """Delete the state of a finished run.
+
+    Raises UserError if the run has not finished.
+    """
     state = StateFile(folder, {}, 0)
     state.require_finished()
     state.path.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ def main() -> None:
 def read_parts(text: str) -> list[str]:
     """Return the parts that ``text`` names.
 
-    Raises ArgumentTypeError where there is no such part.
+    Raises ArgumentTypeError if there is no such part.
     """
     parts = text.split(",")
     for part in parts:

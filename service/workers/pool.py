@@ -47,7 +47,10 @@ def serve_with_workers(settings: Settings) -> int:
 
 
 def bind(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return ``count`` sockets that listen on one address; port 0 takes a free one. Raises UserError."""
+    """Return ``count`` sockets that listen on one address; port 0 takes a free one.
+
+    Raises UserError.
+    """
     if not hasattr(socket, "SO_REUSEPORT"):
         raise UserError("this system can't distribute connections among several workers; leave --workers out")
     sockets: list[socket.socket] = []

@@ -90,7 +90,10 @@ def cache_folder() -> Path:
 
 
 def compile_library(level: str, library: Path) -> None:
-    """Compile the source for a CPU level into ``library``. Raises EngineError with the compiler's message."""
+    """Compile the source for a CPU level into ``library``.
+
+    Raises EngineError with the compiler's message.
+    """
     compiler = os.environ.get("CXX") or "c++"
     if shutil.which(compiler) is None:
         raise unavailable(

@@ -106,7 +106,10 @@ class NativeEngine:
 
 @cache
 def load_library() -> ctypes.CDLL:
-    """Return the compiled native.cpp. Raises EngineError if it cannot be compiled or loaded."""
+    """Return the compiled native.cpp.
+
+    Raises EngineError if it cannot be compiled or loaded.
+    """
     path = find_library()
     try:
         library = ctypes.CDLL(str(path))

@@ -31,7 +31,10 @@ class OnnxRuntimeEngine:
     name = "onnxruntime"
 
     def __init__(self, folded: FoldedNetwork, device: str = "cpu", mode: Mode = "branch", threads: int = 1) -> None:
-        """Build the graph for this machine. Raises EngineError if ONNX Runtime cannot use ``device``."""
+        """Build the graph for this machine.
+
+        Raises EngineError if ONNX Runtime cannot use ``device``.
+        """
         self.device = device
         self.mode: Mode = mode
         self.blocks = len(folded.blocks)

@@ -94,7 +94,10 @@ class CompilerLog:
 
 
 def resources(gates: str | None, architecture: str) -> Resources:
-    """Return the kernel's resources from the log of ptxas. Raises EngineError as ``compile_kernel`` does."""
+    """Return the kernel's resources from the log of ptxas.
+
+    Raises EngineError as ``compile_kernel`` does.
+    """
     _, log = compile_kernel(gates, architecture)
     registers = re.search(r"Used (\d+) registers", log)
     stack = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)

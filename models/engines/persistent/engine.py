@@ -105,7 +105,10 @@ class PersistentEngine:
         self.batch = Batch.of(1, self.classes, self.decisions)
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """Run a batch, as ``Engine.run`` does. Raises ValueError for images of another shape."""
+        """Run a batch, as ``Engine.run`` does.
+
+        Raises ValueError for images of another shape.
+        """
         check_batch(images, thresholds)
         count = len(images)
         if images.shape[1:] != (3, SIDE, SIDE):
@@ -142,7 +145,10 @@ class PersistentEngine:
 
 
 def load(gates: str | None, device: torch.device) -> tuple[Device, Kernel]:
-    """Compile the kernel for a GPU and load it. Raises EngineError."""
+    """Compile the kernel for a GPU and load it.
+
+    Raises EngineError.
+    """
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         raise EngineError(
@@ -164,7 +170,10 @@ def load(gates: str | None, device: torch.device) -> tuple[Device, Kernel]:
 
 
 def allow_shared_memory(kernel: Kernel, gpu: Device) -> None:
-    """Allow the kernel more than 48 KB of shared memory per thread block. Raises EngineError."""
+    """Allow the kernel more than 48 KB of shared memory per thread block.
+
+    Raises EngineError.
+    """
     # Not every version of cuda-core can set a kernel's attributes.
     from cuda.bindings import driver
 

@@ -107,7 +107,10 @@ def write_teacher(file: Path, network: TeacherNetwork, dataset: str, name: str) 
 
 
 def read_teacher(file: Path, dataset: str, classes: int) -> TeacherNetwork:
-    """Return a teacher in evaluation mode; raises UserError for a file without one, or with one of other data."""
+    """Return a teacher in evaluation mode.
+
+    Raises UserError for a file without one, or with one of other data.
+    """
     try:
         with safe_open(file, "pt") as opened:
             found_dataset = (opened.metadata() or {}).get("dataset")

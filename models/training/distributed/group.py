@@ -39,7 +39,7 @@ def local_processes() -> int:
 
 
 def require_one_process(verb: str) -> None:
-    """Raise UserError where torchrun has started several processes."""
+    """Raise UserError if torchrun has started several processes."""
     if started_processes() > 1:
         raise UserError(f"skipnet {verb} runs in one process: start it without torchrun")
 
@@ -48,7 +48,7 @@ def require_one_process(verb: str) -> None:
 def process_group(device: str) -> Iterator[None]:
     """Connect the processes of the run inside the `with` statement; each has a GPU of its own, if ``device`` is cuda.
 
-    Raises UserError where this host has fewer GPUs than processes, ProcessLost where the others can't be reached.
+    Raises UserError if this host has fewer GPUs than processes, ProcessLost if the others can't be reached.
     """
     if started_processes() == 1:
         yield
@@ -79,7 +79,10 @@ def is_first() -> bool:
 
 
 def exchange(collective: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-    """Call a collective of `torch.distributed`; raises ProcessLost where it fails."""
+    """Call a collective of `torch.distributed`.
+
+    Raises ProcessLost if it fails.
+    """
     try:
         collective(*arguments, **options)
     except RuntimeError as error:

@@ -44,7 +44,7 @@ def with_normalisation(dataset: DatasetInfo, options: JobOptions) -> DatasetInfo
 
 
 def check_size(architecture: Architecture, size: int) -> None:
-    """Raise UserError where a block's map is one pixel: batch norm can't take the variance of a single value."""
+    """Raise UserError if a block's map is one pixel: batch norm can't take the variance of a single value."""
     shrinks = 4 if architecture.stem == "cifar" else 32
     if architecture.gates is not None and size <= shrinks:
         raise UserError(
@@ -111,7 +111,7 @@ def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: JobOpt
 
 
 def check_shares(recipes: Sequence[Recipe], validation: Sized, processes: int) -> None:
-    """Raise UserError where the processes of a run can't have equal shares of a batch, or a validation image each."""
+    """Raise UserError if the processes of a run can't have equal shares of a batch, or a validation image each."""
     for recipe in recipes:
         if processes > 1 and recipe.batch % (2 * processes):
             raise UserError(

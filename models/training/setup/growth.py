@@ -18,7 +18,7 @@ def grow(trained: SkipNet, architecture: Architecture, deeper: Architecture) -> 
     """Return a network of the ``deeper`` architecture with a trained network's weights; the new blocks add nothing.
 
     A group's first block stays the first, and its others are spread evenly. The gates are freshly initialised. Raises
-    UserError where the trained network has gates, or ``deeper`` is not the same network with more blocks.
+    UserError if the trained network has gates, or ``deeper`` is not the same network with more blocks.
     """
     if architecture.gates is not None or not architecture.grows_into(deeper):
         raise UserError(

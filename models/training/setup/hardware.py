@@ -57,7 +57,10 @@ def keep_freed_memory() -> None:
 
 
 def choose_device(device: str) -> str:
-    """Return the device to train on; raises UserError where a GPU is asked for and torch finds none."""
+    """Return the device to train on.
+
+    Raises UserError if a GPU is asked for and torch finds none.
+    """
     found = torch.cuda.is_available()
     if device == "cuda" and not found:
         raise UserError("torch finds no GPU here: leave out --device cuda")

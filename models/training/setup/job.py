@@ -30,7 +30,10 @@ from models.training.types import Job
 
 
 def make_job(options: JobOptions) -> Job:
-    """Build the job that the options describe; raises UserError for options that don't fit each other."""
+    """Build the job that the options describe.
+
+    Raises UserError for options that don't fit each other.
+    """
     prepare_process(options.seed)
     device = torch.device(choose_device(options.device))
     architecture, dataset = (
@@ -84,7 +87,10 @@ def make_job(options: JobOptions) -> Job:
 
 
 def compiles(options: JobOptions, architecture: Architecture, device: torch.device, mixed: bool) -> bool:
-    """Whether the supervised step is compiled; raises UserError where it would exchange with other processes."""
+    """Whether the supervised step is compiled.
+
+    Raises UserError if it would exchange with other processes.
+    """
     if share().size > 1:
         if options.compile == "on":
             raise UserError("several processes can't compile the step: leave out --compile on")

@@ -20,7 +20,7 @@ def start_network(
     The network has random weights or those of the checkpoint to start from. A dense checkpoint can get gates or grow
     (`grow`), and a routed one can lose its gates. Fine-tuning makes a new head where the labels differ.
 
-    Raises UserError where the checkpoint was trained on images that are now validation images.
+    Raises UserError if the checkpoint was trained on images that are now validation images.
     """
     if options.init is None:
         return architecture.build(len(classes)), []
@@ -53,7 +53,10 @@ def start_network(
 
 
 def gates_of(folder: Path) -> GateKind | None:
-    """Return the gates of a checkpoint's architecture; raises CheckpointError or UnknownArchitecture."""
+    """Return the gates of a checkpoint's architecture.
+
+    Raises CheckpointError or UnknownArchitecture.
+    """
     return find_architecture(read_config(folder).architecture).gates
 
 
@@ -70,7 +73,7 @@ def check_labels(checkpoint: Checkpoint, folder: Path, classes: list[str], optio
 
 
 def check_validation_images(checkpoint: Checkpoint, folder: Path, options: JobOptions) -> None:
-    """Raise UserError where the checkpoint was trained on images that are now validation images."""
+    """Raise UserError if the checkpoint was trained on images that are now validation images."""
     training = checkpoint.config.training
     before = training.validation_images
     # The split of a folder is that of the checkpoint to start from (`choose_images`).

@@ -54,7 +54,7 @@ def is_teacher_file(teacher: Path | None) -> TypeGuard[Path]:
 
 
 def check_normalisation(teacher: Path, mean: Statistics, std: Statistics, dataset: DatasetInfo) -> None:
-    """Raise UserError where a teacher was trained on images normalised by another mean or deviation."""
+    """Raise UserError if a teacher was trained on images normalised by another mean or deviation."""
     if not np.allclose((mean, std), (dataset.mean, dataset.std), rtol=0, atol=1e-4):
         raise UserError(
             f"{teacher} expects images with mean {mean} and deviation {std}, but --init has {dataset.mean} and "

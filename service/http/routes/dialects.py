@@ -151,7 +151,7 @@ def ready(request: Request) -> dict[str, Any]:
 def routes_of(dialects: Collection[str]) -> list[ModuleType]:
     """Return the modules of the routes of ``dialects``.
 
-    Raises UserError where two of them answer the same path.
+    Raises UserError if two of them answer the same path.
     """
     modules = [import_module(f"service.http.routes.{name}") for name in dict.fromkeys(dialects)]
     owners: dict[tuple[str, str], str] = {}
