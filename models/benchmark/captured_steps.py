@@ -22,7 +22,7 @@ STAGES: dict[Stage, str] = {
     "hrl": "cifar10_rnn_gate_38",
 }
 TOLERANCE = 1e-3
-"""The allowed relative difference of a gradient, since cuDNN may sum in another order."""
+"""The allowed relative difference of a gradient. cuDNN may sum in another order."""
 SECONDS = 2.0
 
 
@@ -44,7 +44,7 @@ def compare_captured(stage: Stage, device: str) -> tuple[float, float]:
         teacher_logits = torch.randn(BATCH, CLASSES, device=on)
         return images, labels, torch.tensor(0.5, device=on), uniform if stage == "hrl" else None, teacher_logits
 
-    # Captured with one batch, replayed with another.
+    # The step is captured with one batch and replayed with another.
     captured(*batch())
     inputs = batch()
     statistics = [buffer.clone() for buffer in network.buffers()]
@@ -67,7 +67,7 @@ def gradients(network: SkipNet) -> dict[str, Tensor]:
 
 
 def finished(step: Callable[[], object]) -> Callable[[], object]:
-    """Return the step followed by a wait for the device."""
+    """Return a function that runs the step and waits for the device."""
 
     def run() -> None:
         step()

@@ -15,7 +15,7 @@ from models.data.source import Source
 from models.preprocessing import prepare
 
 IMAGES = 1024
-"""Test images that are timed. A quantile of the tail needs many of them."""
+"""The number of test images that are timed. The 99th percentile needs many of them."""
 WARM_UP = 8
 Floats = NDArray[np.float32]
 
@@ -25,7 +25,7 @@ class CascadeTiming:
     """One system at one batch size and thread count, on the same batches as the others.
 
     ``mean``, ``p50`` and ``p99`` are milliseconds of a batch. ``mac_share`` is the mean MACs over the dense MACs of the
-    last stage, ``wall_share`` the mean time over that of the fastest dense engine.
+    last stage. ``wall_share`` is the mean time over that of the fastest dense engine.
     """
 
     system: str
@@ -42,17 +42,17 @@ class CascadeTiming:
 
 
 def cascade_images(cascade: Cascade, source: Source) -> Floats:
-    """Return test images [N, 3, H, W], prepared as in the service, with N at most `IMAGES`."""
+    """Return at most `IMAGES` test images [N, 3, H, W], prepared as in the service."""
     spec = cascade.config.input
     count = min(IMAGES, len(source))
     return np.stack([prepare(source.image(index, spec.resize)[0], spec) for index in range(count)])
 
 
 def time_cascade(cascade: Cascade, images: Floats, batch: int, threads: int) -> list[CascadeTiming]:
-    """Return the latency of the cascade, of each stage alone and of the dense engines of the last stage.
+    """Measure the latency of the cascade, of each stage alone, and of the dense engines of the last stage.
 
     Every batch runs on all systems in random order before the next one, so that noise affects all of them equally.
-    ``images`` are [N, 3, H, W] with N at least ``batch``; each is timed once.
+    ``images`` are [N, 3, H, W] with N at least ``batch``. Each image is timed once.
     """
     with ExitStack() as opened:
         engine = opened.enter_context(closing(load_cascade_engine(cascade, threads=threads, device="cpu")))
@@ -84,13 +84,13 @@ def time_cascade(cascade: Cascade, images: Floats, batch: int, threads: int) -> 
 
 
 def cascade_run(cascade: Cascade, engine: CascadeEngine) -> Callable[[Floats], object]:
-    """Return what runs a batch at the cascade's own thresholds and margins."""
+    """Return a function that runs a batch at the cascade's own thresholds and margins."""
     row = np.asarray(cascade.thresholds, np.float32)
     return lambda images: engine.run(images, np.tile(row, (len(images), 1)))
 
 
 def plain_run(run: Callable[[Floats, Floats], object], threshold: float) -> Callable[[Floats], object]:
-    """Return what runs a batch at one execute threshold."""
+    """Return a function that runs a batch at one execute threshold."""
     return lambda images: run(images, np.full(len(images), threshold, np.float32))
 
 

@@ -1,4 +1,4 @@
-"""The time-over-MACs curve: on the diagonal, time is proportional to the MACs."""
+"""The chart of time over MACs. On its diagonal, time is proportional to the MACs."""
 
 from collections.abc import Iterable
 from operator import attrgetter
@@ -8,7 +8,7 @@ from models.plotting import Axis, Line, draw_chart
 
 
 def draw_curve(measurements: Iterable[Measurement], title: str) -> str:
-    """Return a chart of the forced routes as SVG, with one line for each network, engine and batch size."""
+    """Return an SVG chart of the forced routes with one line for each network, engine and batch size."""
     series: dict[tuple[str, str], list[Measurement]] = {}
     for each in measurements:
         if each.routing.endswith("of the blocks"):

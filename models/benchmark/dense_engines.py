@@ -1,4 +1,4 @@
-"""Dense engines: the ResNet without gates in every engine that may be the fastest."""
+"""Dense engines: engines that run the ResNet without gates and may be the fastest."""
 
 import copy
 from collections.abc import Callable
@@ -34,11 +34,11 @@ TENSORRT = "torch_tensorrt"
 def dense_engines(
     checkpoint: Checkpoint, device: str, threads: int, others: bool = True
 ) -> dict[str, Callable[[], Engine]]:
-    """Return the functions that build the dense engines of a plain ResNet, by their names in tables.
+    """Return the functions that build the dense engines of a plain ResNet, by the engines' names in tables.
 
-    On a CPU that is, beside our own, what a user may install instead (``others``).
-    On CUDA it is, beside our own, half precision in the channels-last layout: operator by operator, compiled by
-    ``torch.compile`` in its mode max-autotune, and by TensorRT where torch_tensorrt is installed.
+    On a CPU these are our own, and with ``others`` those that a user may install instead. On CUDA these are our own,
+    and engines in half precision and the channels-last layout: eager, compiled by ``torch.compile`` in mode
+    max-autotune, and by TensorRT if torch_tensorrt is installed.
     """
     ours = ON_CPU if device == "cpu" else ON_CUDA
     makers: dict[str, Callable[[], Engine]] = {
@@ -60,7 +60,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 class DenseTorch:
-    """A plain ResNet as a user of torch would serve it, in ``dtype`` and channels last."""
+    """A plain ResNet as a user of torch would serve it: in ``dtype`` and channels last."""
 
     name = "torch"
 
@@ -78,7 +78,7 @@ class DenseTorch:
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See ``Engine.run``."""
-        del thresholds  # A plain ResNet decides nothing.
+        del thresholds  # A plain ResNet has no gates.
         with torch.inference_mode():
             x = torch.from_numpy(images).to(self.device).to(self.dtype, memory_format=torch.channels_last)
             return plain_output(self.function(x).float().cpu().numpy(), self.blocks, "mask")

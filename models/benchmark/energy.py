@@ -1,4 +1,4 @@
-"""Measure energy with the counter of NVML, which GPUs since Volta have."""
+"""Measure energy with NVML's counter, which GPUs have since Volta."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 SPAN_S = 2.0
-"""Seconds of a measurement: long, since the counter is updated every few tens of milliseconds."""
+"""Seconds of a measurement. It is long because the counter is updated only every few tens of milliseconds."""
 
 
 Meter = Callable[[], float]

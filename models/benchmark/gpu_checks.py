@@ -1,6 +1,6 @@
-"""The checks of the GPU engines and of captured training steps: `skipnet verify-gpu`.
+"""The checks of `skipnet verify-gpu`: the GPU engines and captured training steps.
 
-On the CPU the function of the CUDA graph engine runs eagerly.
+On a CPU, the function of the CUDA graph engine runs eagerly.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -76,16 +76,16 @@ def check_parity(file: Path, device: str) -> Iterator[Check]:
 def check_checkpoint(
     checkpoint: Checkpoint, device: str, batches: Callable[[], Batches] | None, images: int | None
 ) -> Iterator[Check]:
-    """Verify the GPU engines for a checkpoint, and compare all decisions on ``batches`` of test images if given.
+    """Verify the GPU engines for a checkpoint. If ``batches`` of test images are given, compare all decisions on them.
 
-    ``images`` limits their number; the default is all.
+    ``images`` limits their number. By default all are compared.
     """
     reference = ReferenceEngine(checkpoint.network)
     for name, make in gpu_engines(checkpoint, device).items():
 
         def run(engine: Engine) -> tuple[bool, str]:
             if batches is None:
-                return True, "on generated images; --data compares real ones"
+                return True, "on generated images; --data compares real images"
             chosen = first_images(batches(), images)
             agreement = compare_engines(engine, reference, chosen, checkpoint.config.execute_threshold)
             return agreement.holds, str(agreement)
@@ -118,7 +118,7 @@ def check(
 
 
 def judge(network: str, engine: str, demand: str, run: Callable[[], tuple[bool, str]]) -> Check:
-    """Return the result of a check; an exception is a failed check."""
+    """Return the result of a check. An exception is a failed check."""
     try:
         passed, found = run()
     except Exception as error:
@@ -127,7 +127,7 @@ def judge(network: str, engine: str, demand: str, run: Callable[[], tuple[bool, 
 
 
 def first_images(batches: Batches, images: int | None) -> Batches:
-    """Return the first batches that together hold ``images`` images."""
+    """Return the first batches that together have ``images`` images."""
     if images is None:
         return batches
     first = next(iter(batches))

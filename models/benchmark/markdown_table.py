@@ -1,4 +1,4 @@
-"""Measurements as a Markdown table, with one line for each engine and routing."""
+"""Format measurements as a Markdown table with one line for each engine and routing."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -19,14 +19,14 @@ COLUMNS = (
 )
 ENERGY = "J per image"
 NOTES = f"""
-"Dense" is the same ResNet without gates. Its fastest engine in any precision has 1.00 in its line. It runs in the same
+"Dense" is the same ResNet without gates. Its fastest engine in any precision has time 1.00. It runs in the same
 rounds.
 "{PUBLIC_CODE}" computes every block and masks the skipped ones; batch norm is not folded into the convolutions.
 """
 
 
 def draw_table(measurements: Sequence[Measurement]) -> str:
-    """Return the table and its notes; energy has a column if it was measured."""
+    """Return the table and its notes. Energy has a column if it was measured."""
     energy = any(each.joules_per_image is not None for each in measurements)
     columns = COLUMNS + ((ENERGY,) if energy else ())
     lines = [draw_line(columns), "|" + "---|" * len(columns) + "\n"]

@@ -27,8 +27,9 @@ Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 def other_engines(checkpoint: Checkpoint, threads: int) -> dict[str, Callable[[], Engine]]:
     """Return the functions that build the dense engines of a plain ResNet on a CPU, by their names in tables.
 
-    Those of OpenVINO are there if it is installed. Its int8 graph is ONNX Runtime's: static, with a scale for each
-    channel of the weights. The images for its scales are noise, since they have no influence on the speed.
+    Those of OpenVINO are included if it is installed. Its int8 graph is that of ONNX Runtime's static quantisation,
+    with a scale for each channel of the weights. The scales are measured on noise, because they do not influence the
+    speed.
     """
     makers: dict[str, Callable[[], Engine]] = {
         "onnxruntime, int8": partial(in_onnxruntime, checkpoint, threads),
@@ -41,7 +42,7 @@ def other_engines(checkpoint: Checkpoint, threads: int) -> dict[str, Callable[[]
 
 
 class Dense:
-    """An engine made of a function from images [N, 3, H, W] to logits [N, classes]."""
+    """An engine that calls a function from images [N, 3, H, W] to logits [N, classes]."""
 
     device = "cpu"
 
@@ -50,7 +51,7 @@ class Dense:
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See ``Engine.run``."""
-        del thresholds  # A plain ResNet decides nothing.
+        del thresholds  # A plain ResNet has no gates.
         return plain_output(self.classify(images), self.blocks, "mask")
 
     def close(self) -> None:
@@ -100,7 +101,7 @@ def in_openvino(checkpoint: Checkpoint, threads: int, quantized: bool) -> Engine
 
 
 def quantized_graph(checkpoint: Checkpoint) -> onnx.ModelProto:
-    """Return the dense network in int8, as ONNX Runtime's static quantisation writes it."""
+    """Return the dense network in int8 by ONNX Runtime's static quantisation."""
     from onnxruntime import quantization
 
     spec = checkpoint.config.input

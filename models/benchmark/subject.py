@@ -23,7 +23,7 @@ ROUTED_IMAGES = 256
 class Subject:
     """A network to measure with normalised images [N, 3, H, W].
 
-    ``name`` is what tables call it. With ``own_routing`` the network decides the routes, else they are forced.
+    ``name`` is its name in tables. With ``own_routing`` the network decides the routes, otherwise they are forced.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Subject:
     own_routing: bool
 
     def checkpoint(self, network: SkipNet) -> Checkpoint:
-        """Return a checkpoint in memory of a variant of the network."""
+        """Return a variant of the network as a checkpoint in memory."""
         height, width = self.images.shape[2:]
         spec = InputSpec(height=height, width=width, resize=height, mean=(0, 0, 0), std=(1, 1, 1))
         labels = [str(label) for label in range(network.head.out_features)]
@@ -43,7 +43,7 @@ class Subject:
         return Checkpoint(Path("bench"), config, network)
 
     def quantize(self, network: SkipNet) -> Quantization:
-        """Return the scales of a variant for the engine native_int16, from the first image, not compared."""
+        """Return the scales of a variant for the engine native_int16, measured on the first image and not verified."""
         limits = measure_limits(fold(network), [torch.from_numpy(self.images[:1])], 0.5)
         return Quantization(
             activation_limits=[list(block) for block in limits],
@@ -58,7 +58,10 @@ class Subject:
 
 
 def forced_subject(architecture: str, images: int, size: int | None = None) -> Subject:
-    """Return an architecture with random weights and noise images of ``size`` pixels, by default the architecture's."""
+    """Return an architecture with random weights and noise images.
+
+    The images have ``size`` pixels a side, by default the architecture's size.
+    """
     size = size or find_architecture(architecture).image_size
     return Subject(architecture, architecture, random_network(architecture), noise(images, size, size), False)
 
@@ -71,7 +74,7 @@ def forced_checkpoint(checkpoint: Checkpoint, images: int) -> Subject:
 
 
 def executed_share(checkpoint: Checkpoint) -> float | None:
-    """Return the mean share of the gated blocks that execute in the checkpoint's evaluation, if it has one."""
+    """Return the mean share of executed gated blocks in the checkpoint's evaluation, if it has one."""
     evaluation = checkpoint.config.evaluation
     if evaluation is None or not evaluation.execution_rate:
         return None

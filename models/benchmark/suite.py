@@ -33,8 +33,8 @@ class Measurement:
     """One engine at one batch size, thread count and routing.
 
     ``routing`` is DENSE, OWN_ROUTING or a forced share of the gated blocks. ``milliseconds`` is the median time of a
-    batch. ``mac_share`` is relative to the dense network; it counts the decisions, not what an engine computes beyond
-    them. ``wall_share`` with its quartiles is relative to the fastest dense engine, compared round by round.
+    batch. ``mac_share`` is relative to the dense network. It counts the MACs of the decisions, even if an engine
+    computes more. ``wall_share`` and its quartiles are relative to the fastest dense engine, compared round by round.
     """
 
     architecture: str
@@ -67,11 +67,14 @@ def run_suite(
     device: str = "cpu",
     others: bool = True,
 ) -> list[Measurement]:
-    """Measure a subject at every batch size and thread count; ``progress`` is called with each measurement.
+    """Measure a subject at every batch size and thread count.
+
+    ``progress`` is called with each measurement.
 
     ``engines`` are names or name:mode, by default in mode branch. ``shares`` are the forced shares of executed gated
     blocks. Each combination takes about ``seconds``. An engine that is unavailable or out of memory is left out with a
-    warning in the log. Without ``others`` the dense engines are our own only: torch.compile takes a minute to compile.
+    warning in the log. Without ``others`` only our own dense engines are measured, because torch.compile takes a
+    minute.
     """
     found = []
     for thread_count in threads:
@@ -106,7 +109,7 @@ def measure(
                 open_engines.callback(built.close)
                 share = executed_share(subject, network, built, images, thresholds)
             except Exception as error:
-                # A missing compiler or library or too little memory: compilers and drivers have their own exceptions.
+                # A compiler or library is missing, or memory is short. Compilers and drivers have their own exceptions.
                 log.warning("%s at batch %d is left out: %s", name, batch, describe(error))
                 return
             key = f"{routing}|{name}"
@@ -145,7 +148,7 @@ def executed_share(
     images: NDArray[np.float32],
     thresholds: NDArray[np.float32],
 ) -> float:
-    """Return the MACs of an engine's decisions for these images relative to the dense network."""
+    """Return the MACs of an engine's decisions for these images over the dense MACs."""
     counts = subject.checkpoint(network).macs
     routed = engine.run(images, thresholds)
     return float(counts.executed(routed.executed, routed.mode).mean() / counts.dense)

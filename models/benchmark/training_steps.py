@@ -37,7 +37,7 @@ Loss = Callable[[SkipNet, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Images per second of a step and of its rival, and the step's time over the rival's with quartiles."""
+    """Images per second of a step and of its rival, and the step's time over the rival's time with quartiles."""
 
     step: str
     rival: str
@@ -86,7 +86,7 @@ def compare(steps: dict[str, Callable[[], object]], seconds: float) -> Compariso
 def our_sp_step(network: SkipNet, pixels: NDArray[np.uint8], share: float, compiles: bool) -> Callable[[], None]:
     """Return an SP step of `skipnet train` in which each block executes for a ``share`` of the images.
 
-    Every gate has the probability 0.5, which stays, since the learning rate is 0.
+    Every gate has the probability 0.5. It does not change, because the learning rate is 0.
     """
     points = (OperatingPoint(share, 0.2, 1.0), OperatingPoint(1 - share, 0.8, 1.0))
     recipe = replace(find_recipe("budget", "sp"), operating_points=points if share < 1 else points[:1], rate=0.0)
@@ -102,7 +102,10 @@ def our_sp_step(network: SkipNet, pixels: NDArray[np.uint8], share: float, compi
 
 
 def hrl_step(network: SkipNet, pixels: NDArray[np.uint8], run: RunBlock) -> Callable[[], None]:
-    """Return an HRL step in which every gate has the probability 0.5, which stays, since the learning rate is 0."""
+    """Return an HRL step in which every gate has the probability 0.5.
+
+    It does not change, because the learning rate is 0.
+    """
     recipe = replace(find_recipe("short", "hrl"), samples=1, rate=0.0)
     random = torch.Generator().manual_seed(0)
 

@@ -1,1 +1,1 @@
-"""Confidence cascades: images that a cheap network is unsure of go on to a more accurate one."""
+"""Confidence cascades: images of which a cheap network is unsure are escalated to a more accurate one."""

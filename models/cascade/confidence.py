@@ -19,8 +19,8 @@ def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np
 def confidence(shares: NDArray[np.float32], measure: Measure = "margin") -> NDArray[np.float32]:
     """Return the confidence [N], 0..1, of class probabilities [N, classes].
 
-    ``margin`` is the difference of the two largest, ``maximum`` the largest, ``entropy`` 1 less the entropy over its
-    maximum, the logarithm of the number of classes.
+    ``margin`` is the difference of the two largest probabilities, and ``maximum`` the largest one. ``entropy`` is 1
+    minus the entropy divided by its maximum, the logarithm of the number of classes.
     """
     if measure == "maximum":
         largest: NDArray[np.float32] = shares.max(-1)
@@ -35,7 +35,7 @@ def confidence(shares: NDArray[np.float32], measure: Measure = "margin") -> NDAr
 
 
 def failure_auroc(confidences: NDArray[np.float32], correct: NDArray[np.bool_]) -> float:
-    """Return the area under the ROC curve of low confidence as a predictor of errors; 0.5 is chance.
+    """Return the area under the ROC curve of low confidence as a predictor of errors. 0.5 is chance.
 
     It is the probability that a wrong output has a lower confidence than a correct one, ties counted half. Raises
     ValueError if all outputs are correct or all are wrong.

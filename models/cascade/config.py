@@ -1,4 +1,4 @@
-"""A cascade on disk: a ``<repository>/<model>/<version>/config.json`` that names its stages, and no weights."""
+"""A cascade on disk: a ``<repository>/<model>/<version>/config.json`` that names its stages. It has no weights."""
 
 import json
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Stage(Strict):
     """One network of a cascade.
 
     ``model`` and ``version`` name a checkpoint in the cascade's own repository. The stage's class logits are divided by
-    ``temperature`` (Guo et al. 2017). An image goes on to the next stage where the confidence of this stage's
-    probabilities is below ``margin``; the last stage has none.
+    ``temperature`` (Guo et al. 2017). An image is escalated to the next stage if the confidence of this stage's
+    probabilities is below ``margin``. The last stage has no margin.
     """
 
     model: str
@@ -40,8 +40,8 @@ class Stage(Strict):
 class CascadePoint(Strict):
     """One operating point of the accuracy-compute curve, measured on validation images.
 
-    ``thresholds`` [S] are the stages' execute thresholds and ``margins`` [S-1] the confidences below which an image
-    goes on. ``escalated`` [S-1] is the share of all images that reaches each later stage. ``mac_share`` is the mean
+    ``thresholds`` [S] are the stages' execute thresholds. ``margins`` [S-1] are the confidences below which an image is
+    escalated. ``escalated`` [S-1] is the share of all images that reach each later stage. ``mac_share`` is the mean
     MACs of an image over the dense MACs of the last stage.
     """
 
@@ -53,7 +53,10 @@ class CascadePoint(Strict):
 
 
 class CascadeEvaluation(Strict):
-    """What `skipnet evaluate` measured of a cascade. Shares and accuracies are in 0..1, MACs are means of an image."""
+    """What `skipnet evaluate` measured of a cascade.
+
+    Shares and accuracies are in 0..1. MACs are means over the images.
+    """
 
     dataset: str
     split: str
@@ -69,7 +72,7 @@ class CascadeEvaluation(Strict):
 class CascadeConfig(Strict):
     """``config.json`` of a cascade. Labels and input are those of every stage.
 
-    ``escalate`` is the share of a stage's validation images below its margin, from which the margins were taken.
+    ``escalate`` is the share of a stage's validation images below its margin. The margins were chosen by it.
     """
 
     kind: Literal["cascade"] = CASCADE
@@ -104,23 +107,26 @@ class Cascade:
 
     @property
     def version(self) -> int:
-        """The folder's number; 0 for a cascade that lies outside a repository."""
+        """The number of the folder, or 0 for a cascade outside of a repository."""
         return int(self.folder.name) if self.folder.name.isdecimal() else 0
 
     @property
     def dense_macs(self) -> int:
-        """MACs of the last stage's plain network: the network to compare the cascade with."""
+        """MACs of the last stage's dense network, with which the cascade is compared."""
         return self.stages[-1].macs.dense
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """The stages' execute thresholds [S], then the margins [S-1]: one image's row of `CascadeEngine.run`."""
+        """The stages' execute thresholds [S], then the margins [S-1], as in a row of `CascadeEngine.run`."""
         margins = tuple(stage.margin for stage in self.config.stages if stage.margin is not None)
         return (*(stage.execute_threshold for stage in self.config.stages), *margins)
 
     @cached_property
     def columns(self) -> tuple[slice, ...]:
-        """Each stage's columns of the decisions [N, B-1] of all B blocks; a later stage's first block has one too."""
+        """Each stage's columns of the decisions [N, B-1] of all B blocks.
+
+        A later stage's first block has a column too.
+        """
         ends = np.cumsum([len(stage.macs.blocks) for stage in self.stages]) - 1
         return (slice(0, int(ends[0])), *(slice(int(start), int(end)) for start, end in pairwise(ends)))
 
@@ -137,9 +143,10 @@ def read_cascade_config(folder: Path) -> CascadeConfig:
 
 
 def read_cascade(folder: Path) -> Cascade:
-    """Read a cascade and the checkpoints of its stages, which lie in the same repository.
+    """Read a cascade and the checkpoints of its stages, which are in the same repository.
 
-    Raises CheckpointError, which names the stage, where one is missing or damaged, or has other labels or input.
+    Raises CheckpointError, which names the stage, if a stage is missing, is damaged, or has other labels or another
+    input.
     """
     config = read_cascade_config(folder)
     stages = []
@@ -159,7 +166,7 @@ def read_cascade(folder: Path) -> Cascade:
 
 
 def write_cascade_config(folder: Path, config: CascadeConfig) -> None:
-    """Write a cascade's ``config.json``, replacing an older one whole."""
+    """Write a cascade's ``config.json``, or replace it at once."""
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / CONFIG) as file:
         file.write(json.dumps(config.model_dump(mode="json"), indent=2).encode() + b"\n")

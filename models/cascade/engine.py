@@ -1,4 +1,4 @@
-"""The cascade engine: each stage runs only the images that the stages before it were unsure of."""
+"""The cascade engine: each stage runs only the images of which the stages before it were unsure."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from models.engines.selection import OnFallback
 
 ALWAYS, NEVER = np.float32(2), np.float32(-1)
-"""Margins that escalate every image and none."""
+"""The margin that escalates every image, and the one that escalates none."""
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """The run of one stage on the images with batch indices ``images`` [M]; ``confidences`` [M] are its own."""
+    """The run of one stage on the images with batch indices ``images`` [M].
+
+    ``confidences`` [M] are those of the stage's output.
+    """
 
     images: NDArray[np.intp]
     routed: Routed
@@ -44,7 +47,7 @@ class CascadeRouted(Routed):
 
 
 class CascadeEngine:
-    """Runs a cascade, each stage on its own engine. An image's output never depends on the rest of its batch."""
+    """Runs a cascade, each stage on its own engine. An image's output does not depend on the rest of its batch."""
 
     def __init__(self, cascade: Cascade, engines: Sequence[Engine]) -> None:
         self.cascade = cascade
@@ -57,17 +60,17 @@ class CascadeEngine:
 
         A row of ``thresholds`` [N, 2S-1] holds an image's S execute thresholds and then its S-1 margins, as
         `Cascade.thresholds` does. ``thresholds`` [N] are execute thresholds for all stages, with the cascade's own
-        margins. Of those, 0 runs every block of every stage, and 1 runs the first block of the first stage alone.
-        Raises ValueError if N is 0 or the shapes differ.
+        margins. Threshold 0 runs every block of every stage. Threshold 1 runs only the first block of the first stage.
+        Raises ValueError if N is 0 or the shapes do not match.
         """
         return self._run(images, thresholds, traffic=True)
 
     def run_untracked(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> CascadeRouted:
-        """Run images that are not traffic: the stages' routing switches do not record the times."""
+        """Run images outside of the traffic. The stages' routing switches do not record their times."""
         return self._run(images, thresholds, traffic=False)
 
     def run_dense(self, images: NDArray[np.float32]) -> Routed:
-        """Run every block of the last stage alone, for comparison."""
+        """Run every block of the last stage only, for comparison."""
         return run_untracked(self.engines[-1], images, np.zeros(len(images), np.float32))
 
     def close(self) -> None:
@@ -135,9 +138,9 @@ class CascadeEngine:
 
 
 def executed_macs(cascade: Cascade, routed: CascadeRouted, mode: Mode | None = None) -> list[NDArray[np.int64]]:
-    """Return each stage's MACs for each image of a batch [N]: 0 where an image did not reach the stage.
+    """Return each stage's MACs for each image of a batch [N], 0 if an image did not reach the stage.
 
-    They are counted as if every stage had run in ``mode``, whichever mode it really ran in.
+    They are counted as if every stage had run in ``mode``.
     """
     costs = []
     for checkpoint, result in zip(cascade.stages, routed.stages, strict=False):
@@ -155,7 +158,10 @@ def load_cascade_engine(
     routing: str = "auto",
     on_fallback: "OnFallback | None" = None,
 ) -> CascadeEngine:
-    """Return an engine that runs a cascade, each stage on its own engine; parameters and errors as of `load_engine`."""
+    """Return an engine that runs a cascade, each stage on its own engine.
+
+    Parameters and errors are those of `load_engine`.
+    """
     with ExitStack() as opened:
         engines = [
             opened.enter_context(closing(load_engine(stage, engine, device, threads, routing, on_fallback)))

@@ -17,7 +17,7 @@ from models.evaluation.metrics import prepared_batches
 def collect_outputs(
     checkpoint: Checkpoint, engine: Engine, batches: Iterable[tuple[Tensor, Tensor]], thresholds: Sequence[float]
 ) -> list[StageOutputs]:
-    """Return what a stage outputs at each execute threshold for normalised images [N, 3, H, W] of all batches."""
+    """Return a stage's outputs at each execute threshold for the normalised images [N, 3, H, W] of all batches."""
     kept = list(batches)
     outputs = []
     for threshold in thresholds:

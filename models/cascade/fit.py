@@ -1,4 +1,4 @@
-"""Building a cascade: temperatures, margins and the accuracy-compute curve, from validation images only."""
+"""Build a cascade: temperatures, margins and the accuracy-compute curve, from validation images only."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from models.errors import UserError
 from models.evaluation.temperature import find_temperature
 
 SHARES = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0)
-"""Shares of a stage's validation images to escalate, for each of which a margin is tried."""
+"""Shares of a stage's validation images to escalate. A margin is tried for each of them."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StageOutputs:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a cascade on the validation images: outputs per stage, and margins between the stages."""
+    """One way to run a cascade on the validation images: outputs of each stage, and margins between the stages."""
 
     outputs: tuple[StageOutputs, ...]
     temperatures: tuple[float, ...]
@@ -50,9 +50,9 @@ def fit_cascade(
 
     ``outputs`` holds, for each stage, its outputs at its own execute threshold, then at others for the curve.
     ``labels`` [N] are the validation images' classes. At the operating point each stage escalates the share
-    ``escalate`` of the images that reach it. With ``budget``, mean MACs over the last stage's dense MACs, it is the
-    largest of `SHARES` that keeps the budget. Labels do not influence this choice, so few validation images suffice.
-    Raises UserError if the stages do not fit together or the budget can't be met.
+    ``escalate`` of the images that reach it. ``budget`` is the mean MACs over the last stage's dense MACs. With it, the
+    share is the largest of `SHARES` that keeps the budget. Labels do not influence this choice, so few validation
+    images suffice. Raises UserError if the stages do not fit together or the budget can't be met.
     """
     require_alike(checkpoints)
     dense = checkpoints[-1].macs.dense
@@ -125,7 +125,7 @@ def margins_for(
 def measure_point(
     candidate: Candidate, labels: NDArray[np.int64], dense: int, measure: Measure, combination: Combination
 ) -> CascadePoint:
-    """Return a candidate's accuracy, MACs and escalation on the validation images."""
+    """Return a candidate's accuracy, MACs and escalation rates on the validation images."""
     alive = np.arange(len(labels))
     total = np.zeros(candidate.outputs[0].logits.shape, np.float32)
     macs, escalated = 0.0, []
@@ -147,7 +147,7 @@ def measure_point(
 
 
 def upper_envelope(points: Sequence[CascadePoint]) -> list[CascadePoint]:
-    """Return the points that no other point beats, by rising MACs: each is more accurate than all cheaper ones."""
+    """Return the points of the Pareto frontier by rising MACs. Each is more accurate than all cheaper points."""
     envelope: list[CascadePoint] = []
     for point in sorted(points, key=lambda point: (point.mac_share, -point.accuracy)):
         if not envelope or point.accuracy > envelope[-1].accuracy:

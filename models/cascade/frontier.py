@@ -25,10 +25,10 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One system at one margin. ``correct`` [N] tells which of the images it classifies correctly.
+    """One system at one margin. ``correct`` [N] tells which images it classifies correctly.
 
-    ``first`` names the first stage, ``last`` the last one; ``last`` is None for a network that runs alone. ``macs`` are
-    the mean MACs of an image over all stages, ``escalated`` is the share of the images that reach the last stage.
+    ``first`` names the first stage and ``last`` the last one. ``last`` is None for a network that runs alone. ``macs``
+    are the mean MACs of an image over all stages. ``escalated`` is the share of the images that reach the last stage.
     """
 
     first: str
@@ -40,7 +40,7 @@ class FrontierPoint:
 
     @property
     def system(self) -> str:
-        """The name of the system: points of one system differ in their margin only."""
+        """The name of the system. Points of one system differ only in their margin."""
         return f"{self.first} -> {self.last}" if self.last else self.first
 
     @property
@@ -57,10 +57,10 @@ def measure_frontier(
 ) -> list[FrontierPoint]:
     """Return the points of a cascade of two stages, of its rivals, and of every network alone.
 
-    A rival is another first stage under the same rule. For a first stage with gates, there is one rival more: the same
-    weights along a fixed route, without gates. Its route consists of the blocks that the images execute most often, as
-    many as they execute on average, rounded up. ``batches`` are normalised images [N, 3, H, W] and labels [N]. Raises
-    UserError if the cascade has more than two stages or a rival has other labels or another input.
+    A rival is another first stage under the same rule. For a first stage with gates, there is one more rival: the same
+    weights along a fixed route, without gates. The route has as many blocks as the images execute on average, rounded
+    up. They are the blocks that the images execute most often. ``batches`` are normalised images [N, 3, H, W] and
+    labels [N]. Raises UserError if the cascade has more than two stages or a rival has other labels or another input.
     """
     if len(cascade.stages) != 2:
         raise UserError(f"{cascade.folder} has {len(cascade.stages)} stages: the comparison needs a cascade of two")
@@ -122,7 +122,7 @@ def alone(name: str, outputs: StageOutputs, labels: NDArray[np.int64]) -> Fronti
 
 @dataclass(frozen=True)
 class Rule:
-    """A cascade's rule for escalation, applied to the first stage ``first``; ``temperatures`` are of both stages."""
+    """A cascade's rule for escalation with the first stage ``first``. ``temperatures`` are those of both stages."""
 
     cascade: Cascade
     first: str
@@ -145,7 +145,10 @@ class Rule:
 
 
 def most_within(points: Sequence[FrontierPoint], budget: float) -> list[FrontierPoint]:
-    """Return each system's point of the largest margin whose mean MACs are at most ``budget``; no label decides."""
+    """Return each system's point of the largest margin whose mean MACs are at most ``budget``.
+
+    Labels do not influence the choice.
+    """
     found: dict[str, FrontierPoint] = {}
     for point in points:
         if point.macs <= budget and (point.system not in found or point.macs > found[point.system].macs):

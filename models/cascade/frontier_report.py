@@ -33,9 +33,9 @@ def published_networks() -> list[PublishedNetwork]:
 
 
 def draw_points(points: Sequence[FrontierPoint], margins: Sequence[float] = SHOWN_MARGINS) -> str:
-    """Return the points as a Markdown table: every network alone, and every cascade at some margins.
+    """Return the points as a Markdown table: every network alone and every cascade at some margins.
 
-    Gains are in percentage points, over the last stage alone.
+    Gains are in percentage points, relative to the last stage alone.
     """
     reference = last_stage(points)
     lines = [
@@ -55,8 +55,8 @@ def draw_points(points: Sequence[FrontierPoint], margins: Sequence[float] = SHOW
 def draw_budgets(points: Sequence[FrontierPoint], budgets: Sequence[float]) -> str:
     """Return a Markdown table of every system within each budget, in MACs of an image.
 
-    Each system has the largest margin that keeps the budget. Gains are of the first system, the cascade itself, over
-    the others, in percentage points.
+    Each system has the largest margin that keeps the budget. Gains are those of the first system, the cascade itself,
+    over the others, in percentage points.
     """
     own = next(point.system for point in points if point.last)
     lines = [
@@ -89,7 +89,7 @@ def last_stage(points: Sequence[FrontierPoint]) -> FrontierPoint:
 
 
 def draw_frontier(points: Sequence[FrontierPoint], dataset: str) -> str:
-    """Return top-1 accuracy over MACs as an SVG document; published static networks are shown for CIFAR-10."""
+    """Return top-1 accuracy over MACs as an SVG document. For CIFAR-10 it shows published static networks too."""
     systems = dict.fromkeys(point.system for point in points if point.last)
     lines = [
         Line(system, [coordinates(point) for point in points if point.system == system], joined=True)
@@ -109,7 +109,7 @@ def coordinates(point: FrontierPoint) -> tuple[float, float]:
 
 
 def write_points(points: Sequence[FrontierPoint], about: dict[str, object], file: Path) -> None:
-    """Write the points as JSON, with ``about``: how they were measured."""
+    """Write the points as JSON, with ``about``, which says how they were measured."""
     rows = [
         {
             "system": point.system,

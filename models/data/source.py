@@ -168,7 +168,7 @@ def read_source(dataset: DatasetInfo, split: str, data: Path | None) -> Source:
     if data is None:
         if not dataset.hub:
             raise UserError("an image folder is read from a local folder: name it with --data")
-        return whole(load_from_hub(dataset, names), dataset)
+        return all_images(load_from_hub(dataset, names), dataset)
     if data.is_file():
         raise UserError(f"{data} is a file; unpack it if it is an archive, and name the folder with --data")
     if not data.is_dir():
@@ -176,13 +176,13 @@ def read_source(dataset: DatasetInfo, split: str, data: Path | None) -> Source:
     choices = [splits if name in TEST_SPLITS else (name,) for name in names]
     files = [find_parquet(data, choice) for choice in choices]
     if all(files):
-        return whole(read_parquet(dataset, [found for found in files if found], data), dataset)
+        return all_images(read_parquet(dataset, [found for found in files if found], data), dataset)
     folder = find_split(data, choices[0])
     if folder is None and split == "train" and not dataset.hub and holds_classes(data):
         folder = data
     if folder is None or len(choices) > 1:
         raise UserError(missing_split(data, choices[files.index([])]))
-    source = whole(read_image_folder(folder, least_classes=2 if split == "train" else 1), dataset)
+    source = all_images(read_image_folder(folder, least_classes=2 if split == "train" else 1), dataset)
     # Data sets with fixed classes keep their numbers whatever folders there are.
     return source.labelled_as(dataset.classes) if dataset.classes else source
 
@@ -193,7 +193,7 @@ def holds_classes(data: Path) -> bool:
     return bool(names) and not any(name in SPLIT_NAMES for name in names)
 
 
-def whole(examples: Examples, dataset: DatasetInfo) -> Source:
+def all_images(examples: Examples, dataset: DatasetInfo) -> Source:
     return Source(examples, dataset, list(dataset.classes) or examples.classes, range(len(examples)))
 
 

@@ -12,7 +12,7 @@ from models.engines.protocol import Engine
 from models.preprocessing import InputSpec, prepare
 
 Z = 1.96
-"""Standard errors on each side of a 95 % confidence interval."""
+"""Standard errors from the centre to each end of a 95 % confidence interval."""
 CLOSED = 0.01
 """The execution rate below which a gate is closed."""
 LEAST_SAVING = 0.01
@@ -21,10 +21,10 @@ TIMED_IMAGES, TIMED_SECONDS = 16, 4.0
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of the dense and of the routed network on the same images.
+    """Figures of the dense and the routed network on the same images.
 
-    ``routed`` is the routed network's evaluation. ``lost`` is the dense accuracy less the routed one, in 0..1, and
-    ``lost_error`` the standard error of the paired difference. Times are milliseconds of an image at batch size 1.
+    ``routed`` is the routed network's evaluation. ``lost`` is the dense accuracy less the routed accuracy, in 0..1.
+    ``lost_error`` is the standard error of this paired difference. Times are milliseconds of an image at batch size 1.
     ``open_at_half`` is the share of the gated blocks that images execute at threshold 0.5.
     """
 
@@ -42,7 +42,7 @@ class Comparison:
         return 1 - self.routed.macs / self.routed.dense_macs
 
     def problems(self, max_loss: float) -> list[str]:
-        """Return the reasons not to publish the routed network, each with what to change.
+        """Return the reasons not to publish the routed network, each with a remedy.
 
         ``max_loss`` is the largest loss of accuracy, in 0..1.
         """
@@ -58,11 +58,11 @@ class Comparison:
                 "with more --epochs, or allow a larger --max-loss"
             )
         if found and self.open_at_half < CLOSED:
-            found.insert(0, "its gates have closed: at threshold 0.5 they skip every block that they decide on")
+            found.insert(0, "its gates are closed: at threshold 0.5 they skip every gated block")
         return found
 
     def describe(self) -> str:
-        """Return the figures as a table, and whether routing paid."""
+        """Return the figures as a table, with a sentence about whether routing paid."""
         images, macs, dense = self.routed.images, self.routed.macs / 1e6, self.routed.dense_macs / 1e6
         rows = [
             ("dense", self.dense_accuracy, dense, self.dense_ms),
@@ -95,10 +95,11 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
 
 
 def choose_threshold(curve: list[CalibrationPoint], dense_accuracy: float, max_loss: float) -> float:
-    """Return the execute threshold of the cheapest point that loses at most ``max_loss``, or the first one.
+    """Return the execute threshold of the cheapest point that loses at most ``max_loss``, or of the first point.
 
-    On few images a point can be good by chance, so its mean with its two neighbours must be as good too. The
-    curve need not fall: between the thresholds that were trained, images take routes that were not.
+    On few images a point can be good by chance. So the mean of the point and its two neighbours must also keep the
+    limit. The curve may rise with the threshold: between the trained thresholds, images take routes that were not
+    trained.
     """
     chosen = curve[0]
     for place, point in enumerate(curve):
@@ -112,7 +113,7 @@ def choose_threshold(curve: list[CalibrationPoint], dense_accuracy: float, max_l
 def time_engines(
     dense: Engine, routed: Engine, source: Source, spec: InputSpec, threshold: float, seconds: float = TIMED_SECONDS
 ) -> tuple[float, float]:
-    """Return the milliseconds of an image in two engines, by interleaved runs of images one by one."""
+    """Return the milliseconds of an image in two engines, from interleaved runs of single images."""
     images = [
         prepare(source.image(index, spec.resize)[0], spec)[None]
         for index in np.linspace(0, len(source) - 1, min(TIMED_IMAGES, len(source))).round().astype(int).tolist()

@@ -1,4 +1,4 @@
-"""Check a folder of images before training: classes, images, and what is left out and why, file by file."""
+"""Check a folder of images before training: its classes, its images, and the files that are left out."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from models.machine import available_cpus
 LEAST_IMAGES = 10
 """The least images of a class."""
 LISTED = 50
-"""The most files that are named."""
+"""The most files that a message names."""
 
 
 def check_images(train: Source, validation: Source, shorter_side: int, skip_damaged: bool) -> list[str]:
-    """Return lines for the user about the images of a run; decodes every image.
+    """Decode every image of a run, and return lines about the images for the user.
 
-    Raises UserError if a class has fewer than `LEAST_IMAGES` images, and unless ``skip_damaged`` where an image is
-    damaged; the message names each of them.
+    Raises UserError if a class has fewer than `LEAST_IMAGES` images, or if an image is damaged and ``skip_damaged`` is
+    false. The message names each damaged image.
     """
     damaged = {**find_damaged(train, shorter_side), **find_damaged(validation, shorter_side)}
     if damaged and not skip_damaged:
@@ -46,7 +46,7 @@ def check_images(train: Source, validation: Source, shorter_side: int, skip_dama
 
 
 def intact_labels(source: Source, damaged: dict[str, str]) -> list[int]:
-    """Return the labels of the images of a folder that are not damaged."""
+    """Return the labels of a folder's images without the damaged ones."""
     examples = source.examples
     assert isinstance(examples, FolderImages)
     numbers = np.arange(len(source.classes)) if source.numbers is None else np.asarray(source.numbers)
@@ -70,7 +70,7 @@ def find_damaged(source: Source, shorter_side: int) -> dict[str, str]:
 
 
 def find_ignored(source: Source) -> Iterator[tuple[str, str]]:
-    """Yield the files in a split's folder that are no images by their names, and the reasons."""
+    """Yield the files in a split's folder whose names are not those of images, and the reasons."""
     assert isinstance(source.examples, FolderImages)
     folder = source.examples.folder
     for entry in sorted(scan(folder), key=lambda each: each.name):
@@ -85,6 +85,6 @@ def describe_damage(damaged: dict[str, str]) -> list[str]:
 
 
 def list_lines(names: list[str]) -> str:
-    """Return names as indented lines; of very many, the first."""
+    """Return names as indented lines: of many names, only the first."""
     lines = [f"  {name}" for name in names[:LISTED]]
     return "\n".join([*lines, f"  and {len(names) - LISTED} more"] if names[LISTED:] else lines)

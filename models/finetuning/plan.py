@@ -1,4 +1,4 @@
-"""The trainings of a fine-tuned network: the dense network, the gates alone, and then all weights."""
+"""The trainings of a fine-tuned network: the dense network, then only the gates, then all weights."""
 
 import math
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from models.training.setup.data import choose_images, choose_input, with_normali
 from models.training.setup.options import JobOptions
 
 DENSE, GATES, ROUTED = "dense", "gates", "routed"
-"""Folders of the three trainings in that of the run."""
+"""The folders of the three trainings in the folder of the run."""
 LEAST_BATCH, MOST_BATCH, STEPS_PER_EPOCH = 8, 64, 16
 LEAST_EPOCHS, MOST_EPOCHS = 3, 60
 IMAGES_SEEN = {DENSE: 4000, GATES: 2000, ROUTED: 6000}
-"""Images that each training sees, repetitions included, unless the number of epochs is at its limits."""
+"""Images that each training processes, with repetitions, unless the number of epochs reaches a limit."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: the user's options, its images and network input, and the options of each training in order."""
+    """A run: the user's options, the images, the network's input, and the options of each training in order."""
 
     options: JobOptions
     spec: InputSpec
@@ -46,15 +46,15 @@ class Plan:
 
     @property
     def result(self) -> Path:
-        """The checkpoint with threshold, temperature and figures."""
+        """The final checkpoint, with threshold, temperature and figures."""
         return self.options.folder / RESULT
 
 
 def make_plan(options: JobOptions) -> Plan:
     """Return the plan of a run that starts from ``options.init`` and uses the folder of images ``options.data``.
 
-    An empty ``options.arch`` stands for the network to start from, with RNN gates. Raises UserError if the data is
-    no folder of images or there are no gates for the network.
+    If ``options.arch`` is empty, the network is the one to start from, with RNN gates. Raises UserError if the data is
+    not a folder of images or the network has no variant with gates.
     """
     if options.init is None:
         raise UserError("recipe finetune starts from a pretrained network: name its checkpoint with --init")
@@ -84,7 +84,7 @@ def make_plan(options: JobOptions) -> Plan:
 
 
 def choose_architectures(name: str, init: Path) -> tuple[str, str]:
-    """Return the names of the dense network and of the one with gates, the latter from ``name`` or from ``init``."""
+    """Return the names of the dense network and of the network with gates, from ``name`` or from ``init``."""
     start = read_config(init).architecture
     routed = find_architecture(name or start.replace("_resnet_", "_rnn_gate_"))
     if routed.gates is None:
@@ -103,11 +103,14 @@ def choose_architectures(name: str, init: Path) -> tuple[str, str]:
 
 
 def choose_batch(images: int) -> int:
-    """Return the largest power of two that gives 16 steps in an epoch, from 8 to 64, and no more than the images."""
+    """Return the largest power of two that gives 16 steps in an epoch.
+
+    It is from 8 to 64 and at most the number of images.
+    """
     batch = 1 << int(math.log2(max(1, images / STEPS_PER_EPOCH)))
     return min(max(batch, LEAST_BATCH), MOST_BATCH, images)
 
 
 def choose_epochs(images: int, training: str) -> int:
-    """Return the number of epochs of a training on a number of images."""
+    """Return the number of epochs of a training on ``images`` images."""
     return min(max(round(IMAGES_SEEN[training] / images), LEAST_EPOCHS), MOST_EPOCHS)

@@ -1,4 +1,4 @@
-"""The final checkpoint of a fine-tuning: threshold and temperature from validation images, figures, card."""
+"""Write the final checkpoint of a fine-tuning: its threshold, temperature, figures and card."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -23,16 +23,16 @@ from models.finetuning.plan import Plan
 from models.model_card.card import write_card
 
 LEAST_MISTAKES = 5
-"""The least wrong answers that a temperature is fitted to; without any, the best one would be 0."""
+"""The fewest wrong predictions that a temperature is fitted to. Without any, the best temperature would be 0."""
 Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 def write_result(plan: Plan, max_loss: float, between: Callable[[], None]) -> Comparison:
     """Write the checkpoint ``plan.result`` and its card, and return its comparison with the dense network.
 
-    The execute threshold and the temperature come from the validation images, the figures from the folder's test
-    images where it has some. ``max_loss`` is the largest loss of accuracy, in 0..1. ``between`` is called between the
-    measurements and may raise an exception to stop them.
+    The execute threshold and the temperature are chosen on the validation images. The figures are measured on the
+    folder's test images if it has any. ``max_loss`` is the largest loss of accuracy, in 0..1. ``between`` is called
+    between the measurements. It may raise an exception to stop them.
     """
     dense, routed = read_checkpoint(plan.dense), read_checkpoint(plan.routed)
     spec, device = routed.config.input, plan.options.device
@@ -79,7 +79,9 @@ def write_result(plan: Plan, max_loss: float, between: Callable[[], None]) -> Co
 
 
 def fit_temperature(engine: Engine, batches: Batches, threshold: float) -> float:
-    """Return the temperature for the outputs of an engine; 1 if it has fewer than `LEAST_MISTAKES` wrong answers."""
+    """Return the temperature for the outputs of an engine, or 1 if it has fewer than `LEAST_MISTAKES` wrong
+    predictions.
+    """
     logits, labels, _ = collect(run_engine(engine, threshold), batches)
     if (logits.argmax(1) != labels).sum() < LEAST_MISTAKES:
         return 1.0
@@ -105,7 +107,7 @@ def open_share(curve: list[CalibrationPoint], blocks: int) -> float:
 
 
 def choose_test_images(plan: Plan, validation: Source) -> tuple[str, Source]:
-    """Return the images that the figures come from and the name of their split."""
+    """Return the images for the figures and the name of their split."""
     data = plan.options.data
     if data is None or find_split(data, TEST_SPLITS[:1]) is None:
         return "validation", validation
@@ -114,7 +116,7 @@ def choose_test_images(plan: Plan, validation: Source) -> tuple[str, Source]:
 
 
 def intact(source: Source, plan: Plan) -> Source:
-    """Return a source, without its damaged images where the options leave these out."""
+    """Return a source without its damaged images, if the options leave these out."""
     return source.without_damaged() if plan.options.skip_damaged else source
 
 

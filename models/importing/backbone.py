@@ -1,4 +1,4 @@
-"""Find the architecture of a ResNet by its weights under torchvision's names, and refuse other networks by name."""
+"""Find the architecture of a ResNet by its weights under torchvision's names. Refuse other networks with their name."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,11 +11,11 @@ from models.errors import UserError
 Names = Mapping[str, Tensor]
 LAYER = re.compile(r"layer(\d+)\.(\d+)\.")
 PUBLIC = re.compile(r"group\d+_layer\d+\.|blocks\.\d+\.")
-"""Names of the public SkipNet code, and of this package."""
+"""The names of the architectures' parts in the public SkipNet code and in this package."""
 
 
 def dimensions(state: Names, key: str) -> tuple[int, ...]:
-    """Return the shape of a tensor; () for one that is missing."""
+    """Return the shape of a tensor, or () if it is missing."""
     return tuple(state[key].shape) if key in state else ()
 
 
@@ -25,7 +25,7 @@ def any_name(pattern: str) -> Callable[[Names], bool]:
 
 
 def grouped(state: Names) -> bool:
-    """Return whether the 3x3 convolution of a bottleneck reads fewer channels than there are."""
+    """Return whether the 3x3 convolution of a bottleneck is grouped: it reads fewer channels than its input has."""
     shape = dimensions(state, "layer1.0.conv2.weight")
     return "layer1.0.conv3.weight" in state and len(shape) == 4 and shape[0] != shape[1]
 
@@ -48,14 +48,14 @@ KINDS: dict[str, Callable[[Names], bool]] = {
     "grouped convolutions (ResNeXt)": grouped,
     "wider blocks (Wide ResNet)": wide,
 }
-"""What a ResNet can have that no engine here computes, and how it is recognised."""
+"""Parts of a ResNet that no engine here computes, and how they are recognised."""
 
 
 def recognise(state: Names, source: str) -> Architecture:
     """Return the plain ResNet with ImageNet's stem whose weights, under torchvision's names, are ``state``.
 
-    torchvision, timm and the public SkipNet code use these names for it. Raises UserError for every other network,
-    with the reason and the nearest network that can be imported.
+    torchvision, timm and the public SkipNet code use these names for it. Raises UserError for every other network. The
+    message says why, and names the nearest network that can be imported.
     """
     counts = count_blocks(state)
     block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
@@ -97,7 +97,7 @@ def count_blocks(state: Names) -> tuple[int, ...]:
 
 
 def nearest(block: str = "bottleneck", counts: tuple[int, ...] = (3, 4, 6, 3)) -> str:
-    """Return how the libraries call the plain ResNet with the same kind of block and most nearly as many blocks."""
+    """Return the libraries' name of the plain ResNet with the same kind of block and the nearest number of blocks."""
     same = {depth: sum(blocks) for depth, (kind, blocks) in IMAGENET_BLOCKS.items() if kind == block}
     depth = min(same, key=lambda each: abs(same[each] - sum(counts)))
     return f"resnet{depth} (torchvision, timm) or microsoft/resnet-{depth} (transformers)"

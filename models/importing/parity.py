@@ -21,7 +21,7 @@ from models.importing.public_checkpoint import public_input, public_labels
 from models.importing.state_names import rename_state
 
 THRESHOLD = 0.5
-"""The public code's; no probability of a case is nearer to it than 0.02."""
+"""The threshold of the public code. No probability of a case is nearer to it than 0.02."""
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,19 @@ from models.persistence.training_record import TrainingRecord
 from models.preprocessing import InputSpec
 
 IMPORTED = "imported"
-"""The stage name of imported weights in the training history of a network that was trained further."""
+"""The stage name of imported weights in the training record of a network that was trained further."""
 
-# The public code normalises CIFAR and SVHN by these values (cifar/data.py). They are not the deviations of the data.
+# The public code normalises CIFAR and SVHN by these values (cifar/data.py). The values of ``std`` are not the
+# deviations of the data.
 PUBLIC_MEAN, PUBLIC_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def load_public(source: Path, arch: str, name: str) -> Checkpoint:
-    """Return the network in a weights file; the training record names the file ``name``.
+    """Return the network in a weights file. The training record names the file ``name``.
 
-    ``arch`` may have the public code's spelling mistakes. The number of classes is that of the weights; where it is
-    not the data set's own, the labels are the class numbers. Raises UserError if the architecture is unknown, or the
-    file can't be read or holds other weights.
+    ``arch`` may have the public code's spelling mistakes. The number of classes is that of the weights. If the data set
+    has another number, the labels are the class numbers. Raises UserError if the architecture is unknown, or if the
+    file can't be read or has other weights.
     """
     architecture = find_architecture(arch)
     public, others = read_weights(source)

@@ -1,4 +1,4 @@
-"""Copy a network from a model hub, an object store or a web server, by huggingface_hub, and by fsspec with obstore."""
+"""Copy a network from a model hub (huggingface_hub), an object store or a web server (fsspec and obstore)."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ HUB = "hf"
 SCHEMES = (HUB, "s3", "gs", "https", "http")
 CONFIGS = ("config.json", "preprocessor_config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""The names of weights in a folder, the preferred one first."""
+"""The names of a weights file in a folder, the preferred name first."""
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar", ".ckpt")
 HUB_NAME = re.compile(r"hf://([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?/?")
 
@@ -24,7 +24,7 @@ def is_remote(source: str) -> bool:
 
 
 def public_name(source: str) -> str:
-    """Return a URL without user, password and query, which may be secret."""
+    """Return a URL without its user, password and query, which may be secret."""
     parts = urlsplit(source)
     host = parts.netloc if parts.scheme == HUB else parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"
@@ -35,23 +35,23 @@ def local_copy(source: str) -> Iterator[Path]:
     """Yield a local copy of a weights file, or of a folder with the files of a network.
 
     ``source`` is hf://ORG/NAME[@REVISION], or a file or folder at s3://, gs://, https:// or http://. The hub's library
-    keeps what it reads in its own cache. Other copies are deleted afterwards. Raises UserError if the extra "remote"
-    is missing, or the source can't be read.
+    stores files in its own cache. Other copies are deleted afterwards. Raises UserError if the extra "remote" is
+    missing, or the source can't be read.
     """
     with TemporaryDirectory(prefix="skipnet-import-") as folder:
         yield fetch(source, Path(folder))
 
 
 def fetch(source: str, folder: Path) -> Path:
-    """Copy ``source`` into ``folder``, or into the hub's cache, and return where it lies."""
+    """Copy ``source`` into ``folder`` or into the hub's cache, and return the path of the copy."""
     with needs_extra("remote", f"reading {public_name(source)}"):
         try:
             return fetch_from_hub(source) if source.startswith(f"{HUB}://") else fetch_by_url(source, folder)
         except (UserError, ImportError):
             raise
-        except Exception as error:  # Each store's library raises its own types.
+        except Exception as error:  # Each store's library has its own exception types.
             name, reason = public_name(source), type(error).__name__
-            if name == source:  # Otherwise the message could repeat what is secret.
+            if name == source:  # Otherwise the message could contain a secret.
                 reason = next(iter(str(error).splitlines()), "") or reason
             raise UserError(f"{name} can't be read ({reason}): check the address and your access") from error
 
@@ -79,12 +79,12 @@ def fetch_from_hub(source: str) -> Path:
 def fetch_by_url(source: str, folder: Path) -> Path:
     """Copy a file, or the files of a network in a folder, and return the copy.
 
-    A query, such as a signature, belongs to a file.
+    A query, such as a signature, is valid for one file only.
     """
     from fsspec.core import url_to_fs
     from obstore.fsspec import register
 
-    # fsspec's own libraries for object stores need older versions of packages that others of ours need newer.
+    # fsspec's own libraries for object stores need older versions of packages than our other dependencies do.
     register(["s3", "gs"])
     store, path = url_to_fs(source)
     name = Path(urlsplit(source).path).name
@@ -104,9 +104,9 @@ def fetch_by_url(source: str, folder: Path) -> Path:
 
 
 def copy_network(copy: Callable[[str], Path | None], source: str) -> Path:
-    """Copy a network's configuration and weights by ``copy``, which returns None for a missing file.
+    """Copy a network's configuration and weights with ``copy``, which returns None for a missing file.
 
-    Returns the folder. Raises UserError if there are no weights.
+    Returns the folder with the copies. Raises UserError if there are no weights.
     """
     for name in CONFIGS:
         copy(name)

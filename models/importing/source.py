@@ -1,4 +1,4 @@
-"""Read a pretrained ResNet from wherever it is: find out what a source holds, and return it as a checkpoint."""
+"""Read a pretrained ResNet from any source: recognise its format, and return it as a checkpoint."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,12 +31,12 @@ TORCHVISION_INPUT = InputSpec(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
 )
-"""The preprocessing of torchvision's reference training, for weights that come without any."""
+"""The preprocessing of torchvision's reference training, for weights without preprocessing."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A local weights file, the config.json beside it, and the name under which errors and records name it."""
+    """A local weights file, the config.json beside it, and its name in errors and records."""
 
     weights: Path
     config: Mapping[str, Any]
@@ -44,7 +44,10 @@ class Source:
 
 
 def import_source(source: str, output: Path, arch: str | None = None, labels: Sequence[str] | None = None) -> Config:
-    """Write the checkpoint folder ``output`` from ``source`` and return its config; arguments as `load_source`."""
+    """Write the checkpoint folder ``output`` from ``source`` and return its config.
+
+    The arguments are those of `load_source`.
+    """
     checkpoint = load_source(source, arch, labels)
     write_checkpoint(output, checkpoint.network, checkpoint.config)
     return checkpoint.config
@@ -55,10 +58,10 @@ def load_source(source: str, arch: str | None = None, labels: Sequence[str] | No
 
     ``source`` is a checkpoint folder, a weights file (`torch.save` or safetensors, under the names of torchvision,
     timm, or the public SkipNet code), a folder of transformers or timm with its config.json, or the URL of one of them
-    (`models.importing.remote`). ``arch`` is necessary for weights of the public code alone. ``labels`` replace the
-    source's. Labels that the source does not have are class numbers, and preprocessing that it does not have is
-    torchvision's. Raises UserError if the source can't be read, is another network than those that run here, or has
-    another number of classes than ``labels``.
+    (`models.importing.remote`). ``arch`` is necessary only for weights of the public code. ``labels`` replace the
+    source's labels. If there are none, the labels are class numbers. If the source has no preprocessing, it is
+    torchvision's. Raises UserError if the source can't be read, is a network that does not run here, or has another
+    number of classes than ``labels``.
     """
     remote = is_remote(source)
     with local_copy(source) if remote else nullcontext(Path(source)) as path:
@@ -83,7 +86,7 @@ def read_source(path: Path, name: str, arch: str | None) -> Checkpoint:
 
 
 def describe(found: Source) -> tuple[InputSpec, Any]:
-    """Return the preprocessing and the labels that the configuration says.
+    """Return the preprocessing and the labels in the configuration.
 
     Raises UserError for another network.
     """
@@ -114,7 +117,7 @@ def build(found: Source, state: Mapping[str, Tensor], spec: InputSpec, stored: A
 
 
 def find_files(path: Path, name: str) -> Source:
-    """Return the weights file and the config.json at ``path``, a weights file or a folder with one."""
+    """Return the weights file and the config.json at ``path``, which is a weights file or a folder with one."""
     if not path.is_dir():
         return Source(path, read_json(path.with_name(CONFIG), missing={}), name)
     weights = [path / file for file in WEIGHTS if (path / file).is_file()]
@@ -126,15 +129,15 @@ def find_files(path: Path, name: str) -> Source:
 
 
 def read_json(file: Path, missing: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """Return the object in a JSON file, or ``missing`` if there is no file.
+    """Return the object in a JSON file, or ``missing`` if the file does not exist.
 
-    Raises UserError if there must be one.
+    Raises UserError if the file is necessary.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         if missing is None:
-            raise UserError(f"{file} is missing, which says how images are prepared: copy it, too") from error
+            raise UserError(f"{file} is missing, which says how images are prepared: copy it too") from error
         return missing
     except (OSError, ValueError) as error:
         raise UserError(f"{file} can't be read as JSON: {error}") from error
@@ -144,7 +147,7 @@ def read_json(file: Path, missing: Mapping[str, Any] | None = None) -> Mapping[s
 
 
 def complete_labels(stored: Any, classes: int, source: str) -> list[str]:
-    """Return one label for each class: those stored by number or in order, or else the class numbers."""
+    """Return one label for each class: the stored labels, by number or in order, or else the class numbers."""
     if not stored:
         return [str(number) for number in range(classes)]
     by_number = dict(stored) if isinstance(stored, Mapping) else dict(enumerate(stored))
@@ -160,7 +163,7 @@ def complete_labels(stored: Any, classes: int, source: str) -> list[str]:
 def with_labels(checkpoint: Checkpoint, labels: list[str], source: str) -> Checkpoint:
     """Return the checkpoint with other labels.
 
-    Raises UserError for another number of them.
+    Raises UserError for a wrong number of labels.
     """
     classes = len(checkpoint.config.labels)
     if len(labels) != classes:
@@ -173,5 +176,5 @@ def with_labels(checkpoint: Checkpoint, labels: list[str], source: str) -> Check
 
 
 def recorded_name(source: str) -> str:
-    """Return a source as the training record names it: a URL, or the name of a local file or folder."""
+    """Return a source's name in the training record: a URL, or the name of a local file or folder."""
     return source if is_remote(source) else Path(source).resolve().name

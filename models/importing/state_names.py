@@ -8,7 +8,7 @@ from torch import Tensor
 from models.architectures import Architecture, first_blocks
 
 GATE_PARTS = {
-    # An RNN gate is a 1x1 convolution after the pooling; the parts of feed-forward gates have names.
+    # An RNN gate is a 1x1 convolution after the pooling. The parts of feed-forward gates have names.
     "1.": "embedding.",
     "conv1.": "features.{conv1}.",
     "bn1.": "features.{bn1}.",
@@ -30,7 +30,7 @@ PLAIN_PARTS = {
 
 
 def rename_state(state: dict[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
-    """Return a public state dict under the names and shapes used here, in float32, without unused tensors."""
+    """Return a public state dict with the names and shapes used here, in float32, without unused tensors."""
     blocks = first_blocks(architecture.blocks)
     renamed = {}
     for key, tensor in state.items():
@@ -44,7 +44,7 @@ def rename_state(state: dict[str, Tensor], architecture: Architecture) -> dict[s
 
 
 def rename_key(key: str, architecture: Architecture, blocks: list[int]) -> str | None:
-    """Return the name of a public key; None for the gate after the last block, whose output is unused.
+    """Return the name of a public key, or None for the gate after the last block, whose output is unused.
 
     An unknown key is returned unchanged, so that the error about wrong weights names it.
     """

@@ -10,7 +10,7 @@ from models.importing.backbone import nearest, refusal
 from models.preprocessing import FILTERS, InputSpec
 
 PLAIN = re.compile(r"(tv_|gluon_|ssl_|swsl_|ig_)?resnet(18|34|50|101|152)(_v1b)?")
-"""timm's names of plain ResNets: the newest one, and older ones by the origin of the weights."""
+"""timm's names of plain ResNets: the newest name, and older names with the origin of the weights."""
 REASONS = {
     "resnetv2": "is a pre-activation ResNet (ResNetV2)",
     "resnet(aa|blur)|ecaresnet(aa|blur)|seresnetaa": "has anti-aliased downsampling",
@@ -21,13 +21,13 @@ REASONS = {
     r"resnet\d+_(gn|clip)\w*": "has other layers than a plain ResNet",
     r"(gluon_)?resnet\d+": "has a depth that no plain ResNet here has",
 }
-"""Why a network of timm can't be imported, by the beginning of its name."""
+"""The reason why a network of timm can't be imported, by the beginning of its name."""
 HARMLESS: dict[str, tuple[Any, ...]] = {"in_chans": (3,), "global_pool": ("avg",), "output_stride": (32,)}
-"""The values of timm's ``model_args`` with which a network is still a plain ResNet."""
+"""The values of timm's ``model_args`` that do not change a plain ResNet."""
 UNSEEN = ("num_classes", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last", "img_size", "pretrained")
 """Keys of ``model_args`` that have no effect on the network's output."""
 CROP = 0.875
-"""timm's share of the resized shorter side that the crop keeps if the file does not say it."""
+"""timm's default share of the resized shorter side that the crop keeps."""
 
 
 def check_config(config: Mapping[str, Any], source: str) -> None:
@@ -47,9 +47,9 @@ def check_config(config: Mapping[str, Any], source: str) -> None:
 
 
 def input_spec(config: Mapping[str, Any]) -> InputSpec:
-    """Return the preprocessing that config.json describes: timm's evaluation transform at the training size.
+    """Return the preprocessing in config.json: timm's evaluation transform at the training size.
 
-    Raises UserError for one that is not known here.
+    Raises UserError for unknown preprocessing.
     """
     stored = config.get("pretrained_cfg") or config
     _, height, width = stored.get("input_size", (3, 224, 224))
@@ -73,6 +73,6 @@ def input_spec(config: Mapping[str, Any]) -> InputSpec:
 
 
 def label_names(config: Mapping[str, Any]) -> Any:
-    """Return the labels that config.json holds, a list or a mapping by number; None if it holds none."""
+    """Return the labels in config.json, which are a list or a mapping by number, or None if it has no labels."""
     stored = config.get("pretrained_cfg") or {}
     return next((each[key] for each in (config, stored) for key in ("label_names", "labels") if each.get(key)), None)

@@ -23,11 +23,11 @@ EXPECTED = {
     "downsample_in_first_stage": (False, "has a stride in its first stage"),
     "downsample_in_bottleneck": (False, "has the stride on the 1x1 convolution of its blocks"),
 }
-"""The values of config.json that every ResNet here has, which are also the defaults, and what another one means."""
+"""The values of config.json that every ResNet here has (the defaults), and the meaning of another value."""
 STRETCHED_FROM = 384
-"""ConvNeXT's preprocessing stretches images to this size and to larger ones, and crops nothing."""
+"""From this size on, ConvNeXT's preprocessing stretches images and does not crop them."""
 CONVNEXT_CROP = 224 / 256
-"""The share of the shorter side that ConvNeXT's preprocessing keeps if the file does not say it."""
+"""The default share of the shorter side that ConvNeXT's preprocessing keeps."""
 
 
 def check_config(config: Mapping[str, Any], source: str) -> None:
@@ -44,7 +44,7 @@ def check_config(config: Mapping[str, Any], source: str) -> None:
 
 
 def rename_to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights under torchvision's names; unknown names stay."""
+    """Return weights under torchvision's names. Unknown names are not changed."""
     return {rename(key): value for key, value in state.items()}
 
 
@@ -64,7 +64,7 @@ def rename(key: str) -> str:
 
 
 def input_spec(processor: Mapping[str, Any], file: Path) -> InputSpec:
-    """Return the preprocessing that ``file``, a preprocessor_config.json with this content, describes.
+    """Return the preprocessing in ``file``, a preprocessor_config.json with this content.
 
     Raises UserError for an image processor of another kind.
     """
@@ -84,7 +84,7 @@ def input_spec(processor: Mapping[str, Any], file: Path) -> InputSpec:
 
 
 def sizes(kind: str, processor: Mapping[str, Any]) -> tuple[int, int, ResizeRule]:
-    """Return the side of the crop, the side that images are resized to, and the rule of resizing."""
+    """Return the side of the crop, the side to which images are resized, and the rule of resizing."""
     if not processor.get("do_resize", True):
         raise ValueError("do_resize is false")
     size = processor["size"]
@@ -105,7 +105,7 @@ def sizes(kind: str, processor: Mapping[str, Any]) -> tuple[int, int, ResizeRule
 
 
 def square(size: int | Mapping[str, int]) -> int:
-    """Return the side of a square that transformers describes by a number or by height and width."""
+    """Return the side of a square, which transformers gives as a number or as height and width."""
     if isinstance(size, int):
         return size
     if size["height"] != size["width"]:
@@ -120,7 +120,7 @@ def filter_name(resample: int) -> Any:
 
 
 def statistics(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation for RGB values in 0..1, with the file's own scaling factor."""
+    """Return mean and deviation for RGB values in 0..1, given the file's scaling factor."""
     factor = 255 * processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 255
     normalises = processor.get("do_normalize", True)
     mean, std = (processor["image_mean"], processor["image_std"]) if normalises else ((0.0,) * 3, (1.0,) * 3)

@@ -19,13 +19,13 @@ SAFETENSORS_HEADER = 8
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")
 """The keys under which training scripts save the state dict."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DataParallel, torch.compile and wrapper modules put before each name."""
+"""The prefixes that DataParallel, torch.compile and wrapper modules add to each name."""
 
 
 def read_weights(source: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the state dict in a file, without prefixes, and the other values that the file holds.
+    """Return the state dict in a file without prefixes, and the other values in the file.
 
-    Raises UserError if the file can't be read without running code, or holds no state dict.
+    Raises UserError if the file can't be read without running code, or has no state dict.
     """
     saved = read_file(source)
     others: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def strip_prefixes(key: str) -> str:
 
 
 def read_file(source: Path) -> dict[str, Any]:
-    """Return what a weights file holds; only tensors and plain values are unpickled."""
+    """Return the content of a weights file. Only tensors and plain values are unpickled."""
     try:
         with source.open("rb") as file:
             start = file.read(SAFETENSORS_HEADER + 1)
@@ -73,7 +73,7 @@ def read_file(source: Path) -> dict[str, Any]:
         raise UserError(f"{source} can't be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise UserError(f"{source} is a damaged safetensors file ({error}): copy it again") from error
-    # torch's own message is left out: it advises to load without weights_only.
+    # torch's message is left out, because it advises to load without weights_only.
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is None:

@@ -11,7 +11,7 @@ SHOWN_LOSS = 0.05
 TEMPLATE = """\
 # {name}, version {version}
 
-A cascade: images that a cheap network is unsure of go on to a more accurate one.
+A cascade: images of which a cheap network is unsure are escalated to a more accurate one.
 
 {figures}
 

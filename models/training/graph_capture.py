@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from models.training.objective import Step
 
 WARM_UP_RUNS = 3
-"""cuDNN, the allocator and autograd set themselves up in the first runs, which must not happen during a capture."""
+"""cuDNN, the allocator and autograd initialise themselves in the first runs. A capture does not allow this."""
 
 
 class CapturedStep:
     """``forward_backward``, captured for the shapes of its first inputs.
 
-    The outputs are valid until the next step. The gradients are the same tensors in every step, so the optimiser
-    must leave them on the parameters.
+    The outputs are valid until the next step. The gradients are the same tensors in every step. So the optimiser must
+    not remove them from the parameters.
     """
 
     def __init__(self, network: nn.Module, forward_backward: Callable[..., Step]) -> None:
@@ -39,7 +39,7 @@ class CapturedStep:
     def capture(self, inputs: tuple[Tensor | None, ...]) -> torch.cuda.CUDAGraph:
         device = next(self.network.parameters()).device
         self.inputs = [None if given is None else given.to(device).clone() for given in inputs]
-        # The warm-up runs change batch norm's statistics, which belong to no step.
+        # The warm-up runs are not training steps, so their changes to batch norm's statistics are undone.
         kept = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))

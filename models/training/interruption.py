@@ -15,7 +15,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class TrainingStopped(UserError):
-    """A signal stopped the run after its state was saved. The command line adds how to resume it."""
+    """A signal stopped the run after its state was saved. The command line adds the command that resumes it."""
 
     def __init__(self, number: int, state: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; the state is saved in {state}")
@@ -24,26 +24,27 @@ class TrainingStopped(UserError):
 
 @dataclass
 class StopRequest:
-    """The number of the signal that asked the run to stop, if one did."""
+    """The number of the signal that stops the run, if there was one."""
 
     number: int | None = None
 
     def check(self, state: Path) -> None:
-        """Raise TrainingStopped if a signal has arrived in this process; the state must be saved."""
+        """Raise TrainingStopped if a signal has arrived in this process. Save the state before the call."""
         stop_at(state, self.number)
 
 
 def stop_at(state: Path, number: int | None) -> None:
-    """Raise TrainingStopped if a signal has arrived; the state must be saved."""
+    """Raise TrainingStopped if a signal has arrived. Save the state before the call."""
     if number is not None:
         raise TrainingStopped(number, state)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one ends the process as usual.
+    """Turn the first SIGINT or SIGTERM into a request to stop. A second one ends the process.
 
-    Under torchrun it doesn't: torchrun forwards the user's signal and sends its own, and kills processes that hang.
+    Under torchrun, a second signal is ignored: torchrun forwards the user's signal, sends its own signal, and kills
+    processes that hang.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""A training run: one stage after the other; epochs are logged, states saved, checkpoints written.
+"""Run the stages of a training: log epochs, save states and write checkpoints.
 
     skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10                      SP, then HRL, from the hub
     skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10 --data FOLDER \\
@@ -24,7 +24,7 @@ from models.training.recipes import Recipe
 from models.training.schedule import annealing_progress, learning_rate
 from models.training.stages.batch_norm import freeze_statistics
 from models.training.stages.reinforce import re_estimate_statistics
-from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
+from models.training.state import LOG, Progress, StateFile, Stopwatch, append_record, cut_log
 from models.training.step import make_step
 from models.training.types import Job, Show, Watcher, stage_record
 
@@ -43,8 +43,8 @@ def train(
     """Run the job's stages and return the folder of the last stage's checkpoint.
 
     ``show`` wraps the steps of an epoch, for a progress bar. Raises UserError if ``resume`` finds a damaged state or
-    that of another run, where without ``resume`` the folder holds an unfinished run, and where the loss is no longer
-    finite; TrainingStopped after SIGINT or SIGTERM; ProcessLost if another process of the run has ended.
+    the state of another run, if the folder holds an unfinished run and ``resume`` is false, and if the loss is not
+    finite. Raises TrainingStopped after SIGINT or SIGTERM, and ProcessLost if another process of the run has ended.
     """
     state = StateFile(job.folder, job.identity, save_every)
     progress, optimizer_state = Progress(), None
@@ -118,15 +118,15 @@ def run_stage(
             progress.add(step, images_done * recipe.routes, seconds, cpu_seconds)
             if watcher:
                 watcher.stepped(recipe, progress.step, total, images_done, rate, progress)
-            # After the epoch's last step the state is saved below, when the log has its row.
+            # After the epoch's last step, the state is saved below, once the epoch is in the log.
             if (state.due() or signalled is not None) and within + 1 < end:
                 save_and_stop(state, progress, job.network, optimizer, signalled)
         re_estimates = recipe.stage == "hrl" and recipe.statistics == "re-estimated" and not recipe.freeze_backbone
         if progress.step == total and re_estimates:
             re_estimate_statistics(job.network, (images for images, _ in islice(batches.epoch(0), RE_ESTIMATED)))
-        row = log_epoch(job, recipe, progress, epoch)
+        record = log_epoch(job, recipe, progress, epoch)
         if watcher:
-            watcher.logged(row)
+            watcher.logged(record)
         _, signalled = agree(0.0, stop.number)
         save_and_stop(state, progress, job.network, optimizer, signalled if progress.step < total else None)
 
@@ -134,10 +134,13 @@ def run_stage(
 def save_and_stop(
     state: StateFile, progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer, number: int | None
 ) -> None:
-    """Save the state; raise TrainingStopped if a signal of that number has arrived in any process."""
+    """Save the state.
+
+    Raises TrainingStopped if a signal with this number has arrived in any process.
+    """
     state.save(progress, network, optimizer)
     if number is not None:
-        # torchrun ends all processes when one has ended.
+        # torchrun ends all processes when one of them ends.
         wait_for_all()
     stop_at(state.path, number)
 
@@ -150,7 +153,7 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[
     require_finite(loss, f"{recipe.stage}, epoch {epoch + 1}", remedy)
     validation = job.validate(job.network)
     images = progress.images / recipe.routes
-    row = {
+    record = {
         "stage": recipe.stage,
         "epoch": epoch + 1,
         "step": progress.step,
@@ -164,12 +167,12 @@ def log_epoch(job: Job, recipe: Recipe, progress: Progress, epoch: int) -> dict[
         "seconds": round(progress.seconds, 3),
         "cpu_seconds": round(progress.cpu_seconds, 3),
     }
-    log_row(job.folder / LOG, row, progress)
-    return row
+    append_record(job.folder / LOG, record, progress)
+    return record
 
 
 def require_finite(loss: float, of: str, remedy: str) -> None:
-    """Raise UserError if a loss is infinite or NaN; ``remedy`` completes "train again with"."""
+    """Raise UserError if a loss is infinite or NaN. ``remedy`` completes "train again with"."""
     if not math.isfinite(loss):
         raise UserError(f"the loss of {of}, is {loss}: train again with {remedy}")
 

@@ -10,7 +10,7 @@ from models.training.recipes import Recipe
 
 
 class Step(NamedTuple):
-    """The ``loss`` to differentiate, and sums over the batch: ``correct`` predictions and executed shares."""
+    """The ``loss`` to differentiate, and two sums over the batch: ``correct`` predictions and executed shares."""
 
     loss: Tensor
     correct: Tensor
@@ -22,7 +22,7 @@ class Step(NamedTuple):
 
 
 def classification_loss(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, recipe: Recipe) -> Tensor:
-    """Return the loss of logits [N, classes] against labels [N] and, where given, a teacher's logits."""
+    """Return the loss of logits [N, classes] against labels [N] and, if given, against a teacher's logits."""
     loss = cross_entropy(logits, labels)
     if teacher_logits is None:
         return loss

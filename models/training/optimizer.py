@@ -8,7 +8,7 @@ from models.training.stages.gate_readout import scale_gate_logits, set_gate_bias
 
 
 def choose_trainable(network: SkipNet, recipe: Recipe) -> None:
-    """Make all weights trainable, or those of the gates alone."""
+    """Make all weights trainable, or only those of the gates."""
     network.requires_grad_(not recipe.freeze_backbone)
     for gates in (network.gates, network.controller):
         if gates is not None:
@@ -16,7 +16,7 @@ def choose_trainable(network: SkipNet, recipe: Recipe) -> None:
 
 
 def initialise_gates(network: SkipNet, recipe: Recipe) -> None:
-    """Set the gates' bias and scale their logits as the recipe asks at the start of a stage."""
+    """Set the gates' bias and scale their logits as the recipe says, at the start of a stage."""
     if recipe.gate_bias_init:
         set_gate_bias(network, recipe.gate_bias_init)
     if recipe.gate_logit_scale != 1:
@@ -24,7 +24,7 @@ def initialise_gates(network: SkipNet, recipe: Recipe) -> None:
 
 
 def make_optimizer(network: SkipNet, recipe: Recipe) -> torch.optim.SGD:
-    """Build SGD with momentum 0.9 for the trainable weights; vectors have a weight decay of their own."""
+    """Build SGD with momentum 0.9 for the trainable weights. Vectors have a separate weight decay."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim > 1]
     vectors = [parameter for parameter in trained if parameter.ndim <= 1]

@@ -36,32 +36,33 @@ class OperatingPoint:
 class Recipe:
     """The hyper-parameters of one stage, which SGD with momentum 0.9 trains.
 
-    Length: ``iterations`` steps, or ``epochs`` epochs where that is None. Learning rate ``rate``: "steps" divides it by
-    10 at half and at three quarters of the run. "one_cycle" raises it linearly in the first 15 % and lowers it to zero
+    Length: ``iterations`` steps, or ``epochs`` epochs if that is None. Learning rate ``rate``: "steps" divides it by 10
+    at half and at three quarters of the run. "one_cycle" raises it linearly in the first 15 % and lowers it to zero
     along a cosine. "constant" keeps it. The first ``warm_up`` steps take a tenth of the rate.
 
     SP (supervised pre-training):
 
     - ``gate_bias_init``: the gates' logit at the start.
-    - ``operating_points``: which images are routed at which threshold. Where there are none, every image is routed at
-      0.5 and computation costs nothing.
+    - ``operating_points``: which images are routed at which threshold. If there are none, every image is routed at 0.5
+      and computation costs nothing.
     - ``target_rate_weight``: weight of the squared excess of an operating point's computation over its target rate.
     - ``target_annealing``: the shares of the steps between which the target rates fall linearly from 1 to their values.
-    - ``per_sample_spread``: gives every image a target rate of its own, at most half the spread above or below that of
-      its operating point, by the rank of the teacher's loss on it. Too much and too little computation cost the same.
-    - ``freeze_backbone``: train the gates alone; the other weights and batch norm's statistics stay.
+    - ``per_sample_spread``: gives every image its own target rate, at most half the spread above or below that of its
+      operating point, by the rank of the teacher's loss on it. Too much and too little computation cost the same.
+    - ``freeze_backbone``: train only the gates. The other weights and batch norm's statistics do not change.
 
-    Distillation (Hinton et al. 2015): ``distillation_weight`` is the teacher's weight against the label's, and
-    ``temperature`` softens both distributions. ``mixup`` is the share of the images that are mixed with another one,
-    and needs an online teacher.
+    Distillation (Hinton et al. 2015): ``distillation_weight`` is the weight of the teacher's loss, and the label's loss
+    has the rest. ``temperature`` softens both distributions. ``mixup`` is the share of the images that are mixed with
+    another image. It needs an online teacher.
 
     HRL (hybrid reinforcement learning): ``alpha`` is the reward for skipping all blocks (paper, equation 4),
-    ``policy_weight`` weighs the policy gradient against the cross-entropy, ``samples`` is the number of routes sampled
-    for an image, and ``gate_logit_scale`` multiplies the gates' logits before the stage. Batch norm's ``statistics``
-    are "frozen" as SP left them, those of the "executed" images of each batch, or "re-estimated" after the stage.
+    ``policy_weight`` is the weight of the policy gradient relative to the cross-entropy. ``samples`` is the number of
+    routes sampled for an image. ``gate_logit_scale`` multiplies the gates' logits before the stage. Batch norm's
+    ``statistics`` are "frozen" (those of SP), "executed" (those of the images of each batch that execute the block), or
+    "re-estimated" after the stage.
 
-    The paper's ablations: ``gates`` "soft" scales a block by its gate's probability in SP, and only inference is hard
-    (Table 3). ``pure`` trains HRL by the policy gradient alone, with the predicted class as one more action.
+    The paper's ablations: With ``gates`` "soft", SP scales a block by its gate's probability, and only inference has
+    hard gates (Table 3). ``pure`` trains HRL by the policy gradient alone, with the predicted class as one more action.
     """
 
     name: str
@@ -110,7 +111,7 @@ def paper(stage: Stage) -> Recipe:
 
 
 def short(stage: Stage) -> Recipe:
-    """The paper's method on a one-cycle schedule that two CPU cores run in hours."""
+    """The paper's method on a one-cycle schedule that takes two CPU cores some hours."""
     if stage == "hrl":
         return Recipe(
             "short", stage, rate=0.003, schedule="one_cycle", epochs=2, nesterov=True, decay_all=False,
@@ -129,10 +130,10 @@ def budget(stage: Stage) -> Recipe:
 
 
 def multi_budget(stage: Stage) -> Recipe:
-    """SP from a trained dense network, which is also the teacher: one network for many compute budgets.
+    """SP from a trained dense network, which is also the teacher. It gives one network for many compute budgets.
 
-    Parts of each batch run dense, at low and at high thresholds. So the gates learn to rank the blocks, and the network
-    is accurate along the routes of each operating point.
+    Parts of each batch run with every block, at low thresholds and at high ones. So the gates learn to rank the blocks,
+    and the network is accurate along the routes of each operating point.
     """
     if stage != "sp":
         return replace(short(stage), name="multi_budget", gate_logit_scale=1.0, statistics="frozen")
@@ -143,10 +144,10 @@ def multi_budget(stage: Stage) -> Recipe:
 
 
 def adaptive(stage: Stage) -> Recipe:
-    """A second SP, from a network that ``multi_budget`` trained: each image has its own target rate.
+    """A second SP, from a network that ``multi_budget`` trained. Each image has its own target rate.
 
-    Gates can meet a target rate of the whole batch with the same decisions for every image, and those of
-    ``multi_budget`` do. Here an image with a higher loss of the dense teacher gets a higher target rate. HRL is that of
+    Gates can meet the target rate of a batch with the same decisions for every image, as those of ``multi_budget`` do.
+    With this recipe, an image with a higher loss of the dense teacher gets a higher target rate. HRL is that of
     ``multi_budget``.
     """
     if stage != "sp":
@@ -159,7 +160,7 @@ def adaptive(stage: Stage) -> Recipe:
 
 
 def distilled(stage: Stage) -> Recipe:
-    """The target rates of ``adaptive`` in one longer SP, with a better teacher (`models.training.distillation`)."""
+    """One longer SP with the target rates of ``adaptive`` and a better teacher (`models.training.distillation`)."""
     recipe = replace(adaptive(stage), name="distilled", distillation_weight=0.9, temperature=2.0)
     if stage != "sp":
         return recipe
@@ -167,9 +168,9 @@ def distilled(stage: Stage) -> Recipe:
 
 
 def finetune(stage: Stage) -> Recipe:
-    """A pretrained network on few images of its user's own (`models.finetuning`).
+    """Fine-tune a pretrained network on a small data set (`models.finetuning`).
 
-    The dense network is trained first, and then teaches. The gates learn their target rates alone, then all weights do.
+    The dense network is trained first, and is then the teacher. Next only the gates are trained, and then all weights.
     """
     if stage == "plain":
         return replace(short(stage), name=FINETUNE, rate=0.01, epochs=20, batch=16, gate_bias_init=0.0)
@@ -180,7 +181,7 @@ def finetune(stage: Stage) -> Recipe:
 
 
 GATES_ALONE = {"freeze_backbone": True, "rate": 0.05, "gate_bias_init": 2.0, "target_annealing": (0.05, 0.7)}
-"""What ``finetune`` changes while the gates learn alone."""
+"""What ``finetune`` changes while only the gates are trained."""
 
 
 def points(*values: tuple[float, float, float]) -> tuple[OperatingPoint, ...]:
@@ -194,7 +195,7 @@ RECIPES = {each.__name__: each for each in (paper, short, budget, multi_budget, 
 def find_recipe(name: str, stage: Stage) -> Recipe:
     """Return recipe ``name`` for a stage.
 
-    Raises UserError, which lists the names, for an unknown one.
+    Raises UserError, which lists the known names, for an unknown name.
     """
     make = RECIPES.get(legacy_names.RECIPES.get(name, name))
     if make is None:
@@ -203,13 +204,13 @@ def find_recipe(name: str, stage: Stage) -> Recipe:
 
 
 FIXED = ("name", "stage", "iterations", "epochs", "batch")
-"""Values that a change may not name: `skipnet train` has options for them."""
+"""Values that changes may not contain, because `skipnet train` has options for them."""
 
 
 def read_changes(text: str) -> dict[str, Any]:
     """Return the values of a JSON object that replace a recipe's own, in the recipe's types.
 
-    Raises UserError for a value that recipes don't have, or that is not of its type or range.
+    Raises UserError for an unknown value, or one of a wrong type or range.
     """
     try:
         values = json.loads(text)
@@ -224,7 +225,7 @@ def read_changes(text: str) -> dict[str, Any]:
 def typed_values(values: Mapping[str, Any], fixed: Collection[str] = ("name", "stage")) -> dict[str, Any]:
     """Return values of a recipe in the recipe's types.
 
-    Raises UserError for a value that recipes don't have, that is one of ``fixed``, or not of its type or range.
+    Raises UserError for an unknown value, one of ``fixed``, or one of a wrong type or range.
     """
     types = {name: kind for name, kind in get_type_hints(Recipe, include_extras=True).items() if name not in fixed}
     typed = {}
@@ -239,10 +240,10 @@ def typed_values(values: Mapping[str, Any], fixed: Collection[str] = ("name", "s
 
 
 def find_changes(stage: TrainedStage) -> dict[str, Any]:
-    """Return the values of its recipe that a stage of a checkpoint's record changed, as JSON values.
+    """Return the values by which a stage of a checkpoint's record differs from its recipe, as JSON values.
 
-    Values that the record lacks are not changes: it omits None, and older records omit values that recipes did not have
-    yet. Returns no changes for a recipe that no longer exists.
+    Values that the record lacks are not changes. It omits None, and older records omit values that recipes did not have
+    then. Returns no changes if the recipe no longer exists.
     """
     if stage.name not in RECIPES:
         return {}

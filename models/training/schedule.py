@@ -5,7 +5,7 @@ import math
 from models.training.recipes import Recipe
 
 RISE = 0.15
-"""The share of a one-cycle schedule in which the rate rises."""
+"""The share of a one-cycle schedule in which the learning rate rises."""
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -23,7 +23,7 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def annealing_progress(recipe: Recipe, step: int, steps: int) -> float:
-    """Return the progress of annealing: at 0 every target rate is 1, at 1 it is that of its operating point."""
+    """Return the progress of annealing: at 0 every target rate is 1, at 1 it is the operating point's."""
     begin, end = recipe.target_annealing
     if end <= begin:
         return float(step / steps >= begin)

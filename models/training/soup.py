@@ -1,7 +1,7 @@
-"""A model soup: the mean of several networks' weights, which runs as fast as one of them.
+"""A model soup: a network whose weights are the means of several networks' weights.
 
-The mean of networks that were trained from the same checkpoint is often better than each of them (Wortsman et al.
-2022, "Model soups").
+It is as fast as one of them. If they were trained from the same checkpoint, it is often more accurate than each of them
+(Wortsman et al. 2022, "Model soups").
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def make_soup(folders: Sequence[Path], target: Path) -> None:
     """Write a checkpoint whose weights and batch norm statistics are the means of those in ``folders``.
 
     Its execute threshold is 0.5. Raises UserError for fewer than two checkpoints, for checkpoints of different
-    networks, labels or data, and for one that can't be read.
+    networks, labels or data, and for a checkpoint that can't be read.
     """
     if len(folders) < 2:
         raise UserError("a model soup needs two checkpoints or more: name another")
@@ -52,6 +52,6 @@ def require_alike(first: Checkpoint, other: Checkpoint, both: str) -> None:
 
 
 def stages_of(checkpoints: Sequence[Checkpoint]) -> tuple[TrainedStage, ...]:
-    """Return the first checkpoint's stages and one for the soup, which records the stages of the others."""
+    """Return the first checkpoint's stages and the soup's stage, which records the stages of the others."""
     first, *others = (checkpoint.config.training.stages for checkpoint in checkpoints)
     return (*first, TrainedStage(stage=SOUP, members=tuple(others)))

@@ -18,14 +18,14 @@ from models.training.objective import Step
 
 LOG, STATE = "log.jsonl", "state.pt"
 NAMED = 5
-"""Differences that an error names; a state of other stages differs in every value of their recipes."""
+"""The most differences that an error names. A state of other stages differs in every value of their recipes."""
 
 
 @dataclass
 class Progress:
-    """The progress of a run: the next ``step`` of stage number ``stage``, and the sums of its epoch (`Step.sums`).
+    """The progress of a run: the number of its ``stage``, the next ``step``, and the sums of the epoch (`Step.sums`).
 
-    ``seconds`` are wall time, pauses included; ``cpu_seconds`` are CPU time on all cores. ``logged`` is the length of
+    ``seconds`` are wall time with pauses, and ``cpu_seconds`` are CPU time on all cores. ``logged`` is the length of
     the log in bytes.
     """
 
@@ -38,7 +38,7 @@ class Progress:
     logged: int = 0
 
     def add(self, step: Step, images: int, seconds: float, cpu_seconds: float) -> None:
-        """Count a step; the sums stay on its device, so that the host does not wait for them."""
+        """Count a step. The sums stay on its device, so that the host does not wait for them."""
         sums = step.sums(images)
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
         self.images += images
@@ -52,16 +52,19 @@ class Progress:
 
 
 def cut_log(file: Path, progress: Progress) -> None:
-    """Truncate a log to the lines that the state counts; removes those of other runs and of an epoch to repeat."""
+    """Truncate a log to the lines that the state counts.
+
+    This removes the lines of other runs and of an epoch to repeat.
+    """
     with file.open("ab") as log:
         log.truncate(min(log.tell(), progress.logged))
 
 
-def log_row(file: Path, row: dict[str, Any], progress: Progress) -> None:
-    """Append an epoch's figures to the log, in the first process, and begin the next epoch."""
+def append_record(file: Path, record: dict[str, Any], progress: Progress) -> None:
+    """Append an epoch's record to the log, in the first process, and begin the next epoch."""
     if is_first():
         with file.open("ab") as log:
-            log.write(json.dumps(row).encode() + b"\n")
+            log.write(json.dumps(record).encode() + b"\n")
             progress.logged = log.tell()
     progress.begin_epoch()
 
@@ -82,7 +85,7 @@ class Stopwatch:
 class StateFile:
     """The file ``state.pt`` of a run, which is loaded without unpickling objects.
 
-    Only the first process of a run reads and writes it; the folder need not exist for the others.
+    Only the first process of a run reads and writes it. For the others the folder need not exist.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], interval: float) -> None:
@@ -91,11 +94,14 @@ class StateFile:
         self.saved = time.monotonic()
 
     def due(self) -> bool:
-        """Whether ``interval`` seconds have passed since the last save."""
+        """Return whether ``interval`` seconds have passed since the last save."""
         return time.monotonic() - self.saved >= self.interval
 
     def save(self, progress: Progress, network: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        """Replace the saved state; a write that fails raises OSError and keeps the earlier state."""
+        """Replace the saved state.
+
+        Raises OSError if the write fails. The earlier state is then kept.
+        """
         if not is_first():
             return
         state = {
@@ -112,7 +118,7 @@ class StateFile:
         self.saved = time.monotonic()
 
     def load(self, network: nn.Module) -> tuple[Progress, dict[str, Any] | None]:
-        """Restore ``network``; return the progress and the optimiser's state, where a state was saved.
+        """Restore ``network``, and return the progress and the optimiser's state if a state was saved.
 
         Raises UserError for a damaged file and for the state of a run with other options.
         """
@@ -121,21 +127,21 @@ class StateFile:
             return Progress(), None
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if is_first():  # The folders of other hosts may have other names.
+            if is_first():  # Folders may have other names on other hosts.
                 self.compare(current_names(state["identity"]))
             network.load_state_dict(state["network"])
             return Progress(**state["progress"]), state["optimizer"]
         except UserError:
             raise
-        except Exception as error:  # torch.load documents no exceptions, and the file may hold anything.
+        except Exception as error:  # torch.load documents no exceptions, and the file may have any content.
             raise UserError(f"{self.path} is damaged ({error}); delete it and train without --resume") from error
 
     def finished(self) -> bool | None:
-        """Return whether the file is the state of a finished run; None where no run can resume from it."""
+        """Return whether the file is the state of a finished run. None means that no run can resume from it."""
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             return bool(state["progress"]["stage"] >= len(state["identity"]["stages"]))
-        except Exception:  # There is no file, or it holds anything.
+        except Exception:  # There is no file, or it is not a state.
             return None
 
     def require_finished(self) -> None:
@@ -149,7 +155,7 @@ class StateFile:
     def compare(self, found: dict[str, Any]) -> None:
         """Raise UserError if the identity in a state is not that of this run."""
         differing = [key for key in self.identity | found if self.identity.get(key) != found.get(key)]
-        # Several processes never compile, whatever the run did before.
+        # Several processes never compile, even if the run compiled before.
         differing = [key for key in differing if key != "compile" or share().size == 1]
         if differing:
             raise UserError(
@@ -170,5 +176,5 @@ def discard_state(folder: Path) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in a folder has finished."""
+    """Return whether the run in a folder has finished."""
     return StateFile(folder, {}, 0).finished() is True

@@ -20,18 +20,18 @@ from models.training.stages.supervised import run_teacher, supervised_step
 from models.training.types import Job
 
 SAMPLING, MIXUP = 1 << 20, 1 << 21
-"""Offsets of the epoch in a generator's seed, so that sampling, mixup and augmentation draw different numbers."""
+"""Offsets of the epoch in a generator's seed. With them, sampling, mixup and augmentation draw different numbers."""
 
 TakeStep = Callable[[Tensor, Tensor, float, int, int], Step]
-"""Takes a batch's images and labels, the progress of annealing, the epoch, and the step within it."""
+"""Maps a batch's images and labels, the progress of annealing, the epoch, and the step within it to a `Step`."""
 
 
 def make_step(job: Job, recipe: Recipe, batches: Batches) -> TakeStep:
-    """Build the stage's step, which leaves its gradients in the network's parameters.
+    """Build the stage's step, which stores the gradients in the network's parameters.
 
     On the CPU, skipped blocks are not computed. On CUDA and in compiled steps they are masked: a block that skips
     images computes a different number each time, and the host would wait for the device at every gate. Each of several
-    processes takes its share of the batch, and all leave the same gradients.
+    processes takes its share of the batch, and all end with the same gradients.
     """
     network, hybrid, masked = job.network, recipe.stage == "hrl", is_masked(recipe, job.device)
     captured = is_captured(recipe, job.device)
@@ -63,12 +63,15 @@ def make_step(job: Job, recipe: Recipe, batches: Batches) -> TakeStep:
 
 
 def is_masked(recipe: Recipe, device: torch.device) -> bool:
-    """Whether a stage's steps compute every block: on CUDA, unless batch norm takes the executed images' statistics."""
+    """Return whether a stage's steps compute every block.
+
+    They do on CUDA, unless batch norm uses the statistics of the executed images.
+    """
     return device.type == "cuda" and not (recipe.stage == "hrl" and recipe.statistics == "executed")
 
 
 def is_captured(recipe: Recipe, device: torch.device) -> bool:
-    """Whether a stage's steps are captured: masked steps of a single process, which exchange nothing."""
+    """Return whether a stage's steps are captured: masked steps of a single process."""
     return is_masked(recipe, device) and share().size == 1
 
 
@@ -82,11 +85,12 @@ def make_forward_backward(
     compiles: bool = False,
     online_teacher: nn.Module | None = None,
 ) -> Callable[..., Step]:
-    """Build the forward and backward function, which leaves a batch's gradients in the network's parameters.
+    """Build the forward and backward function, which stores a batch's gradients in the network's parameters.
 
     Its inputs are images, labels, the progress of annealing, HRL's random numbers or None, a teacher's logits or None,
-    and in SP a generator or None. With a generator, blocks skip and some are explored. HRL's blocks skip unless
-    ``masked``. ``online_teacher`` computes the teacher's logits in each step; ``mixed`` uses bfloat16.
+    and in SP a generator or None. With a generator, skipped blocks are not computed, except those that are explored.
+    HRL does not compute skipped blocks unless ``masked``. ``online_teacher`` computes the teacher's logits in each
+    step; ``mixed`` uses bfloat16.
     """
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed)
     run = run_masked if masked else run_executed

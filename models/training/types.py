@@ -27,8 +27,8 @@ class Job:
     """Everything that determines a run.
 
     ``batches`` returns a recipe's batches, and ``validate`` measures a network on the validation images. ``mixed`` runs
-    convolutions in bfloat16. ``teacher`` is a network, or the logits [N, classes] of one for all images;
-    ``teacher_name`` is its name in the stages' records. ``origins`` are the files that the run starts and learns from,
+    convolutions in bfloat16. ``teacher`` is a network, or its logits [N, classes] for all images. ``teacher_name`` is
+    its name in the stages' records. ``origins`` are the files of the network to start from and of the teacher,
     ``about`` is the training record without its stages, ``earlier`` are the stages before the run, and ``data`` is a
     line that describes the data for the user.
     """
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The values that a run which resumes this one must share."""
+        """The values that must be the same when the run is resumed."""
         values = {
             f"{recipe.stage} {key}": value for recipe in self.recipes for key, value in stage_summary(recipe).items()
         }
@@ -72,7 +72,7 @@ class Job:
 
 
 class Watcher(Protocol):
-    """Follows a run, for metrics."""
+    """Observes a run, for metrics."""
 
     def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float, progress: Progress) -> None:
         """Called after step ``step`` of ``steps``, on ``images`` images at learning rate ``rate``.
@@ -80,8 +80,8 @@ class Watcher(Protocol):
         ``progress`` has the sums of the epoch.
         """
 
-    def logged(self, row: dict[str, Any]) -> None:
-        """Called after an epoch, with the figures that were appended to ``log.jsonl``."""
+    def logged(self, record: dict[str, Any]) -> None:
+        """Called after an epoch, with the record that was appended to ``log.jsonl``."""
 
 
 def stage_summary(recipe: Recipe) -> dict[str, Any]:

@@ -47,13 +47,13 @@ class TrainingMetrics:
         self.progress.labels(*run).set(step / steps)
         self.rate.labels(*run).set(rate)
 
-    def logged(self, row: dict[str, Any]) -> None:
-        run = self.architecture, row["stage"]
-        self.epoch.labels(*run).set(row["epoch"])
-        self.loss.labels(*run).set(row["loss"])
-        self.accuracy.labels(*run, "train").set(row["train_accuracy"])
-        self.accuracy.labels(*run, "held_out").set(row["accuracy"])
-        self.computation.labels(*run, "train").set(row["train_computation"])
-        self.computation.labels(*run, "held_out").set(row["computation_percentage"] / 100)
-        for block, share in enumerate(row["skip_rate"], start=1):
+    def logged(self, record: dict[str, Any]) -> None:
+        run = self.architecture, record["stage"]
+        self.epoch.labels(*run).set(record["epoch"])
+        self.loss.labels(*run).set(record["loss"])
+        self.accuracy.labels(*run, "train").set(record["train_accuracy"])
+        self.accuracy.labels(*run, "held_out").set(record["accuracy"])
+        self.computation.labels(*run, "train").set(record["train_computation"])
+        self.computation.labels(*run, "held_out").set(record["computation_percentage"] / 100)
+        for block, share in enumerate(record["skip_rate"], start=1):
             self.skips.labels(*run, str(block)).set(share)

@@ -15,7 +15,7 @@ LOGITS = "-logits"
 def parse_teacher(name: str) -> tuple[str, str] | None:
     """Return the teacher network and the file for ``name`` in a stage's record, or None for a checkpoint.
 
-    "large" is the network used online, "large-logits" are the logits that it computed once.
+    "large" is the network used online. "large-logits" are the logits that it computed once.
     """
     network = name.removesuffix(LOGITS)
     if network not in TEACHERS:
@@ -26,14 +26,14 @@ def parse_teacher(name: str) -> tuple[str, str] | None:
 def teacher_name(file: Path) -> str:
     """Return the name in a stage's record of the teacher, or of its logits, in a file."""
     with safe_open(file, "pt") as opened:
-        # The earliest files don't name their network; there was one.
+        # The earliest files don't name their network, because only one existed.
         network: str = (opened.metadata() or {}).get("network", "small")
     network = LEGACY_TEACHERS.get(network, network)
     return network if is_network(file) else f"{network}{LOGITS}"
 
 
 def is_network(file: Path) -> bool:
-    """Whether a file's name is that of an online teacher. Other files hold a teacher's logits."""
+    """Return whether a file is named like an online teacher's. Other files hold a teacher's logits."""
     return file.name in (TEACHER_FILE, LEGACY_FILES[TEACHER_FILE])
 
 

@@ -1,4 +1,4 @@
-"""A teacher's logits for every training image, computed once and kept in a file."""
+"""A teacher's logits for every training image, computed once and stored in a file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def compute_teacher_logits(network: Callable[[Tensor], Tensor], pixels: Tensor, 
 
 
 def write_teacher_logits(file: Path, logits: Tensor, dataset: str, network: str) -> None:
-    """Write a teacher's logits for all training images of a data set, in its order, as float16."""
+    """Write a teacher's logits for all training images of a data set as float16, in the data set's order."""
     with whole_file(file) as opened:
         opened.write(save({KEY: logits.half().contiguous()}, {"dataset": dataset, "network": network}))
 

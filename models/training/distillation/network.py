@@ -1,4 +1,4 @@
-"""The distillation teachers: networks of seven convolutions, without gates. They are trained fast and not served.
+"""The distillation teachers: networks of seven convolutions, without gates. They train fast and are not served.
 
 The first layer is fixed and whitens patches of 2x2 pixels. Three groups of two convolutions follow, and each group
 halves the map.
@@ -29,7 +29,9 @@ NOISE = 5e-4
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The size of a teacher and how it is trained: ``width`` multiplies the channels, ``smoothing`` (0..1) the labels.
+    """The size of a teacher and how it is trained.
+
+    ``width`` multiplies the number of channels. ``smoothing`` (0..1) is that of the labels.
 
     The large teacher's labels are not smoothed: smoothing removes the information of its logits about the other classes
     (Mueller et al. 2019).
@@ -47,7 +49,7 @@ TEACHERS = {
 
 
 class Group(nn.Module):
-    """Two 3x3 convolutions; the map is halved after the first."""
+    """Two 3x3 convolutions. The map is halved after the first."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -109,7 +111,7 @@ def write_teacher(file: Path, network: TeacherNetwork, dataset: str, name: str) 
 def read_teacher(file: Path, dataset: str, classes: int) -> TeacherNetwork:
     """Return a teacher in evaluation mode.
 
-    Raises UserError for a file without one, or with one of other data.
+    Raises UserError if the file holds no teacher, or a teacher for another data set.
     """
     try:
         with safe_open(file, "pt") as opened:

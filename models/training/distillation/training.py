@@ -21,14 +21,14 @@ from models.training.interruption import StopRequest, stop_on_signals
 from models.training.loop import require_finite
 from models.training.objective import Step
 from models.training.setup.hardware import multiplies_bfloat16, prepare_process
-from models.training.state import LOG, Progress, StateFile, Stopwatch, cut_log, log_row
+from models.training.state import LOG, Progress, StateFile, Stopwatch, append_record, cut_log
 from models.training.types import Show
 
 WHITENED = 5000
 """Images that the first layer's filters are computed from."""
 BATCH, RATE, BIAS_RATE, MOMENTUM, DECAY = 256, 0.25, 4, 0.9, 5e-4
 WARM_UP, FIRST = 0.2, 0.2
-"""The share of the steps in which the rate rises, and the share of the peak rate that it starts at."""
+"""The share of the steps in which the learning rate rises, and its first value as a share of the peak."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class TeacherTraining:
     log: Path
 
     def train(self, show: Show, measure: Callable[[], float], stop: StopRequest) -> bool:
-        """Run the steps that are left, and log each epoch; return whether there were any.
+        """Run the remaining steps, log each epoch, and return whether any step remained.
 
         Raises TrainingStopped after a signal.
         """
@@ -96,7 +96,7 @@ class TeacherTraining:
         assert progress.sums is not None
         loss, correct, _ = (progress.sums / progress.images).tolist()
         require_finite(loss, f"the teacher, epoch {epoch + 1}", "another --seed, in another --output")
-        row = {
+        record = {
             "epoch": epoch + 1,
             "loss": round(loss, 4),
             "train_accuracy": round(correct, 4),
@@ -104,11 +104,11 @@ class TeacherTraining:
             "seconds": round(progress.seconds, 3),
             "cpu_seconds": round(progress.cpu_seconds, 3),
         }
-        log_row(self.log, row, progress)
+        append_record(self.log, record, progress)
 
 
 def accuracy_on(network: TeacherNetwork, pixels: Tensor, labels: Tensor, dataset: DatasetInfo) -> float:
-    """Return the accuracy (0..1) on images uint8 [N, 3, H, W]; puts the network into evaluation mode."""
+    """Return the accuracy (0..1) on images uint8 [N, 3, H, W]. The network is set to evaluation mode."""
     logits = compute_teacher_logits(network.eval(), pixels, dataset)
     return float((logits.argmax(1).cpu() == labels).float().mean())
 
@@ -128,9 +128,9 @@ def train_teacher(
 ) -> None:
     """Train a teacher on a data set of small images, or resume its training, and write its logits.
 
-    ``network`` is one of `TEACHERS`; ``epochs`` defaults to its own. ``held_out`` images are the validation images.
-    ``folder`` gets `LOGITS_FILE`, `TEACHER_FILE`, ``log.jsonl`` and ``state.pt``. Raises UserError for images that
-    don't all have the data set's own size, for too few images, for a folder that holds the state of another run, and
+    ``network`` is one of `TEACHERS`, and ``epochs`` defaults to its number. ``held_out`` is the number of validation
+    images. Writes `LOGITS_FILE`, `TEACHER_FILE`, ``log.jsonl`` and ``state.pt`` into ``folder``. Raises UserError if
+    not all images have the data set's size, for too few images, for a folder that holds the state of another run, and
     for a loss that is no longer finite.
     """
     config = TEACHERS[network]

@@ -1,8 +1,8 @@
-"""The outputs of a whole batch, from the shares that the processes compute.
+"""The outputs of a global batch, from the shares that the processes compute.
 
 Target rates, difficulty ranks and the baselines of HRL relate the images of a batch to each other. So each process
-computes the loss of the whole batch, from the outputs of all processes. Its backward pass continues at its own outputs,
-and `sum_gradients` adds the gradients of all processes.
+computes the loss of the global batch, from the outputs of all processes. Its backward pass continues at its own
+outputs, and `sum_gradients` adds the gradients of all processes.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from models.data.share import Share
 from models.training.distributed.group import gather, share
 
 
-def whole(rows: Tensor, repeats: int = 1) -> Tensor:
-    """Return the rows [repeats * N, ...] of a whole batch of N images, from this process's share of them."""
+def global_batch(rows: Tensor, repeats: int = 1) -> Tensor:
+    """Return the rows [repeats * N, ...] of a global batch of N images, from this process's share of them."""
     if share().size == 1:
         return rows
     joined: Tensor = Joined.apply(rows, repeats)  # type: ignore[no-untyped-call]
@@ -23,7 +23,7 @@ def whole(rows: Tensor, repeats: int = 1) -> Tensor:
 
 
 class Joined(torch.autograd.Function):
-    """Join the rows of all processes; the gradient of a process is that of its own rows."""
+    """Join the rows of all processes. The gradient of a process is that of its own rows."""
 
     @staticmethod
     def forward(context: Any, rows: Tensor, repeats: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Batch norm with the statistics of a whole batch, of which each process has a share.
+"""Batch norm with the statistics of a global batch, of which each process has a share.
 
-`torch.nn.SyncBatchNorm` does the same on GPUs only, and not for a process without images: in a batch, all images that
-execute a block may belong to other processes.
+`torch.nn.SyncBatchNorm` does the same, but only on GPUs, and not for a process without images. Here a process can have
+no image, because all images that execute a block may belong to other processes.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from models.training.distributed.group import add, gather, share
 
 
 def synchronise_batch_norm(module: nn.Module) -> None:
-    """Let every batch norm below a module use the statistics of all processes; its weights stay the same tensors."""
+    """Make every batch norm in a module use the statistics of all processes. Its weights stay the same tensors."""
     if share().size == 1:
         return
     for parent in list(module.modules()):
@@ -24,7 +24,7 @@ def synchronise_batch_norm(module: nn.Module) -> None:
 
 
 class SynchronisedBatchNorm(nn.BatchNorm2d):
-    """Batch norm whose batch statistics in training are those of all processes; one of them may have no images."""
+    """Batch norm whose batch statistics in training are those of all processes. A process may have no images."""
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> "SynchronisedBatchNorm":
@@ -36,7 +36,7 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
         return made.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise feature maps [N, C, H, W]; in training, also update the running statistics."""
+        """Normalise feature maps [N, C, H, W]. In training, also update the running statistics."""
         if not self.training:
             return super().forward(x)
         mean, variance, count = batch_statistics(x.detach(), self.weight.dtype)
@@ -96,7 +96,8 @@ class Normalise(torch.autograd.Function):
             )
         sums = torch.stack((of_weight, of_bias))
         add(sums)
-        # Through the statistics: what the same kernel with the batch's statistics subtracts (Ioffe and Szegedy 2015).
+        # Through the statistics, this subtracts what a kernel with the batch's statistics subtracts (Ioffe and Szegedy
+        # 2015).
         inverse = torch.rsqrt(variance + context.eps)
         slope = weight * inverse**2 * sums[0] / count
         offset = weight * inverse * sums[1] / count - slope * mean

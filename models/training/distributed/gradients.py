@@ -1,8 +1,8 @@
-"""The gradients of a whole batch, from those of the processes' shares.
+"""The gradients of a global batch, from those of the processes' shares.
 
-The gradients are added explicitly. `torch.nn.parallel.DistributedDataParallel` would take their mean and, for a block
-that no image executed, turn the missing gradients into zeros: then weight decay and momentum would change the weights
-of a block that did not take part in the step.
+The gradients are added explicitly. `torch.nn.parallel.DistributedDataParallel` would average them. It would also
+replace the missing gradients of a block that no image executed by zeros. Then weight decay and momentum would change
+the weights of this block.
 """
 
 import torch

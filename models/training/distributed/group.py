@@ -21,11 +21,11 @@ from models.errors import UserError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others; one may decode a data set or write a checkpoint in the meantime."""
+"""How long a process waits for the others. Meanwhile, one of them may decode a data set or write a checkpoint."""
 
 
 class ProcessLost(UserError):
-    """Another process of the run has ended, or can't be reached."""
+    """Another process of the run has ended or can't be reached."""
 
 
 def started_processes() -> int:
@@ -46,9 +46,11 @@ def require_one_process(verb: str) -> None:
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Connect the processes of the run inside the `with` statement; each has a GPU of its own, if ``device`` is cuda.
+    """Connect the processes of the run inside the `with` statement.
 
-    Raises UserError if this host has fewer GPUs than processes, ProcessLost if the others can't be reached.
+    If ``device`` is cuda, each process has its own GPU.
+
+    Raises UserError if this host has fewer GPUs than processes, and ProcessLost if another process can't be reached.
     """
     if started_processes() == 1:
         yield
@@ -62,7 +64,7 @@ def process_group(device: str) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     exchange(dist.init_process_group, BACKENDS[device], timeout=TIMEOUT)
     yield
-    # Not after an error: the others may wait for this process until it has ended.
+    # This is not called after an error, because the others may wait for this process until it has ended.
     dist.destroy_process_group()
 
 
@@ -74,7 +76,7 @@ def share() -> Share:
 
 
 def is_first() -> bool:
-    """Whether this process writes the run's files and reports its progress; it has rank 0."""
+    """Return whether this process has rank 0. It writes the run's files and reports its progress."""
     return share().rank == 0
 
 
@@ -109,7 +111,7 @@ def total(count: int) -> int:
 
 
 def agree(seconds: float, number: int | None) -> tuple[float, int | None]:
-    """Return the sum of ``seconds`` over the processes, and the number that any of them has, if one has."""
+    """Return the sum of ``seconds`` over the processes, and the signal number that any of them received."""
     if share().size == 1:
         return seconds, number
     everyone = gather(torch.tensor((seconds, number or 0), dtype=torch.float64))
@@ -117,12 +119,12 @@ def agree(seconds: float, number: int | None) -> tuple[float, int | None]:
 
 
 def wait_for_all() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this function."""
     total(0)
 
 
 def broadcast(content: bytes) -> bytes:
-    """Return the bytes that the first process has."""
+    """Return the bytes of the first process."""
     if share().size == 1:
         return content
     length = torch.tensor(len(content))
@@ -137,7 +139,7 @@ def broadcast(content: bytes) -> bytes:
 
 
 def join_rows(rows: NDArray[Any]) -> NDArray[Any]:
-    """Return the rows [N, ...] of all processes, one process after the other; N may differ."""
+    """Return the rows [N, ...] of all processes in the order of the processes. N may differ between them."""
     if share().size == 1:
         return rows
     counts = gather(torch.tensor(len(rows))).tolist()

@@ -32,19 +32,20 @@ from models.training.recipes import Recipe
 from models.training.setup.options import JobOptions
 
 IN_MEMORY = 4 << 30
-"""Bytes; a larger data set is decoded during training."""
+"""In bytes. A larger data set is decoded during training."""
 VALIDATION_SHARE, LEAST_VALIDATION, MOST_VALIDATION = 0.2, 2, 2000
-"""Of a folder of images: the validation images' share of each class, the least of a class, and the most of all."""
+"""Validation images of a folder of images: share of each class, least of a class, most in total.
+"""
 
 
 def with_normalisation(dataset: DatasetInfo, options: JobOptions) -> DatasetInfo:
-    """Return the data set with the options' mean and deviation, or else those of the checkpoint to start from."""
+    """Return the data set with the mean and deviation of the options, or else of the checkpoint to start from."""
     known = dataset if options.init is None else read_config(options.init).input
     return replace(dataset, mean=options.mean or known.mean, std=options.std or known.std)
 
 
 def check_size(architecture: Architecture, size: int) -> None:
-    """Raise UserError if a block's map is one pixel: batch norm can't take the variance of a single value."""
+    """Raise UserError if a block's map is one pixel, since batch norm can't compute the variance of a single value."""
     shrinks = 4 if architecture.stem == "cifar" else 32
     if architecture.gates is not None and size <= shrinks:
         raise UserError(
@@ -85,7 +86,7 @@ def choose_images(source: Source, options: JobOptions) -> tuple[Source, Source, 
 
 
 def recorded_positions(source: Source, options: JobOptions) -> tuple[list[int], list[int]] | None:
-    """Return the split of the checkpoint to start from, where it was trained on images of the same folder."""
+    """Return the split of the checkpoint to start from if it was trained on images of the same folder."""
     if options.init is None or options.data is None:
         return None
     training = read_config(options.init).training
@@ -96,7 +97,7 @@ def recorded_positions(source: Source, options: JobOptions) -> tuple[list[int], 
 
 
 def input_spec(dataset: DatasetInfo, size: int) -> InputSpec:
-    # ImageNet's networks are evaluated on the centre 7/8 of an image (224 of 256 pixels).
+    # ImageNet networks are evaluated on the central 7/8 of an image (224 of 256 pixels).
     resize = size if dataset.uniform else round(size * 8 / 7)
     return InputSpec(height=size, width=size, resize=resize, mean=dataset.mean, std=dataset.std)
 
@@ -128,14 +129,14 @@ def share_of_validation(validation: Source) -> Source:
     return validation if own.size == 1 else validation.select(range(own.rank, len(validation), own.size))
 
 
-# The training and the validation images of one run; the next run in the process may split them differently.
+# These are the training and validation images of one run. The next run in the process may split them differently.
 @lru_cache(maxsize=2)
 def pixels(source: Source, side: int) -> tuple[Tensor, Tensor]:
     return source.in_memory(side)
 
 
 def validate(network: SkipNet, validation: Source, spec: InputSpec, device: torch.device) -> Metrics:
-    """Return the metrics on the validation images of all processes, of which ``validation`` are this one's."""
+    """Return the metrics on the validation images of all processes. ``validation`` are those of this process."""
     return evaluate_network(network, evaluation_batches(validation, spec, device), join_rows)
 
 
@@ -152,5 +153,5 @@ def evaluation_batches(source: Source, spec: InputSpec, device: torch.device) ->
 
 
 def fits_memory(source: Source, spec: InputSpec) -> bool:
-    """Whether the resized images, as uint8, fit into memory."""
+    """Return whether the resized images, as uint8, fit into memory."""
     return len(source) * 3 * spec.resize**2 <= IN_MEMORY

@@ -15,7 +15,7 @@ from models.network import SkipNet
 
 @torch.no_grad()
 def grow(trained: SkipNet, architecture: Architecture, deeper: Architecture) -> SkipNet:
-    """Return a network of the ``deeper`` architecture with a trained network's weights; the new blocks add nothing.
+    """Return a network of the ``deeper`` architecture with a trained network's weights, whose new blocks add nothing.
 
     A group's first block stays the first, and its others are spread evenly. The gates are freshly initialised. Raises
     UserError if the trained network has gates, or ``deeper`` is not the same network with more blocks.

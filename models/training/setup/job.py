@@ -43,7 +43,7 @@ def make_job(options: JobOptions) -> Job:
     stages = choose_stages(architecture, options)
     recipes = [override(find_recipe(options.recipe, stage), options) for stage in stages]
     if architecture.gates is None and any(recipe.freeze_backbone for recipe in recipes):
-        raise UserError(f"{architecture.name} has no gates that could learn alone: leave out freeze_backbone")
+        raise UserError(f"{architecture.name} has no gates to train alone: leave out freeze_backbone")
     spec = choose_input(architecture, dataset, options)
     check_size(architecture, spec.height)
     source = read_source(dataset, "train", options.data)
@@ -87,9 +87,9 @@ def make_job(options: JobOptions) -> Job:
 
 
 def compiles(options: JobOptions, architecture: Architecture, device: torch.device, mixed: bool) -> bool:
-    """Whether the supervised step is compiled.
+    """Return whether the supervised step is compiled.
 
-    Raises UserError if it would exchange with other processes.
+    Raises UserError if the option is on and the run has several processes.
     """
     if share().size > 1:
         if options.compile == "on":

@@ -18,7 +18,7 @@ def start_network(
     """Return the network to train and the records of the stages before.
 
     The network has random weights or those of the checkpoint to start from. A dense checkpoint can get gates or grow
-    (`grow`), and a routed one can lose its gates. Fine-tuning makes a new head where the labels differ.
+    (`grow`), and a routed one can lose its gates. Fine-tuning makes a new head if the labels differ.
 
     Raises UserError if the checkpoint was trained on images that are now validation images.
     """
@@ -46,9 +46,9 @@ def start_network(
     state = checkpoint.network.state_dict()
     if new_head:
         state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    # Only the gates' weights and those of a new head can be missing: they keep their fresh weights.
+    # Only the weights of the gates and of a new head can be missing. They keep their random weights.
     network.load_state_dict(state, strict=False)
-    # Record which network the stages with gates trained; a plain stage never has any.
+    # Record which network the stages with gates trained. A plain stage never has gates.
     return network, [stage if stage.stage == "plain" else stage.with_architecture(found.name) for stage in stages]
 
 

@@ -47,12 +47,12 @@ class TrainingOptions(BaseModel, frozen=True, extra="forbid"):
 
 
 class NetworkOptions(TrainingOptions):
-    """Options of training a network of the catalogue."""
+    """Options for training a network of the catalogue."""
 
-    epochs: int | None = Field(None, ge=1, description="epochs of each stage; default: the recipe's")
+    epochs: int | None = Field(None, ge=1, description="number of epochs of each stage; default: the recipe's")
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile for the supervised step")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of convolutions while training; auto: bfloat16 where the processor multiplies it"
+        "auto", description="of convolutions while training; auto: bfloat16 if the processor multiplies it in hardware"
     )
 
 
@@ -70,7 +70,7 @@ class JobOptions(NetworkOptions):
     stages: str | None = Field(
         None,
         pattern=f"^({'|'.join(STAGES)})$",
-        description="plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl where --init has gates already, or plain for a "
+        description="plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl if --init has gates already, or plain for a "
         "network without gates; hrl alone starts from --init",
     )
     init: Path | None = Field(
@@ -115,12 +115,12 @@ class JobOptions(NetworkOptions):
 
     @property
     def finetunes(self) -> bool:
-        """Whether the run fine-tunes: it keeps the input of --init, and makes a new head for other labels."""
+        """Whether the run fine-tunes. It then keeps the input of --init, and makes a new head if the labels differ."""
         return self.recipe == FINETUNE
 
     @property
     def splits_folder(self) -> bool:
-        """Whether validation images are a share of each class, or those of a folder of their own."""
+        """Whether the validation images are a share of each class or have their own folder."""
         return self.finetunes and "held_out" not in self.model_fields_set
 
     @property

@@ -22,10 +22,10 @@ from models.training.setup.options import JobOptions
 def find_teacher(
     recipes: list[Recipe], source: Source, positions: Sequence[int], options: JobOptions
 ) -> nn.Module | Tensor | None:
-    """Return the recipes' teacher, or None if no recipe needs one.
+    """Return the teacher of the recipes, or None if no recipe needs one.
 
-    It is that of --teacher, else the dense network of --init: a network, or the logits in a file for the images at
-    ``positions`` of the source.
+    It is the teacher of --teacher, else the dense network of --init. The result is a network, or the logits in a file
+    for the images at ``positions`` of the source.
     """
     if not any(recipe.distillation_weight for recipe in recipes):
         return None
@@ -49,7 +49,7 @@ def find_teacher(
 
 
 def is_teacher_file(teacher: Path | None) -> TypeGuard[Path]:
-    """Whether a teacher is a file of `skipnet teach`; a checkpoint is a folder."""
+    """Return whether a teacher is a file of `skipnet teach`. A checkpoint is a folder."""
     return teacher is not None and teacher.suffix == ".safetensors"
 
 

@@ -7,9 +7,9 @@ from torch import nn
 
 
 def freeze_statistics(module: nn.Module) -> list[nn.BatchNorm2d]:
-    """Let batch norm use its running statistics without updating them; scale and shift are still trained.
+    """Make batch norm use its running statistics without updating them. Scale and shift are still trained.
 
-    Return the batch norms that used the statistics of the batch before.
+    Returns the batch norms that used batch statistics until now.
     """
     norms = training_norms(module)
     for norm in norms:
@@ -18,7 +18,7 @@ def freeze_statistics(module: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def uses_batch_statistics(module: nn.Module) -> bool:
-    """Whether a batch norm in a module uses the statistics of the batch."""
+    """Return whether a batch norm in a module uses the statistics of the batch."""
     return bool(training_norms(module))
 
 
@@ -28,7 +28,7 @@ def training_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
 
 @contextmanager
 def running_statistics(module: nn.Module) -> Iterator[None]:
-    """Freeze the statistics of batch norm inside the `with` statement."""
+    """Freeze batch norm's statistics inside the `with` statement."""
     frozen = freeze_statistics(module)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The gates' output layers, adjusted before a stage: their bias for SP, the scale of their logits for HRL."""
+"""Adjust the gates' output layers before a stage: their bias for SP, the scale of their logits for HRL."""
 
 import torch
 from torch import nn
@@ -17,16 +17,18 @@ def readouts(network: SkipNet) -> list[nn.Linear]:
 
 @torch.no_grad()
 def set_gate_bias(network: SkipNet, logit: float) -> None:
-    """Bias every gate toward executing, so that the network learns to classify before it learns to skip."""
+    """Set the bias of every gate so that it executes. The network then learns to classify before it learns to skip."""
     for readout in readouts(network):
-        # A feed-forward gate's two outputs are skip and execute; an RNN gate's one is the logit itself.
+        # A feed-forward gate has two outputs, skip and execute. An RNN gate has one, the logit.
         readout.bias.zero_()
         readout.bias[-1] = logit
 
 
 @torch.no_grad()
 def scale_gate_logits(network: SkipNet, factor: float) -> None:
-    """Multiply every gate's logit by ``factor``: the same decisions at threshold 0.5, sampled with more certainty.
+    """Multiply every gate's logit by ``factor``.
+
+    Decisions at threshold 0.5 stay the same, and sampled ones become more certain.
 
     After SP the logits are near 0, and gates sample decisions with probabilities near 0.5. Such routes differ from
     those that the network was trained on, and its accuracy is half as high when HRL begins. The ImageNet gates of the

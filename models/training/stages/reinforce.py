@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, logsigmoid
 
 from models.network import RunBlock, SkipNet
-from models.training.distributed.batch import whole
+from models.training.distributed.batch import global_batch
 from models.training.distributed.group import share
 from models.training.objective import Step, classification_loss
 from models.training.recipes import Recipe
@@ -40,8 +40,8 @@ def re_estimate_statistics(network: SkipNet, batches: Iterable[Tensor]) -> None:
 def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor, run: RunBlock) -> tuple[Tensor, Tensor, Tensor]:
     """Run images [N, 3, H, W] along routes sampled from the gates. ``run`` computes a block.
 
-    A block is executed where ``uniform`` [N, B-1], drawn from 0..1, is below the gate's probability.
-    Return class logits [N, classes], gate logits [N, B-1] and decisions bool [N, B-1].
+    A block is executed if ``uniform`` [N, B-1], drawn from 0..1, is below the gate's probability. Return class logits
+    [N, classes], gate logits [N, B-1] and decisions bool [N, B-1].
     """
 
     def decide(index: int, logits: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def sampled_forward(network: SkipNet, images: Tensor, uniform: Tensor, run: RunB
 
 
 def returns(cross_entropies: Tensor, decisions: Tensor, alpha: float) -> Tensor:
-    """Return the return of each gate [N, B-1]: the rewards of this gate and the later ones, less the image's loss.
+    """Compute the return of each gate [N, B-1]: the rewards of this gate and the later ones, less the image's loss.
 
     Paper, equation 5, with gamma 1. The reward for a skipped block is alpha / (B - 1). ``cross_entropies`` is [N].
     """
@@ -113,7 +113,7 @@ def pure_loss(
 def draw(images: int, gates: int, recipe: Recipe, random: torch.Generator) -> Tensor:
     """Return uniform random numbers in 0..1 that select the actions of a step, float32 [samples * images, gates].
 
-    Where the recipe is ``pure``, one more column selects the class.
+    If the recipe is ``pure``, one more column selects the class.
     """
     return torch.rand(recipe.samples * images, gates + recipe.pure, generator=random)
 
@@ -127,16 +127,18 @@ def reinforce_step(
     run: RunBlock = run_executed,
     teacher_logits: Tensor | None = None,
 ) -> Step:
-    """Run a process's share of a batch along ``recipe.samples`` sampled routes for each image; return loss and sums.
+    """Run a process's share of a batch along sampled routes, and return the loss and the sums.
 
-    ``uniform`` comes from `draw`, for the whole batch. ``teacher_logits`` are [N, classes]. Loss and sums are those of
-    the whole batch.
+    Each image takes ``recipe.samples`` routes.
+
+    ``uniform`` is the result of `draw` for the global batch. ``teacher_logits`` are [N, classes]. Loss and sums are
+    those of the global batch.
     """
-    labels = whole(labels).repeat(recipe.samples)
-    teacher_logits = None if teacher_logits is None else whole(teacher_logits).repeat(recipe.samples, 1)
+    labels = global_batch(labels).repeat(recipe.samples)
+    teacher_logits = None if teacher_logits is None else global_batch(teacher_logits).repeat(recipe.samples, 1)
     images = images.repeat(recipe.samples, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     outputs = sampled_forward(network, images, share().take(uniform, recipe.samples), run)
-    logits, gate_logits, decisions = (whole(output, recipe.samples) for output in outputs)
+    logits, gate_logits, decisions = (global_batch(output, recipe.samples) for output in outputs)
     log_probability = torch.where(decisions, logsigmoid(gate_logits), logsigmoid(-gate_logits))
     if recipe.pure:
         loss = pure_loss(logits, labels, log_probability, decisions, recipe, uniform[:, -1:])

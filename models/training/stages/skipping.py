@@ -18,7 +18,7 @@ from models.training.distributed.group import total
 from models.training.stages.batch_norm import running_statistics, uses_batch_statistics
 
 EXPLORED = 0.25
-"""The share of the images that skip a block for which SP computes the block nevertheless."""
+"""SP computes the block also for this share of the images that skip it."""
 
 
 def run_executed(block: Block, x: Tensor, decision: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def run_explored(block: Block, x: Tensor, decision: Tensor, random: torch.Genera
     """
     executes = decision > 0.5
     everywhere, images = total(int(executes.sum())), len(x) * share_of_batch().size
-    # Drawn for the whole batch, and as in one process only if an image of the batch skips the block.
+    # Drawn for the global batch, and only if an image of it skips the block, as in one process.
     drawn = None if everywhere == images else share_of_batch().take(torch.rand(images, generator=random)).to(x.device)
     if executes.all():
         beside = block.shortcut(x)
@@ -51,11 +51,11 @@ def run_explored(block: Block, x: Tensor, decision: Tensor, random: torch.Genera
 def run_parts(
     block: Block, x: Tensor, decision: Tensor, executed: Tensor, explored: Tensor, share: float, everywhere: int
 ) -> Tensor:
-    """Return the block's output, computed for the images ``executed``; the others keep the shortcut.
+    """Return the block's output, computed for the images ``executed``. The others keep the shortcut.
 
     ``executed`` and ``explored`` are indices into the batch. The explored images are a ``share`` of those that skip.
-    ``everywhere`` is the number of images that execute the block in all processes. Where they share the statistics of
-    batch norm, every process computes the block for its images, if only for none.
+    ``everywhere`` is the number of images that execute the block in all processes. If the processes share batch norm's
+    statistics, every process runs the block, even for no image.
     """
     shortcut: Tensor = block.shortcut(x)
     executes = everywhere > 0 if uses_batch_statistics(block.residual) else len(executed) > 0
@@ -71,7 +71,7 @@ def run_parts(
 
 @torch.no_grad()
 def explore(block: Block, x: Tensor, shortcut: Tensor, explored: Tensor) -> Tensor:
-    """Return the change of the output that the block would cause for the images ``explored``, which skip it."""
+    """Return the change of the output if the block ran for the images ``explored``, which skip it."""
     beside = take(shortcut, explored)
     if len(explored) == 0:
         return beside
@@ -92,7 +92,7 @@ class Part(torch.autograd.Function):
         # The gradient of an average is an expanded view without memory of its own, so it is copied.
         of_executed, of_all = last_channels(gradients[0]), last_channels(gradients[1]).contiguous()
         (executed,) = context.saved_tensors
-        # Join replaced the executed images, so their gradient here is void. No other tensor shares this memory.
+        # Join replaced the executed images, so their gradient here is zero. No other tensor shares this memory.
         return of_all.index_copy_(0, executed, of_executed).permute(0, 3, 1, 2), None
 
 
@@ -148,7 +148,8 @@ class Join(torch.autograd.Function):
 def gain(gradient: Tensor, difference: Tensor) -> Tensor:
     """Return the gradient of the decisions, float32 [N].
 
-    ``gradient`` is that of the outputs, ``difference`` the change that the block causes, both [N, C, H, W].
+    ``gradient`` is the gradient of the outputs, and ``difference`` the change that the block causes. Both are [N, C, H,
+    W].
     """
     # Sum the pixels first: a bfloat16 sum with a float32 result copies its whole input to float32.
     products = last_channels(gradient * difference).flatten(2)

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from models.gates import Limits
 from models.network import Decide, SkipNet, run_masked
-from models.training.distributed.batch import whole
+from models.training.distributed.batch import global_batch
 from models.training.distributed.group import share
 from models.training.objective import Step, classification_loss
 from models.training.recipes import OperatingPoint, Recipe
@@ -20,7 +20,7 @@ from models.training.stages.skipping import run_explored
 def straight_through(limits: Tensor) -> Decide:
     """Return the hard decision with the gradient of the soft one (paper, equation 3).
 
-    It is 1 where a gate's logit is above its image's limit [N], else 0; its gradient is that of the probability.
+    It is 1 if a gate's logit is above its image's limit [N], else 0. Its gradient is that of the probability.
     """
 
     def decide(_: int, logits: Tensor) -> Tensor:
@@ -47,13 +47,13 @@ def supervised_step(
 ) -> Step:
     """Return the loss of a batch: the classification loss plus the cost of missing the target rates.
 
-    Each of several processes is given its share of the images, and returns the loss of the whole batch.
+    Each of several processes gets its share of the images, and returns the loss of the global batch.
 
     Without a per-sample spread, the cost is the squared excess of an operating point's mean computation over its target
-    rate. With one, it is the squared distance of each image's computation from a target rate of its own.
+    rate. With one, it is the squared difference of each image's computation and its own target rate.
 
-    ``annealing`` (0..1) is the progress of target-rate annealing; ``teacher_logits`` are [N, classes]. With ``random``
-    to draw from, skipped blocks are explored (`run_explored`); without it they are masked.
+    ``annealing`` (0..1) is the progress of target-rate annealing. ``teacher_logits`` are [N, classes]. With the
+    generator ``random``, skipped blocks are explored (`run_explored`). Without it they are masked.
     """
     count = len(images) * share().size
     parts = point_slices(recipe.operating_points, count)
@@ -64,8 +64,8 @@ def supervised_step(
     decide: Decide = soft if recipe.gates == "soft" else straight_through(limits)
     run = partial(run_explored, random=random) if random and recipe.gates == "hard" else run_masked
     logits, routing = network(images, decide, run)
-    logits, labels, computation = whole(logits), whole(labels), whole(routing.computation)
-    teacher_logits = None if teacher_logits is None else whole(teacher_logits)
+    logits, labels, computation = global_batch(logits), global_batch(labels), global_batch(routing.computation)
+    teacher_logits = None if teacher_logits is None else global_batch(teacher_logits)
     loss = classification_loss(logits, labels, teacher_logits, recipe)
     judge = logits.detach().float() if teacher_logits is None else teacher_logits
     for point, part in zip(recipe.operating_points, parts, strict=True):
@@ -83,13 +83,13 @@ def supervised_step(
 
 
 def point_slices(points: Sequence[OperatingPoint], count: int) -> list[slice]:
-    """Return each operating point's part of a batch of ``count`` images; a part may be empty."""
+    """Return each operating point's part of a batch of ``count`` images. A part may be empty."""
     ends = [round(count * share) for share in itertools.accumulate((point.share for point in points), initial=0)]
     return [slice(*pair) for pair in itertools.pairwise(ends)]
 
 
 def run_teacher(teacher: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits [N, classes] of a SkipNet without gates or a `TeacherNetwork`, in float32."""
+    """Return the logits float32 [N, classes] of a SkipNet without gates or of a `TeacherNetwork`."""
     with torch.no_grad():
         logits: Tensor = teacher(images)[0] if isinstance(teacher, SkipNet) else teacher(images)
     return logits.float()

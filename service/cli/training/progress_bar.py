@@ -49,8 +49,8 @@ class TrainingBar:
             self.bar.close()
             self.bar = None
 
-    def logged(self, row: dict[str, Any]) -> None:
-        self.beside.logged(row)
+    def logged(self, record: dict[str, Any]) -> None:
+        self.beside.logged(record)
 
 
 def epoch_of(recipe: "Recipe", step: int, steps: int) -> str:

@@ -23,7 +23,7 @@ from tests.models.training.interruption import Killed, KilledAfter, quiet
 @pytest.mark.parametrize("kill_at", [4, 13])
 def test_a_killed_run_resumes_to_the_same_weights(job: Job, tmp_path: Path, kill_at: int) -> None:
     fresh = {key: value.clone() for key, value in job.network.state_dict().items()}
-    whole = train(replace(job, folder=tmp_path / "whole"), resume=False, save_every=0, show=quiet)
+    uninterrupted = train(replace(job, folder=tmp_path / "uninterrupted"), resume=False, save_every=0, show=quiet)
 
     job.network.load_state_dict(fresh)
     log = job.folder / "log.jsonl"
@@ -37,7 +37,7 @@ def test_a_killed_run_resumes_to_the_same_weights(job: Job, tmp_path: Path, kill
     again = replace(job, network=find_architecture("cifar10_rnn_gate_38").build())
     resumed = train(again, resume=True, save_every=0, show=quiet)
 
-    expected = read_checkpoint(whole).network.state_dict()
+    expected = read_checkpoint(uninterrupted).network.state_dict()
     for key, value in read_checkpoint(resumed).network.state_dict().items():
         assert torch.equal(value, expected[key]), key
     stages = [json.loads(line)["stage"] for line in log.read_text().splitlines()]

@@ -50,9 +50,9 @@ def options(data: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def uninterrupted(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The weights that one process trains."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     main([*options, "--output", str(folder)])
     return weights(folder)
 
@@ -79,7 +79,7 @@ def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def test_a_run_on_two_hosts_survives_a_killed_process(
-    options: list[str], whole: dict[str, torch.Tensor], tmp_path: Path
+    options: list[str], uninterrupted: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -104,14 +104,14 @@ def test_a_run_on_two_hosts_survives_a_killed_process(
     run = start(ONE_HOST, [*options, *repository, "--resume"], outputs[0])
     said[0] = run.communicate(timeout=300)[0]
     assert run.returncode == 0, said[0]
-    assert_alike(weights(outputs[0]), whole)
+    assert_alike(weights(outputs[0]), uninterrupted)
     assert said[0].count("published:") == 1
     assert [version.name for version in (tmp_path / "models" / "pair").iterdir()] == ["1"]
     assert len((outputs[0] / "log.jsonl").read_text().splitlines()) == 5
 
 
 def test_a_signal_stops_all_processes_and_one_resumes(
-    options: list[str], whole: dict[str, torch.Tensor], tmp_path: Path
+    options: list[str], uninterrupted: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     run = start(ONE_HOST, options, tmp_path)
     wait_for_state(tmp_path, run)
@@ -121,7 +121,7 @@ def test_a_signal_stops_all_processes_and_one_resumes(
     assert said.count("skipnet: stopped by SIGTERM; the state is saved in") == 1
     assert f"resume with: torchrun --standalone --nproc-per-node 2 --no-python skipnet {options[0]} --arch" in said
     main([*options, "--output", str(tmp_path), "--resume"])
-    assert_alike(weights(tmp_path), whole)
+    assert_alike(weights(tmp_path), uninterrupted)
 
 
 @pytest.mark.parametrize("verb", ["teach", "reproduce"])
