@@ -37,10 +37,10 @@ def create_app(
     load: Callable[[Path], LoadedModel] | None = None,
     workers: Sequence[Path] = (),
 ) -> FastAPI:
-    """Return the application, with its container at `app.state.container`.
+    """Build the application. Its container is at `app.state.container`.
 
-    ``load`` reads a version's folder; by default the container's own does. ``workers`` are the private sockets of all
-    worker processes, if there are several.
+    ``load`` reads a version's folder. By default it is the container's function. ``workers`` are the private sockets of
+    all worker processes, if there are several.
     """
     container = Container(settings or Settings(), load)
 

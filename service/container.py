@@ -1,4 +1,4 @@
-"""The parts of one server, built from its settings and connected."""
+"""Build the parts of one server from its settings, and connect them."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
 
 MIN_CLOSE_SECONDS = 1.0
-"""Seconds that the last batch has to end, even if the drain timeout has passed."""
+"""Seconds that the last batch may take, even if the drain timeout has passed."""
 
 
 class Container:
     """Builds and connects the parts that routes and middleware use.
 
-    ``load`` reads a version's folder; by default `load_version` does.
+    ``load`` reads a version's folder. The default is `load_version`.
     """
 
     def __init__(self, settings: Settings, load: Callable[[Path], LoadedModel] | None = None) -> None:
@@ -72,18 +72,21 @@ class Container:
         self._close_by: float | None = None  # in seconds of perf_counter()
 
     async def start(self) -> None:
-        """Start the threads and begin to load models; do not wait for them, so that probes get responses at once."""
+        """Start the threads and begin to load models.
+
+        This does not wait for the models, so that probes get responses at once.
+        """
         self.pipeline.start()
         self.watcher.start()
 
     def close(self) -> None:
-        """Refuse new requests. The drain timeout for the admitted ones starts at the first call."""
+        """Refuse new requests. The first call starts the drain timeout of the admitted ones."""
         self.health.closed = True
         if self._close_by is None:
             self._close_by = perf_counter() + self.settings.drain_timeout
 
     async def stop(self) -> None:
-        """Finish what is queued and end every thread."""
+        """Finish the queued images and end every thread."""
         self.close()
         self.watcher.close()
         self.repository.close()

@@ -47,9 +47,9 @@ STATUS: Mapping[Code, int] = {
     Code.IMAGE_TOO_LARGE: 413,
     Code.UNSUPPORTED_MEDIA_TYPE: 415,
     Code.INVALID_PARAMETER: 422,
-    # Not 5xx, which would spend the availability budget and make proxies eject a replica for being busy.
+    # Not 5xx: that would count against the availability target, and proxies would eject a busy replica.
     Code.OVERLOADED: 429,
-    # In logs only, since the client has disconnected. The number is nginx's.
+    # This is only logged, because the client has disconnected. The number is nginx's.
     Code.CLIENT_GONE: 499,
     Code.INTERNAL: 500,
     Code.ENGINE_FAILED: 500,
@@ -59,8 +59,8 @@ STATUS: Mapping[Code, int] = {
 
 
 class ErrorDetail(BaseModel):
-    code: Code = Field(description="what went wrong, for programs")
-    message: str = Field(description="what went wrong and what to do, for people")
+    code: Code = Field(description="the error's code, for programs")
+    message: str = Field(description="the error and its remedy, for people")
 
 
 class ErrorAnswer(BaseModel):
@@ -70,7 +70,7 @@ class ErrorAnswer(BaseModel):
 
 
 class ServiceError(Exception):
-    """A request fails; becomes an `ErrorAnswer` with the status of its code.
+    """An error of a request. It becomes an `ErrorAnswer` with the status of its code.
 
     ``outcome`` is one of OUTCOMES; by default the status determines it.
     """
@@ -86,25 +86,25 @@ class ServiceError(Exception):
 
 
 def not_ready(message: str, *, closing: bool = False) -> ServiceError:
-    """Return the error for a request that this process can't serve now, but another replica or a later try may."""
+    """Return the error for a request that can't be served now. Another replica or a later attempt may serve it."""
     return ServiceError(Code.NOT_READY, message, {"Retry-After": "1"} | ({"Connection": "close"} if closing else {}))
 
 
 def has_plain_error(scope: Scope) -> bool:
-    """Return whether a request's errors are a text alone, as in the Open Inference Protocol and other dialects."""
+    """Return whether a request's errors are only a text, as in the Open Inference Protocol and other dialects."""
     path, context = route_path(scope), scope.get("state", {}).get("context")
     return path == "/v2" or path.startswith("/v2/") or (context is not None and context.plain_error)
 
 
 def error_response(scope: Scope, error: ServiceError, status: int | None = None) -> Response:
-    """Return the response for an error, and note it for the log.
+    """Return the response for an error, and store the error for the log.
 
     ``status`` replaces the status of its code.
     """
     if context := scope.get("state", {}).get("context"):
         context.fields["code"] = error.code
         context.outcome = error.outcome
-    # A message may quote the client, who may send characters that UTF-8 has no bytes for.
+    # A message may quote characters of the client that can't be encoded in UTF-8.
     message = error.message.encode(errors="backslashreplace").decode()
     detail: dict[str, Any] = {"code": error.code, "message": message}
     content = {"error": message if has_plain_error(scope) else detail}
@@ -112,7 +112,7 @@ def error_response(scope: Scope, error: ServiceError, status: int | None = None)
 
 
 def invalid(problems: Iterable[Mapping[str, Any]], model: type[BaseModel] | None = None) -> ServiceError:
-    """Return pydantic's errors as one; ``model`` has the known parameters."""
+    """Return pydantic's errors as one error. ``model`` has the known parameters."""
     return ServiceError(Code.INVALID_PARAMETER, "; ".join(describe_problem(each, model) for each in problems))
 
 

@@ -7,10 +7,10 @@ from service.repository.watcher import Watcher
 
 
 class Health:
-    """Judges the state of a server's repository and engine thread; lives in the event loop."""
+    """Judges the state of a server's repository and engine thread. Use it in the event loop."""
 
     def __init__(self, repository: Repository, watcher: Watcher, batcher: Batcher, request_timeout: float) -> None:
-        self.draining = False  # SIGTERM came: not ready, but requests are still served
+        self.draining = False  # SIGTERM was received: not ready, but requests are still served
         self.closed = False  # the drain pause is over: new requests are refused
         self._repository = repository
         self._watcher = watcher
@@ -18,7 +18,7 @@ class Health:
         self._request_timeout = request_timeout
 
     def not_ready(self) -> list[str]:
-        """Return the reasons why this process is not ready; empty if it is."""
+        """Return the reasons why this process is not ready. It is ready if there are none."""
         default, startup_done = self._repository.default, self._watcher.startup_done
         # The other models do not count: requests for one that is still being loaded get 503 with Retry-After.
         missing = default not in self._repository.loaded
@@ -32,7 +32,7 @@ class Health:
         return [reason for reason, holds in reasons.items() if holds]
 
     def not_live(self) -> list[str]:
-        """Return the reasons why this process should be restarted; empty if it is live."""
+        """Return the reasons to restart this process. It is live if there are none."""
         reasons = {
             "the engine thread is dead": self._engine_dead,
             "the engine is stuck": self._batcher.busy_for > 2 * self._request_timeout,

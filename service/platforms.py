@@ -10,9 +10,8 @@ SAGEMAKER_PORT = 8080
 def platform_settings(dialects: Collection[str], given: Collection[str]) -> dict[str, object]:
     """Return the settings that the platforms of ``dialects`` prescribe.
 
-    Vertex AI sets a variable for each, which precedes ours. SageMaker calls port 8080; ``given`` are the settings of
-    the user, which precede that.
-    Raises ValueError for a variable that is no port.
+    Vertex AI sets a variable for each setting, which overrides ours. SageMaker requests port 8080. ``given`` are the
+    settings of the user, which override this port. Raises ValueError for a variable that is not a port.
     """
     settings: dict[str, object] = {}
     if "sagemaker" in dialects and "port" not in given:
@@ -33,5 +32,5 @@ def port_in(variable: str) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdecimal() and 0 < int(text) < 1 << 16):
-        raise ValueError(f"{variable} has to be a port, not {text!r}")
+        raise ValueError(f"{variable} must be a port, not {text!r}")
     return int(text)

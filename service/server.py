@@ -33,16 +33,19 @@ log = logging.getLogger("skipnet.server")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ACCEPTS = 32
-"""Handles of each listening socket. libuv accepts one connection for each in a turn of the event loop; under load, new
-connections would wait for seconds before a request on them could be refused."""
+"""Handles of each listening socket.
+
+Libuv accepts one connection for each handle in an iteration of the event loop. With one handle, new connections would
+wait for seconds under load before a request on them is refused.
+"""
 GRACE_SECONDS = 0.25
-"""How long open connections are read at the end: a request that was already sent gets a 503."""
+"""How long open connections are read at the end. A request that was already sent gets a 503."""
 
 
 def serve(settings: Settings, sockets: list[socket.socket] | None = None, workers: Sequence[Path] = ()) -> NoReturn:
-    """Serve until a signal or an engine failure, and end the process: with code 0 after a signal, else 1.
+    """Serve until a signal or an engine failure, then exit: with code 0 after a signal, else 1.
 
-    ``sockets`` are open already, for one of several workers; ``workers`` is `create_app`'s.
+    ``sockets`` are the open sockets of one of several workers. ``workers`` is that of `create_app`.
     """
     configure(settings.log_level, settings.log_format)
     # With Python's default thresholds the garbage collector took a tenth of the time.
@@ -55,7 +58,7 @@ def serve(settings: Settings, sockets: list[socket.socket] | None = None, worker
     server = build(settings, workers=workers)
     if not server.container.management_keys.keys and settings.host not in LOOPBACK:
         log.warning(
-            "without keys every client that reaches %s may load and unload models; set SKIPNET_MANAGEMENT_KEYS or "
+            "no API keys: every client that reaches %s may load and unload models; set SKIPNET_MANAGEMENT_KEYS or "
             "SKIPNET_API_KEYS",
             settings.host,
         )
@@ -66,7 +69,7 @@ def serve(settings: Settings, sockets: list[socket.socket] | None = None, worker
 
 
 def open_many_files() -> None:
-    """Raise the limit on open files, which connections need, to the hard limit."""
+    """Raise the limit on open files to the hard limit. Each connection needs a file."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -77,7 +80,7 @@ def open_many_files() -> None:
 def build(
     settings: Settings, load: Callable[[Path], LoadedModel] | None = None, workers: Sequence[Path] = ()
 ) -> "Server":
-    """Return a server that is not running yet; ``load`` and ``workers`` are `create_app`'s."""
+    """Build a server that is not running yet. ``load`` and ``workers`` are those of `create_app`."""
     app = create_app(settings, load, workers)
     config = uvicorn.Config(
         app,
@@ -95,7 +98,7 @@ def build(
 
 
 def grpc_server(container: Container) -> "GrpcServer | None":
-    """Return the server for gRPC if the settings ask for one.
+    """Return the server for gRPC if the settings have a port for it.
 
     Raises UserError if the packages are missing.
     """
@@ -121,7 +124,7 @@ class Server(uvicorn.Server):
         self.exit_code = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Begin to drain; a second signal ends the pause, a third ends everything."""
+        """Begin to drain. A second signal ends the pause, and a third ends the process."""
         if self.drained_at is None:
             log.info("%s: draining", signal.Signals(sig).name)
             self.container.health.draining = True
@@ -172,7 +175,7 @@ class Server(uvicorn.Server):
         log.info("stopped")
 
     async def accept_rest(self) -> None:
-        """Accept the connections that wait at the sockets, which the kernel would reset."""
+        """Accept the connections that wait at the sockets. Otherwise the kernel would reset them."""
         for listener in self.listeners:
             listener.setblocking(False)
             with suppress(OSError):
@@ -182,5 +185,5 @@ class Server(uvicorn.Server):
             listener.close()
 
     def protocol(self) -> asyncio.Protocol:
-        """Return the protocol of a new connection, as `uvicorn.Server.startup` makes it."""
+        """Return the protocol of a new connection, as `uvicorn.Server.startup` does."""
         return BoundedProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)

@@ -19,7 +19,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Options(BaseSettings):
-    """How every command reads its options: flags in kebab case, and environment variables with the prefix SKIPNET_."""
+    """Base of every command's options: flags in kebab case, environment variables with the prefix SKIPNET_."""
 
     model_config = SettingsConfigDict(
         env_prefix="SKIPNET_",
@@ -27,7 +27,7 @@ class Options(BaseSettings):
         cli_implicit_flags=True,
         cli_avoid_json=True,
         cli_hide_none_type=True,
-        # Pydantic reserves the prefix `model_`, which some of the settings have.
+        # Pydantic reserves the prefix `model_`, which some settings have.
         protected_namespaces=(),
     )
 
@@ -36,7 +36,7 @@ class EngineOptions(Options):
     """Which checkpoint runs, and on which engine."""
 
     model_repository: Path = Field(default=SHIPPED, description="folder of checkpoints: <model>/<version>/")
-    engine: EngineName = Field(default="auto", description="what runs the network; auto: the fastest that can")
+    engine: EngineName = Field(default="auto", description="engine that runs the network; auto: the fastest available")
     device: DeviceName = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     routing: Literal["auto", "branch", "mask"] = Field(
         default="auto",
@@ -83,7 +83,7 @@ class Settings(EngineOptions):
     )
     dialects: Annotated[list[Dialect], NoDecode, BeforeValidator(split_at_commas)] = Field(
         default=[],
-        description="shapes of other services to answer too, separated by commas: huggingface, vertex, sagemaker; see "
+        description="shapes of other services to serve too, separated by commas: huggingface, vertex, sagemaker; see "
         "docs/clients.md",
     )
     workers: int = Field(
@@ -124,11 +124,11 @@ class Settings(EngineOptions):
         default=None,
         gt=0,
         lt=1,
-        description="least share of their usual MACs that images are given under load, before requests are refused; "
+        description="least share of an image's usual MACs under load, before requests are refused; "
         "default: routes never change; see docs/degradation.md",
     )
     degrade_loss: float = Field(
-        default=0.02, ge=0, le=1, description="most expected accuracy, 0..1, that degraded images give up"
+        default=0.02, ge=0, le=1, description="largest loss of expected accuracy, 0..1, of degraded images"
     )
 
     max_body_size: int = Field(default=16 << 20, ge=1, description="most bytes of a request body; larger ones get 413")
@@ -149,13 +149,13 @@ class Settings(EngineOptions):
     decode_threads: int | None = Field(default=None, ge=1, description="default: one per CPU of the container")
 
     api_keys: list[str] = Field(
-        default=[], repr=False, description="keys that may classify, as a JSON list; if none, everybody may"
+        default=[], repr=False, description="keys that may classify, as a JSON list; default: no key is needed"
     )
     api_keys_file: Path | None = Field(default=None, description="file of more keys, one a line; # begins a comment")
     management_keys: list[str] = Field(
         default=[],
         repr=False,
-        description="keys that may manage models, as a JSON list; if none, those that classify",
+        description="keys that may manage models, as a JSON list; default: those that classify",
     )
     management_keys_file: Path | None = Field(
         default=None, description="file of more keys, one a line; # begins a comment"
@@ -166,17 +166,17 @@ class Settings(EngineOptions):
 
     drain_pause: Seconds = Field(
         default=0,
-        description="seconds after SIGTERM to keep answering while /health/ready fails, so that balancers notice",
+        description="seconds after SIGTERM to keep serving while /health/ready fails, so that balancers notice",
     )
     drain_timeout: Seconds = Field(
         default=30, description="seconds after the drain pause for admitted requests to finish"
     )
     keep_alive: int = Field(
-        default=75, ge=1, description="seconds that an idle connection stays open; longer than the balancer's"
+        default=75, ge=1, description="seconds that an idle connection stays open; set it longer than the balancer's"
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="least severe lines to write"
+        default="info", description="least severe level to write"
     )
     log_format: Literal["text", "json"] = Field(default="text", description="format of the log lines")
     tracing: bool = Field(
@@ -193,7 +193,7 @@ class Settings(EngineOptions):
 
 
 def misspelt(variables: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield unknown SKIPNET_ variables, each with the option of `skipnet serve` that it is similar to."""
+    """Yield unknown SKIPNET_ variables, each with the most similar option of `skipnet serve`."""
     options = [f"SKIPNET_{name.upper()}" for name in Settings.model_fields]
     for variable in sorted(set(variables) - set(options)):
         if variable.startswith("SKIPNET_"):

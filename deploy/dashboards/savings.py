@@ -221,8 +221,8 @@ def cascades() -> list[Built]:
     return [
         series_panel(
             "Escalation rate",
-            "Share of a cascade's images that went on to each later stage, and the share in evaluation. A line away "
-            "from the expected one means images unlike those of the evaluation, or requests that set "
+            "Share of a cascade's images that were escalated to each later stage, and the share in evaluation. A line "
+            "that differs from the expected one means images unlike those of the evaluation, or requests that set "
             "compute_budget or min_margin.",
             "percentunit",
             Target(
@@ -236,7 +236,7 @@ def cascades() -> list[Built]:
         ).min(0),
         heatmap_panel(
             "Margin of the first stage",
-            "How sure the first stage is of its answers. An image below the cascade's margin goes on. A band that "
+            "How sure the first stage is of its output. An image below the cascade's margin is escalated. A band that "
             "moves down means harder or other images.",
             "short",
             "skipnet_cascade_margin",
@@ -254,8 +254,8 @@ def cascades() -> list[Built]:
         ).min(0),
         series_panel(
             "Latency by escalation",
-            "Median and 99th percentile of the time from arrival to answer. A request with several images is "
-            "escalated if one of them went on.",
+            "Median and 99th percentile of the time from arrival to response. A request with several images is "
+            "escalated if one of them is.",
             "s",
             *(
                 Target(

@@ -79,9 +79,7 @@ def write_result(plan: Plan, max_loss: float, between: Callable[[], None]) -> Co
 
 
 def fit_temperature(engine: Engine, batches: Batches, threshold: float) -> float:
-    """Return the temperature for the outputs of an engine, or 1 if it has fewer than `LEAST_MISTAKES` wrong
-    predictions.
-    """
+    """Return the temperature for the outputs of an engine, or 1 if few of them are wrong."""
     logits, labels, _ = collect(run_engine(engine, threshold), batches)
     if (logits.argmax(1) != labels).sum() < LEAST_MISTAKES:
         return 1.0

@@ -22,7 +22,7 @@ RATE = 150.0
 
 
 def swaps(chosen: argparse.Namespace) -> dict[str, object]:
-    """Replace the served version repeatedly under load; every request must be answered."""
+    """Replace the served version repeatedly under load. Every request must get a response."""
     name = find_version(SHIPPED, None, None).parent.name
     results: list[Result] = []
     with both(chosen, *FAST, "--max-batch-size", "8") as (server, proxy), ThreadPoolExecutor(1) as pool:
@@ -41,7 +41,7 @@ def load(url: str) -> int:
 
 
 def drains(chosen: argparse.Namespace) -> dict[str, object]:
-    """Stop the server repeatedly under load; every request must be answered, with 503 once the server has ended."""
+    """Stop the server repeatedly under load. Every request must get a response, 503 once the server has ended."""
     results: list[Result] = []
     exits = Counter[str]()
     for _ in range(chosen.drains):
@@ -72,7 +72,7 @@ def memory(chosen: argparse.Namespace) -> dict[str, object]:
 
 
 def accounted(results: Sequence[Result], **more: object) -> dict[str, object]:
-    """Return the number of answered requests, their statuses, how many were lost, and ``more``."""
+    """Return the number of responses, their statuses, the number of lost requests, and ``more``."""
     counts = sum((Counter(each.counts) for each in results), Counter[str]())
     lost = sum(each.lost or 0 for each in results)
     return {"requests": counts.total(), "statuses": dict(counts), "lost": lost, **more}

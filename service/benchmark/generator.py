@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Request:
-    """What every request of a run sends: ``body`` to ``path``, or to each of several paths in turn."""
+    """The request of a run: ``body`` to ``path``, or to each of several paths in turn."""
 
     paths: tuple[str, ...]
     body: bytes
@@ -24,10 +24,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """The answered requests of a run: their statuses [N], and when they began and how long they took, in seconds [N].
+    """The requests of a run that got a response: statuses [N], start times and durations in seconds [N].
 
-    ``lost`` requests were sent and not answered; None if that is not known. ``cpu`` is the processor time of the
-    generator in seconds.
+    ``lost`` is the number of requests without a response, or None if it is not known. ``cpu`` is the processor time of
+    the generator in seconds.
     """
 
     statuses: NDArray[np.int64]
@@ -38,12 +38,12 @@ class Result:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many requests had each status."""
+        """The number of requests with each status."""
         return {str(status): count for status, count in sorted(Counter(self.statuses.tolist()).items())}
 
     @property
     def seconds(self) -> float:
-        """From the first request to the last response."""
+        """Seconds from the first request to the last response."""
         return float((self.began + self.took).max() - self.began.min())
 
     @property
@@ -53,7 +53,7 @@ class Result:
 
     @property
     def offered(self) -> float:
-        """Requests per second that were sent and answered."""
+        """Requests per second that got a response."""
         return len(self.statuses) / self.seconds
 
     @property
@@ -77,13 +77,13 @@ def send(
     rate: float | None = None,
     new_connections: bool = False,
 ) -> Result:
-    """Send ``requests`` in all, or for ``seconds``, on ``connections`` that each have one request under way.
+    """Send ``requests`` in total, or for ``seconds``, on ``connections`` with one request in flight each.
 
     With a ``rate``, requests per second of all connections, they are sent at fixed times (an open loop, as far as the
     connections suffice), otherwise as fast as responses come. ``new_connections`` opens one for each request.
 
-    Lost requests are counted only for a number of ``requests``: at the end of the ``seconds`` some are under way.
-    Raises RuntimeError if nothing was answered.
+    Lost requests are counted only for a number of ``requests``, since some are in flight at the end of the ``seconds``.
+    Raises RuntimeError if there was no response.
     """
     headers = [f"Content-Type: {request.content_type}", *request.headers]
     if new_connections:
@@ -91,7 +91,7 @@ def send(
     with tempfile.TemporaryDirectory() as name:
         body, log = Path(name) / "body", Path(name) / "log"
         body.write_bytes(request.body)
-        # It refuses to open more connections than there are requests.
+        # h2load refuses to open more connections than there are requests.
         connections = min(connections, requests or connections)
         command = ["h2load", "--h1", f"--clients={connections}", f"--log-file={log}", f"--data={body}"]
         command += [f"--header={header}" for header in headers]
@@ -103,7 +103,7 @@ def send(
         after = getrusage(RUSAGE_CHILDREN)
         lines = log.read_text().splitlines() if log.exists() else []
     if not lines:
-        raise RuntimeError(f"port {port} answered nothing: {(run.stdout + run.stderr)[-200:]}")
+        raise RuntimeError(f"no response from port {port}: {(run.stdout + run.stderr)[-200:]}")
     began, statuses, took = np.asarray([line.split("\t") for line in lines], np.int64).T
     started, done = map(int, re.findall(r"(\d+) (?:started|done)", run.stdout))
     return Result(

@@ -29,7 +29,7 @@ def post(name: str, *paths: str, headers: tuple[str, ...] = ()) -> Request:
 
 
 def form(name: str) -> Request:
-    """Return a request that sends an image as the field `image` of a form, which every server takes."""
+    """Return a request that sends an image as the field `image` of a form, which every server accepts."""
     image, kind = IMAGES[name]
     disposition = 'Content-Disposition: form-data; name="image"; filename="image"'
     head = f"--{BOUNDARY}\r\n{disposition}\r\nContent-Type: {kind}\r\n\r\n".encode()

@@ -83,7 +83,7 @@ class Ours(Server):
             self.wait_ready(f"http://127.0.0.1:{self.port}/v2/models/{model}/ready")
 
     def metric(self, name: str) -> float:
-        """Return the sum of the samples with this name."""
+        """Return the sum of a metric's samples."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if re.match(rf"skipnet_{name}[ {{]", line))

@@ -1,4 +1,4 @@
-"""Measure the latency of single requests, and what is answered under overload, directly and behind the proxy."""
+"""Measure the latency of single requests, and the responses under overload, directly and behind the proxy."""
 
 import argparse
 import threading
@@ -26,13 +26,13 @@ NETWORK = "cifar10_rnn_gate_38"
 CROWD = 400
 """Connections under overload."""
 DEADLINE = 1
-"""Seconds that a client waits for an answer."""
+"""Seconds that a client waits for a response."""
 DEGRADED = {"cifar10_cascade": "PNG 32x32", "imagenette_rnn_gate_18": "JPEG 451x300"}
 """Models whose routes are degraded, each with the image that is sent."""
 
 
 def latency(chosen: argparse.Namespace) -> dict[str, object]:
-    """Send one request at a time: return the overhead of HTTP, queue and threads, and that of the proxy."""
+    """Send one request at a time, and return the overhead of HTTP, queue and threads, and that of the proxy."""
     report: dict[str, object] = {}
     with both(chosen) as (server, proxy):
         for name in IMAGES:
@@ -107,7 +107,7 @@ def overload(chosen: argparse.Namespace) -> dict[str, object]:
 
 
 def degrade(chosen: argparse.Namespace) -> dict[str, object]:
-    """Return what is answered at 1.5 times the capacity of the usual routes, without and with degraded routes."""
+    """Return the responses at 1.5 times the capacity of the usual routes, without and with degraded routes."""
     report: dict[str, object] = {}
     for model, name in DEGRADED.items():
         request = post(name, f"/classify?model={model}", headers=(f"X-Request-Timeout: {DEADLINE}",))
@@ -151,7 +151,7 @@ def both(chosen: argparse.Namespace, *options: str) -> Iterator[tuple[Ours, Prox
 
 @contextmanager
 def probing(port: int) -> Iterator[list[float]]:
-    """Request the paths that bypass the queue, five times a second over new connections; note the seconds of each."""
+    """Request the paths that bypass the queue over new connections, and record the seconds of each."""
     probes: list[float] = []
     ended = threading.Event()
 

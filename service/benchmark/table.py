@@ -1,11 +1,11 @@
-"""The figures of `load.json` as tables."""
+"""Format the figures of `load.json` as tables."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 
 def draw(report: dict[str, Any]) -> str:
-    """Return the tables of all parts that were run as Markdown."""
+    """Return the tables of all parts that ran, as Markdown."""
     machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     parts = [draw_part(report[name]) for name, draw_part in PARTS.items() if name in report]
     busy = max(report[name]["other_load"] for name in PARTS if name in report)

@@ -14,7 +14,7 @@ from service.settings import EngineOptions
 
 
 class Classify(EngineOptions):
-    """Classify images without a server, and show which blocks each of them needed."""
+    """Classify images without a server, and show which blocks each of them executed."""
 
     images: CliPositionalArg[list[Path]] = Field(description="image files")
     model: str | None = Field(default=None, description="default: the first by name, those without gates last")
@@ -24,16 +24,19 @@ class Classify(EngineOptions):
         default=None,
         ge=0,
         le=1,
-        description="0 runs every block, 1 none but the first; default: the checkpoint's",
+        description="0 runs every block, 1 only the first; default: the checkpoint's",
     )
     compute_budget: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="share of the dense MACs to spend on average, in place of a threshold",
+        description="share of the dense MACs to spend on average, instead of a threshold",
     )
     min_margin: float | None = Field(
-        default=None, ge=0, le=1, description="of a cascade: below this confidence an image goes on to the next stage"
+        default=None,
+        ge=0,
+        le=1,
+        description="for a cascade: an image is escalated to the next stage if its confidence is below this",
     )
     as_json: bool = Field(default=False, description="one JSON object a line, with every decision")
     max_image_pixels: int = Field(default=80_000_000, ge=1, description="width x height of an image")
@@ -78,7 +81,7 @@ class Classify(EngineOptions):
 
 
 def draw_blocks(executed: Sequence[bool], encoding: str) -> str:
-    """Return a character for each block, the first one included: █ for executed and ░ for skipped, or # and ."""
+    """Return a character for each block with the first one: █ for executed and ░ for skipped, or # and ."""
     on, off = "█░"
     try:
         (on + off).encode(encoding)

@@ -12,7 +12,7 @@ from service.settings import Options
 
 
 class Export(Options):
-    """Write a checkpoint as one self-contained ONNX file that skips blocks in any ONNX runtime."""
+    """Write a checkpoint as one ONNX file that skips blocks in any ONNX runtime."""
 
     model: CliPositionalArg[str] = Field(
         description="a model's name in the repository, or the folder of a model or a checkpoint"

@@ -37,7 +37,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised from."""
+    """Yield an exception and its causes."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -45,7 +45,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def explain_os_error(error: OSError) -> str:
-    """Return the message for an error of the operating system, with the file's name where it is known."""
+    """Return the message for an error of the operating system, with the file's name if it is known."""
     path = f"{error.filename}: " if isinstance(error.filename, str) else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return path + NO_SPACE
@@ -60,7 +60,7 @@ def explain_os_error(error: OSError) -> str:
 
 
 def is_in_home(error: OSError) -> bool:
-    """Return whether a file that could not be used is a cache or a setting in the home directory."""
+    """Return whether an inaccessible file is a cache or a setting in the home directory."""
     home = os.environ.get("HOME")
     if not home or not isinstance(error.filename, str):
         return False

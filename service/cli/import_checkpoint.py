@@ -33,7 +33,7 @@ class Import(Options):
         config = import_source(self.source, self.output, self.arch, self.read_labels())
         print(f"{self.output}: {config.architecture}, {len(config.labels)} classes")
         if config.labels == [str(number) for number in range(len(config.labels))]:
-            print(f"labels are numbers: put the names of the classes into `labels` in {self.output / CONFIG}")
+            print(f"labels are numbers: write the names of the classes into `labels` in {self.output / CONFIG}")
         spec = config.input
         print(
             f"images: shorter side {spec.resize}, crop {spec.height}x{spec.width}, {spec.interpolation}; "

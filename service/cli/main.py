@@ -1,6 +1,7 @@
 """The command line: ``skipnet VERB --option …``. Each option is also an environment variable ``SKIPNET_OPTION``.
 
-A verb is a module of `service.cli` that defines one class with a method ``cli_cmd``. Only the chosen verb is imported.
+A verb is a module of `service.cli` that defines one class with a method ``cli_cmd``. Only the module of the given verb
+is imported.
 """
 
 import json
@@ -23,13 +24,16 @@ VERBS = {
     "classify": ("classify", "classify images from the command line, without a server"),
     "train": ("training.train", "train a network: supervised, then hybrid reinforcement learning"),
     "teach": ("training.teach", "train a teacher for knowledge distillation"),
-    "reproduce": ("training.reproduce", "train the rows of the paper's table and its ablations, one results file each"),
+    "reproduce": (
+        "training.reproduce",
+        "train the rows of the paper's table and its ablations, with a results file for each",
+    ),
     "report": ("training.report", "write the table and the chart of reproduce's results files"),
     "average": ("training.average", "write a model soup: the mean of several checkpoints' weights"),
-    "evaluate": ("measuring.evaluate", "measure the accuracy and the saved computation of a checkpoint"),
+    "evaluate": ("measuring.evaluate", "measure the accuracy and the computation of a checkpoint"),
     "quantize": ("measuring.quantize", "write a version that a CPU runs faster, in 16-bit integers"),
-    "cascade": ("measuring.cascade", "build a cascade of checkpoints: unsure images go on to the next one"),
-    "frontier": ("measuring.frontier", "compare a cascade with what could be served instead, over MACs"),
+    "cascade": ("measuring.cascade", "build a cascade of checkpoints: unsure images are escalated to the next one"),
+    "frontier": ("measuring.frontier", "compare a cascade with other systems at the same MACs"),
     "analyze": ("measuring.analyze", "report which blocks a checkpoint executes for which images"),
     "import": ("import_checkpoint", "convert weights of the public SkipNet code"),
     "export": ("export", "write a checkpoint as ONNX"),
@@ -41,7 +45,7 @@ POSITIONAL = get_args(CliPositionalArg)[1]
 
 
 class HelpFormatter(RawDescriptionHelpFormatter):
-    """Leaves out "(default: None)", since the description explains such a default."""
+    """Omits "(default: None)", because the description explains such a default."""
 
     def _get_help_string(self, action: Action) -> str | None:
         return action.help and action.help.replace(" (default: None)", "")
@@ -50,7 +54,7 @@ class HelpFormatter(RawDescriptionHelpFormatter):
 def main(arguments: list[str] | None = None) -> None:
     """Run the verb in ``arguments``; exit with 2 for a wrong option and with 1 for an error."""
     for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal lacks becomes an escape instead of an error.
+        # A character that the terminal can't print becomes an escape instead of an error.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     verb, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
@@ -61,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # The reader of a pipe has ended, such as `head`.
+    except BrokenPipeError:  # The reader of the pipe has ended, as `head` does.
         discard_output()
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
@@ -82,7 +86,7 @@ def run(verb: str, options: list[str]) -> None:
 
 
 def discard_output() -> None:
-    """Send what is left in the buffer of stdout to the null device, so that Python can exit without an error."""
+    """Redirect the rest of stdout's buffer to the null device, so that Python exits without an error."""
     if isinstance(sys.stdout, TextIOWrapper):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -145,7 +149,10 @@ def describe_wrong_option(command: type[BaseSettings], problem: Any) -> str:
 
 
 def describe_wrong_json(command: type[BaseSettings]) -> str:
-    """Return the message for environment variables that are no JSON lists, without their values: they may be keys."""
+    """Return the message for environment variables that are not JSON lists.
+
+    It omits their values, which may be keys.
+    """
     wrong = []
     for name, field in command.model_fields.items():
         text = os.environ.get(variable := f"SKIPNET_{name.upper()}")
@@ -154,7 +161,7 @@ def describe_wrong_json(command: type[BaseSettings]) -> str:
         try:
             json.loads(text)
         except ValueError:
-            wrong.append(f"{variable} has to be a JSON list, such as '[\"TEXT\"]': {field.description}")
+            wrong.append(f"{variable} must be a JSON list, such as '[\"TEXT\"]': {field.description}")
     return "; ".join(wrong)
 
 

@@ -1,7 +1,7 @@
 """Messages of the Open Inference Protocol: the classes that gRPC reads and writes.
 
-They come from a compiled description, `open_inference.binpb`, in a pool of their own. Generated modules would put them
-into the one pool of the process, where a client's modules may have put the same names.
+They come from a compiled description, `open_inference.binpb`, in a separate pool. Generated modules would use the pool
+of the process, which may already have the same names from a client's modules.
 """
 
 from collections.abc import Iterator
@@ -43,10 +43,10 @@ def read_message(name: str, data: bytes) -> Any:
 
 
 def check_outline(data: bytes) -> int:
-    """Return the bytes of a ModelInferRequest beside its raw tensors; look at its fields without reading them.
+    """Return the number of bytes of a ModelInferRequest without its raw tensors, from the sizes of its fields.
 
-    Small fields take up to a hundred times their size in memory once they are read, raw tensors only their own.
-    Raises ServiceError bad_request if there are too many.
+    Parsed small fields take up to a hundred times their size in memory, raw tensors only their own size. Raises
+    ServiceError bad_request if there are too many.
     """
     raw = 0
     for count, (number, size) in enumerate(top_fields(data)):
@@ -60,7 +60,7 @@ def check_outline(data: bytes) -> int:
 
 
 def top_fields(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the number and the size in bytes of each field of a message that has only fields with a length."""
+    """Yield the number and the size in bytes of each field of a message whose fields all have a length."""
     place = 0
     while place < len(data):
         tag, place = varint(data, place)
@@ -72,7 +72,7 @@ def top_fields(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def varint(data: bytes, place: int) -> tuple[int, int]:
-    """Return the variable-length integer at ``place`` and the place behind it."""
+    """Return the variable-length integer at ``place`` and the place after it."""
     value = 0
     for shift, byte in enumerate(data[place : place + 10]):
         value |= (byte & 0x7F) << (7 * shift)
@@ -113,7 +113,7 @@ def contents_of(tensor: Any) -> bytes:
 
 
 def parameters_of(parameters: Any, names: Any) -> dict[str, Any]:
-    """Return those of ``names`` that a map of parameters has."""
+    """Return the parameters with one of ``names`` from a map of parameters."""
     return {name: value_of(parameters[name]) for name in names if name in parameters}
 
 

@@ -1,7 +1,7 @@
 """The Open Inference Protocol over gRPC, beside HTTP and with the same limits, keys, metrics and pipeline.
 
-It runs in the event loop of the HTTP server. Every method is registered as one that takes a stream of messages, of
-which it reads one. A client sees no difference, and the server decides when a message is read and how long that takes.
+It runs in the event loop of the HTTP server. Every method is registered with a stream of messages as its input, and
+reads one message. Clients see no difference. The server decides when a message is read, and can limit the time.
 """
 
 import asyncio
@@ -43,13 +43,13 @@ STATUS_CODES: Mapping[Code, grpc.StatusCode] = {
 }
 
 RPCS_PER_IMAGE = 4
-"""Requests in progress for each image that can be admitted; gRPC refuses others before it reads their message."""
+"""Requests in progress for each image that can be admitted. gRPC refuses more before it reads their messages."""
 IDENTITY_ONLY = 1
-"""No compressed messages: gRPC would check their size before it decompresses them."""
+"""Compressed messages are not accepted, because gRPC checks their size before it decompresses them."""
 
 
 class GrpcServer:
-    """Serves the methods of the protocol on ``port``; 0 takes a free one, which replaces it."""
+    """Serves the methods of the protocol on ``port``. Port 0 is replaced by a free port."""
 
     def __init__(self, container: Container, port: int) -> None:
         self.container = container
@@ -59,14 +59,14 @@ class GrpcServer:
         self._server: Any = None
 
     async def start(self) -> bool:
-        """Begin to serve; return whether the port could be taken. Call it in the event loop."""
+        """Begin to serve, and return whether the port was free. Call it in the event loop."""
         settings = self.container.settings
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", settings.max_body_size),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.compression_enabled_algorithms_bitset", IDENTITY_ONLY),
-                # Several workers share the port; one server must not share it with another by mistake.
+                # Several workers share the port. Two servers must not share it by mistake.
                 ("grpc.so_reuseport", int(settings.workers > 1)),
             ],
             maximum_concurrent_rpcs=RPCS_PER_IMAGE * settings.max_queue_size,
@@ -94,7 +94,7 @@ class GrpcServer:
         return grpc.stream_unary_rpc_method_handler(respond, response_serializer=lambda each: each.SerializeToString())
 
     async def _respond(self, name: str, method: Method, messages: AsyncIterator[bytes], rpc: Any) -> Any:
-        """Respond to one request; count and log it if it infers."""
+        """Respond to one request. Inference requests are counted and logged."""
         headers = {key: value for key, value in rpc.invocation_metadata() or () if isinstance(value, str)}
         context = RequestContext(request_id(headers))
         status, failure = 499, None
@@ -135,7 +135,7 @@ class GrpcServer:
             return await method(Invocation(self.container, message, headers, deadline, context))
 
     async def _read(self, messages: AsyncIterator[bytes], deadline: float) -> bytes:
-        """Return a request's message; so many are read at the same time that they fit into the limit on all bodies."""
+        """Read a request's message. As many are read at the same time as fit into the limit on all bodies."""
         try:
             async with asyncio.timeout(deadline - perf_counter()), self._readers:
                 async for message in messages:
@@ -163,7 +163,7 @@ class GrpcServer:
 
 
 def trailers(context: RequestContext, error: ServiceError | None = None) -> tuple[tuple[str, str], ...]:
-    """Return the metadata after a response: the request's id, and after how long a refused one may be sent again."""
+    """Return the metadata after a response: the request's id, and for a refused request the time to wait."""
     trailing = [("x-request-id", context.request_id)]
     if error is not None and (seconds := error.headers.get("Retry-After")):
         trailing += [("retry-after", seconds), ("grpc-retry-pushback-ms", str(int(seconds) * 1000))]

@@ -32,7 +32,7 @@ async def read_body(body: Awaitable[bytes], deadline: float) -> bytes:
 
 
 class JsonTurn:
-    """Lets requests parse large JSON one at a time: parsing takes about thirty times its size in memory."""
+    """Allows one request at a time to parse large JSON. Parsing takes about thirty times its size in memory."""
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(1)

@@ -23,7 +23,7 @@ class Decompressed:
     def __init__(self, receive: Receive, encoding: str) -> None:
         self.receive = receive
         self.encoding = encoding.strip().lower()
-        # Accepts the headers of gzip and of zlib, which HTTP calls deflate.
+        # Accepts the formats gzip and zlib. HTTP calls zlib deflate.
         self.decompressor = zlib.decompressobj(32 + zlib.MAX_WBITS)
         self.compressed = b""
         self.more_output = False
@@ -42,7 +42,7 @@ class Decompressed:
                 return message
             self.compressed, self.more_input = message["body"], message["more_body"]
         try:
-            # zlib lets other threads run while it works.
+            # zlib releases the interpreter lock.
             piece = await asyncio.to_thread(self.decompressor.decompress, self.compressed, PIECE)
         except zlib.error as error:
             raise self.damaged(str(error)) from error

@@ -34,15 +34,15 @@ async def read_image(request: Request, max_size: int) -> bytes:
 
 
 async def read_form(request: Request, max_size: int) -> bytes:
-    """Return the content of the part `image`, with or without a filename."""
+    """Return the content of the part `image`, which may have a filename."""
     boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"").decode("latin-1")
     if not BOUNDARY.fullmatch(boundary):
         raise ServiceError(Code.BAD_REQUEST, "the content type multipart/form-data has no valid boundary")
-    # Parts without a filename are decoded as text. Latin-1 keeps their bytes; the charset that the client names may
-    # lose some, or take seconds to decode others.
+    # Parts without a filename are decoded as text. Latin-1 keeps their bytes. The client's charset may lose some, or
+    # take seconds.
     headers = Headers({"content-type": f'multipart/form-data; charset=latin-1; boundary="{boundary}"'})
     parser = MultiPartParser(headers, request.stream(), max_files=1, max_fields=8, max_part_size=max_size)
-    # In memory, which the limit on the body bounds. The file system may be read-only.
+    # The part stays in memory, which the limit on the body bounds. The file system may be read-only.
     parser.spool_max_size = max_size
     try:
         form = await parser.parse()

@@ -16,7 +16,7 @@ COMMENT = re.compile(r"(^|\s)#.*")
 
 
 class Keys:
-    """The keys that permit one kind of call. If there are none, every client may call.
+    """The keys that permit one kind of call. Without keys, every client may make the call.
 
     A request with one of ``other_keys``, which permit the other kind of call, gets 403 instead of 401.
     """
@@ -27,7 +27,7 @@ class Keys:
         self.action = action
 
     def check(self, headers: Mapping[str, str]) -> None:
-        """Raise ServiceError unauthorized or forbidden unless the headers have one of the keys.
+        """Raise ServiceError unauthorized or forbidden if the headers have none of the keys.
 
         It is a bearer token or `X-API-Key`. The names of ``headers`` are in lower case.
         """
@@ -50,20 +50,20 @@ class Keys:
 
 
 def is_among(given: bytes, keys: list[bytes]) -> bool:
-    """Return whether ``given`` is one of the keys, in a time that does not depend on them."""
+    """Return whether ``given`` is one of the keys, in constant time."""
     return bool(sum(hmac.compare_digest(given, key) for key in keys))
 
 
 def inference_keys(settings: Settings) -> Keys:
     """Return the keys of the calls that classify.
 
-    Raises UserError for text that is no key.
+    Raises UserError for text that is not a key.
     """
     return Keys(keys_to_classify(settings), keys_to_manage(settings), "classify")
 
 
 def management_keys(settings: Settings) -> Keys:
-    """Return the keys of management calls; if there are none, those that classify."""
+    """Return the keys of management calls, or else those of the calls that classify."""
     own, others = keys_to_manage(settings), keys_to_classify(settings)
     return Keys(own, others, "manage the repository") if own else Keys(others)
 
@@ -79,7 +79,7 @@ def keys_to_manage(settings: Settings) -> list[str]:
 def checked(keys: list[str], kind: str) -> list[str]:
     """Return the keys of a setting.
 
-    Raises UserError with the number of one that no client can send.
+    Raises UserError for a key that no client can send, with its number.
     """
     for number, key in enumerate(keys, start=1):
         if problem := problem_of(key):

@@ -26,7 +26,7 @@ def is_inference(scope: Scope) -> bool:
 
 
 class Access:
-    """Gives each request an id and a context, and writes its log line and counters.
+    """Gives each request an id and a context, writes its log line, and counts it.
 
     Unexpected exceptions become a 500 whose message names the request id.
     """
@@ -52,7 +52,7 @@ class Access:
                 if "location" in headers:
                     headers["Location"] = without_host(headers["location"])
                 if self.container.health.draining:
-                    # Otherwise a client could send its next request while the process ends.
+                    # Otherwise a client could send another request while the process ends.
                     headers["Connection"] = "close"
             await send(message)
 
@@ -95,10 +95,11 @@ class Access:
 
 
 class BodyLimit:
-    """Limits the size of each body and of all bodies together, and decompresses them.
+    """Limits the size of each body and of all bodies together. Decompresses bodies.
 
-    A Content-Length above the limit is refused before the body is read, other bodies once they exceed it. The error is
-    raised in the route that reads the body. So it becomes a response, is counted and logged like any other.
+    A request with a larger Content-Length is refused before its body is read. Other bodies are refused once they exceed
+    the limit. The error is raised in the route that reads the body. So it becomes a response, and is counted and
+    logged, like any other error.
     """
 
     def __init__(self, app: ASGIApp, container: Container) -> None:

@@ -1,6 +1,7 @@
-"""Tensors of the Open Inference Protocol, in JSON or as binary data after the JSON; `service/grpc/` uses them too.
+"""Tensors of the Open Inference Protocol, in JSON or as binary data after the JSON.
 
-Version 2 over REST, with the extensions "binary tensor data" and "classification" as Triton documents them.
+This is version 2 over REST with Triton's extensions "binary tensor data" and "classification". `service/grpc/` uses the
+module too.
 """
 
 import base64
@@ -21,7 +22,7 @@ from service.inference.result import ImageResult
 from service.inference.route import RouteChoice
 
 MAX_JSON = 4 << 20
-"""Bytes. No other request advances while JSON is parsed; larger tensors are sent as binary data."""
+"""In bytes. Parsing JSON blocks all other requests, so larger tensors must be sent as binary data."""
 
 MAX_TIMEOUT = 3_600_000_000
 """Microseconds. The largest value of the setting request_timeout."""
@@ -34,7 +35,7 @@ CASCADE_DATATYPES = DATATYPES | {"stages": "INT64"}
 
 
 class NullIsAbsent(BaseModel):
-    """Treats a member that is null as missing."""
+    """Treats a null member as missing."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,7 +61,7 @@ class Parameters(Tolerant):
         default=None,
         ge=0,
         le=1,
-        description="of a cascade: an image goes on to the next stage where its confidence is below this",
+        description="for a cascade: an image is escalated to the next stage if its confidence is below this",
     )
     timeout: int | None = Field(default=None, gt=0, le=MAX_TIMEOUT, description="microseconds")
 
@@ -96,7 +97,7 @@ class InferRequest(Tolerant):
 
 @dataclass(frozen=True)
 class Call:
-    """A request whose one input is split into images: encoded files, or normalised tensors FP32 [3, H, W].
+    """A request whose input is split into images: encoded files, or normalised tensors FP32 [3, H, W].
 
     ``outputs`` are those of the response.
     """
@@ -134,7 +135,7 @@ def read_call(
 def call_of(
     members: Any, rest: memoryview, shape: tuple[int, int, int], max_images: int, datatypes: Mapping[str, str]
 ) -> Call:
-    """Return the call of an `InferRequest`'s members and the binary data that followed; as `read_call`."""
+    """Return the call from an `InferRequest`'s members and the binary data after the JSON, as `read_call` does."""
     try:
         request = InferRequest.model_validate(members)
     except ValidationError as error:
@@ -211,7 +212,7 @@ def read_files(tensor: InputTensor, binary: memoryview | None) -> list[Payload]:
 def split_elements(binary: memoryview, count: int) -> list[Payload]:
     """Return the ``count`` elements of a binary tensor BYTES. Each is preceded by its length, four bytes."""
     elements: list[Payload] = []
-    # Never more than `count`: the body could hold millions of empty elements.
+    # At most `count` are read, because the body could have millions of empty elements.
     for _ in range(count):
         end = 4 + int.from_bytes(binary[:4], "little")
         if len(binary) < end:
@@ -226,7 +227,7 @@ def split_elements(binary: memoryview, count: int) -> list[Payload]:
 def respond(
     call: Call, results: Sequence[ImageResult], labels: list[str], model: str, version: int, route: RouteChoice
 ) -> tuple[bytes, int | None]:
-    """Return the response's body, and the length of its JSON if binary tensors follow it.
+    """Return the response's body, and the length of its JSON if binary tensors follow.
 
     The response's parameters say whether ``route`` was degraded under load.
     """
@@ -254,7 +255,7 @@ def respond(
 def output_tensors(
     call: Call, results: Sequence[ImageResult], labels: list[str]
 ) -> Iterator[tuple[RequestedOutput, str, NDArray[Any], bytes]]:
-    """Yield each output of the response: as it was requested, its datatype, its values and their bytes."""
+    """Yield each output of the response: the requested output, its datatype, its values and their bytes."""
     if not all(np.isfinite(result.logits).all() for result in results):
         raise bad("image holds numbers so large that the network's sums overflow; is it normalised?")
     for output in call.outputs:

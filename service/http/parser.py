@@ -1,8 +1,8 @@
 """The HTTP parser: httptools' with limits on heads and without protocol upgrades.
 
-httptools has no limit on the size of a head, on the trailers after a chunked body or on pipelined requests. It also
-stops at a request that asks for another protocol. Java's HTTP client sends such a request by default, and its body
-would be lost.
+httptools has no limit on the size of a head, on the trailers after a chunked body, or on pipelined requests. It also
+stops at a request to upgrade the protocol. Java's HTTP client sends such a request by default, and its body would be
+lost.
 """
 
 import httptools
@@ -13,11 +13,11 @@ MAX_HEAD = 32 << 10
 MAX_HEADERS = 100
 """Header lines of a request. Many short lines take fifty times their bytes in memory."""
 MAX_PIPELINED = 64
-"""Requests that may wait on a connection for the response to the request before them."""
+"""Requests that may wait on a connection for the response to an earlier request."""
 
 
 class Parser:
-    """Parses for a connection's protocol and takes the place of uvicorn's own parser.
+    """Parses the requests of a connection in place of uvicorn's parser.
 
     It tracks the current message: ``in_head`` and ``in_body`` are both false between messages.
     """
@@ -33,7 +33,7 @@ class Parser:
 
     def restart(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
-        # As uvicorn does: a request after one with `Connection: close` does not discard the response.
+        # As in uvicorn, a request after one with `Connection: close` does not discard the response.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.get_method = self.parser.get_method
         self.get_http_version = self.parser.get_http_version
@@ -46,7 +46,7 @@ class Parser:
     def feed_data(self, data: bytes) -> None:
         """Parse bytes.
 
-        Raises HttpParserError, of which ``too_large`` tells whether a limit was exceeded.
+        Raises HttpParserError. ``too_large`` tells whether a limit was exceeded.
         """
         self.progress = False
         self.parse(data)
@@ -71,7 +71,7 @@ class Parser:
 
     @property
     def asks_to_upgrade(self) -> bool:
-        # httptools takes every CONNECT request for an upgrade.
+        # httptools treats every CONNECT request as an upgrade.
         return self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
 
     def head_without_upgrade(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Paths of requests behind a proxy that serves this service under a prefix."""
+"""Paths of requests behind a proxy that adds a prefix."""
 
 from urllib.parse import urlsplit
 
@@ -6,10 +6,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class RootPath:
-    """Puts the prefix into each request's scope as ASGI defines it: `path` begins with `root_path`.
+    """Adds the prefix to each request's scope as ASGI defines it: `path` begins with `root_path`.
 
-    Some proxies remove the prefix before they pass a request on and some do not. Both work, and so do probes that do
-    not come through the proxy.
+    Some proxies remove the prefix before they forward a request, and some do not. Both work, and so do probes without
+    the proxy.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -32,5 +32,5 @@ def route_path(scope: Scope) -> str:
 
 
 def without_host(location: str) -> str:
-    """Return a URL without its scheme and host, which a proxy may have changed."""
+    """Return a URL without scheme and host, which a proxy may have changed."""
     return urlsplit(location)._replace(scheme="", netloc="").geturl()

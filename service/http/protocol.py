@@ -1,13 +1,13 @@
 """uvicorn's HTTP protocol with limits on slow clients and large requests, and a lingering close.
 
 uvicorn limits the time between two requests of a connection and nothing else. A service without a proxy in front also
-needs limits on the head of a request and on the time that a client takes to send and to read. They are set where
-asyncio calls a protocol (`connection_made`, `data_received`, `pause_writing` and so on), which is a public interface.
+needs limits on the head of a request and on the time that a client takes to send and to read. They are set in asyncio's
+callbacks (`connection_made`, `data_received`, `pause_writing` and so on), which are a public interface.
 
 Private to uvicorn, for which it is pinned to a minor version:
 
 - the attribute `parser`, replaced by `service.http.parser.Parser`, and the methods of HttpToolsProtocol that httptools
-  calls. Only they tell where a head or a body ends.
+  calls. Only they tell at which byte a head or a body ends.
 - the attributes `cycle` and `pipeline`, read to know whether a response is pending, and `send_400_response`,
   overridden to respond with 431.
 
@@ -33,7 +33,7 @@ REST_SECONDS = 30.0
 MAX_REST = 64 << 20
 """Bytes of the rest of a body that are read after the response was sent."""
 UNREAD_SECONDS = 30.0
-"""How long a client may leave a response unread that does not fit into the buffers of its connection."""
+"""How long a client may leave a response unread if it exceeds the connection's buffers."""
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
@@ -48,7 +48,7 @@ class Phase(Enum):
 
 
 class Timer:
-    """Calls ``act`` after some seconds, unless it is stopped or started again."""
+    """Calls ``act`` after some seconds unless it is stopped or restarted."""
 
     def __init__(self, act: Callable[[], object]) -> None:
         self.act = act
@@ -67,8 +67,8 @@ class Timer:
 class LingeringTransport:
     """A transport whose `close` reads the rest of a request first.
 
-    The kernel resets a connection that is closed with data unread. A reset destroys a response that is on its way, such
-    as a 413 to a client that is still sending its body.
+    The kernel resets a connection that is closed with data unread. A reset destroys a response in transit, such as a
+    413 to a client that is still sending its body.
     """
 
     def __init__(self, transport: asyncio.Transport, linger: Callable[[], bool]) -> None:
@@ -96,7 +96,8 @@ class LingeringTransport:
 class BoundedProtocol(HttpToolsProtocol):
     """Serves one connection.
 
-    It aborts the connection where a client exceeds one of the limits above, or those of the parser after a 431.
+    It aborts the connection if a client exceeds one of the limits above. After a 431 it also does so for the parser's
+    limits.
     """
 
     head_seconds = HEAD_SECONDS
@@ -112,7 +113,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.seconds = {
             Phase.HEAD: self.head_seconds,
             Phase.REST: self.rest_seconds,
-            # uvicorn's own timer ends with the first bytes that arrive, even if they begin no request.
+            # uvicorn's timer ends with the first bytes, even if they begin no request.
             Phase.NEXT: self.timeout_keep_alive,
         }
 
@@ -144,7 +145,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return Phase.HEAD if self.parser.in_head else Phase.NEXT
 
     def enter(self, phase: Phase) -> None:
-        """Start the timer of a phase, unless the connection is in it already."""
+        """Start the timer of a phase if the connection is not in it already."""
         if phase is self.phase and phase is not Phase.NEXT:
             return
         self.phase, self.rest = phase, 0
@@ -153,7 +154,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.read_timer.start(self.seconds[phase])
 
     def linger(self) -> bool:
-        """Return whether the client is still sending a body, and wait for the rest of it if so."""
+        """Return whether the client is still sending a body. If so, wait for the rest of it."""
         sending = self.parser.in_body and not self.parser.too_large
         if sending:
             self.enter(Phase.REST)
@@ -161,7 +162,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         if self.pipeline:
-            # The client would take it for the response to one of the requests that wait.
+            # The client would treat it as the response to one of the waiting requests.
             self.transport.close()
         elif self.parser.too_large:
             self.transport.write(TOO_LARGE)

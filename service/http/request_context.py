@@ -1,4 +1,4 @@
-"""The context of a request, which feeds its log line, metrics and span."""
+"""The context of a request, for its log line, metrics and span."""
 
 import re
 import secrets
@@ -16,15 +16,15 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,63}")
 
 @dataclass(slots=True)
 class RequestContext:
-    """Collects what the log, the metrics and the tracing need of a request."""
+    """Collects the values of a request for log, metrics and tracing."""
 
     request_id: str
     timing: Timing = field(default_factory=Timing)
     model: str = ""
     version: str = ""
-    outcome: str | None = None  # where the status does not say it
+    outcome: str | None = None  # if the status does not determine it
     fields: dict[str, Any] = field(default_factory=dict)  # for the log line
-    inference: bool = False  # a route that classifies under another path than `service.http.middleware` knows
+    inference: bool = False  # a route that classifies under a path that `service.http.middleware` does not know
     plain_error: bool = False  # errors are {"error": message}
 
     def outcome_of(self, status: int, request_timeout: float) -> str:
@@ -36,7 +36,7 @@ class RequestContext:
         return "client_deadline" if status == STATUS[Code.DEADLINE] and early else outcome_of(status)
 
     def log_values(self, client: str) -> dict[str, Any]:
-        """Return the values of the request's log line; ``client`` is its address, if known."""
+        """Return the values of the request's log line. ``client`` is its address, if known."""
         values = {"request_id": self.request_id, "ms": self.timing.total * 1e3, **self.fields}
         if client:
             values["client"] = client

@@ -16,10 +16,10 @@ REJECT_REASONS = ("queue_full", "bodies_full", "deadline_out_of_reach", "client_
 
 
 class Admission:
-    """Counts images from the end of their request's body to their result, and the bytes of all bodies.
+    """Counts images from the end of their request's body to their result. Counts the bytes of all bodies.
 
     ``request_timeout`` is the service's own, in seconds. ``rate`` returns the images per second that the engine
-    recently ran. ``on_rejected`` is called with one of REJECT_REASONS. Lives in the event loop.
+    recently ran. ``on_rejected`` is called with one of REJECT_REASONS. Use it in the event loop.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Admission:
 
     @contextmanager
     def admit(self, count: int, model: "LoadedModel", deadline: float, started: float) -> Iterator[None]:
-        """Count ``count`` images of a request as in progress until the block ends.
+        """Count ``count`` images of a request as in progress until the `with` block ends.
 
-        Call it when the body has arrived: a client that sends no body must not take places. ``started`` is the
+        Call it when the body has arrived: a client that sends no body must not take a place. ``started`` is the
         request's arrival; it and ``deadline`` are in seconds of perf_counter().
 
         Raises ServiceError overloaded if there are too many images, or if those in progress would keep the engine busy
@@ -62,17 +62,17 @@ class Admission:
             self.image_count -= count
 
     def refuse_if_saturated(self, model: "LoadedModel") -> None:
-        """Raise ServiceError overloaded if no image can be admitted now, to spare the client sending its body."""
+        """Raise ServiceError overloaded if no image can be admitted now, before the client sends its body."""
         if self.saturated:
             raise self._queue_full(model)
 
     @property
     def saturated(self) -> bool:
-        """Whether no further image can be admitted."""
+        """Return whether no further image can be admitted."""
         return self.image_count >= self.max_images
 
     def _queue_full(self, model: "LoadedModel") -> ServiceError:
-        """Return the refusal of a request for which there is no place."""
+        """Return the error for a request without a place."""
         return self._overloaded("queue_full", f"{self.image_count} images are in progress", model)
 
     def drain_seconds(self, model: "LoadedModel") -> float:
@@ -86,22 +86,24 @@ class Admission:
         rate = self._rate()
         seconds = self.image_count / 2 / rate if rate else self.drain_seconds(model) / 2 if model is not None else 1
         after = max(1, math.ceil(seconds))
-        # A short client deadline is not an overload of the service.
+        # A short deadline of the client is not an overload of the service.
         outcome = "client_deadline" if reason == "client_deadline" else None
         return ServiceError(Code.OVERLOADED, f"{problem}; try again in {after} s", {"Retry-After": str(after)}, outcome)
 
     @contextmanager
     def hold_body(self) -> Iterator[Callable[[int], None]]:
-        """Provide a function that counts the bytes of one body as they arrive; release them when the block ends.
+        """Yield a function that counts the bytes of one body as they arrive.
 
-        The function raises ServiceError overloaded if all bodies together hold too many bytes.
+        They are released when the `with` block ends.
+
+        The function raises ServiceError overloaded if all bodies together have too many bytes.
         """
         held = 0
 
         def hold(size: int) -> None:
             nonlocal held
             if self.byte_count + size > self.max_bytes:
-                raise self._overloaded("bodies_full", f"{self.byte_count} bytes of uploads are held")
+                raise self._overloaded("bodies_full", f"{self.byte_count} bytes of uploads are in memory")
             self.byte_count += size
             held += size
 

@@ -41,10 +41,10 @@ class BatchRun:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """The thread of one device: it runs engine ``index`` of every model, one batch at a time."""
+    """The thread of one device. It runs engine ``index`` of every model, one batch at a time."""
 
     index: int
     thread: threading.Thread = field(init=False)
     running: Batch | None = None
     busy_since: float | None = None
-    retired: list["LoadedModel"] = field(default_factory=list)  # models whose engine it has to close
+    retired: list["LoadedModel"] = field(default_factory=list)  # models whose engine it must close

@@ -1,4 +1,4 @@
-"""The queue and the engine threads: what queued while the engines were busy is the next batch."""
+"""The queue and the engine threads. The images that queued while the engines were busy are the next batch."""
 
 import asyncio
 import logging
@@ -27,10 +27,10 @@ ENGINE_DEAD = "the engine has failed; this server is about to restart"
 class Batcher:
     """Forms batches and runs them, one at a time on each device, in one thread for each device.
 
-    All models share the threads, so that engines do not compete for the cores. The model whose oldest image has waited
-    longest runs next, on the device that is free first. ``on_batch`` is called in the event loop with every batch that
-    ran and its results. ``on_dropped`` is called in any thread for every image that was not computed, with one of
-    DROP_REASONS.
+    All models share the threads, so that engines do not compete for the cores. The next batch is that of the model
+    whose oldest image has waited longest. It runs on the device that is free first. ``on_batch`` is called in the event
+    loop with every batch that ran and its results. ``on_dropped`` is called in any thread for every image that was not
+    computed, with one of DROP_REASONS.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Batcher:
         on_batch: Callable[[BatchRun, list[ImageResult]], None],
         on_dropped: Callable[["LoadedModel", str], None],
     ) -> None:
-        """``delay`` is how long an image may wait for a full batch, ``dense_interval`` as in `DenseClock.due`."""
+        """``delay`` is how long an image may wait for a full batch. ``dense_interval`` is that of `DenseClock.due`."""
         self.max_batch_size = max_batch_size
         self.delay = delay
         self.dense_interval = dense_interval
@@ -56,7 +56,7 @@ class Batcher:
         self._closing = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the first engine thread; results are delivered in ``loop``."""
+        """Start the first engine thread. Results are delivered in ``loop``."""
         self._loop = loop
         self.add_threads(1)
 
@@ -70,7 +70,7 @@ class Batcher:
             lane.thread.start()
 
     def close(self, timeout: float) -> None:
-        """Run what is queued, then end the threads; stop waiting for them after ``timeout`` seconds."""
+        """Run the queued images and end the threads. Stop waiting for them after ``timeout`` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -80,30 +80,30 @@ class Batcher:
 
     @property
     def threads(self) -> int:
-        """The number of engine threads: the batches that run at the same time."""
+        """The number of engine threads, which is that of batches that run at the same time."""
         return len(self._lanes)
 
     @property
     def alive(self) -> bool:
-        """Whether every engine thread runs."""
+        """Return whether every engine thread runs."""
         return self.failure is None and bool(self._lanes) and all(lane.thread.is_alive() for lane in self._lanes)
 
     @property
     def busy_for(self) -> float:
-        """Seconds that the oldest of the current batches has been in its engine; 0 if there is none."""
+        """Seconds that the oldest current batch has been in its engine, or 0 if there is none."""
         began = [since for lane in self._lanes if (since := lane.busy_since) is not None]
         return max(0.0, perf_counter() - min(began)) if began else 0.0
 
     @property
     def rate(self) -> float:
-        """Images per second of the last batches, while the engines were busy; 0 before the first batch."""
+        """Images per second of the last batches while the engines were busy, or 0 before the first batch."""
         recent = list(self._recent)
         seconds = sum(seconds for _, seconds in recent)
         return len(self._lanes) * sum(count for count, _ in recent) / seconds if seconds else 0.0
 
     @property
     def waiting(self) -> int:
-        """How many images of all models wait for the engine."""
+        """The number of images of all models that wait for the engine."""
         return sum(map(self.depth, list(self._queues)))
 
     def depth(self, model: "LoadedModel") -> int:
@@ -113,7 +113,10 @@ class Batcher:
         return waiting + len(self._queues.get(model, ()))
 
     def is_wanted(self, task: ImageTask) -> bool:
-        """Return whether to go on with an image; count it as dropped if not, and fail it if its deadline passed."""
+        """Return whether to process an image further.
+
+        If not, it is counted as dropped. It fails if its deadline has passed.
+        """
         if task.result.done():
             self.on_dropped(task.model, task.drop_reason if perf_counter() < task.deadline else "deadline")
             return False
@@ -144,7 +147,7 @@ class Batcher:
             self._changed.notify()
 
     def discard(self, tasks: Sequence[ImageTask]) -> None:
-        """Take cancelled images out of the queue at once: the engine may be stuck."""
+        """Remove cancelled images from the queue at once, because the engine may be stuck."""
         with self._changed:
             for task in tasks:
                 queue = self._queues.get(task.model)
@@ -153,7 +156,7 @@ class Batcher:
                     self.is_wanted(task)
 
     def retire(self, model: "LoadedModel") -> None:
-        """Let each engine thread close its engine of a model that no request uses."""
+        """Make each engine thread close its engine of a model that no request uses."""
         with self._changed:
             model.closed = True
             self._queues.pop(model, None)
@@ -170,7 +173,7 @@ class Batcher:
                 del batch  # It would keep the weights of an unloaded model in memory until the next batch.
         except BaseException as error:
             if self._loop.is_closed():
-                return  # `close` stopped waiting for this thread, and no request is left.
+                return  # `close` has stopped waiting for this thread, and no request remains.
             log.exception("the thread %s died", lane.thread.name)
             with self._changed:
                 self.failure = error
@@ -181,7 +184,10 @@ class Batcher:
                 task.fail(ServiceError(Code.ENGINE_FAILED, ENGINE_DEAD))
 
     def _take(self, lane: Lane) -> Batch | None:
-        """Wait for images; return the next batch, or None when closed and empty, or when another thread has died."""
+        """Wait for images and return the next batch.
+
+        Returns None if the batcher is closed and empty, or if another thread has died.
+        """
         while self.failure is None:
             close_retired(lane)
             with self._changed:
@@ -210,7 +216,7 @@ class Batcher:
         return min(ready, key=lambda queue: queue[0].queued_at, default=None)
 
     def _form(self, queue: deque[ImageTask]) -> Batch | None:
-        """Stack the oldest wanted images; return None if there is none or if memory is too short."""
+        """Stack the oldest wanted images. Return None if there is none or if memory is short."""
         tasks: list[ImageTask] = []
         while queue and len(tasks) < self.max_batch_size:
             task = queue.popleft()
@@ -221,9 +227,9 @@ class Batcher:
         try:
             images = np.stack([task.image for task in tasks if task.image is not None])
         except Exception:
-            log.exception("no batch could be formed of %d images for %s", len(tasks), tasks[0].model)
+            log.exception("could not stack %d images into a batch for %s", len(tasks), tasks[0].model)
             for task in tasks:
-                task.fail(ServiceError(Code.ENGINE_FAILED, "no batch could be formed of this image; the log says why"))
+                task.fail(ServiceError(Code.ENGINE_FAILED, "the image could not be added to a batch; the log says why"))
             return None
         return Batch(tasks[0].model, tasks, images, np.asarray([task.threshold for task in tasks], np.float32))
 
@@ -241,9 +247,9 @@ class Batcher:
                         self._run(batch.select([i]), device)
                 return
             batch.tasks[0].fail(ServiceError(Code.ENGINE_FAILED, "the engine failed on this image; the log says why"))
-            # If a blank image fails too, the engine is broken: let the thread die.
+            # If a blank image fails too, the engine is broken, and the thread ends.
             batch.model.probe(device)
-            log.warning("the engine runs on after %s", error.__class__.__name__)
+            log.warning("the engine continues after %s", error.__class__.__name__)
             return
         seconds = perf_counter() - started
         batch.model.clock.ran(seconds)
@@ -251,7 +257,7 @@ class Batcher:
         self._loop.call_soon_threadsafe(self._deliver, BatchRun(batch, routed, started, seconds, dense_seconds))
 
     def _sample_dense(self, batch: Batch, device: int) -> float:
-        """Run a batch dense if the dense clock is due for a sample; return the seconds it took, or 0."""
+        """Run a batch dense if the dense clock is due for a sample. Return its seconds, or 0."""
         model, size = batch.model, len(batch.tasks)
         if not model.clock.due(size, self.dense_interval):
             return 0.0
@@ -260,7 +266,7 @@ class Batcher:
         return seconds
 
     def _deliver(self, run: BatchRun) -> None:
-        """Set the results of a batch's images; runs in the event loop."""
+        """Set the results of a batch's images. Runs in the event loop."""
         batch = run.batch
         macs = batch.model.executed_macs(run.routed)
         results = batch.model.results(run.routed, macs)
@@ -276,7 +282,7 @@ class Batcher:
 
 def close_retired(lane: Lane) -> None:
     """Close the thread's engines of the models that are no longer used."""
-    # Without the lock, which the event loop also takes: freeing device memory can take long.
+    # This does not hold the lock, which the event loop also takes, because freeing device memory can take long.
     while lane.retired:
         model = lane.retired.pop()
         try:

@@ -1,4 +1,4 @@
-"""Compute budgets: from a share of the dense network's MACs to an execute threshold, by the calibration curve."""
+"""Compute budgets: find the execute threshold for a share of the dense MACs on the accuracy-compute curve."""
 
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def choose_threshold(
     config: "Config", execute_threshold: float | None = None, compute_budget: float | None = None
 ) -> float:
-    """Return the threshold that a request asks for, directly or by a budget; by default the checkpoint's own.
+    """Return the threshold of a request, given directly or by a budget. The default is the checkpoint's.
 
     Raises ServiceError invalid_parameter if both are given, the network has no gates, or the budget cannot be met or
     looked up.
@@ -46,11 +46,11 @@ def has_gates(config: "Config") -> bool:
 
 
 def why_no_budget(config: "Config") -> str:
-    """Return why a checkpoint without a calibration curve takes no budget, and what to do."""
+    """Return the error for a budget if the checkpoint has no curve."""
     if not has_gates(config):
         return NO_GATES
     return (
-        "this checkpoint has no calibration curve to look a compute_budget up in; send execute_threshold, or measure "
+        "this checkpoint has no accuracy-compute curve, which compute_budget needs; send execute_threshold, or measure "
         "the curve with `skipnet evaluate CHECKPOINT --calibrate --write`"
     )
 
@@ -58,11 +58,11 @@ def why_no_budget(config: "Config") -> str:
 def threshold_for(calibration: "list[CalibrationPoint]", budget: float) -> float:
     """Return the threshold of the highest accuracy whose mean cost is at most ``budget``, a share of dense MACs.
 
-    This is the upper envelope of the accuracy-compute curve: a larger budget never has a lower expected accuracy, and
-    where more computation brings no accuracy, it is not spent. Of equal accuracies the lowest threshold is taken.
+    This is the upper envelope of the accuracy-compute curve. A larger budget never has a lower expected accuracy. More
+    computation is used only if it raises the accuracy. Of equal accuracies the lowest threshold is taken.
 
-    Between two neighbouring points the curve is taken to be linear. A step wider than WIDEST_STEP is not
-    interpolated: nearly certain gates flip in it all at once, so only its cheaper end is known to meet the budget.
+    The curve is interpolated linearly between neighbouring points. A step wider than WIDEST_STEP is not interpolated,
+    because many nearly certain gates flip in it at once. Only its cheaper end is known to keep the budget.
 
     ``calibration`` has at least one point. Raises ServiceError invalid_parameter for a budget below every point.
     """
@@ -72,7 +72,7 @@ def threshold_for(calibration: "list[CalibrationPoint]", budget: float) -> float
     if budget < shares[-1]:
         raise ServiceError(
             Code.INVALID_PARAMETER,
-            f"compute_budget {budget:g} can't be met: with every gated block skipped an image costs {shares[-1]:.4f}",
+            f"compute_budget {budget:g} can't be met: with every gated block skipped, an image costs {shares[-1]:.4f}",
         )
     first = int(np.argmax(shares <= budget))  # the most expensive point within the budget
     best = max(range(first, len(points)), key=lambda i: points[i].accuracy)
@@ -86,12 +86,12 @@ def threshold_for(calibration: "list[CalibrationPoint]", budget: float) -> float
 
 
 def expected_accuracy(calibration: "list[CalibrationPoint]", threshold: float) -> float:
-    """Return the top-1 accuracy, 0..1, of the calibration's images at a threshold; linear between two points."""
+    """Return the top-1 accuracy, 0..1, at a threshold of the curve, linear between two points."""
     points = sorted(calibration, key=lambda point: point.threshold)
     return float(np.interp(threshold, [point.threshold for point in points], [point.accuracy for point in points]))
 
 
 def expected_mac_share(calibration: "list[CalibrationPoint]", threshold: float) -> float:
-    """Return the calibration images' mean MACs over the dense MACs at a threshold; linear between two points."""
+    """Return the mean MACs over the dense MACs at a threshold of the curve, linear between two points."""
     points = sorted(calibration, key=lambda point: point.threshold)
     return float(np.interp(threshold, [point.threshold for point in points], [point.mac_share for point in points]))

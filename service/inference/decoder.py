@@ -14,13 +14,13 @@ from service.errors import Code, ServiceError
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF87a", b"GIF89a", *tiff.SIGNATURES)
 BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
-"""What AVIF and HEIF files call themselves in their first box."""
+"""The brands of AVIF and HEIF files, from their first box."""
 
 START_OF_IMAGE, START_OF_SCAN = b"\xff\xd8", b"\xff\xda"
 SCAN = START_OF_SCAN + b"\x00"
-"""Ten bytes of a JPEG start another scan of the whole image. Each begins with this marker and a length below 256."""
+"""Ten bytes of a JPEG can start another scan of the full image. Each begins with this marker and a length below 256."""
 MAX_SCANS = 100
-"""Phones write ten scans, and as many for each smaller picture that they append."""
+"""Phones write ten scans, and ten for each smaller picture that they append."""
 
 # Decoding an image of this size takes less time than waking another thread, unless text is decompressed or colours are
 # converted.
@@ -32,18 +32,18 @@ COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")
 # The measured peak between the file and upright RGB, rounded up.
 BYTES_PER_PIXEL = 10
 BYTES_PER_PIXEL_CONVERTED = 14
-"""For a mode whose conversion needs one more copy."""
+"""Bytes per pixel for a mode whose conversion needs one more copy."""
 BYTES_PER_PIXEL_HEIF, BYTES_PER_PIXEL_HEIF_CONVERTED = 11, 16
-"""HEIF's decoder keeps a picture of its own in addition."""
+"""HEIF's decoder keeps an additional copy of the picture."""
 BYTES_PER_PIXEL_MOST = 24
-"""The decoders of WebP and AVIF keep two. Of whole numbers of 32 bits, several arrays are made."""
+"""The decoders of WebP and AVIF keep two copies. For 32-bit integers, several arrays are made."""
 BYTES_PER_COEFFICIENT = 2
 
 MIB = 1 << 20
 
 
 class DecodeMemory:
-    """A budget of bytes for all decoding threads together; a thread waits until enough are free."""
+    """A budget of bytes for all decoding threads. A thread waits until enough are free."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -53,7 +53,7 @@ class DecodeMemory:
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Hold ``size`` bytes (at most the whole budget) and wait until they are free."""
+        """Wait until ``size`` bytes (at most the budget) are free, and hold them."""
         # Threads are served in order. Otherwise small images would starve a large one.
         with self.turn, self.changed:
             self.changed.wait_for(lambda: self.free >= size)
@@ -74,14 +74,14 @@ class Decoder:
         self.memory = DecodeMemory(max_memory)
 
     def warm_up(self) -> None:
-        """Load Pillow's decoders, which takes some tenths of a second."""
+        """Load Pillow's decoders. This takes some tenths of a second."""
         Image.init()
 
     @contextmanager
     def decode(self, data: bytes, shorter_side: int = 0) -> Iterator[Image.Image]:
-        """Lend the pixels of an image file as `models.images.encoded.EncodedImage.decode` returns them.
+        """Yield the pixels of an image file as `models.images.encoded.EncodedImage.decode` returns them.
 
-        The image's memory counts as taken until the block ends.
+        The image's memory is counted until the `with` block ends.
 
         Raises ServiceError: unsupported_media_type, damaged_image or image_too_large.
         """
@@ -92,7 +92,7 @@ class Decoder:
     def decode_small(self, data: bytes, shorter_side: int = 0) -> Image.Image | None:
         """Return the pixels of an image that decodes in a fraction of a millisecond, or None for any other.
 
-        For one thread at a time: its few kilobytes are not counted. Raises as `decode` does.
+        Call it in one thread at a time, since its few kilobytes are not counted. Raises as `decode` does.
         """
         if len(data) > SMALL_FILE or any(chunk in data for chunk in COMPRESSED_CHUNKS):
             return None
@@ -103,7 +103,7 @@ class Decoder:
         return pixels(encoded)
 
     def open(self, data: bytes, shorter_side: int = 0) -> EncodedImage:
-        """Return an image with its header read, within the limits, and no pixel decoded."""
+        """Read the header of an image and check the limits. No pixel is decoded."""
         try:
             encoded = EncodedImage(data, FORMATS, shorter_side)
         except ImageTooLarge as error:
@@ -122,7 +122,7 @@ class Decoder:
         return encoded
 
     def check_limits(self, encoded: EncodedImage) -> None:
-        """Raise ServiceError image_too_large where an image has too many pixels or scans, or takes too much memory."""
+        """Raise ServiceError image_too_large if an image has too many pixels or scans, or takes too much memory."""
         width, height = max(encoded.full_size, encoded.hidden_size, key=prod)
         if width * height > self.max_pixels:
             raise ServiceError(Code.IMAGE_TOO_LARGE, f"the image has {width} x {height} pixels; {self.pixel_limit()}")
@@ -189,7 +189,7 @@ def is_single_scan(encoded: EncodedImage) -> bool:
 
 
 def count_scan_components(data: bytes) -> int:
-    """Return the number of components in a JPEG's first scan, or 0 where its segments can't be followed."""
+    """Return the number of components in a JPEG's first scan, or 0 if its segments can't be parsed."""
     place = len(START_OF_IMAGE)
     while place + 5 <= len(data):
         marker, length = data[place : place + 2], int.from_bytes(data[place + 2 : place + 4])
@@ -205,7 +205,7 @@ def components(image: Image.Image) -> list[tuple[int, int, int, int]]:
 
 
 def is_jpeg(encoded: EncodedImage) -> bool:
-    # An MPO is a JPEG whose header tells of others behind it.
+    # An MPO is a JPEG whose header lists more images after it.
     return encoded.image.format in ("JPEG", "MPO")
 
 

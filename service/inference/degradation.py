@@ -1,4 +1,4 @@
-"""Cheaper routes under load: how far to degrade, and to which point of the accuracy-compute curve."""
+"""Cheaper routes under load: the level of degradation, and the point of the accuracy-compute curve."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from service.repository.loaded_model import LoadedModel
 
 LEVELS = 4
-"""Steps from the usual MACs to the least that the operator allows."""
+"""Steps from the usual MACs to the fewest that the operator allows."""
 HIGH, LOW = 0.25, 0.05
-"""Images that wait for the engine, as a share of the largest batch. Above HIGH the level rises, below LOW it falls."""
+"""Waiting images as a share of the largest batch. Above HIGH the level rises, below LOW it falls."""
 SMOOTHING_SECONDS = 0.25
-"""Time constant of the mean that is compared with HIGH and LOW, so that one burst changes nothing."""
+"""Time constant of the mean that is compared with HIGH and LOW. One burst does not change the level."""
 RAISE_SECONDS, LOWER_SECONDS = 0.1, 2.0
-"""The least time between two steps. Slow steps down keep the routes from switching back and forth."""
+"""The least time between two steps. Slow steps down prevent routes from switching back and forth."""
 
 
 class Pressure:
@@ -45,7 +45,7 @@ class Pressure:
         if self._mean > HIGH and now - self._changed >= RAISE_SECONDS and self.level < LEVELS:
             self.level, self._changed = self.level + 1, now
         elif self.level and calm >= LOWER_SECONDS:
-            # Several steps at once after a pause without requests.
+            # After a pause without requests, several steps are taken at once.
             self.level, self._changed = max(0, self.level - int(calm / LOWER_SECONDS)), now
         return self.level
 
@@ -55,8 +55,8 @@ def cheaper_point(
 ) -> OperatingPoint | None:
     """Return the most accurate point that takes at most ``share`` of the usual MACs, or None if none is cheaper.
 
-    Points that are expected to lose more than ``max_loss`` of the usual accuracy are left out. If none of the others is
-    cheap enough, the cheapest of them is returned.
+    Points that are expected to lose more than ``max_loss`` of the usual accuracy are left out. If no remaining point is
+    cheap enough, the cheapest one is returned.
     """
     allowed = [
         point for point in points if point.mac_share < usual.mac_share and point.accuracy >= usual.accuracy - max_loss
@@ -69,16 +69,16 @@ def cheaper_point(
 
 @dataclass(frozen=True)
 class Limits:
-    """How far the operator lets routes degrade: least share of the usual MACs, and most expected accuracy to lose."""
+    """The operator's limits of degradation: least share of the usual MACs, and largest loss of expected accuracy."""
 
     share: float
     loss: float
 
 
 class Degradation:
-    """Chooses the route of requests that leave it to the service. Without ``limits`` it is always the usual one.
+    """Chooses the route of requests that set none. Without ``limits`` it is always the usual one.
 
-    ``waiting`` returns how many images wait for the engine. Lives in the event loop.
+    ``waiting`` returns how many images wait for the engine. Use it in the event loop.
     """
 
     def __init__(self, limits: Limits | None, max_batch_size: int, waiting: Callable[[], int]) -> None:
@@ -89,19 +89,19 @@ class Degradation:
 
     @property
     def share(self) -> float:
-        """The share of their usual MACs that images are given now; 1 if nothing is degraded."""
+        """The current share of the usual MACs of an image. It is 1 without degradation."""
         if self.limits is None:
             return 1.0
         return 1 - (1 - self.limits.share) * self._pressure.update(self._waiting(), perf_counter()) / LEVELS
 
     def route(self, model: "LoadedModel", request: RouteRequest, allowed: bool) -> RouteChoice:
-        """Return the route of a request, a cheaper one under load if that is ``allowed`` and it asks for none."""
+        """Return the route of a request: under load a cheaper one, if that is ``allowed`` and the request sets none."""
         asked = (request.execute_threshold, request.compute_budget, request.min_margin)
         usual = model.choose_route(*asked)
         return self.choose(model, usual) if allowed and asked == (None, None, None) else usual
 
     def choose(self, model: "LoadedModel", usual: RouteChoice) -> RouteChoice:
-        """Return ``usual``, the route of a request that asks for none, or a cheaper one under load."""
+        """Return ``usual``, the route of a request that sets none, or a cheaper one under load."""
         if self.limits is None or (share := self.share) == 1:
             return usual
         routes = self._routes.setdefault(model, {})
@@ -111,7 +111,7 @@ class Degradation:
 
 
 def degraded(model: "LoadedModel", usual: RouteChoice, share: float, max_loss: float) -> RouteChoice:
-    """Return the route of a model at ``share`` of its usual MACs; ``usual`` if its curve has no cheaper point."""
+    """Return the route of a model at ``share`` of its usual MACs, or ``usual`` if its curve has no cheaper point."""
     point = model.usual_point
     cheaper = None if point is None else cheaper_point(model.operating_points, point, share, max_loss)
     if point is None or cheaper is None:

@@ -1,8 +1,8 @@
-"""The dense clock: the time a batch would take with every block run, measured on the traffic itself.
+"""The dense clock: the time of a batch with every block executed, measured on the traffic.
 
-The warm-up measures one run after another, with warm caches. Between rare requests the caches go cold, for routed and
-dense runs alike. Compared with the warm-up, skipping would then seem to save nothing. So now and then a batch also runs
-dense, with the same cold caches, before it runs as usual.
+The warm-up measures consecutive runs with warm caches. If requests are rare, caches are cold, for routed and dense runs
+alike. Compared with the warm-up, skipping would then seem to save nothing. So sometimes a batch also runs dense, with
+the same cold caches, before it runs as usual.
 """
 
 import math
@@ -16,27 +16,27 @@ LARGEST_SHARE = 0.02
 """The largest share of the engine's time that samples may take."""
 SAMPLES = 5
 DISTURBED = 3.0
-"""A run longer than this multiple of the dense time was disturbed, as by another process on the same core."""
+"""A run longer than this multiple of the dense time was disturbed, for instance by another process."""
 
 
 class DenseClock:
-    """The time of dense batches by size: from the warm-up, corrected by the median of the last samples of that size."""
+    """The time of dense batches by size, from the warm-up and the median of the last samples of each size."""
 
     def __init__(self, sizes: list[int], seconds: list[float]) -> None:
-        """Start from the warm-up: ``seconds`` of a dense batch of each of ``sizes``, which ascend from 1."""
+        """Start from the warm-up's ``seconds`` of a dense batch of each of ``sizes``, which ascend from 1."""
         self.sizes, self.warm = sizes, seconds
         self._samples: dict[int, deque[float]] = {size: deque(maxlen=SAMPLES) for size in sizes}
         self._factors = dict.fromkeys(sizes, 1.0)  # from the samples, precomputed since every request reads it
         self._last, self._ran = perf_counter(), 0.0
 
     def seconds(self, count: int) -> float:
-        """Return the seconds that a batch of ``count`` images takes if every block runs."""
+        """Return the seconds of a batch of ``count`` images if every block runs."""
         return self._warm(count) * self._factors[self._nearest(count)]
 
     def instead(self, count: int, seconds: float) -> float:
         """Return the seconds that a batch of ``count`` images, which took ``seconds``, would have taken dense.
 
-        A disturbance, which makes a run far longer than a dense one, would have delayed the dense run too.
+        A disturbance makes a run far longer than a dense one. It would have delayed the dense run too.
         """
         dense = self.seconds(count)
         return dense + max(0.0, seconds - DISTURBED * dense)
@@ -44,8 +44,8 @@ class DenseClock:
     def due(self, count: int, interval: float) -> bool:
         """Return whether a batch of ``count`` images should be a sample.
 
-        The last sample must be ``interval`` seconds ago, and the engine must have run long enough since then. With an
-        interval of 0 there are no samples.
+        The last sample must be ``interval`` seconds ago, and the engine must have run long enough since then. An
+        interval of 0 disables samples.
         """
         affordable = self._warm(count) < LARGEST_SHARE * self._ran
         return interval > 0 and affordable and perf_counter() - self._last >= interval
@@ -55,7 +55,7 @@ class DenseClock:
         self._ran += seconds
 
     def sampled(self, count: int, seconds: float) -> None:
-        """Add a sample: a batch of ``count`` images took ``seconds`` with every block run."""
+        """Add a sample: the ``seconds`` of a batch of ``count`` images with every block executed."""
         size = self._nearest(count)
         self._samples[size].append(seconds / self._warm(count))
         self._factors[size] = median(self._samples[size])

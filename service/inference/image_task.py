@@ -1,4 +1,4 @@
-"""One image on its way through the pipeline, from the client's payload to the engine's result."""
+"""One image in the pipeline, from the client's payload to the engine's result."""
 
 import asyncio
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from service.repository.loaded_model import LoadedModel
 
 DROP_REASONS = ("client_gone", "deadline", "request_failed")
-"""Why an image is not computed: its client disconnected, its deadline passed, or another of its request failed."""
+"""Why an image is not computed: its client disconnected, its deadline passed, or its request failed."""
 
 Payload = bytes | NDArray[np.float32]
 """An image as a client sent it: an encoded file, or a normalised tensor float32 [3, H, W]."""
@@ -49,7 +49,7 @@ class ImageTask:
     drop_reason: str = "client_gone"  # one of DROP_REASONS, counted if the task is cancelled before its deadline
 
     def cancel(self, reason: str) -> None:
-        """Release the payload, and cancel the result unless it is set; call it in the event loop."""
+        """Release the payload, and cancel the result if it is not set. Call it in the event loop."""
         self.drop_reason = reason
         self.payload = None
         self.result.cancel()
@@ -59,7 +59,7 @@ class ImageTask:
         self.result.get_loop().call_soon_threadsafe(self._fail, error)
 
     def add_to(self, timing: Timing) -> None:
-        """Add the task's stages to its request's timing, which keeps the slowest image of each stage."""
+        """Add the task's stages to its request's timing, which has the slowest image of each stage."""
         timing.decode = max(timing.decode, self.decode_seconds)
         timing.queue = max(timing.queue, self.queue_seconds)
         timing.inference = max(timing.inference, self.inference_seconds)

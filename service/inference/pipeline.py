@@ -43,12 +43,12 @@ class Pipeline:
         )
 
     def start(self) -> None:
-        """Start the engine thread and warm the decoder up; call it in the event loop."""
+        """Start the engine thread and load the decoders. Call it in the event loop."""
         self.batcher.start(asyncio.get_running_loop())
         self.decode_threads.submit(self.decoder.warm_up)
 
     async def close(self, timeout: float) -> None:
-        """Run what is queued and end the threads; give up after ``timeout`` seconds."""
+        """Run the queued images and end the threads. Stop waiting for them after ``timeout`` seconds."""
         self.decode_threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.batcher.close, timeout)
 
@@ -62,10 +62,10 @@ class Pipeline:
         timing: Timing,
         disconnected: Awaitable[object],
     ) -> list[ImageResult]:
-        """Return the results of a request's images in order; fill the stages of ``timing``.
+        """Return the results of a request's images in order, and set the stages of ``timing``.
 
-        The images must be admitted. ``deadline`` is in seconds of perf_counter(). ``disconnected`` completes when
-        the client disconnects; images that have not run by then are dropped.
+        The images must be admitted. ``deadline`` is in seconds of perf_counter(). ``disconnected`` completes when the
+        client disconnects. Images that have not run by then are dropped.
 
         Raises ServiceError: the errors of `Decoder.decode`, deadline_exceeded, engine_failed or client_gone.
         """
@@ -75,7 +75,7 @@ class Pipeline:
             for task in tasks:
                 self.decode_threads.submit(self._decode_in_thread, task, perf_counter())
         results = asyncio.gather(*(task.result for task in tasks))
-        # Retrieve its error: after a disconnect or a deadline it is not awaited, and asyncio would log it.
+        # This retrieves its error. After a disconnect or a deadline it is not awaited, and asyncio would log the error.
         results.add_done_callback(lambda done: done.cancelled() or done.exception())
         disconnect = asyncio.ensure_future(disconnected)
         reason = "client_gone"
@@ -101,7 +101,7 @@ class Pipeline:
                 self.batcher.discard(cancelled)
 
     def _decode_inline(self, task: ImageTask) -> bool:
-        """Decode a small image for a small network in the event loop and queue it; return whether it was done."""
+        """Decode a small image for a small network in the event loop and queue it. Return whether this was done."""
         spec, started, payload = task.model.input, perf_counter(), task.payload
         if not isinstance(payload, bytes) or spec.height * spec.width > SMALL_PIXELS:
             return False
@@ -118,7 +118,7 @@ class Pipeline:
         return True
 
     def _decode_in_thread(self, task: ImageTask, submitted: float) -> None:
-        """Decode an image and queue it; runs in a decoding thread."""
+        """Decode an image and queue it. Runs in a decoding thread."""
         payload, task.payload = task.payload, None
         if not self.batcher.is_wanted(task) or payload is None:
             return

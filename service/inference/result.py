@@ -34,18 +34,20 @@ class Decision(BaseModel):
 
 
 class StageAnswer(BaseModel):
-    """The work of one stage of a cascade for this image."""
+    """The computation of one stage of a cascade for this image."""
 
     model: str
     version: int
     blocks: int
     executed: int
     macs: int
-    margin: float = Field(description="the stage's confidence; below its threshold the image goes to the next stage")
+    margin: float = Field(
+        description="the stage's confidence; below its margin the image is escalated to the next stage"
+    )
 
 
 class RoutingAnswer(BaseModel):
-    """Which blocks ran for this image, and their cost."""
+    """The blocks that ran for this image, and their cost."""
 
     blocks: int = Field(description="residual blocks of the network: executed + skipped")
     executed: int
@@ -57,8 +59,8 @@ class RoutingAnswer(BaseModel):
     dense_macs: int = Field(description="MACs of the same network without gates")
     saved: float = Field(description="1 - macs / dense_macs; slightly negative if every block ran")
     mode: str = Field(description="branch: skipped blocks were not computed; mask: they were computed and discarded")
-    escalated: bool | None = Field(None, description="of a cascade: whether a later stage ran")
-    stages: list[StageAnswer] | None = Field(None, description="of a cascade: the stages that the image reached")
+    escalated: bool | None = Field(None, description="for a cascade: whether a later stage ran")
+    stages: list[StageAnswer] | None = Field(None, description="for a cascade: the stages that the image reached")
     decisions: list[Decision] | None = Field(None, description="one per gate, with explain=true")
 
 
@@ -84,13 +86,13 @@ class Classification(BaseModel):
     )
     degraded: bool | None = Field(None, description="true if the route was made cheaper because of the load")
     expected_accuracy_loss: float | None = Field(
-        None, description="if degraded: how much lower expected_accuracy is than that of the usual route"
+        None, description="if degraded: expected accuracy of the usual route minus expected_accuracy"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class StageOutcome:
-    """The work of one stage of a cascade for an image that reached it; ``margin`` is its confidence, 0..1."""
+    """The computation of one stage of a cascade for an image that reached it. ``margin`` is its confidence, 0..1."""
 
     model: str
     version: int
@@ -104,7 +106,7 @@ class StageOutcome:
 class ImageResult:
     """The engine's result for one image of a batch.
 
-    ``logits``, ``executed`` and ``probability`` are one row of `Routed`'s arrays; ``probabilities`` are those of the
+    ``logits``, ``executed`` and ``probability`` are one row of `Routed`'s arrays. ``probabilities`` are those of the
     classes. ``blocks`` and ``executed_blocks`` include the first block. For a cascade they count the blocks of the
     stages that the image reached, which ``stages`` lists.
     """
@@ -126,7 +128,7 @@ class ImageResult:
 
 
 def split(routed: "Routed", macs: NDArray[np.int64], layers_per_block: int) -> list[ImageResult]:
-    """Return the results of a batch's images; ``macs`` [N] are the MACs of each."""
+    """Return the results of a batch's images. ``macs`` [N] are the MACs of each image."""
     probabilities = softmax(routed.logits)
     blocks = 1 + routed.executed.shape[1]
     executed = 1 + routed.executed.sum(1)
@@ -147,21 +149,21 @@ def split(routed: "Routed", macs: NDArray[np.int64], layers_per_block: int) -> l
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the probabilities along the last axis."""
+    """Return the softmax along the last axis."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     shares: NDArray[np.float32] = powers / powers.sum(-1, keepdims=True)
     return shares
 
 
 def predictions(probabilities: NDArray[np.float32], labels: list[str], top_k: int) -> list[Prediction]:
-    """Return the ``top_k`` most probable classes, most probable first; equal ones in the order of the classes."""
+    """Return the ``top_k`` most probable classes, most probable first. Equal ones are in the order of the classes."""
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     ranked = zip(order.tolist(), probabilities[order].tolist(), strict=True)
     return [Prediction(label=labels[i], index=i, probability=round(value, 6)) for i, value in ranked]
 
 
 def routing(result: ImageResult, dense_macs: int, explain: bool) -> RoutingAnswer:
-    """Return which blocks ran and their cost, with ``explain`` also each gate's decision."""
+    """Return the blocks that ran and their cost. With ``explain``, also return each gate's decision."""
     stages = [
         StageAnswer(
             model=stage.model,
@@ -189,7 +191,7 @@ def routing(result: ImageResult, dense_macs: int, explain: bool) -> RoutingAnswe
 
 
 def decisions(result: ImageResult) -> list[Decision]:
-    """Return the gates' decisions; column i of the engine's arrays decides block i + 1."""
+    """Return the gates' decisions. Column i of the engine's arrays decides about block i + 1."""
     # The last columns belong to stages of a cascade that the image did not reach.
     reached = result.blocks - 1
     columns = zip(result.executed[:reached].tolist(), result.probability[:reached].tolist(), strict=True)

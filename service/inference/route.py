@@ -1,14 +1,14 @@
-"""What decides an image's route: thresholds, and the points of an accuracy-compute curve."""
+"""The values that determine an image's route: thresholds, and points of an accuracy-compute curve."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 Threshold = float | tuple[float, ...]
-"""What decides an image's route: an execute threshold, or the thresholds and margins of a cascade."""
+"""The values that determine an image's route: an execute threshold, or a cascade's thresholds and margins."""
 
 
 class RouteRequest(Protocol):
-    """What a request says of its route. With None everywhere, it leaves the route to the service."""
+    """A request's values for its route. If all are None, the service chooses the route."""
 
     execute_threshold: float | None
     compute_budget: float | None
@@ -26,9 +26,9 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class RouteChoice:
-    """The threshold of a request, and its accuracy on the curve if it was looked up there.
+    """The threshold of a request, and its accuracy if it comes from the curve.
 
-    ``accuracy_loss`` is the expected accuracy that a route gives up which was degraded under load; None otherwise.
+    ``accuracy_loss`` is the expected loss of accuracy of a route that was degraded under load, or None.
     """
 
     threshold: Threshold

@@ -8,8 +8,10 @@ from pathlib import Path
 from service.repository.loading import LoadError
 
 Files = tuple[tuple[str, int, int], ...]
-"""Path without links, size in bytes and time of change in ns of a checkpoint's files, by which a changed version is
-recognised. Where a link is changed to another file, size and time may be the same."""
+"""Path without links, size in bytes and time of change in ns of a checkpoint's files.
+
+A changed version is recognised by them. If a link is changed to another file, size and time may be the same.
+"""
 
 
 BAD_MODEL_NAME = (
@@ -17,11 +19,11 @@ BAD_MODEL_NAME = (
     "folder"
 )
 BAD_VERSION = "a version is a whole number without leading zeros, such as 14; rename the folder"
-NO_VERSION = "a checkpoint's files belong into a folder of its version, such as 1; move them there"
+NO_VERSION = "a checkpoint's files belong in a folder of its version, such as 1; move them there"
 
 
 def current_snapshot(folder: Path) -> Path:
-    """Return the folder with the models: of a hub's cache, the snapshot of the revision main, else ``folder``.
+    """Return the folder with the models: the snapshot of the revision main in a hub's cache, else ``folder``.
 
     The Hugging Face hub's library writes a repository as ``refs``, ``snapshots`` and ``blobs``.
     """
@@ -34,7 +36,7 @@ def current_snapshot(folder: Path) -> Path:
 
 
 def scan(folder: Path, names: Collection[str] | None = None) -> dict[str, list[int]]:
-    """Return the models in a repository with their versions, ascending; ``names`` selects and orders the models.
+    """Return the models in a repository with their versions, ascending. ``names`` selects and orders the models.
 
     A model without a version is left out. Raises OSError or LoadError if the folder can't be read.
     """
@@ -46,7 +48,7 @@ def scan(folder: Path, names: Collection[str] | None = None) -> dict[str, list[i
 
 
 def files_of(folder: Path) -> Files:
-    """Return the current state of a version's checkpoint files; its model card is not one of them."""
+    """Return the current state of a version's checkpoint files. The model card is not one of them."""
     from models.checkpoint import CONFIG, WEIGHTS
 
     found = [(file, file.stat()) for file in (folder / CONFIG, folder / WEIGHTS) if file.exists()]
@@ -57,13 +59,13 @@ def newest_files(folder: Path) -> dict[tuple[str, int], Files]:
     """Return the newest version of every model and its files."""
     newest = {}
     for name, versions in scan(folder).items():
-        with suppress(OSError):  # It is being moved.
+        with suppress(OSError):  # The folder is being moved.
             newest[name, versions[-1]] = files_of(folder / name / str(versions[-1]))
     return newest
 
 
 def models_of(folder: Path) -> list[str]:
-    """Return the models in a repository, the one to use by default first."""
+    """Return the models in a repository, the default model first."""
     # Imports torch, which must not delay the binding of the server's socket.
     from models.model_repository import models
 
@@ -73,7 +75,7 @@ def models_of(folder: Path) -> list[str]:
 def versions_of(folder: Path, name: str) -> list[int]:
     """Return a model's versions.
 
-    Raises LoadError if the name can't be a model's or the folder can't be read.
+    Raises LoadError if the model's name is invalid or the folder can't be read.
     """
     from models.checkpoint import CheckpointError
     from models.model_repository import versions
@@ -85,10 +87,10 @@ def versions_of(folder: Path, name: str) -> list[int]:
 
 
 def ignored(folder: Path) -> dict[Path, str]:
-    """Return the folders and files that look like a model or a version but can't be one, with the reason.
+    """Return the paths that look like a model or a version but are not one, with the reason.
 
-    Hidden folders are left out: a version is copied under such a name until it is complete. Models that can't be read
-    are left out too: loading them says why.
+    Hidden folders are left out, because a version has such a name while it is copied. Models that can't be read are
+    left out too, because loading them reports the reason.
     """
     found: dict[Path, str] = {}
     for model in subfolders(folder):
@@ -111,8 +113,8 @@ def ignored_in_model(model: Path) -> dict[Path, str]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder that are not hidden, by name; none if it can't be read."""
+    """Return the folders in a folder that are not hidden, by name. Return none if it can't be read."""
     try:
         return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:  # Such as lost+found, which only root may read.
+    except OSError:  # An example is lost+found, which only root may read.
         return []

@@ -1,4 +1,4 @@
-"""A confidence cascade in memory: several networks that serve as one model."""
+"""A confidence cascade in memory: several networks that are served as one model."""
 
 from dataclasses import dataclass
 from time import perf_counter
@@ -38,7 +38,7 @@ class LoadedCascade(LoadedModel):
 
     @property
     def escalation_rates(self) -> tuple[float, ...]:
-        """The share of the evaluated images that reached each later stage; empty if it is not known."""
+        """The share of the evaluated images that reached each later stage. It is empty if it is not known."""
         evaluation = self.checkpoint.config.evaluation
         return () if evaluation is None else evaluation.escalated
 
@@ -116,7 +116,7 @@ class LoadedCascade(LoadedModel):
         ]
 
     def outcomes(self, routed: "CascadeRouted") -> list[list[StageOutcome]]:
-        """Return the outcomes of the stages that each image of a batch reached."""
+        """Return the results of the stages that each image of a batch reached."""
         outcomes: list[list[StageOutcome]] = [[] for _ in routed.logits]
         parts = zip(
             self.checkpoint.config.stages, self.checkpoint.stages, routed.stages, self.stage_macs(routed), strict=False
@@ -144,10 +144,10 @@ class LoadedCascade(LoadedModel):
     def choose_route(
         self, execute_threshold: float | None, compute_budget: float | None, min_margin: float | None
     ) -> RouteChoice:
-        """Return the thresholds and margins that a request asks for.
+        """Return the thresholds and margins of a request.
 
-        ``execute_threshold`` replaces that of every stage and ``min_margin`` every margin. ``compute_budget`` takes the
-        most accurate point of the curve within it. Raises ServiceError invalid_parameter.
+        ``execute_threshold`` replaces that of every stage and ``min_margin`` every margin. ``compute_budget`` selects
+        the most accurate point of the curve within it. Raises ServiceError invalid_parameter.
         """
         count = len(self.checkpoint.stages)
         if compute_budget is not None:
@@ -173,7 +173,7 @@ class LoadedCascade(LoadedModel):
         return RouteChoice((*point.thresholds, *point.margins), point.accuracy)
 
     def run_dense(self, images: NDArray[np.float32], device: int = 0) -> float:
-        """Run every block of the last stage alone for ``images`` [N, 3, H, W] and return the seconds it took."""
+        """Run every block of the last stage alone for ``images`` [N, 3, H, W] and return the seconds."""
         start = perf_counter()
         cast("CascadeEngine", self.engines[device]).run_dense(images)
         return perf_counter() - start

@@ -29,7 +29,7 @@ class LoadedModel:
     engine: "Engine"
     mode: "Mode"  # of the last batch
     clock: DenseClock
-    others: tuple["Engine", ...] = ()  # of the other devices: one for each, as `engine` is for the first
+    others: tuple["Engine", ...] = ()  # engines of the other devices; `engine` is that of the first
     fallbacks: list[str] = field(default_factory=list)  # engines that auto could not use; the log says why
     leases: int = field(default=0, init=False)  # requests that use it
     retired: bool = field(default=False, init=False)  # no new request gets it
@@ -77,7 +77,7 @@ class LoadedModel:
 
     @property
     def accuracy(self) -> float | None:
-        """Top-1 accuracy, 0..1, of the checkpoint's evaluation."""
+        """The top-1 accuracy, 0..1, in the checkpoint's evaluation."""
         evaluation = self.checkpoint.config.evaluation
         return None if evaluation is None else evaluation.accuracy
 
@@ -89,19 +89,22 @@ class LoadedModel:
 
     @property
     def execution_rates(self) -> list[float]:
-        """The share of the evaluated images that each block but the first ran for; empty if it is not known."""
+        """The share of the evaluated images that executed each block except the first.
+
+        It is empty if it is not known.
+        """
         evaluation = self.checkpoint.config.evaluation
         return [] if evaluation is None else evaluation.execution_rate
 
     @property
     def curve(self) -> list[tuple[float, float]]:
-        """The accuracy-compute curve as MAC shares and accuracies, both rising; empty if it was not measured."""
+        """The accuracy-compute curve as rising MAC shares and accuracies. It is empty if it was not measured."""
         points = [(point.mac_share, point.accuracy) for point in self.checkpoint.config.calibration]
         return upper_envelope(points)
 
     @property
     def operating_points(self) -> list[OperatingPoint]:
-        """The points of the accuracy-compute curve; empty if it was not measured."""
+        """The points of the accuracy-compute curve. There are none if it was not measured."""
         return [
             OperatingPoint(point.threshold, point.mac_share, point.accuracy)
             for point in self.checkpoint.config.calibration
@@ -109,7 +112,7 @@ class LoadedModel:
 
     @property
     def usual_point(self) -> OperatingPoint | None:
-        """The point of the curve for requests that ask for none; None if it is not known."""
+        """The point of the curve for requests that set no route, or None if it is not known."""
         config = self.checkpoint.config
         if not config.calibration:
             return None
@@ -119,7 +122,7 @@ class LoadedModel:
 
     @property
     def gated(self) -> bool:
-        """Whether gates decide which blocks run."""
+        """Return whether gates decide which blocks run."""
         return bool(self.checkpoint.macs.gates)
 
     @property
@@ -142,29 +145,29 @@ class LoadedModel:
         return self.checkpoint.macs.executed(routed.executed, routed.mode)
 
     def results(self, routed: "Routed", macs: NDArray[np.int64]) -> list[ImageResult]:
-        """Return the results of a batch's images; ``macs`` [N] are the MACs of each."""
+        """Return the results of a batch's images. ``macs`` [N] are the MACs of each image."""
         return split(routed, macs, self.checkpoint.network.layers_per_block)
 
     def images_per_block(self, routed: "Routed") -> NDArray[np.int64]:
-        """Return how many images of a batch reached each block [B], to run or to skip it."""
+        """Return how many images of a batch reached each block [B], and executed or skipped it."""
         return np.full(self.blocks, len(routed.logits), np.int64)
 
     def choose_route(
         self, execute_threshold: float | None, compute_budget: float | None, min_margin: float | None
     ) -> RouteChoice:
-        """Return the route that a request asks for.
+        """Return the route of a request.
 
         Raises ServiceError invalid_parameter.
         """
         if min_margin is not None:
-            raise ServiceError(Code.INVALID_PARAMETER, f"{self.name} is no cascade: min_margin can't be chosen")
+            raise ServiceError(Code.INVALID_PARAMETER, f"{self.name} is not a cascade: min_margin can't be set")
         config = self.checkpoint.config
         threshold = choose_threshold(config, execute_threshold, compute_budget)
         expected = None if compute_budget is None else expected_accuracy(config.calibration, threshold)
         return RouteChoice(threshold, expected)
 
     def engine_in(self, mode: "Mode") -> str:
-        """Return the name of the engine that runs a batch in ``mode``: a switch has two."""
+        """Return the name of the engine that runs a batch in ``mode``. A switch has two engines."""
         from models.engines.routing_switch import engine_in
 
         return engine_in(self.engine, mode).name
@@ -177,7 +180,7 @@ class LoadedModel:
         self.run_dense(np.zeros((1, *self.shape), np.float32), device)
 
     def run_dense(self, images: NDArray[np.float32], device: int = 0) -> float:
-        """Run every block for ``images`` [N, 3, H, W] on the engine of a device; return the seconds it took."""
+        """Run every block for ``images`` [N, 3, H, W] on the engine of a device, and return the seconds."""
         return timed(self.engines[device], images, 0.0)[1]
 
     def close(self) -> None:
@@ -199,7 +202,7 @@ def upper_envelope(points: Iterable[tuple[float, float]]) -> list[tuple[float, f
 
 
 def timed(engine: "Engine", images: NDArray[np.float32], threshold: Threshold) -> "tuple[Routed, float]":
-    """Run images outside of the traffic, so that a switch between branching and masking does not learn from them."""
+    """Run images outside of the traffic. A switch between branching and masking does not record them."""
     from models.engines.routing_switch import run_untracked
 
     start = perf_counter()

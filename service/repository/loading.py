@@ -24,7 +24,7 @@ EngineType = TypeVar("EngineType", bound="Engine")
 
 
 class LoadError(UserError):
-    """A version can't be loaded; the message says why and what to do."""
+    """A version can't be loaded. The message says why and what to do."""
 
 
 def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> LoadedModel:
@@ -37,7 +37,7 @@ def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> L
     fallbacks: list[str] = []
 
     def note(engine: str, _: str) -> None:
-        # Branching and masking may fall back from the same engine for reasons that differ in their figures.
+        # Branching and masking may fall back from the same engine, with different figures in the reasons.
         if engine not in fallbacks:
             fallbacks.append(engine)
 
@@ -89,7 +89,7 @@ def load_cascade(folder: Path, options: EngineOptions, on_fallback: "OnFallback 
 def load_on_devices(
     load: "Callable[..., EngineType]", options: EngineOptions, on_fallback: "OnFallback | None"
 ) -> "list[EngineType]":
-    """Return an engine for each device of the options; those on the CPU share its cores."""
+    """Return an engine for each device of the options. Those on the CPU share its cores."""
     from models.engines.factory import closing_on_error
     from models.engines.selection import find_devices
     from models.machine import available_cpus
@@ -108,21 +108,23 @@ def load_on_devices(
 
 
 def warm_up(model: LoadedModel, max_batch_size: int) -> None:
-    """Run batches of 1, 2, 4, … ``max_batch_size`` images, dense and with every block skipped; check and time them.
+    """Run, check and time batches of 1, 2, 4, … ``max_batch_size`` images.
+
+    They run dense, and with every block skipped.
 
     Sets the model's mode and dense clock. Raises LoadError if the output has the wrong shape or is not finite.
     """
     sizes = [1]
     while sizes[-1] < max_batch_size:
         sizes.append(min(2 * sizes[-1], max_batch_size))
-    # Last the first device, whose times are those of the dense clock.
+    # The first device is the last in the loop: its times are those of the dense clock.
     for device in reversed(range(len(model.engines))):
         mode, times = warm_up_device(model, device, sizes)
     model.mode, model.clock = mode, DenseClock(sizes, times)
 
 
 def warm_up_device(model: LoadedModel, device: int, sizes: list[int]) -> "tuple[Mode, list[float]]":
-    """Warm up the engine of one device; return the mode of the last batch and the dense seconds of each size."""
+    """Warm up the engine of one device. Return the mode of the last batch and the dense seconds of each size."""
     images = np.random.default_rng(0).standard_normal((sizes[-1], *model.shape)).astype(np.float32)
     engine, times = model.engines[device], []
     for size in sizes:
@@ -132,8 +134,8 @@ def warm_up_device(model: LoadedModel, device: int, sizes: list[int]) -> "tuple[
             verify(model, routed.probability, (size, model.blocks - 1))
             disobeys = (threshold == 0 and not routed.executed.all()) or (threshold == 1 and routed.executed.any())
             if model.gated and disobeys:
-                raise LoadError(f"{model}: the engine {engine.name} does not obey the execute threshold")
-        # The first run of a size also allocates buffers and compiles kernels, which takes longer than a short run.
+                raise LoadError(f"{model}: the engine {engine.name} does not apply the execute threshold")
+        # The first run of a size also allocates buffers and compiles kernels, so it takes longer.
         seconds = model.run_dense(images[:size], device)
         times.append(seconds if seconds > 0.25 else model.run_dense(images[:size], device))
     return routed.mode, times

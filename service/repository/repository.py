@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class State(StrEnum):
-    """The state of a version, as the Open Inference Protocol names it."""
+    """The state of a version in the terms of the Open Inference Protocol."""
 
     LOADING = "LOADING"
     READY = "READY"
@@ -40,11 +40,11 @@ class Entry:
 
 
 class Repository:
-    """The versions in ``folder``, and which of them are loaded.
+    """The versions in ``folder`` and the loaded ones.
 
     Every method runs in the event loop. Versions are loaded in a thread, one at a time. ``on_loaded`` is called with a
-    model when new requests begin to get it, ``on_retired`` when the last request that used it has ended. ``refresh``
-    updates the folder, if it is a copy of another.
+    model when new requests begin to use it. ``on_retired`` is called when its last request has ended. ``refresh``
+    updates the folder if it is a copy of another.
     """
 
     def __init__(
@@ -73,30 +73,30 @@ class Repository:
 
     @property
     def folder(self) -> Path:
-        """The folder with the models, which changes if it is the current snapshot of a hub's cache."""
+        """The folder with the models. It changes if it is the current snapshot of a hub's cache."""
         return current_snapshot(self._folder)
 
     async def refresh(self) -> None:
-        """Update the folder, if it is a copy; if that fails, log it once and keep the folder as it is."""
+        """Update the folder if it is a copy. If that fails, log it once and keep the folder."""
         if self._refresh is None:
             return
         try:
             await asyncio.to_thread(self._refresh)
         except (OSError, UserError) as error:
             if str(error) != self._stale:
-                log.error("the models stay as they are: %s", error)
+                log.error("the models are not updated: %s", error)
             self._stale = str(error)
         else:
             self._stale = ""
 
     def close(self) -> None:
-        """End the loading thread once its current load, which cannot be interrupted, is over."""
+        """End the loading thread after its current load, which cannot be interrupted."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, name: str, version: int | None = None) -> LoadedModel:
-        """Load a version by number beside the others, or the newest in the folder in place of an older one.
+        """Load a version by number beside the others, or the newest version in place of an older one.
 
-        The others are served meanwhile. A version that fails to load changes nothing.
+        The others are served in the meantime. If the load fails, nothing changes.
 
         Raises LoadError.
         """
@@ -110,7 +110,7 @@ class Repository:
             return await self._load_version(name, number, pinned=version is not None)
 
     async def load_newest_loadable(self, name: str) -> None:
-        """Load a model's newest version, or the next older one that can be loaded; failures are logged."""
+        """Load a model's newest version, or the next older one that can be loaded. Failures are logged."""
         async with self._changing:
             try:
                 versions = await self.in_thread(lambda: versions_of(self.folder, name))
@@ -118,7 +118,7 @@ class Repository:
                 log.error("%s is not served: %s", name, error)
                 return
             for version in reversed(versions):
-                if version in self.loaded.get(name, ()):  # A request has loaded it meanwhile.
+                if version in self.loaded.get(name, ()):  # A request has loaded it in the meantime.
                     return
                 with suppress(LoadError):
                     await self._load_version(name, version)
@@ -140,11 +140,11 @@ class Repository:
                 log.info("%s is no longer served", model)
             if not versions:
                 del self.loaded[name]
-                # The model is not wanted now, so a newer version that failed to load is no longer a problem.
+                # The model is unloaded, so a newer version that failed to load is no longer a problem.
                 self.forget_problems({}, {name})
 
     def resolve(self, name: str | None, version: int | None) -> LoadedModel:
-        """Return the model for a request; by default the default model, and its newest loaded version.
+        """Return the model for a request: by default the newest loaded version of the default model.
 
         Raises ServiceError not_ready if it is being loaded or could not be loaded, else model_not_found.
         """
@@ -173,9 +173,9 @@ class Repository:
 
     @contextmanager
     def lease(self, name: str | None, version: int | None) -> Iterator[LoadedModel]:
-        """Provide the model for a request, and keep it from being closed until the block ends.
+        """Yield the model for a request. It is not closed before the `with` block ends.
 
-        Raises as `resolve`.
+        Raises as `resolve` does.
         """
         model = self.resolve(name, version)
         model.leases += 1
@@ -189,25 +189,25 @@ class Repository:
     async def index(self) -> list[Entry]:
         """Return every version that is in the folder, loaded, or failed.
 
-        If the folder cannot be read, log it and leave out the versions that are only there.
+        If the folder cannot be read, log it and leave out the versions that are not loaded.
         """
         known = set(self.loading) | set(self.problems)
         known |= {(name, version) for name, versions in self.loaded.items() for version in versions}
         try:
             in_folder = await asyncio.to_thread(scan, self.folder)
         except (OSError, LoadError) as error:
-            log.error("the index lists no version that is not loaded: %s can't be read: %s", self.folder, error)
+            log.error("the index lists loaded versions only: %s can't be read: %s", self.folder, error)
         else:
             known |= {(name, version) for name, versions in in_folder.items() for version in versions}
         return [self._entry(name, version) for name, version in sorted(known)]
 
     @property
     def failed(self) -> int:
-        """How many models' newest version could not be loaded, so that an older version is served, or none."""
+        """The number of models whose newest version could not be loaded. An older version is served, or none."""
         return len({name for name, version in self.problems if version >= max(self.loaded.get(name, ()), default=-1)})
 
     def forget_problems(self, found: Mapping[str, list[int]], names: Collection[str]) -> None:
-        """Forget the problems of versions of ``names`` that are no longer in the folder, by ``found``."""
+        """Remove the problems of versions of ``names`` that are not in ``found``, those in the folder."""
         for name, version in [key for key in self.problems if key[0] in names]:
             if version not in found.get(name, ()):
                 del self.problems[name, version]
@@ -217,7 +217,7 @@ class Repository:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _load_version(self, name: str, version: int, pinned: bool | None = None) -> LoadedModel:
-        """Load a version and give it to new requests; ``pinned`` None leaves it pinned or not.
+        """Load a version for new requests. With ``pinned`` None, it stays pinned or not.
 
         Raises LoadError, after logging it.
         """
@@ -229,7 +229,7 @@ class Repository:
         except Exception as error:
             self.problems[key] = str(error)
             log.error("%s/%d is not served: %s", name, version, error)
-            # Any error, such as a device out of memory, is the version's, not the server's.
+            # Any error, such as a lack of device memory, is an error of the version, not of the server.
             raise error if isinstance(error, LoadError) else LoadError(f"{folder}: {error}") from error
         finally:
             self.loading.discard(key)
@@ -244,14 +244,14 @@ class Repository:
         return model
 
     def _switch(self, model: LoadedModel) -> None:
-        """Give a model to new requests; requests that hold an older version keep it."""
+        """Use a model for new requests. Requests with an older version keep it."""
         versions = self.loaded.setdefault(model.name, {})
         replaced = versions.pop(model.version, None)
         versions[model.version] = model
         self._on_loaded(model)
         others: list[int] = []
         if (model.name, model.version) not in self._pinned:
-            # A newer version among them has been removed from the folder, to roll back to this one.
+            # If one of them is newer, it was removed from the folder to roll back to this version.
             others = [v for v in versions if v != model.version and (model.name, v) not in self._pinned]
         for old in [replaced, *(versions.pop(v) for v in others)]:
             if old is not None:

@@ -1,4 +1,4 @@
-"""What is loaded without a request: every model at startup, and new versions as they appear in the folder."""
+"""Load models without a request: every model at startup, and new versions as they appear in the folder."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ class Watcher:
         self._interval = interval
         self._startup: asyncio.Task[bool] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._reported: set[Path] = set()  # ignored paths that the log has named
+        self._reported: set[Path] = set()  # ignored paths that were logged
 
     def start(self) -> None:
         """Begin to load, without waiting."""
@@ -36,21 +36,21 @@ class Watcher:
 
     @property
     def startup_done(self) -> bool:
-        """Whether loading at startup is over, with or without success."""
+        """Return whether loading at startup has ended, with or without success."""
         return self._startup is not None and self._startup.done()
 
     @property
     def startup_failed(self) -> bool:
-        """Whether no model was loaded at startup, and only a request could load one now."""
+        """Return whether no model was loaded at startup, so that only a request can load one."""
         startup = self._startup
         failed = startup is not None and startup.done() and not startup.cancelled() and not startup.result()
         return failed and not self._repository.loaded and not self._interval
 
     async def load_all(self) -> bool:
-        """Load of every model the newest version that can be loaded, the default first; return whether any was.
+        """Load the newest loadable version of every model, the default model first. Return whether any was loaded.
 
-        Failures are logged and stand in the index. The first model is the default even if it could not be loaded:
-        another model would return other labels, and replicas might differ in their default.
+        Failures are logged and listed in the index. The first model is the default even if it could not be loaded.
+        Another model would return other labels, and replicas might differ in their default.
         """
         repository = self._repository
         await repository.refresh()
@@ -77,10 +77,10 @@ class Watcher:
         return bool(repository.loaded)
 
     async def watch(self) -> None:
-        """Load new versions until cancelled; look into the folder every ``interval`` seconds.
+        """Load new versions until cancelled. The folder is checked every ``interval`` seconds.
 
-        A version is loaded when its files have not changed between two looks. A version that was tried or unloaded is
-        loaded again only when its files change. A folder that cannot be read is logged once and tried again.
+        A version is loaded when its files have not changed between two checks. A version that was tried or unloaded is
+        loaded again only when its files change. A folder that cannot be read is logged once and retried.
         """
         repository = self._repository
         before: dict[tuple[str, int], Files] = {}
@@ -115,6 +115,6 @@ class Watcher:
         self._reported |= ignored_paths.keys()
 
     async def _watch_after(self, startup: asyncio.Task[bool]) -> None:
-        # The first model loaded at startup is the default. What is being loaded must not be loaded twice.
+        # The first model loaded at startup is the default. No model must be loaded twice.
         await asyncio.wait((startup,))
         await self.watch()

@@ -1,4 +1,4 @@
-"""The metrics of confidence cascades, stage by stage; a model of one network has none of these series."""
+"""The metrics of confidence cascades by stage. A model of one network has none of these series."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -16,13 +16,13 @@ MARGINS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 
 
 
 class MakeMetric(Protocol[Made]):
-    """Register a metric that has a model's and a version's labels."""
+    """Register a metric with the labels of a model and a version."""
 
     def __call__(self, name: str, text: str, labels: tuple[str, ...], /) -> Made: ...
 
 
 class CascadeMetrics:
-    """Images, MACs and margins of each stage, and how long escalated and other requests take."""
+    """Images, MACs and margins of each stage, and the durations of escalated and other requests."""
 
     def __init__(
         self,
@@ -31,13 +31,13 @@ class CascadeMetrics:
         margins: "MakeMetric[Histogram]",
         durations: "MakeMetric[Histogram]",
     ) -> None:
-        """``margins`` and ``durations`` make histograms with buckets of 0..1 and of seconds."""
+        """``margins`` and ``durations`` make histograms with buckets in 0..1 and in seconds."""
         self.images = counter("cascade_images_total", "Images that reached a stage of a cascade.", STAGE)
         self.macs = counter("cascade_macs_total", "MACs that a stage of a cascade executed.", STAGE)
         self.margin = margins("cascade_margin", "Confidence of a stage in its output for an image.", STAGE)
         self.duration = durations(
             "cascade_request_duration_seconds",
-            "From arrival to response, of requests that were classified, by whether an image went on to a later stage.",
+            "Time from arrival to response of successful requests, by whether an image was escalated.",
             ("model", "version", "escalated"),
         )
         self.expected = gauge(
@@ -47,7 +47,7 @@ class CascadeMetrics:
         )
 
     def add_model(self, model: "LoadedCascade") -> None:
-        """Begin the series of a cascade at zero."""
+        """Start the series of a cascade at zero."""
         labels = (model.name, str(model.version))
         for stage in range(len(model.checkpoint.stages)):
             self.images.labels(*labels, str(stage))
@@ -56,7 +56,7 @@ class CascadeMetrics:
             self.expected.labels(*labels, str(stage)).set(rate)
 
     def count_batch(self, model: "LoadedCascade", results: Sequence[ImageResult]) -> None:
-        """Count what each stage did for the images of a batch."""
+        """Count the images, MACs and margins of each stage for a batch."""
         labels = (model.name, str(model.version))
         for stage in range(max(len(result.stages) for result in results)):
             reached = [result.stages[stage] for result in results if len(result.stages) > stage]
@@ -67,6 +67,6 @@ class CascadeMetrics:
                 margin.observe(outcome.margin)
 
     def observe_request(self, model: "LoadedCascade", seconds: float, results: Sequence[ImageResult]) -> None:
-        """Observe how long a request took."""
+        """Observe the duration of a request."""
         escalated = any(len(result.stages) > 1 for result in results)
         self.duration.labels(model.name, str(model.version), str(escalated).lower()).observe(seconds)

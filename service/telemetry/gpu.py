@@ -1,4 +1,4 @@
-"""Metrics of the machine's NVIDIA GPUs, read by NVML; no series if there is no GPU."""
+"""Metrics of the machine's NVIDIA GPUs from NVML. Without a GPU there are no series."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 
 class GpuCollector(Collector):
-    """Reads the devices at every scrape; leaves out readings that a device does not support."""
+    """Reads the devices at every scrape. Readings that a device does not support are left out."""
 
     def __init__(self) -> None:
         try:

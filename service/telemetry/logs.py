@@ -16,12 +16,12 @@ import pythonjsonlogger.json
 UNQUOTED = re.compile(r"[^\s\"=]+")
 
 FIELDS = {"asctime": "time", "levelname": "level", "name": "logger", "message": "message"}
-"""What every line holds: attributes of a log record, and their names in the line."""
+"""The values of every line: attributes of a log record, and their names in the line."""
 
 
 def configure(level: str, style: Literal["text", "json"]) -> None:
-    """Send the lines of every logger through one handler; of the libraries only warnings."""
-    # No line shows these, and finding them out takes as long as writing a line.
+    """Send the records of every logger through one handler, those of libraries only from level warning."""
+    # No line shows these values, and reading them takes as long as writing a line.
     logging.logThreads = logging.logMultiprocessing = logging.logProcesses = False
     handler = logging.StreamHandler()
     process = multiprocessing.current_process().name
@@ -34,7 +34,7 @@ def configure(level: str, style: Literal["text", "json"]) -> None:
 
 
 class JsonFormatter(pythonjsonlogger.json.JsonFormatter):
-    """One JSON object a line, with the fields time, level, logger, message, the named values and the exception.
+    """Formats a line as one JSON object with time, level, logger, message, the named values and the exception.
 
     ``common`` are named values of every line.
     """
@@ -49,7 +49,7 @@ class JsonFormatter(pythonjsonlogger.json.JsonFormatter):
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
-        """Return a line's fields with the named values among them."""
+        """Return a line's fields, including the named values."""
         log_data["level"] = log_data["level"].lower()
         values: dict[str, Any] = log_data.pop("fields", {})
         return log_data | values

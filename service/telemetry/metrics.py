@@ -1,4 +1,4 @@
-"""The metrics of one server, for Prometheus; no label has a value that a client chose."""
+"""The metrics of one server, for Prometheus. No label has a value that a client chose."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -41,7 +41,7 @@ MODES = ("branch", "mask")
 KEPT = 2
 """Retired versions of a model whose counters stay, so that their last values are scraped."""
 
-# They would double the series of a counter; process_start_time_seconds tells the same.
+# They would double the series of a counter. process_start_time_seconds has the same information.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
@@ -49,7 +49,7 @@ Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 
 class Metrics:
-    """All metrics of one server, in their own registry; names begin with skipnet_."""
+    """All metrics of one server, in their own registry. Their names begin with skipnet_."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -77,7 +77,7 @@ class Metrics:
 
         self.requests = counter(
             "requests_total",
-            "Inference requests by outcome; model and version are empty if none was found.",
+            "Inference requests by outcome; model and version are empty if no model was found.",
             (*VERSION, "outcome"),
         )
         self._begin_requests("", "")
@@ -87,7 +87,7 @@ class Metrics:
         self.stage_duration = histogram(
             "stage_duration_seconds", "Time in each stage of the same requests.", SECONDS, (*VERSION, "stage")
         )
-        self.in_flight = gauge("images_in_flight", "Images admitted whose result is pending.", ())
+        self.in_flight = gauge("images_in_flight", "Admitted images whose result is pending.", ())
         self.engine_busy = gauge(
             "engine_busy_seconds", "Time that the current batch has been in the engine; 0 if there is none.", ()
         )
@@ -103,8 +103,8 @@ class Metrics:
 
         self.layers_skipped = histogram("layers_skipped", "Convolutional layers that an image skipped.", LAYERS)
         self.blocks_skipped = histogram("blocks_skipped", "Blocks that an image skipped.", BLOCKS)
-        self.executions = counter("block_executions_total", "Images that a block ran for.", (*VERSION, "block"))
-        self.skips = counter("block_skips_total", "Images that a block was skipped for.", (*VERSION, "block"))
+        self.executions = counter("block_executions_total", "Images that executed a block.", (*VERSION, "block"))
+        self.skips = counter("block_skips_total", "Images that skipped a block.", (*VERSION, "block"))
         self.macs = counter(
             "macs_total",
             "MACs that the engine computed (executed), and of the network without gates (dense).",
@@ -141,15 +141,15 @@ class Metrics:
         )
         self.expected_execution_rate = gauge(
             "expected_block_execution_rate",
-            "Share of the evaluated images that a block ran for.",
+            "Share of the evaluated images that executed a block.",
             (*VERSION, "block"),
         )
         self.degraded_share = gauge(
-            "usual_macs_share", "Share of their usual MACs that images are given now; below 1 under load.", ()
+            "usual_macs_share", "Current share of an image's usual MACs; below 1 under load.", ()
         )
         self.degraded = counter("degraded_images_total", "Images whose route was degraded under load.")
         self.accuracy_loss = counter(
-            "degraded_accuracy_loss_total", "Expected accuracy, 0..1, that degraded images gave up, summed over images."
+            "degraded_accuracy_loss_total", "Expected loss of accuracy, 0..1, of degraded images, summed over images."
         )
         self.cascades = CascadeMetrics(
             counter,
@@ -167,7 +167,7 @@ class Metrics:
         self.engine_threads.set(1)
 
     def add_model(self, model: LoadedModel, depth: Callable[[], int]) -> None:
-        """Begin a version's series; those that have counted nothing yet are 0."""
+        """Start a version's series. Those that have counted nothing yet are 0."""
         labels = (model.name, str(model.version))
         self._retired.pop(labels, None)
         self.model.labels(*labels).info(
@@ -196,7 +196,10 @@ class Metrics:
             self.cascades.add_model(model)
 
     def remove_model(self, model: LoadedModel) -> None:
-        """Remove the gauges of a version that is no longer served, and all series of the oldest of KEPT + 1."""
+        """Remove the gauges of a version that is no longer served.
+
+        Of more than KEPT such versions, all series of the oldest are removed.
+        """
         labels = (model.name, str(model.version))
         now = (self.model, self.queue_depth, self.expected_mac_share, self.engine_mode, self.expected_execution_rate)
         remove(now, labels)
@@ -238,11 +241,11 @@ class Metrics:
                 gauge.set(mode == routed.mode)
 
     def count_dropped(self, model: LoadedModel, reason: str) -> None:
-        """Count an image that was not computed, for one of DROP_REASONS; from any thread."""
+        """Count an image that was not computed, for one of DROP_REASONS. Any thread may call this."""
         self.dropped.labels(model.name, str(model.version), reason).inc()
 
     def count_degraded(self, model: LoadedModel, images: int, loss: float) -> None:
-        """Count images whose route was degraded, each with the expected accuracy that it gave up."""
+        """Count images whose route was degraded, each with its expected ``loss`` of accuracy."""
         self.degraded.labels(model.name, str(model.version)).inc(images)
         self.accuracy_loss.labels(model.name, str(model.version)).inc(images * loss)
 
@@ -264,7 +267,7 @@ class Metrics:
             self.count_degraded(model, len(results), route.accuracy_loss)
 
     def _begin_requests(self, name: str, version: str) -> None:
-        """Begin at 0: if a series appeared with a burst of errors, rate() would not see the burst."""
+        """Start the series at 0. If a series began with a burst of errors, rate() would miss the burst."""
         for outcome in OUTCOMES:
             self.requests.labels(name, version, outcome)
 
@@ -281,7 +284,7 @@ def remove(metrics: Iterable[Counter | Gauge | Histogram | Info], labels: tuple[
 
 
 class Series:
-    """The series of one version, looked up once, since the look-up takes longer than counting."""
+    """The series of one version, looked up once, because a look-up takes longer than counting."""
 
     def __init__(self, metrics: Metrics, model: LoadedModel) -> None:
         name, version = model.name, str(model.version)

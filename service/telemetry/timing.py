@@ -1,4 +1,4 @@
-"""The time that a request spends in each stage, for the response, its headers, metrics and spans."""
+"""The time of a request in each stage, for the response, its headers, metrics and spans."""
 
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -8,7 +8,7 @@ STAGES = ("receive", "decode", "queue", "inference")
 
 @dataclass(slots=True)
 class Timing:
-    """Seconds of one request. If it has several images, each stage is the slowest image's."""
+    """Seconds of one request. If it has several images, each stage is that of the slowest image."""
 
     started: float = field(default_factory=perf_counter)
     receive: float = 0.0  # reading the body

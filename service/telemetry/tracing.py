@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of requests; imported with `--tracing` only.
+"""OpenTelemetry spans of requests. Imported only with `--tracing`.
 
 The standard `OTEL_…` variables set the collector (`OTEL_EXPORTER_OTLP_ENDPOINT`) and the sampling
 (`OTEL_TRACES_SAMPLER`). A request's `traceparent` header makes its span part of the client's trace.
@@ -49,7 +49,7 @@ class Tracing:
         self.kind, self.error = SpanKind.SERVER, StatusCode.ERROR
 
     def finished(self, scope: Scope, context: "RequestContext", status: int) -> None:
-        """Export the span of an HTTP request that has just ended."""
+        """Export the span of a finished HTTP request."""
         route = getattr(scope.get("route"), "path", scope["path"])
         attributes = {
             "http.request.method": scope["method"],
@@ -66,7 +66,7 @@ class Tracing:
         context: "RequestContext",
         status: int,
     ) -> None:
-        """Export a span with ``attributes`` and those of every request; from ``status`` 500 on it is an error."""
+        """Export a span with ``attributes`` and those of every request. From ``status`` 500 on it is an error."""
         end = time.time_ns()
         span = self.tracer.start_span(
             name,

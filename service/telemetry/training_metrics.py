@@ -12,7 +12,7 @@ RUN = ("architecture", "stage")
 
 
 class TrainingMetrics:
-    """The metrics of one run, in their own registry; a `models.training.types.Watcher`."""
+    """The metrics of one run, in their own registry. This is a `models.training.types.Watcher`."""
 
     def __init__(self, architecture: str) -> None:
         registry = self.registry = CollectorRegistry()
@@ -22,25 +22,25 @@ class TrainingMetrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"skipnet_training_{name}", text, (*RUN, *labels), registry=registry)
 
-        self.images = Counter("skipnet_training_images_total", "Images trained on.", RUN, registry=registry)
+        self.images = Counter("skipnet_training_images_total", "Images processed in training.", RUN, registry=registry)
         self.steps = Counter("skipnet_training_steps_total", "Steps done.", RUN, registry=registry)
-        self.progress = gauge("progress_ratio", "Steps done of the stage's.")
+        self.progress = gauge("progress_ratio", "Steps done in the stage.")
         self.rate = gauge("learning_rate", "Learning rate of the last step.")
-        self.epoch = gauge("epoch", "Epochs done of the stage.")
+        self.epoch = gauge("epoch", "Epochs done in the stage.")
         self.loss = gauge("loss", "Mean training loss of the last epoch.")
         self.accuracy = gauge(
-            "accuracy_ratio", "Accuracy in the last epoch, and after it on validation images.", "split"
+            "accuracy_ratio", "Accuracy in the last epoch, on training and on validation images.", "split"
         )
         self.computation = gauge("computation_ratio", "Share of blocks executed, on the same images.", "split")
-        self.skips = gauge("skip_ratio", "Share of validation images that a block is skipped for.", "block")
+        self.skips = gauge("skip_ratio", "Share of validation images that skip a block.", "block")
 
     def serve(self, host: str, port: int) -> str:
-        """Serve the metrics in a thread and return the address; the system chooses port 0."""
+        """Serve the metrics in a thread and return the address. Port 0 is replaced by a free port."""
         server, _ = start_http_server(port, host, self.registry)
         return f"http://{host}:{server.server_port}/metrics"
 
     def stepped(self, recipe: "Recipe", step: int, steps: int, images: int, rate: float, progress: "Progress") -> None:
-        del progress  # The sums would have to be fetched from the device.
+        del progress  # Reading the sums would make the host wait for the device.
         run = self.architecture, recipe.stage
         self.images.labels(*run).inc(images)
         self.steps.labels(*run).inc()

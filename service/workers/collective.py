@@ -24,16 +24,16 @@ PROBE = re.compile(r"(/v2)?/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+
 METRICS = "/metrics"
 
 RESPONSE_TIMEOUT = 2.0
-"""Seconds that a worker has to respond to a probe or to send its metrics."""
+"""Seconds within which a worker must respond to a probe or send its metrics."""
 
 
 class Collective:
-    """Forwards requests that concern all workers to each of them; other requests pass through.
+    """Forwards requests that concern all workers to each of them. Other requests pass through.
 
-    A probe fails if it fails in any worker; ``probes`` are the paths of those that the dialects add. A load or unload
-    goes to one worker after the other, until one refuses. Only one of them is under way at a time, so that all workers
-    serve the same versions. Metrics are merged. If a worker does not answer, there are none: a sum without one worker
-    would look like a restart.
+    A probe fails if it fails in any worker. ``probes`` are the paths of the dialects' probes. A load or unload goes to
+    one worker after the other until one refuses. Only one load or unload runs at a time, so that all workers serve the
+    same versions. Metrics are merged. If a worker does not respond, the request for metrics fails, because a sum
+    without one worker would look like a restart.
     """
 
     def __init__(self, app: ASGIApp, workers: Sequence[Path], probes: Collection[str] = ()) -> None:
@@ -46,7 +46,7 @@ class Collective:
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # A private socket has no port: the request was forwarded by another worker.
+        # A private socket has no port. The request was forwarded by another worker.
         if scope["type"] != "http" or scope["server"][1] is None:
             await self.app(scope, receive, send)
             return
@@ -110,11 +110,11 @@ class Collective:
 
 @asynccontextmanager
 async def change_lock(folder: Path) -> AsyncIterator[None]:
-    """Hold the lock of loads and unloads, which all workers share, until the block ends."""
+    """Hold the workers' common lock of loads and unloads until the `with` block ends."""
     with (folder / "changing").open("w") as file:
         while True:
             try:
-                # Do not wait in a thread: requests need the threads while a model loads.
+                # This does not wait in a thread, because requests need the threads while a model loads.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:

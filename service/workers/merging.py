@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
-"""The format to request from a worker: it keeps exemplars."""
+"""The format to request from a worker. It keeps exemplars."""
 
 # Metrics of which the minimum or the maximum is taken. All others are added.
 MINIMUM = ("skipnet_ready", "skipnet_usual_macs_share", "process_start_time_seconds")
@@ -28,7 +28,7 @@ MAXIMUM = (
 
 
 class MergedMetrics(Collector):
-    """The metrics of all workers, each given as OpenMetrics text, as one collector."""
+    """A collector of the metrics of all workers, each given as OpenMetrics text."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts

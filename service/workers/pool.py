@@ -1,4 +1,4 @@
-"""Several worker processes on one address: each is a whole service with its own engine, queue and limits.
+"""Several worker processes on one address. Each is a complete service with its own engine, queue and limits.
 
 Every worker listens on the public address with its own socket, and the kernel distributes connections among them. It
 also listens on a private socket, where the other workers reach it (`service.workers.collective`). If a worker dies, the
@@ -34,7 +34,7 @@ def serve_with_workers(settings: Settings) -> int:
     configure(settings.log_level, settings.log_format)
     public = bind(settings.host, settings.port, settings.workers)
     host, port = public[0].getsockname()[:2]
-    # No other user may enter this folder: the private sockets reach a single worker.
+    # No other user may access this folder, because a private socket reaches a single worker.
     with TemporaryDirectory(prefix="skipnet-") as folder:
         paths = [Path(folder) / f"worker-{number}" for number in range(1, settings.workers + 1)]
         private = [listen(path) for path in paths]
@@ -47,7 +47,7 @@ def serve_with_workers(settings: Settings) -> int:
 
 
 def bind(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return ``count`` sockets that listen on one address; port 0 takes a free one.
+    """Return ``count`` sockets that listen on one address. Port 0 is replaced by a free port.
 
     Raises UserError.
     """
@@ -56,7 +56,7 @@ def bind(host: str, port: int, count: int) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         [family, *_, address] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # A socket that does not share its port fails if another server uses it; sockets that share it would not.
+        # A socket that does not share its port fails if another server uses it. Sockets that share it would not fail.
         with socket.socket(family) as alone:
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             alone.bind(address)
@@ -86,7 +86,7 @@ def start(settings: Settings, number: int, sockets: list[socket.socket], paths: 
     own = settings.model_copy(
         update={"threads": settings.threads or share, "decode_threads": settings.decode_threads or share}
     )
-    # Spawned, not forked: CUDA cannot be used in a forked process.
+    # The process is spawned, because CUDA cannot be used in a forked process.
     name = f"worker {number + 1}"
     process = multiprocessing.get_context("spawn").Process(target=work, args=(own, sockets, paths), name=name)
     process.start()
@@ -94,7 +94,7 @@ def start(settings: Settings, number: int, sockets: list[socket.socket], paths: 
 
 
 class Workers:
-    """The worker processes: forwards the parent's signals to them and ends them together."""
+    """The worker processes. It forwards the parent's signals to them and ends them together."""
 
     def __init__(self, processes: list[BaseProcess]) -> None:
         self.processes = processes
@@ -110,7 +110,7 @@ class Workers:
                 os.kill(process.pid, sig)
 
     def wait(self) -> int:
-        """Wait for all processes; return 0 if a signal ended them and all exited with 0, else 1."""
+        """Wait for all processes. Return 0 if a signal ended them and all exited with 0, else 1."""
         running = {process.sentinel: process for process in self.processes}
         failed = False
         while running:
@@ -128,7 +128,7 @@ class Workers:
 
 def work(settings: Settings, sockets: list[socket.socket], paths: Sequence[Path]) -> None:
     """Run one worker."""
-    # Ctrl-C would reach every process of the terminal's group; the parent forwards it once.
+    # Ctrl-C would reach every process of the terminal's group. The parent forwards it once.
     os.setpgrp()
     threading.Thread(target=end_with_parent, daemon=True).start()
     serve(settings, sockets, paths)

@@ -31,7 +31,7 @@ def refuses_connections(server: Running) -> bool:
     return False
 
 
-def test_drain_goes_on_serving_for_the_pause_then_finishes_what_was_admitted(
+def test_drain_serves_during_the_pause_and_then_finishes_admitted_requests(
     start: Callable[..., Running], model: LoadedModel
 ) -> None:
     server = start(drain_pause=1000)
@@ -206,7 +206,7 @@ def test_missing_management_keys_are_logged_at_the_start(
 ) -> None:
     serve = launch("--model-repository", str(tmp_path), "--host", "0.0.0.0", **keys)
     assert serve.process.wait(60) == 1
-    assert ("without keys every client that reaches 0.0.0.0 may load and unload models" in serve.lines) == told
+    assert ("no API keys: every client that reaches 0.0.0.0 may load and unload models" in serve.lines) == told
 
 
 def test_the_limit_on_open_files_is_raised() -> None:

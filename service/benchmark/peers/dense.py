@@ -1,4 +1,4 @@
-"""Classify an image as every peer does: decode it as our service, then run the dense network in ONNX Runtime."""
+"""Classify an image for a peer: decode it as our service does, then run the dense network in ONNX Runtime."""
 
 import os
 from pathlib import Path

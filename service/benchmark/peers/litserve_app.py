@@ -15,7 +15,7 @@ class Dense(litserve.LitAPI):
         self.session = dense.load()
 
     def decode_request(self, request: Request) -> Any:
-        # LitServe hands over the form that it has read.
+        # LitServe passes the parsed form.
         return dense.decode(request["image"].file.read())
 
     def batch(self, inputs: list[Any]) -> Any:

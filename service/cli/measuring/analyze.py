@@ -22,7 +22,7 @@ class Analyze(Options):
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N")
     execute_threshold: float | None = Field(None, ge=0, le=1, description="default: the checkpoint's own")
     images: int = Field(10_000, ge=1, description="number of test images")
-    altered: int = Field(1000, ge=1, description="number of images that are also run in 46 altered copies each")
+    altered: int = Field(1000, ge=1, description="number of images that also run in 46 altered copies each")
     attacked: int = Field(50, ge=0, description="number of images to attack; this is the slowest part")
     photos: bool = Field(True, description="show images of the data set; --no-photos for a report to publish")
     write: bool = Field(False, description="write the analysis into the checkpoint folder and its model card")

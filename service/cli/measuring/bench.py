@@ -25,7 +25,7 @@ class Bench(Options):
     """Measure the time of the engines and the MACs that they execute.
 
     `skipnet bench MODEL --data FOLDER` measures a model with its own decisions on images of its data set. Without
-    --data the share of executed blocks is forced; a cascade needs --data. Without MODEL it measures architectures with
+    --data the share of executed blocks is forced. A cascade needs --data. Without MODEL it measures architectures with
     random weights, and training steps. Lists are separated by commas.
     """
 
@@ -36,7 +36,7 @@ class Bench(Options):
     parts: str | None = Field(
         None,
         pattern="^(engines|training|engines,training)$",
-        description="engines, training or engines,training; default: engines where MODELS are given, else both",
+        description="engines, training or engines,training; default: engines if MODELS are given, else both",
     )
     train: str = Field("cifar10_rnn_gate_38", description="architecture whose training steps are measured")
     model: str | None = Field(
@@ -60,7 +60,7 @@ class Bench(Options):
     )
     size: int | None = Field(None, ge=32, description="side of the images; default: the architecture's")
     others: bool = Field(
-        True, description="also measure the dense network in int8, in OpenVINO if installed, and in torch.compile"
+        True, description="also measure the dense network in int8, in OpenVINO (if installed) and with torch.compile"
     )
     seconds: float = Field(5.0, gt=0, description="seconds for each batch size and thread count")
     output: Path | None = Field(None, description="folder for bench.json, table.md, curve.svg, training.json")
@@ -74,7 +74,7 @@ class Bench(Options):
             if "engines" in parts:
                 require_plotting()
             self.output.mkdir(parents=True, exist_ok=True)
-        # Wrong names of models end the command before anything is measured.
+        # A wrong model name ends the command before the measurements.
         cascades, names = self.split_models() if "engines" in parts else ([], [])
         subjects = self.subjects(names) if "engines" in parts else []
         machine = describe_machine()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class BuildCascade(Options):
-    """Build a cascade: images that the first checkpoint is unsure of go on to the next one.
+    """Build a cascade: images of which the first checkpoint is unsure are escalated to the next one.
 
     skipnet cascade models/repository/cheap/1 models/repository/accurate/1 --data DIR --output models/repository/mine
     """
@@ -30,17 +30,19 @@ class BuildCascade(Options):
     output: Path = Field(description="folder <repository>/<model>; the cascade becomes its next version")
     dataset: str | None = Field(None, description="data set; default: the one that the last stage was trained on")
     data: Path | None = Field(None, description="local folder of the data set; default: the hub")
-    engine: EngineName = Field("auto", description="what runs the networks")
+    engine: EngineName = Field("auto", description="engine that runs the networks")
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N")
-    escalate: float = Field(0.08, ge=0, le=1, description="share of a stage's validation images that go on")
+    escalate: float = Field(0.08, ge=0, le=1, description="share of a stage's validation images to escalate")
     budget: float | None = Field(
         None,
         gt=0,
         description="mean MACs of an image as a share of the last stage's dense MACs; replaces --escalate",
     )
     execute_thresholds: list[float] = Field([], description="one for each stage; default: each checkpoint's own")
-    measure: Literal["margin", "maximum", "entropy"] = Field("margin", description="what an image's confidence is")
-    combination: Literal["mean", "last"] = Field("mean", description="mean of the stages' probabilities, or the last")
+    measure: Literal["margin", "maximum", "entropy"] = Field("margin", description="measure of an image's confidence")
+    combination: Literal["mean", "last"] = Field(
+        "mean", description="output: mean of the stages' probabilities, or those of the last stage"
+    )
 
     def cli_cmd(self) -> None:
         from models.cascade.config import Cascade, read_cascade, write_cascade_config
@@ -73,7 +75,7 @@ class BuildCascade(Options):
         print("card:", write_cascade_card(folder))
 
     def fit(self, checkpoints: "list[Checkpoint]", train: "Source") -> "CascadeConfig":
-        """Return the cascade fitted on the validation images that all stages have in common."""
+        """Return the cascade, fitted on the validation images that all stages have in common."""
         import numpy as np
 
         from models.cascade.evaluate import collect_outputs
@@ -82,7 +84,7 @@ class BuildCascade(Options):
         from models.engines import load_engine
         from models.evaluation.metrics import prepared_batches
 
-        # Each stage has seen all training images but its own validation images.
+        # Each stage was trained on all training images except its validation images.
         fewest = min(checkpoints, key=lambda each: each.config.training.validation_images or len(train))
         batches = list(prepared_batches(validation_source(train, fewest.config.training), fewest.config.input))
         truth = [int(label) for _, batch in batches for label in batch]
@@ -115,7 +117,7 @@ class BuildCascade(Options):
 
 
 def evaluate_cascade(options: "Evaluate") -> None:
-    """Measure a cascade for `skipnet evaluate`, whose options for single networks do not apply."""
+    """Measure a cascade for `skipnet evaluate`. Its options for single networks do not apply."""
     from models.cascade.config import read_cascade, write_cascade_config
     from models.cascade.engine import load_cascade_engine
     from models.cascade.evaluate import measure_cascade
@@ -150,7 +152,7 @@ def evaluate_cascade(options: "Evaluate") -> None:
 
 
 def candidate_thresholds(checkpoint: "Checkpoint", own: float) -> list[float]:
-    """Return the execute thresholds to try for a stage: ``own``, and those of its curve that differ in MACs."""
+    """Return the execute thresholds to try for a stage: ``own``, and thresholds of its curve with different MACs."""
     if checkpoint.network.gate_kind is None:
         return [own]
     chosen = [own]
@@ -163,17 +165,17 @@ def candidate_thresholds(checkpoint: "Checkpoint", own: float) -> list[float]:
 
 
 def describe(cascade: "Cascade") -> str:
-    """Return a cascade's stages and figures for a person to read."""
+    """Return a cascade's stages and figures as text."""
     lines = [f"cascade: {cascade.folder}"]
     for stage in cascade.config.stages:
-        goes_on = "" if stage.margin is None else f", goes on below {cascade.config.measure} {stage.margin:g}"
+        escalates = "" if stage.margin is None else f", escalates below {cascade.config.measure} {stage.margin:g}"
         lines.append(
             f"  {stage.model} version {stage.version}, threshold {stage.execute_threshold:g}, "
-            f"temperature {stage.temperature:g}{goes_on}"
+            f"temperature {stage.temperature:g}{escalates}"
         )
     if (found := cascade.config.evaluation) is not None:
         shares = ", ".join(f"{share:.1%}" for share in found.escalated)
         lines.append(f"{found.dataset} {found.split}, {found.images} images, engine {found.engine}")
-        lines.append(f"top-1 accuracy  {found.accuracy:.2%}; {shares} of the images go on")
+        lines.append(f"top-1 accuracy  {found.accuracy:.2%}; {shares} of the images escalated")
         lines.append(f"MACs an image   {found.macs / 1e6:.2f} M; the last stage alone {found.dense_macs / 1e6:.2f} M")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Evaluate(Options):
-    """Measure the accuracy and the computation of a checkpoint; --write stores them in its config.json."""
+    """Measure the accuracy and the computation of a checkpoint. --write stores them in its config.json."""
 
     checkpoint: CliPositionalArg[Path] = Field(description="folder <repository>/<model>/<version>")
     dataset: str | None = Field(None, description="data set; default: the one that the checkpoint was trained on")
@@ -170,9 +170,9 @@ class Evaluate(Options):
 
 
 def compare(measured: "Evaluation", said: "Evaluation | None") -> str:
-    """Return whether figures equal those in config.json; the engine may differ."""
+    """Compare figures with those in config.json, and return the result as text. The engine may differ."""
     if said is None:
-        return "config.json holds no figures yet"
+        return "config.json has no figures yet"
     same = measured.model_dump(exclude={"engine"}) == said.model_dump(exclude={"engine"})
     return (
         "as in config.json"

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Frontier(Options):
-    """Compare a cascade at many margins with what could be served instead, on the test images.
+    """Compare a cascade at many margins with other systems, on the test images.
 
     skipnet frontier models/repository/cifar10_cascade/2 --data DIR --rivals models/repository/other/1
     """
 
     cascade: CliPositionalArg[Path] = Field(description="folder <repository>/<model>/<version> of a cascade")
-    rivals: list[Path] = Field([], description="checkpoints that could be the first stage instead")
+    rivals: list[Path] = Field([], description="checkpoints to compare as the first stage")
     budgets: list[float] = Field([41, 46, 60], description="millions of MACs at which all systems are compared")
     dataset: str | None = Field(None, description="data set; default: the one that the cascade was measured on")
     data: Path | None = Field(None, description="local folder of the data set; default: the hub")
@@ -40,7 +40,7 @@ class Frontier(Options):
         from models.machine import describe_machine
 
         if not is_cascade(self.cascade):
-            raise UserError(f"{self.cascade} is no cascade; `skipnet evaluate --calibrate` gives a network's curve")
+            raise UserError(f"{self.cascade} is not a cascade; `skipnet evaluate --calibrate` gives a network's curve")
         cascade = read_cascade(self.cascade)
         rivals = [read_checkpoint(folder) for folder in self.rivals]
         known = cascade.config.evaluation

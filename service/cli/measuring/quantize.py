@@ -11,14 +11,14 @@ from service.settings import Options
 class Quantize(Options):
     """Write a version whose blocks can run in 16-bit integers, on the CPU engine native_int16.
 
-    The weights stay the same. config.json gets the scales of the integers, measured on validation images, and how far
-    decisions, labels and accuracy differ from float32 on other validation images.
+    The weights stay the same. config.json gets the scales of the integers, measured on validation images. It also gets
+    the differences of decisions, labels and accuracy from float32 on other validation images.
     """
 
     checkpoint: CliPositionalArg[Path] = Field(description="folder <repository>/<model>/<version>")
     output: Path | None = Field(None, description="folder to write; default: the model's next version")
     data: Path | None = Field(None, description="local folder of the data set; default: the hub")
-    calibration_images: int = Field(256, ge=1, description="validation images that give the scales")
+    calibration_images: int = Field(256, ge=1, description="number of validation images for the scales")
     most_lost: float = Field(0.3, ge=0, description="largest loss of accuracy, in points")
     most_decisions: float = Field(1.0, ge=0, le=100, description="largest share of changed decisions, in percent")
     link: bool = Field(False, description="link to the weights of CHECKPOINT instead of copying them")

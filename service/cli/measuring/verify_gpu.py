@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 FORCED = "cifar10_rnn_gate_38,cifar10_rnn_gate_110,imagenet_rnn_gate_50"
 MOST_IMAGES = 64
-"""The most distinct images of a measurement; a larger batch repeats them."""
+"""The most distinct images of a measurement. A larger batch repeats them."""
 ENGINES = ("persistent", "cuda_graph", "cuda_graph:mask")
 
 
 class VerifyGpu(Options):
-    """Check the outputs of the GPU engines and measure their speed and energy; writes report.md and report.json."""
+    """Check the outputs of the GPU engines and measure their speed and energy. Writes report.md and report.json."""
 
     device: DeviceName = Field("cuda", description="cuda or cuda:N; cpu runs the same functions without CUDA graphs")
     model_repository: Path = Field(SHIPPED, description="folder of <model>/<version>/ checkpoints to check")
@@ -115,7 +115,7 @@ class VerifyGpu(Options):
         return [read_checkpoint(folder) for folder in folders]
 
     def source(self, checkpoint: "Checkpoint") -> "Source | None":
-        """Return the test images of a checkpoint's data set; None if --data has none."""
+        """Return the test images of a checkpoint's data set, or None if --data has none."""
         from models.data.datasets import find_dataset
         from models.data.source import read_source
 
@@ -131,7 +131,10 @@ class VerifyGpu(Options):
             return None
 
     def measure(self, device: str, progress: "Callable[[Measurement], None]") -> None:
-        """Measure each architecture along forced routes, and each checkpoint along its own if there are images."""
+        """Measure each architecture along forced routes.
+
+        Measure each checkpoint along its own routes if there are images.
+        """
         from models.benchmark.subject import forced_subject, routed_subject
         from models.benchmark.suite import run_suite
 

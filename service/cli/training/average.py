@@ -11,7 +11,7 @@ from service.settings import Options
 class Average(Options):
     """Write a model soup: the mean of several checkpoints' weights.
 
-    Of networks that were trained from the same checkpoint it is often better than each of them, and as fast.
+    If they were trained from the same checkpoint, it is often more accurate than each of them, and as fast.
     """
 
     output: CliPositionalArg[Path] = Field(description="folder to write the checkpoint to")

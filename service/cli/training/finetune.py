@@ -19,7 +19,7 @@ TITLES = ("dense network", "gates alone", "all weights")
 
 
 def finetune(options: "Train") -> None:
-    """Check the images, train the dense network, the gates and all weights, measure, and publish."""
+    """Check the images, train, measure and publish."""
     from models.finetuning.plan import make_plan
     from models.finetuning.result import write_result
     from models.model_repository import require_labels
@@ -33,7 +33,7 @@ def finetune(options: "Train") -> None:
     repository = options.model_repository or SHIPPED
     output = options.output or Path("runs") / name
     plan = make_plan(options.model_copy(update={"output": output, "init": options.import_start(output)}))
-    # Fail before the training, not after.
+    # An error here comes before the training, not after it.
     require_labels(repository, name, plan.train.classes)
     with resumable("--resume"), stop_on_signals() as stop:
 
@@ -47,13 +47,13 @@ def finetune(options: "Train") -> None:
 
 
 def train_all(options: "Train", plan: "Plan", check: Callable[[], None]) -> None:
-    """Run the three trainings of a plan, or resume them; ``check`` raises an exception after a signal."""
+    """Run or resume the three trainings of a plan. ``check`` raises an exception after a signal."""
     from models.finetuning.folder_check import check_images
     from models.training.setup.job import make_job
     from models.training.state import discard_state, is_finished
 
     if options.resume and all(is_finished(each.folder) for each in plan.trainings):
-        print(f"nothing is left to train: the run in {plan.options.folder} is finished")
+        print(f"nothing to train: the run in {plan.options.folder} is finished")
     elif not options.resume:
         for each in plan.trainings:
             discard_state(each.folder)
@@ -64,14 +64,14 @@ def train_all(options: "Train", plan: "Plan", check: Callable[[], None]) -> None
         job = make_job(each)
         if not (options.resume and is_finished(each.folder)):
             print(f"{title}: {each.arch}, {each.epochs} epochs, batch {each.batch}, on {job.device}", flush=True)
-        # Of a finished training, this compares the options.
+        # If the training is finished, this only compares the options.
         options.run_job(job, metrics, title)
 
 
 def publish_result(options: "Train", plan: "Plan", comparison: "Comparison", repository: Path, name: str) -> None:
-    """Print the comparison with the dense network, and publish the result unless there is a reason not to.
+    """Print the comparison with the dense network, and publish the result if it keeps the limits.
 
-    Raises UserError, which says what to change, where the network was not published.
+    Raises UserError if the network is not published. The message says what to change.
     """
     from models.evaluation.fixed_routes import describe_routes
     from models.model_card.card import write_card
@@ -89,6 +89,6 @@ def publish_result(options: "Train", plan: "Plan", comparison: "Comparison", rep
 
 
 def model_name(data: Path) -> str:
-    """Return the name of a folder of images as a model's name."""
+    """Return a model's name from the name of a folder of images."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", data.resolve().name).lstrip("_.-")
     return name[:100] or "photos"

@@ -14,35 +14,35 @@ from models.errors import needs_extra
 from service.settings import Options
 
 VALIDATION_IMAGES_TO_REPORT = 1000
-"""Validation images of a run whose test figures are reported: more images are left to train on."""
+"""Validation images of a run whose test figures are reported. They are few, so that more images remain for training."""
 
 
 class RunOptions(Options):
-    """How a verb that trains runs on this machine."""
+    """Options of how training runs on this machine."""
 
     save_every: float = Field(300, ge=0, description="longest time between saves of a run's state, in seconds")
-    priority: Literal["normal", "low"] = Field("normal", description="low gives way to all other processes")
+    priority: Literal["normal", "low"] = Field("normal", description="low: other processes run first")
 
     def yield_processor(self) -> None:
-        """Lower the priority of the process, where that was asked for."""
+        """Lower the priority of the process if the option says so."""
         if self.priority == "low":
             os.nice(19)
 
 
 def progress_bar(steps: Iterator[int]) -> Iterator[int]:
-    """Return the steps; taking them draws a progress bar."""
+    """Return the steps, and draw a progress bar while they are iterated."""
     with needs_extra("training", "the progress bar"):
         from tqdm import tqdm
 
-    # An iterator over a range knows how many steps are left.
+    # An iterator over a range knows the number of remaining steps.
     return iter(tqdm(steps, total=length_hint(steps) or None, unit="step", file=sys.stdout, mininterval=1))
 
 
 @contextmanager
 def resumable(*options: str) -> Iterator[None]:
-    """Print the command that resumes a run which a signal stops, or which lost a process, and exit.
+    """If a signal stops the run or a process of it is lost, print the command that resumes it, and exit.
 
-    ``options`` are what the command needs beside those that it was given. The status is the signal's, or 1.
+    ``options`` are added to the options of this command. The exit status is the signal's, or 1.
     """
     from models.training.distributed.group import ProcessLost, is_first
     from models.training.interruption import TrainingStopped
@@ -54,7 +54,7 @@ def resumable(*options: str) -> Iterator[None]:
             print(f"skipnet: {stopped}; resume with: {resuming(options)}", file=sys.stderr)
         sys.exit(128 + stopped.number)
     except ProcessLost as lost:
-        print(f"skipnet: {lost}; resume from the state saved last with: {resuming(options)}", file=sys.stderr)
+        print(f"skipnet: {lost}; resume from the last saved state with: {resuming(options)}", file=sys.stderr)
         sys.exit(1)
 
 

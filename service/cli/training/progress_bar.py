@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from models.training.types import Watcher
 
 INTERVAL = 1.0
-"""Seconds between two readings of loss and accuracy, for which the host waits for the device."""
+"""Seconds between two readings of loss and accuracy. The host waits for the device to read them."""
 FORMAT = "{desc}: {percentage:3.0f}%|{bar:20}| step {n_fmt} of {total_fmt} [{elapsed}, {remaining} left{postfix}]"
 
 
 class TrainingBar:
-    """A bar for each stage, a `models.training.types.Watcher`. It passes its calls on to another watcher."""
+    """A bar for each stage: a `models.training.types.Watcher` that also calls another watcher."""
 
     def __init__(self, title: str, beside: "Watcher") -> None:
         with needs_extra("training", "the progress bar"):
@@ -54,7 +54,7 @@ class TrainingBar:
 
 
 def epoch_of(recipe: "Recipe", step: int, steps: int) -> str:
-    """Return the epoch of a step; the length of some recipes is given in steps only."""
+    """Return the epoch of a step, or the step if the recipe's length is given in steps."""
     if recipe.iterations:
         return f"{recipe.iterations:,} steps"
     return f"epoch {(step - 1) * recipe.epochs // steps + 1} of {recipe.epochs}"

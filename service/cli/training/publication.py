@@ -1,4 +1,4 @@
-"""The publication of a trained network: what is checked and said before."""
+"""Publish a trained network, with a warning if fixed routes are as good."""
 
 import filecmp
 from pathlib import Path
@@ -8,11 +8,11 @@ if TYPE_CHECKING:
     from models.training.setup.options import JobOptions
 
 COMPARED_IMAGES = 2000
-"""The most validation images that a network is compared with its fixed routes on."""
+"""The most validation images on which a network is compared with its fixed routes."""
 
 
 def warn_of_routing(folder: Path, options: "JobOptions") -> None:
-    """Print a warning where routing by image is not better than a fixed route, on validation images."""
+    """Print a warning if routing by image is not better than a fixed route, on validation images."""
     from models.checkpoint import Checkpoint, read_checkpoint
     from models.data.datasets import find_dataset
     from models.data.source import read_source
@@ -43,12 +43,12 @@ def warn_of_routing(folder: Path, options: "JobOptions") -> None:
     batches = list(prepared_batches(images, config.input))
     routes = compare_fixed_routes(checkpoint, load, batches, config.execute_threshold)
     if not routing_pays(macs, routes):
-        print(f"warning: on {len(images):,} validation images routing by image is worth nothing.")
+        print(f"warning: on {len(images):,} validation images routing by image gains nothing.")
         print(describe_routes(macs, routes))
 
 
 def publish_once(folder: Path, repository: Path, name: str, resumed: bool) -> tuple[Path, str]:
-    """Publish a checkpoint; return its folder in the repository and what was done.
+    """Publish a checkpoint, and return its folder in the repository and a word for what was done.
 
     A resumed run that was published before is not published again.
     """

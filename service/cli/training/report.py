@@ -9,7 +9,7 @@ from service.settings import Options
 
 
 class Report(Options):
-    """Print the table of results files; with --output, write it and the curve of accuracy over computation."""
+    """Print the table of results files. With --output, write it and the chart of accuracy over computation."""
 
     results: CliPositionalArg[list[Path]] = Field(
         [], description="results files, or folders of them; default: runs/reproduce/results"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Reproduce(RunOptions, NetworkOptions):
     """Train rows of the paper's table, its ablations or our recipes, and write a results file for each.
 
-    A run that was killed resumes.
+    The same command resumes a killed run.
 
     A short run: skipnet reproduce cifar10 --rows hrl-70 --seeds 0 --epochs 1 --limit 1280 --output try
     """
@@ -36,7 +36,9 @@ class Reproduce(RunOptions, NetworkOptions):
     rows: Annotated[str, Field(description="names of rows or groups, separated by commas; --show-rows lists them")] = (
         "table"
     )
-    schedule: Literal["paper", "short"] = Field("short", description="recipes: the paper's, or what two cores can run")
+    schedule: Literal["paper", "short"] = Field(
+        "short", description="recipes: the paper's, or shorter ones for two cores"
+    )
     seeds: str | None = Field(
         None, pattern=r"^\d{1,9}(,\d{1,9})*$", description="seeds, separated by commas; default: each row's own"
     )
@@ -46,8 +48,8 @@ class Reproduce(RunOptions, NetworkOptions):
     held_out: int | None = Field(
         None, ge=1, description="training images for validation; default: 1000, with --choose 5000"
     )
-    start: Path | None = Field(None, description="checkpoint that rows start from, in place of another row's")
-    show_rows: bool = Field(False, description="list the rows of every group, or those of --rows, and don't train")
+    start: Path | None = Field(None, description="checkpoint from which rows start, instead of another row's")
+    show_rows: bool = Field(False, description="list the rows of every group, or those of --rows, without training")
 
     def cli_cmd(self) -> None:
         from models.architectures import find_architecture
@@ -74,7 +76,7 @@ class Reproduce(RunOptions, NetworkOptions):
             print(describe_result(result), flush=True)
 
     def plan(self) -> "Plan":
-        """Return where and how the rows are run."""
+        """Return the folders and the options of the rows' runs."""
         from models.experiments.plan import Plan
 
         held_out = self.held_out or (VALIDATION_IMAGES if self.choose else VALIDATION_IMAGES_TO_REPORT)

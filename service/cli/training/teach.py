@@ -12,14 +12,14 @@ from service.cli.training.options import VALIDATION_IMAGES_TO_REPORT, RunOptions
 
 
 def current_network(name: str) -> str:
-    """Return the name of a teacher network; earlier versions had others."""
+    """Return the current name of a teacher network. Earlier versions had other names."""
     return TEACHERS.get(name, name)
 
 
 class Teach(RunOptions, TrainingOptions):
-    """Train a distillation teacher; write its logits for the training images, and the network itself.
+    """Train a distillation teacher. Write its logits for the training images, and the network.
 
-    --teacher of `skipnet train --recipe distilled` takes either file. Killed, the same command resumes.
+    --teacher of `skipnet train --recipe distilled` takes either file. The same command resumes a killed run.
 
     A short run: skipnet teach cifar10 --epochs 1 --limit 2560 --output try
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Train(RunOptions, JobOptions):
-    """Train a network: SP then HRL where it has gates, plain where it has none.
+    """Train a network: SP and then HRL if it has gates, else one plain stage.
 
     A short run: skipnet train --arch cifar10_rnn_gate_38 --dataset cifar10 --recipe short --epochs 1 --limit 2560
     Your photos: skipnet train --init CHECKPOINT --dataset imagefolder --data PHOTOS --recipe finetune
@@ -36,10 +36,14 @@ class Train(RunOptions, JobOptions):
         None, description="name in --model-repository; default: <arch>, of finetune the name of the folder --data"
     )
     max_loss: float = Field(
-        2.0, ge=0, le=100, description="points of accuracy that a network of recipe finetune may lose to its dense one"
+        2.0,
+        ge=0,
+        le=100,
+        description="largest loss of accuracy of recipe finetune against its dense network, in points",
     )
     publish_anyway: bool = Field(
-        False, description="publish a network of recipe finetune that lost more, saves nothing or has closed gates"
+        False,
+        description="publish the network of recipe finetune even if it lost more, saves nothing or has closed gates",
     )
     metrics_port: int | None = Field(None, ge=0, le=65535, description="port of the run's metrics for Prometheus")
     metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 listens on all")
@@ -58,7 +62,7 @@ class Train(RunOptions, JobOptions):
             self.train()
 
     def train(self) -> None:
-        """Train, in each process that torchrun has started; the first one reports and publishes."""
+        """Train in each process that torchrun has started. The first process reports and publishes."""
         from models.model_repository import require_labels
         from models.training.distributed.group import is_first
         from models.training.loop import train
@@ -71,13 +75,13 @@ class Train(RunOptions, JobOptions):
             train(job, resume=self.resume, save_every=self.save_every, show=iter)
             return
         if self.model_repository:
-            # Fail before hours of training, not after.
+            # An error here comes before hours of training, not after them.
             require_labels(self.model_repository, name, job.labels)
         print(job.data)
         stages = ", ".join(recipe.stage for recipe in job.recipes)
         print(f"{job.architecture.name} on {job.device}, {stages}: {job.folder}")
         if self.resume and is_finished(job.folder):
-            print("nothing is left to train: the run is finished")
+            print("nothing to train: the run is finished")
         folder = self.run_job(job, self.make_metrics(job.architecture.name))
         print("checkpoint:", folder)
         if self.model_repository:
@@ -86,7 +90,7 @@ class Train(RunOptions, JobOptions):
             print(f"{said}: {published}")
 
     def make_metrics(self, architecture: str) -> "TrainingMetrics":
-        """Return the metrics of the run, served where --metrics-port asks for it."""
+        """Return the metrics of the run, which are served if --metrics-port is set."""
         from service.telemetry.training_metrics import TrainingMetrics
 
         metrics = TrainingMetrics(architecture)
@@ -102,7 +106,7 @@ class Train(RunOptions, JobOptions):
             return train(job, resume=self.resume, save_every=self.save_every, show=iter, watcher=bar)
 
     def import_start(self, output: Path) -> Path | None:
-        """Return the checkpoint of --init; another network than a checkpoint is imported into ``output`` first."""
+        """Return the checkpoint of --init. A network in another format is first imported into ``output``."""
         from models.checkpoint import CheckpointError, read_config
         from models.importing.source import import_source
         from models.training.distributed.group import require_one_process
@@ -113,10 +117,10 @@ class Train(RunOptions, JobOptions):
             read_config(self.init)
             return self.init
         except CheckpointError:
-            require_one_process("train --init NETWORK that is no checkpoint")
+            require_one_process("train --init with a network that is not a checkpoint")
             imported = output / "imported"
         if not (self.resume and imported.is_dir()):
-            # A path has one of the two slashes of an address.
+            # A path joins the two slashes of a URL into one.
             config = import_source(re.sub(r"^(\w+):/", r"\1://", str(self.init)), imported)
             print(f"imported: {imported}, {config.architecture}, {len(config.labels)} classes")
         return imported

@@ -1,4 +1,4 @@
-"""POST /classify: the labels of an image and the blocks that it needed."""
+"""POST /classify: the labels of an image and the blocks that were executed."""
 
 from time import perf_counter
 
@@ -58,7 +58,7 @@ class ClassifyQuery(BaseModel):
         None,
         ge=0,
         le=1,
-        description="run a block where its gate's probability is above this: 0 runs every block, 1 none but "
+        description="run a block if its gate's probability is above this: 0 runs every block, 1 only "
         "the first; default: the checkpoint's",
     )
     compute_budget: float | None = Field(
@@ -72,7 +72,7 @@ class ClassifyQuery(BaseModel):
         None,
         ge=0,
         le=1,
-        description="of a cascade: an image goes on to the next stage where the difference of the two likeliest "
+        description="for a cascade: an image is escalated to the next stage if the difference of the two likeliest "
         "classes' probabilities is below this; default: the cascade's",
     )
     explain: bool = Field(False, description="list every gate's decision in routing.decisions")
@@ -84,12 +84,12 @@ class ClassifyHeaders(BaseModel):
         gt=0,
         allow_inf_nan=False,
         alias="x-request-timeout",
-        description="seconds until 504; the server's setting is the most",
+        description="seconds until 504; at most the server's setting",
     )
     degrade: bool = Field(
         True,
         alias="x-degrade",
-        description="false: keep the usual route under load, where the server has --degrade-to",
+        description="false: keep the usual route under load, if the server has --degrade-to",
     )
 
 
@@ -123,7 +123,7 @@ class ClassifyHeaders(BaseModel):
     },
 )
 async def classify(request: Request) -> Response:
-    """Classify one image, sent as the multipart field `image` or as the body itself."""
+    """Classify one image, sent as the multipart field `image` or as the body."""
     container, context = container_of(request), context_of(request)
     container.inference_keys.check(request.headers)
     query = read_query(ClassifyQuery, request)

@@ -28,11 +28,11 @@ ContainerHere = Annotated[Container, Depends(_container)]
 KEYED = [
     Security(scheme)
     for scheme in (
-        HTTPBearer(auto_error=False, description="a key, where the server has any"),
-        APIKeyHeader(name="X-API-Key", auto_error=False, description="the same, by another header"),
+        HTTPBearer(auto_error=False, description="a key, if the server has keys"),
+        APIKeyHeader(name="X-API-Key", auto_error=False, description="the same key in another header"),
     )
 ]
-"""Describes the keys in OpenAPI; `service/http/keys.py` checks them."""
+"""Describes the keys in OpenAPI. `service/http/keys.py` checks them."""
 
 
 def read_query(model: type[Parameters], request: Request) -> Parameters:

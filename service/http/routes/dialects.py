@@ -1,4 +1,4 @@
-"""Run the images of a request in another service's shape; the modules of the shapes read and write it."""
+"""Run the images of a request in another service's shape. A module for each shape reads and writes it."""
 
 import base64
 import binascii
@@ -29,7 +29,7 @@ JSON = "application/json"
 
 
 class ModelQuery(BaseModel):
-    """The query of every request: which model answers."""
+    """The query of every request, which chooses the model."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +38,7 @@ class ModelQuery(BaseModel):
 
 
 class ComputeParameters(BaseModel):
-    """How much is computed; as the query of /classify has it. Unknown members are ignored, as other services do."""
+    """How much is computed, as in the query of /classify. Unknown members are ignored, as other services do."""
 
     execute_threshold: float | None = Field(None, ge=0, le=1)
     compute_budget: float | None = Field(None, ge=0, le=1)
@@ -93,7 +93,7 @@ async def run(
 async def read_images(
     request: Request, container: Container, deadline: float, read: Callable[[str, bytes], Images]
 ) -> Images:
-    """Return the images in a request's body, of which there are as many as can be admitted at most."""
+    """Return the images in a request's body, at most as many as can be admitted."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await read_body(request.body(), deadline)
     async with container.json_turn.take(len(body) if kind == JSON else 0, deadline):
@@ -122,7 +122,7 @@ def read_json(body: bytes, model: type[Body]) -> Body:
 
 
 def from_base64(text: str) -> bytes:
-    """Return the bytes of an image in base64, also behind the prefix of a data URL.
+    """Return the bytes of an image in base64, which may have the prefix of a data URL.
 
     Raises ServiceError bad_request.
     """
@@ -131,7 +131,7 @@ def from_base64(text: str) -> bytes:
     try:
         image = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ServiceError(Code.BAD_REQUEST, f"an image has to be base64: {error}; no URL is fetched") from error
+        raise ServiceError(Code.BAD_REQUEST, f"an image must be base64: {error}; no URL is fetched") from error
     if not image:
         raise ServiceError(Code.BAD_REQUEST, "the image is empty")
     return image
@@ -151,7 +151,7 @@ def ready(request: Request) -> dict[str, Any]:
 def routes_of(dialects: Collection[str]) -> list[ModuleType]:
     """Return the modules of the routes of ``dialects``.
 
-    Raises UserError if two of them answer the same path.
+    Raises UserError if two of them have the same path.
     """
     modules = [import_module(f"service.http.routes.{name}") for name in dict.fromkeys(dialects)]
     owners: dict[tuple[str, str], str] = {}
@@ -161,7 +161,7 @@ def routes_of(dialects: Collection[str]) -> list[ModuleType]:
                 other = owners.setdefault((method, route.path), name)
                 if other != name:
                     raise UserError(
-                        f"the dialects {other} and {name} both answer {method} {route.path}: set another path by "
+                        f"the dialects {other} and {name} both serve {method} {route.path}: set another path by "
                         "AIP_PREDICT_ROUTE and AIP_HEALTH_ROUTE, or leave one out"
                     )
     return modules

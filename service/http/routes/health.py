@@ -20,7 +20,7 @@ class Ready(BaseModel):
 
 @router.get("/live", summary="Liveness probe", responses={503: {"model": Live, "description": "restart this process"}})
 async def live(container: ContainerHere, response: Response) -> Live:
-    """Return whether the process works. If not, restart it."""
+    """Return whether the process is live. If not, restart it."""
     reasons = container.health.not_live()
     response.status_code = 503 if reasons else 200
     return Live(live=not reasons, reasons=reasons)
@@ -30,7 +30,7 @@ async def live(container: ContainerHere, response: Response) -> Live:
     "/ready", summary="Readiness probe", responses={503: {"model": Ready, "description": "send requests elsewhere"}}
 )
 async def ready(container: ContainerHere, response: Response) -> Ready:
-    """Return whether to send requests here: a model is loaded, its engine runs, and the process is not draining."""
+    """Return whether the process is ready: a model is loaded, its engine runs, and the process is not draining."""
     reasons = container.health.not_ready()
     response.status_code = 503 if reasons else 200
     return Ready(ready=not reasons, reasons=reasons)

@@ -24,7 +24,7 @@ class Parameters(ComputeParameters):
 
     top_k: int = Field(default=5, ge=1, le=1000)
     function_to_apply: Literal["softmax", "sigmoid", "none"] = Field(
-        default="softmax", description="what turns logits into scores"
+        default="softmax", description="function that maps logits to scores"
     )
 
 
@@ -48,7 +48,7 @@ class Score(BaseModel):
 )
 @router.post("/predict", include_in_schema=False)
 async def classify(request: Request) -> JSONResponse:
-    """Return the most probable labels of an image, sent as the body itself or as base64 in JSON."""
+    """Return the most probable labels of an image, sent as the body or as base64 in JSON."""
     images, [result], labels, headers = await dialects.run(request, read)
     assert isinstance(images.parameters, Parameters)
     return JSONResponse(scores_by_label(result, labels, images.parameters), headers=headers)
@@ -62,7 +62,7 @@ async def health(request: Request) -> dict[str, Any]:
 def read(kind: str, body: bytes) -> Images:
     """Return the image of a body.
 
-    Clients send raw bytes with any content type or none, and JSON where the request has parameters.
+    Clients send raw bytes with any content type or none. They send JSON if the request has parameters.
     """
     if kind == JSON:
         asked = dialects.read_json(body, ImageClassificationRequest)
@@ -87,5 +87,5 @@ def scores_of(result: ImageResult, function: str) -> NDArray[np.float32]:
         return result.probabilities
     if function == "none":
         return result.logits
-    # The sigmoid by tanh, which can't overflow.
+    # This computes the sigmoid by tanh, which can't overflow.
     return ((1 + np.tanh(result.logits / 2)) / 2).astype(np.float32)

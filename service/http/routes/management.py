@@ -32,18 +32,20 @@ class IndexEntry(BaseModel):
 
 
 class IndexRequest(NullIsAbsent):
-    ready: bool = Field(default=False, description="only what is served")
+    ready: bool = Field(default=False, description="only served versions")
 
 
 class ChangeParameters(NullIsAbsent):
     model_config = ConfigDict(extra="forbid")
 
     version: int | None = Field(default=None, ge=0, description="default: the newest, or on unload every one")
-    unload_dependents: bool = Field(default=False, description="Triton's client sends it; nothing depends on a model")
+    unload_dependents: bool = Field(
+        default=False, description="Triton's client sends it; it is the same for every model"
+    )
 
 
 class ChangeRequest(NullIsAbsent):
-    """Forbids unknown members: an unload whose version is misspelt would unload every version."""
+    """Forbids unknown members. Otherwise an unload with a misspelt version would unload every version."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,9 +67,9 @@ async def index(request: Request, container: ContainerHere) -> list[IndexEntry]:
 
 @router.post("/models/{model}/load", summary="Load a model", responses=ERRORS, openapi_extra=taking(ChangeRequest))
 async def load(request: Request, container: ContainerHere, model: str) -> None:
-    """Load a model's newest version in place of the older one, or one version by number beside the others.
+    """Load a model's newest version in place of the older one, or load one version by number beside the others.
 
-    Responds when it is loaded. If loading fails, nothing changes and the error says why.
+    The response is sent when it is loaded. If loading fails, nothing changes and the error says why.
     """
     await change(container.repository.load(model, (await read_message(request, ChangeRequest)).parameters.version))
 
@@ -79,7 +81,7 @@ async def unload(request: Request, container: ContainerHere, model: str) -> None
 
 
 async def read_message(request: Request, model: type[Content]) -> Content:
-    """Return the body, which may be missing. Triton's client sends JSON without the content type FastAPI needs."""
+    """Read the body, which may be missing. Triton's client sends JSON without the content type that FastAPI needs."""
     body = await read_instruction(request)
     try:
         return model.model_validate_json(body or b"{}")

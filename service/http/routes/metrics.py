@@ -13,7 +13,7 @@ router = APIRouter(tags=["metrics"])
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
 async def metrics(request: Request, container: ContainerHere) -> Response:
-    """Return the metrics. OpenMetrics, if accepted, has request ids as exemplars of the durations."""
+    """Return the metrics. In OpenMetrics, the durations have request ids as exemplars."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
     # Writing thousands of series would block the event loop.
     text = await asyncio.to_thread(encode, container.metrics.registry)

@@ -26,21 +26,25 @@ class ServedVersion(ModelIdentity):
     labels: list[str]
     input: tuple[int, int, int] = Field(description="channels, height, width")
     execute_threshold: float | tuple[float, ...] = Field(
-        description="of a cascade: the execute thresholds of its stages, then its margins"
+        description="for a cascade: the execute thresholds of its stages, then its margins"
     )
-    mode: str = Field(description="of the last batch; branch: skipped blocks were not run, mask: they were masked away")
+    mode: str = Field(
+        description="of the last batch; branch: skipped blocks not computed, mask: computed and discarded"
+    )
     blocks: int
     dense_macs: int
-    accuracy: float | None = Field(None, description="top-1 where it was evaluated, in 0..1")
-    budgets: list[Budget] = Field(description="the accuracy-compute curve: what compute_budget buys, by rising MACs")
+    accuracy: float | None = Field(None, description="top-1 accuracy, 0..1, if it was evaluated")
+    budgets: list[Budget] = Field(
+        description="the accuracy-compute curve, from which compute_budget chooses, by rising MACs"
+    )
 
 
 class RepositoryEntry(BaseModel):
     name: str
     version: int
     state: State
-    reason: str = Field("", description="why it is not served, or why a newer load of it failed")
-    default: bool = Field(description="whether requests that name no model get it")
+    reason: str = Field("", description="why it is not served, or why a later load of it failed")
+    default: bool = Field(description="whether it is the default model of requests")
     served: ServedVersion | None = None
 
 

@@ -1,4 +1,4 @@
-"""GET /ping and POST /invocations, which Amazon SageMaker calls in a container.
+"""GET /ping and POST /invocations, which Amazon SageMaker requests from a container.
 
 Requests and responses have the shape of AWS's Hugging Face containers (`service/http/routes/huggingface.py`).
 """

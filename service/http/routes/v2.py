@@ -29,7 +29,7 @@ PLAIN = "@image"
 model has `image` and `probabilities` only."""
 
 SMALL_ANSWER = 1000
-"""Values, images times classes. Smaller responses are written in less time than a thread takes to start."""
+"""Images times classes. A smaller response is written faster than a thread starts."""
 
 
 class ServerMetadata(BaseModel):
@@ -109,7 +109,7 @@ async def model_metadata(container: ContainerHere, model: str, version: str | No
 @router.get("/models/{model}/config", summary="Model configuration", responses=failing(404, 503))
 @router.get("/models/{model}/versions/{version}/config", summary="Version configuration", responses=failing(404, 503))
 async def model_config(container: ContainerHere, model: str, version: str | None = None) -> dict[str, Any]:
-    """Return Triton's model configuration, with what a client needs to prepare its input."""
+    """Return Triton's model configuration, with the preprocessing of the input."""
     loaded = find(container, model, version)
     inputs, outputs = tensors(loaded, model.endswith(PLAIN))
     return {
@@ -164,10 +164,9 @@ async def infer(
 ) -> Response:
     """Classify the images of one tensor: `image` FP32 [-1, 3, H, W], or `bytes` BYTES [-1] of encoded images.
 
-    Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`, and of a cascade `stages` (how many ran
-    for the image); by default all of them.
-    Parameters: `execute_threshold`, `compute_budget`, `min_margin` (of a cascade), `timeout` (microseconds),
-    `binary_data_output`.
+    Outputs: `logits`, `probabilities`, `executed` (blocks 1 to B-1), `macs`, and for a cascade `stages` (how many ran
+    for the image); by default all of them. Parameters: `execute_threshold`, `compute_budget`, `min_margin` (for a
+    cascade), `timeout` (microseconds), `binary_data_output`.
     """
     container, context = container_of(request), context_of(request)
     container.inference_keys.check(request.headers)

@@ -85,6 +85,6 @@ async def health(request: Request) -> dict[str, Any]:
 
 
 def read(_: str, body: bytes) -> Images:
-    """Return the images of a body, which is JSON whatever its content type says."""
+    """Return the images of a body, which is JSON with any content type."""
     asked = dialects.read_json(body, PredictRequest)
     return Images([dialects.from_base64(each.b64) for each in asked.instances], asked.parameters)

@@ -46,17 +46,19 @@ def test_outputs_equal_those_of_the_stages_run_separately(
     half = np.full(len(images), 0.5, np.float32)
     first, last = (load_engine(stage, engine_name, "cpu", 1).run(images, half) for stage in cascade.stages)
     shares = [probabilities(first.logits, 1.3), probabilities(last.logits, 0.8)]
-    goes_on = confidence(shares[0]) < np.float32(cascade.thresholds[2])
-    expected = np.where(goes_on[:, None], (shares[0] + shares[1]) / 2, shares[0])
-    assert 0 < goes_on.sum() < len(images)
-    assert routed.stages[1].images.tolist() == np.flatnonzero(goes_on).tolist()
+    escalates = confidence(shares[0]) < np.float32(cascade.thresholds[2])
+    expected = np.where(escalates[:, None], (shares[0] + shares[1]) / 2, shares[0])
+    assert 0 < escalates.sum() < len(images)
+    assert routed.stages[1].images.tolist() == np.flatnonzero(escalates).tolist()
     np.testing.assert_allclose(probabilities(routed.logits, 1), expected, atol=2e-6)
     gates = len(cascade.stages[0].macs.blocks) - 1
     assert (routed.executed[:, :gates] == first.executed).all()
-    assert (routed.executed[:, gates:] == goes_on[:, None]).all(), "the dense stage runs all blocks of what reaches it"
+    assert (routed.executed[:, gates:] == escalates[:, None]).all(), (
+        "the dense stage runs all blocks of what reaches it"
+    )
     costs = executed_macs(cascade, routed)
     assert (costs[0] == cascade.stages[0].macs.executed(first.executed, routed.stages[0].routed.mode)).all()
-    assert (costs[1] == np.where(goes_on, cascade.stages[1].macs.dense, 0)).all()
+    assert (costs[1] == np.where(escalates, cascade.stages[1].macs.dense, 0)).all()
 
 
 def test_an_output_does_not_depend_on_its_batch(

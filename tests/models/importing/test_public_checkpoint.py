@@ -197,7 +197,7 @@ def test_command_says_what_to_do_next(tmp_path: Path, trained: SkipNet, capsys: 
     main(["import", str(tmp_path / "weights.pth"), "--arch", "cifar10_rnn_gate_38", "--output", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "cifar10_rnn_gate_38, 4 classes" in said
-    assert f"put the names of the classes into `labels` in {tmp_path / 'out' / 'config.json'}" in said
+    assert f"write the names of the classes into `labels` in {tmp_path / 'out' / 'config.json'}" in said
     assert f"skipnet evaluate {tmp_path / 'out'} --dataset cifar10 --data FOLDER --write" in said
 
 

@@ -98,21 +98,21 @@ def test_predictions_macs_and_metrics_are_those_of_the_stages(server: Running) -
         for seed in range(IMAGES)
     ]
     sure = [float(confidence(one)[0]) for one, _ in shares]
-    # Half of the images go on, whatever the random weights are.
+    # Half of the images are escalated, whatever the random weights are.
     margin = float(np.sort(sure)[IMAGES // 2 - 1 : IMAGES // 2 + 1].mean())
     found = [classify(server, seed, f"model={CASCADE}&min_margin={margin}") for seed in range(IMAGES)]
     for seed, answer in enumerate(found):
-        goes_on = sure[seed] < margin
+        escalates = sure[seed] < margin
         routing, stages = answer["routing"], answer["routing"]["stages"]
-        assert routing["escalated"] is goes_on
-        assert [stage["model"] for stage in stages] == ([FIRST, LAST] if goes_on else [FIRST])
+        assert routing["escalated"] is escalates
+        assert [stage["model"] for stage in stages] == ([FIRST, LAST] if escalates else [FIRST])
         assert stages[0]["margin"] == pytest.approx(sure[seed], abs=1e-5)
         alone = [first[seed]["routing"], last[seed]["routing"]][: len(stages)]
         for key in ("macs", "executed", "skipped", "blocks", "layers_skipped"):
             assert routing[key] == sum(each[key] for each in alone), key
         assert [stage["macs"] for stage in stages] == [each["macs"] for each in alone]
         assert routing["dense_macs"] == last[seed]["routing"]["dense_macs"]
-        expected = (shares[seed][0] + shares[seed][1])[0] / 2 if goes_on else shares[seed][0][0]
+        expected = (shares[seed][0] + shares[seed][1])[0] / 2 if escalates else shares[seed][0][0]
         best = answer["predictions"][0]
         assert best["index"] == int(expected.argmax())
         assert best["probability"] == pytest.approx(float(expected.max()), abs=1e-4)

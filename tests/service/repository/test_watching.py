@@ -142,8 +142,8 @@ def test_folders_with_names_that_are_not_accepted_are_ignored_and_logged_once_wi
         "new model": "a model's name has letters",
         f"{NAME}/v14": "a version is a whole number",
         f"{NAME}/013": "a version is a whole number without leading zeros",
-        "flat/config.json": "belong into a folder of its version",
-        "flat/model.safetensors": "belong into a folder of its version",
+        "flat/config.json": "belong in a folder of its version",
+        "flat/model.safetensors": "belong in a folder of its version",
     }
     assert len(lines) == len(expected)
     for path, reason in expected.items():

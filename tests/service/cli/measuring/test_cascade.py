@@ -81,7 +81,7 @@ def test_evaluate_measures_a_cascade_again(
     (folder / "config.json").write_text(json.dumps(config))
     data = ["--dataset", "imagefolder", "--data", str(photos)]
     main(["evaluate", str(folder), *data, "--engine", "torch", "--device", "cpu", "--write"])
-    assert "of the images go on" in capsys.readouterr().out
+    assert "of the images escalated" in capsys.readouterr().out
     assert json.loads((folder / "config.json").read_text())["evaluation"] == figures
 
 

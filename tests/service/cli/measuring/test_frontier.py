@@ -93,4 +93,4 @@ def test_the_chart_names_every_cascade(output: Path) -> None:
 def test_a_network_is_refused(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["frontier", str(repository / FIRST / "1")])
-    assert "is no cascade" in capsys.readouterr().err
+    assert "is not a cascade" in capsys.readouterr().err

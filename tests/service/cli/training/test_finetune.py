@@ -131,7 +131,7 @@ def test_resume_of_a_finished_run_says_that_nothing_is_left(
 ) -> None:
     main(arguments(pretrained, "--publish-anyway", "--resume"))
     said = capsys.readouterr().out
-    assert "nothing is left to train" in said and "published before: repository/my_photos/1" in said
+    assert "nothing to train" in said and "published before: repository/my_photos/1" in said
     assert re.search(r"dense  accuracy .*% \(95 % confidence: .* M MACs, .* ms an image", said)
     assert "Routing paid" in said or "Routing did not pay" in said
     with pytest.raises(SystemExit):

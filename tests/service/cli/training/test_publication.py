@@ -35,7 +35,7 @@ def test_a_fixed_route_that_is_as_good_is_warned_of(
     options = JobOptions(arch=NAME, dataset="imagefolder", data=tmp_path / "photos", device="cpu")
     warn_of_routing(tmp_path / "trained", options)
     said = capsys.readouterr().out
-    assert ("warning: on 8 validation images routing by image is worth nothing." in said) == gated
+    assert ("warning: on 8 validation images routing by image gains nothing." in said) == gated
     assert ("9 gated blocks for every image" in said) == gated
 
 

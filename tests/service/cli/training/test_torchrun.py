@@ -98,7 +98,7 @@ def test_a_run_on_two_hosts_survives_a_killed_process(
     said = [run.communicate(timeout=120)[0] for run in runs]
     assert all(run.returncode for run in runs)
     assert "skipnet: another process of the run has ended" in said[0]
-    assert "resume from the state saved last with: torchrun --nproc-per-node 1 --no-python skipnet train" in said[0]
+    assert "resume from the last saved state with: torchrun --nproc-per-node 1 --no-python skipnet train" in said[0]
     assert not (tmp_path / "models").exists() and not outputs[1].exists()
 
     run = start(ONE_HOST, [*options, *repository, "--resume"], outputs[0])

@@ -213,5 +213,5 @@ def test_ports_that_platforms_prescribe(monkeypatch: pytest.MonkeyPatch) -> None
     assert Settings().port == 8181
     assert remote_url(Settings().model_repository) == "gs://bucket/models"
     monkeypatch.setenv("AIP_HTTP_PORT", "x")
-    with pytest.raises(ValidationError, match="AIP_HTTP_PORT has to be a port, not 'x'"):
+    with pytest.raises(ValidationError, match="AIP_HTTP_PORT must be a port, not 'x'"):
         Settings()
