@@ -9,7 +9,7 @@ from models.own_gates import own_kinds
 
 CIFAR_BLOCKS = {38: 6, 74: 12, 110: 18, 152: 25}
 STATIC_CIFAR_BLOCKS = {14: 2, 20: 3, 26: 4, 32: 5}
-"""Depths that exist as plain ResNets only: static networks that cost as much as a deeper routed one."""
+"""Depths that exist only as plain ResNets: static networks with the cost of a deeper routed network."""
 SUBNETWORK = re.compile(r"(cifar10|cifar100|svhn)_resnet_([1-9]\d?)-([1-9]\d?)-([1-9]\d?)")
 """The name of a plain ResNet by its number of blocks in each group, for instance ``cifar10_resnet_2-3-4``."""
 IMAGENET_BLOCKS = {
@@ -43,7 +43,7 @@ class Architecture:
     gates: GateKind | None
 
     def build(self, classes: int | None = None) -> SkipNet:
-        """Return a newly initialised network. ``classes`` replaces the data set's own number of classes."""
+        """Return a network with random weights. ``classes`` replaces the data set's number of classes."""
         return SkipNet(
             stem=self.stem,
             block=BLOCKS[self.block],
@@ -54,7 +54,10 @@ class Architecture:
 
     @property
     def backbone(self) -> tuple[Stem, str, tuple[int, ...]]:
-        """Architectures with equal backbones have interchangeable weights, except for gates and classes."""
+        """The backbone.
+
+        Architectures with equal backbones have interchangeable weights, except for gates and classes.
+        """
         return self.stem, self.block, self.blocks
 
     def grows_into(self, other: "Architecture") -> bool:
@@ -115,11 +118,11 @@ def catalogue() -> dict[str, Architecture]:
 
 
 def find_architecture(name: str) -> Architecture:
-    """Return the architecture ``name``, also by one of the public code's three misspelt names.
+    """Return the architecture ``name``. The public code's three misspelt names are also known.
 
     A plain ResNet may be named by its blocks: `SUBNETWORK`.
 
-    Raises UnknownArchitecture, which lists the known names.
+    Raises UnknownArchitecture with a list of the known names.
     """
     found = catalogue().get(PUBLIC_MISSPELLINGS.get(name, name))
     if match := SUBNETWORK.fullmatch(name):

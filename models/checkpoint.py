@@ -26,11 +26,11 @@ from models.preprocessing import InputSpec
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CASCADE: Literal["cascade"] = "cascade"
-"""The ``kind`` in the config.json of a cascade (`models.cascade`), which has no weights of its own."""
+"""The ``kind`` in the config.json of a cascade (`models.cascade`), which has no weights."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint can't be read or written; the message says what to do."""
+    """A checkpoint can't be read or written. The message says what to do."""
 
 
 Label = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
@@ -51,10 +51,10 @@ class CalibrationPoint(Strict):
 
 
 class FixedRoute(Strict):
-    """The same weights along one route for every image: ``blocks`` gated blocks run, at ``macs`` MACs without gates.
+    """The same weights along one route for every image: ``blocks`` gated blocks with ``macs`` MACs, without gates.
 
-    ``gain`` is the accuracy of routing by image less that of the route, ``gain_error`` the standard error of the paired
-    difference. Accuracies are in 0..1.
+    ``gain`` is the accuracy of routing by image less that of the route. ``gain_error`` is the standard error of this
+    paired difference. Accuracies are in 0..1.
     """
 
     blocks: int
@@ -65,7 +65,7 @@ class FixedRoute(Strict):
 
 
 class Evaluation(Strict):
-    """What `skipnet evaluate` measured. Shares and accuracies are in 0..1, MACs are means of an image."""
+    """The figures of `skipnet evaluate`. Shares and accuracies are in 0..1. MACs are means over the images."""
 
     dataset: str
     split: str
@@ -83,11 +83,11 @@ class Evaluation(Strict):
 
 
 class Quantization(Strict):
-    """What `skipnet quantize` measured, for an engine that computes the blocks in 16-bit integers.
+    """The figures of `skipnet quantize`, for an engine that computes the blocks in 16-bit integers.
 
     ``activation_limits`` has a list for each block: the largest magnitudes of the inputs of its residual convolutions.
     They are the scales of the integers, measured on ``calibration_images``. The other figures compare the quantised
-    network with float32 on ``images`` other validation images; shares and accuracies are in 0..1.
+    network with float32 on ``images`` other validation images. Shares and accuracies are in 0..1.
     """
 
     activation_limits: list[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]]
@@ -116,7 +116,7 @@ class Config(Strict):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network and its config; ``network`` is float32 on the CPU, in evaluation mode."""
+    """A network and its config. ``network`` is float32 on the CPU, in evaluation mode."""
 
     folder: Path
     config: Config
@@ -128,7 +128,7 @@ class Checkpoint:
 
     @property
     def version(self) -> int:
-        """The folder's number; 0 for a checkpoint outside of a repository."""
+        """The number of the folder, or 0 for a checkpoint outside of a repository."""
         return int(self.folder.name) if self.folder.name.isdecimal() else 0
 
     @cached_property
@@ -137,7 +137,7 @@ class Checkpoint:
 
 
 def code_version() -> str:
-    """Return the version of this code, as every checkpoint records it."""
+    """Return the version of this code, which every checkpoint records."""
     return f"skipnet-serve {metadata.version('skipnet-serve')}"
 
 
@@ -194,7 +194,7 @@ def without_batch_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_cascade(folder: Path) -> bool:
-    """Return whether a version's folder holds a cascade; what can't be read is none."""
+    """Return whether a version's folder has a readable config of a cascade."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
@@ -219,10 +219,10 @@ def read_config(folder: Path) -> Config:
                 f"convert it: skipnet import {folder / pickles[0]} --arch NAME --output {folder}"
             )
         if is_cascade(folder):
-            raise CheckpointError(f"{folder} is a cascade, which has no network of its own: name one of its stages")
+            raise CheckpointError(f"{folder} is a cascade, which has several networks: name one of its stages")
         there = version_numbers(folder)
         remedy = choose_among(there) if there else f"it should hold {WEIGHTS} and {CONFIG}"
-        raise CheckpointError(f"{folder} is no checkpoint: {remedy}")
+        raise CheckpointError(f"{folder} is not a checkpoint: {remedy}")
     try:
         return Config.model_validate_json((folder / CONFIG).read_bytes().removeprefix(codecs.BOM_UTF8))
     except (OSError, ValidationError) as error:
@@ -230,23 +230,23 @@ def read_config(folder: Path) -> Config:
 
 
 def write_checkpoint(folder: Path, network: SkipNet, config: Config, half: bool = False) -> None:
-    """Write a checkpoint folder, ``config.json`` last; no file is ever half written.
+    """Write a checkpoint folder, ``config.json`` last. Files appear complete or not at all.
 
-    ``half`` stores matrices as float16; vectors stay float32.
+    With ``half``, matrices are stored as float16. Vectors stay float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         key: (value.half() if half and value.ndim > 1 else value).detach().cpu().contiguous()
         for key, value in without_batch_counts(network.state_dict()).items()
     }
-    # save_file would create a file that only its owner may read; trainer and service may be two users.
+    # save_file would create a file that only its owner may read. Trainer and service may be different users.
     with whole_file(folder / WEIGHTS) as file:
         file.write(save(state))
     write_config(folder, config)
 
 
 def is_half(folder: Path) -> bool:
-    """Whether a checkpoint stores its matrices as float16."""
+    """Return whether a checkpoint stores its matrices as float16."""
     return any(value.dtype == torch.float16 for value in load_file(folder / WEIGHTS).values())
 
 
@@ -266,8 +266,8 @@ def choose_among(numbers: list[int]) -> str:
 
 
 def is_version(folder: Path) -> bool:
-    """Whether a folder's name is a version number without leading zeros."""
+    """Return whether a folder's name is a version number without leading zeros."""
     try:
         return folder.name.isdecimal() and folder.name == str(int(folder.name)) and folder.is_dir()
-    except OSError:  # The folder exists but can't be read; loading it reports the error.
+    except OSError:  # The folder exists but can't be read. Loading it reports the error.
         return True

@@ -19,7 +19,7 @@ class UserError(Exception):
 def install_command(extra: str) -> str:
     """Return the shell command that installs an extra for this Python.
 
-    In a checkout it installs from the checkout, since the package index may not have the distribution.
+    In a checkout it installs from the checkout, because the package index may not have the distribution.
     """
     root = Path(__file__).resolve().parents[1]
     checkout = (root / "pyproject.toml").is_file()
@@ -29,7 +29,7 @@ def install_command(extra: str) -> str:
 
 @contextmanager
 def needs_extra(extra: str, purpose: str) -> Iterator[None]:
-    """Import the packages of an extra in this context.
+    """Import the packages of an extra inside the `with` statement.
 
     Raises UserError with the install command if one is missing.
     """

@@ -21,9 +21,9 @@ RNN_WIDTH = 10
 def average(x: Tensor) -> Tensor:
     """Return the mean [N, C] of feature maps [N, C, H, W] over height and width.
 
-    In channels_last, height is averaged first, so that the gradient is written in runs of W * C numbers instead of C.
-    It uses sums, because ``mean`` copies bfloat16 maps to float32 first. Each sum is divided immediately, because
-    float16 sums would overflow.
+    In channels_last, height is averaged first. The gradient is then written in contiguous parts of W * C numbers
+    instead of C. Sums are used, because ``mean`` copies bfloat16 maps to float32 first. Each sum is divided at once,
+    because float16 sums would overflow.
     """
     _, channels, height, width = x.shape
     if not x.is_contiguous(memory_format=torch.channels_last):
@@ -35,7 +35,7 @@ def average(x: Tensor) -> Tensor:
 class RecurrentController(nn.Module):
     """The part of the RNN gate that all blocks share: one LSTM(10, 10) and its projection to a logit.
 
-    The state is zero at the first gate. It passes from gate to gate, whether blocks are executed or skipped.
+    The state is zero at the first gate. It passes from gate to gate, also across skipped blocks.
     """
 
     def __init__(self) -> None:
@@ -109,6 +109,6 @@ class Limits:
 
     @property
     def logits(self) -> Tensor:
-        """The same limits [N], float32, for gate logits. Comparing logits saves a sigmoid at every gate."""
+        """The same limits [N], float32, for gate logits. A comparison of logits saves a sigmoid at every gate."""
         limits: Tensor = torch.special.logit(self.probabilities.double().clamp(0, 1))
         return limits.float()

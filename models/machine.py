@@ -13,10 +13,10 @@ from pathlib import Path
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """Return the number of CPUs in the affinity mask, limited by the cgroup's CPU quota.
+    """Count the CPUs in the affinity mask, limited by the cgroup's CPU quota.
 
-    The result is at least 1, and a quota of 1.5 CPUs counts as 2. A number in ``PYTHON_CPU_COUNT`` is returned instead,
-    as Python 3.13 does. Tests set ``root``, the root of the file system.
+    The result is at least 1, and a quota of 1.5 CPUs counts as 2. A number in ``PYTHON_CPU_COUNT`` replaces the count,
+    as in Python 3.13. Tests set ``root``, the root of the file system.
     """
     if (override := os.environ.get("PYTHON_CPU_COUNT", "")).isdecimal():
         return max(1, int(override))

@@ -18,8 +18,9 @@ Mode = Literal["branch", "mask"]
 class MacCounts:
     """The MACs of one image by part, counting convolutions, linear layers and LSTM cells.
 
-    ``blocks`` [B] are the residual branches, which skipping saves. ``projections`` [B] are the shortcuts, which always
-    run (0 for the identity). ``gates`` [B-1] include the recurrent controller; it is empty in a plain ResNet.
+    ``blocks`` [B] are the residual branches, which a skipped block does not compute. ``projections`` [B] are the
+    shortcuts, which always run (0 for the identity). ``gates`` [B-1] include the recurrent controller; it is empty in a
+    plain ResNet.
     """
 
     stem: int
@@ -58,7 +59,7 @@ def count_macs(network: SkipNet, height: int, width: int) -> MacCounts:
             counts[module] = module.other_macs(inputs[0])
             return
         result = output if isinstance(output, Tensor) else output[0]
-        # The controller is one module that runs at every gate. The cost of one call is kept, not the sum.
+        # The controller is one module that runs at every gate. The cost of one call is recorded, not the sum.
         counts[module] = module_macs(module, result)
 
     handles = [

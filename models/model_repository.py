@@ -1,4 +1,4 @@
-"""Find and publish models in a repository on disk, whose checkpoint folders are <model>/<version>."""
+"""Find and publish models in a repository on disk, with checkpoint folders <model>/<version>."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ def model_names(repository: Path) -> set[str]:
 
 
 def models(repository: Path) -> list[str]:
-    """Return the models of a repository; the first is the default.
+    """Return the models of a repository. The first is the default.
 
     They are sorted by name, numbers by value (cifar10 before cifar100). Models without gates come last.
     """
@@ -44,7 +44,7 @@ def name_order(name: str) -> list[tuple[int, str]]:
 
 
 def is_plain(repository: Path, name: str) -> bool:
-    """Whether a model's newest version can be read and is a network without gates."""
+    """Return whether a model's newest version can be read and is a network without gates."""
     try:
         newest = read_config(repository / name / str(max(versions(repository, name))))
         return find_architecture(newest.architecture).gates is None
@@ -53,7 +53,7 @@ def is_plain(repository: Path, name: str) -> bool:
 
 
 def find_version(repository: Path, model: str | None, version: int | None) -> Path:
-    """Return the folder of a model's version; defaults to the newest version of the first of `models`.
+    """Return the folder of a model's version, by default the newest version of the first of `models`.
 
     Raises CheckpointError if there is no such version.
     """
@@ -70,9 +70,9 @@ def find_version(repository: Path, model: str | None, version: int | None) -> Pa
 
 
 def require_labels(repository: Path, name: str, labels: list[str]) -> None:
-    """Raise CheckpointError if the model's newest readable version has other labels.
+    """Raise CheckpointError if the labels of the model's newest readable version differ.
 
-    Its clients would get labels that they don't know. Raises CheckpointError for an invalid name too.
+    Its clients would get unknown labels. Raises CheckpointError also for an invalid name.
     """
     for version in reversed(versions(repository, name)):
         folder = repository / name / str(version)
@@ -86,9 +86,9 @@ def require_labels(repository: Path, name: str, labels: list[str]) -> None:
 
 
 def publish(folder: Path, repository: Path, name: str) -> Path:
-    """Copy a checkpoint into a repository as the model's next version, which appears by one rename.
+    """Copy a checkpoint into a repository as the model's next version. It appears by one rename.
 
-    Raises CheckpointError for a folder without a checkpoint, and as `require_labels`.
+    Raises CheckpointError for a folder without a checkpoint, and as `require_labels` does.
     """
     require_labels(repository, name, read_config(folder).labels)
     number = max(versions(repository, name), default=0) + 1

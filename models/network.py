@@ -16,9 +16,9 @@ GateKind = str
 """The name of a kind of gate: "rnn", "feedforward_1", "feedforward_2", or a registered one (`models.own_gates`)."""
 Stem = Literal["cifar", "imagenet"]
 Decide = Callable[[int, Tensor], Tensor]
-"""Map a gate's index and logits [N] to decisions [N]: 1 executes, 0 skips. Decisions may carry a gradient."""
+"""Maps a gate's index and logits [N] to decisions [N]: 1 executes, 0 skips. Decisions may have a gradient."""
 RunBlock = Callable[[Block, Tensor, Tensor], Tensor]
-"""Map a block, its input [N, C, H, W] and decisions [N] to the block's output, as `run_masked` does."""
+"""Maps a block, its input [N, C, H, W] and decisions [N] to the block's output, as `run_masked` does."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SkipNet(nn.Module):
 
     Gate ``i`` reads the output of block ``i`` and decides on block ``i + 1``. ``gates`` is None for a plain ResNet.
     ``forward`` is the masked form: it computes every block and selects the block's output or its shortcut by the
-    decision. Every engine must agree with it.
+    decision. Every engine must have the same output.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SkipNet(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Switch to evaluation mode, then restore the mode of each module (batch norm may be frozen by itself)."""
+        """Switch to evaluation mode, then restore the mode of each module. Batch norm alone may be frozen."""
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
@@ -114,8 +114,8 @@ class SkipNet(nn.Module):
         """Return class logits [N, classes] and the routing of normalised images [N, 3, H, W].
 
         ``decide`` turns gate logits into decisions. By default a probability above 0.5 executes the block. ``run``
-        computes a block's output for these decisions, by default masked. With ``detach_gates`` the gates send no
-        gradient into the backbone.
+        computes a block's output for these decisions, by default masked. With ``detach_gates``, the backbone gets no
+        gradient from the gates.
         """
         decide, run = decide or above_half, run or run_masked
         x = self.blocks[0](self.stem(images))

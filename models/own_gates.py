@@ -1,4 +1,4 @@
-"""Gates of the user's own: what a kind of gate must define, how it is registered, and the files that register kinds.
+"""Gates of users: the interface of a kind of gate, its registration, and the files that register kinds.
 
 The environment variable SKIPNET_GATES names Python files, separated as in PATH. Each registers kinds with `register`:
 see docs/own-gate.md.
@@ -21,17 +21,17 @@ from models.errors import UserError
 
 VARIABLE = "SKIPNET_GATES"
 CERTAIN = 20.0
-"""A logit beyond every threshold that is used."""
+"""A logit that exceeds every used threshold."""
 TAKEN = ("rnn", "feedforward_1", "feedforward_2", "resnet", "feedforward")
 KIND = re.compile(r"[a-z][a-z0-9]*")
 
 
 class OwnGate(nn.Module):
-    """A gate for one block, made of ``layers``. It keeps no state from gate to gate.
+    """A gate for one block that consists of ``layers``. It has no state between gates.
 
     A subclass takes the number of channels of the feature map, and passes layers that map it [N, C, H, W] to one logit
     [N, 1]. The last layer is linear. Parameters, forward, MACs, folding, initial bias and forcing follow from the
-    layers. A gate that is no sequence of layers overrides the methods below.
+    layers. A gate that is not a sequence of layers overrides the methods below.
     """
 
     def __init__(self, *layers: nn.Module) -> None:
@@ -42,7 +42,7 @@ class OwnGate(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        """The layer whose output is the logit. Training sets its bias, and scales it."""
+        """The layer whose output is the logit. Training sets its bias and scales it."""
         head = self.layers[-1]
         assert isinstance(head, nn.Linear)
         return head
@@ -53,14 +53,14 @@ class OwnGate(nn.Module):
         return logit.squeeze(1)
 
     def other_macs(self, x: Tensor) -> int:
-        """Return the MACs for a map ``x`` [1, C, H, W] of what is neither a convolution nor a linear layer."""
+        """Return the MACs for a map ``x`` [1, C, H, W] of parts that are neither convolutions nor linear layers."""
         del x
         return 0
 
     def folded(self) -> nn.Module:
-        """Return what the fast engines run: a module that maps [N, C, H, W] to [N, 1].
+        """Return the module for the fast engines, which maps [N, C, H, W] to [N, 1].
 
-        By default that is the layers, with each batch norm folded into the convolution before it. The onnxruntime
+        By default these are the layers, with each batch norm folded into the convolution before it. The onnxruntime
         engine needs an ``nn.Sequential`` of layers that it knows (`models.engines.onnx.layers`).
         """
         layers: list[nn.Module] = []
@@ -73,20 +73,20 @@ class OwnGate(nn.Module):
 
     @torch.no_grad()
     def force(self, execute: bool) -> None:
-        """Make the gate compute as usual and then always decide ``execute``, for benchmarks."""
+        """Make the gate compute as usual and always return the decision ``execute``, for benchmarks."""
         self.head.weight.zero_()
         self.head.bias.fill_(CERTAIN if execute else -CERTAIN)
 
 
 KINDS: dict[str, Callable[[int], OwnGate]] = {}
-"""The registered kinds, by name: each makes the gate for a number of channels."""
+"""The registered kinds by name. Each makes the gate for a number of channels."""
 Kind = TypeVar("Kind", bound=Callable[[int], OwnGate])
 
 
 def register(kind: str) -> Callable[[Kind], Kind]:
     """Return a decorator that registers a gate class; its architectures are ``<data>_<kind>_gate_<depth>``.
 
-    Raises UserError for a name that is taken, or that is not of lower-case letters and digits.
+    Raises UserError for a name that is in use, or that has other characters than lower-case letters and digits.
     """
     if not KIND.fullmatch(kind) or kind in TAKEN or kind in KINDS:
         raise UserError(f"{kind!r} can't name a kind of gate: choose unused lower-case letters and digits")
@@ -109,15 +109,15 @@ def load_files(paths: str) -> None:
         try:
             spec = importlib.util.spec_from_file_location(f"skipnet_gates_{Path(path).stem}", path)
             if spec is None or spec.loader is None:
-                raise ImportError("it is no Python file")
+                raise ImportError("it is not a Python file")
             spec.loader.exec_module(importlib.util.module_from_spec(spec))
-        except Exception as error:  # The file is the user's and may raise anything.
+        except Exception as error:  # The user's file may raise any exception.
             for kind in set(KINDS) - known:
                 del KINDS[kind]
             raise UserError(f"{path}, named by {VARIABLE}, can't be imported: {error}") from error
 
 
 def own_kinds() -> dict[str, Callable[[int], OwnGate]]:
-    """Return the registered kinds, with those of the files that SKIPNET_GATES names."""
+    """Return the registered kinds, including those of the files that SKIPNET_GATES names."""
     load_files(os.environ.get(VARIABLE, ""))
     return KINDS

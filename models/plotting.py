@@ -1,7 +1,7 @@
 """Draw line, bar and range charts as SVG by matplotlib (extra ``analysis``).
 
-The same data give the same bytes: the ids are hashed with a fixed salt, and the file holds no date. Text stays text, so
-that a chart takes a few kilobytes. Charts are 480 units wide, to be readable on a phone.
+The same data give the same bytes: the ids are hashed with a fixed salt, and the file has no date. Text is stored as
+text, so a chart takes a few kilobytes. Charts are 480 units wide, which is readable on a phone.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,9 +43,9 @@ NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: its label, and its ends if the data shall not set them.
+    """An axis: its label, and its ends, which the data set by default.
 
-    ``names`` are the labels at 0, 1, 2, ...; an empty name gives no tick. ``percent`` shows 0.5 as 50%.
+    ``names`` are the labels at 0, 1, 2, ... An empty name gives no tick. ``percent`` shows 0.5 as 50%.
     """
 
     label: str
@@ -57,7 +57,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """Points that are joined by a line or left apart.
+    """Points, which may be joined by a line.
 
     ``whiskers`` are the lower and upper ends of the error bars. ``right`` draws the line on the right axis.
     """
@@ -72,7 +72,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars at x = 0, 1, 2, ...; bars of the same group number have the same colour."""
+    """Bars at x = 0, 1, 2, ... Bars of the same group number have the same colour."""
 
     name: str
     heights: Sequence[float]
@@ -93,7 +93,7 @@ Mark = Line | Bars | Ranges
 
 
 def require_plotting() -> None:
-    """Raise UserError with the install command where matplotlib is missing."""
+    """Raise UserError with the install command if matplotlib is missing."""
     with needs_extra("analysis", "drawing charts"):
         import matplotlib.figure  # noqa: F401
 
@@ -110,7 +110,7 @@ def draw_chart(
 ) -> str:
     """Return a chart as an SVG document.
 
-    ``right`` is a second y axis, ``height`` is in CSS pixels without the legend, ``diagonal`` adds the line y = x.
+    ``right`` is a second y axis. ``height`` is in CSS pixels, without the legend. ``diagonal`` adds the line y = x.
     Raises UserError if matplotlib is missing.
     """
     require_plotting()
@@ -165,7 +165,7 @@ def set_axis(target: "MatplotlibAxis", axes: "Axes", axis: Axis) -> None:
 
 
 def draw_mark(axes: "Axes", mark: Mark, colour: str) -> Any:
-    """Draw a mark and return its handle for the legend."""
+    """Draw a mark, and return its handle for the legend."""
     if isinstance(mark, Line):
         return draw_line(axes, mark, colour)
     if isinstance(mark, Bars):

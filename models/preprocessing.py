@@ -1,4 +1,4 @@
-"""Turn a decoded image into the network's input, as the InputSpec in a checkpoint's config says."""
+"""Convert a decoded image to the network's input by the InputSpec in a checkpoint's config."""
 
 from typing import Annotated, Literal
 
@@ -14,7 +14,7 @@ FILTERS = {
 }
 Deviation = Annotated[float, Field(gt=0)]
 LONGEST = 16
-"""The longer side that is resized as a whole, in shorter sides."""
+"""The largest ratio of the sides of an image that is resized completely."""
 ResizeRule = Literal["exact", "torchvision", "transformers", "stretch"]
 
 
@@ -22,11 +22,11 @@ class InputSpec(BaseModel):
     """How a network's input is made from an image.
 
     The shorter side is resized to ``resize`` pixels and the centre cropped to ``height`` x ``width``. RGB values are
-    scaled to 0..1; then ``mean`` is subtracted and the result divided by ``std``.
+    scaled to 0..1. Then ``mean`` is subtracted and the result divided by ``std``.
 
     ``resize_rule`` says how fractions of a pixel are treated. "exact" keeps them: the crop's centre is the image's.
-    "torchvision" (and timm) and "transformers" cut the longer side to whole pixels. The crop's offset is then rounded
-    to the nearest even number, or down. "stretch" resizes both sides to ``resize`` pixels.
+    "torchvision" (and timm) and "transformers" round the longer side down to a number of pixels. The crop's offset is
+    then rounded to the nearest even number, or down. "stretch" resizes both sides to ``resize`` pixels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,7 +61,7 @@ def fit(image: Image.Image, spec: InputSpec) -> Image.Image:
 def resize_shorter_side(image: Image.Image, spec: InputSpec) -> Image.Image:
     """Return the image with its shorter side resized to ``spec.resize`` pixels.
 
-    Only the part that the crop will keep is resampled. Otherwise a long thin image would grow into a huge one.
+    Only the part inside the crop is resampled. Otherwise a long thin image would become huge.
     """
     width, height = image.size
     shorter = min(width, height)
@@ -74,7 +74,7 @@ def resize_shorter_side(image: Image.Image, spec: InputSpec) -> Image.Image:
 
 
 def resize_whole(image: Image.Image, spec: InputSpec) -> Image.Image:
-    """Return the centre of the image, which is resized to whole pixels first, as the other resize rules say.
+    """Return the centre of the image after resizing to a number of pixels, for the other resize rules.
 
     An image that is very long and thin is resized as by "exact", to save memory.
     """
@@ -94,7 +94,7 @@ def crop_start(excess: int, spec: InputSpec) -> int:
 
 
 def crop_centre(image: Image.Image, spec: InputSpec) -> Image.Image:
-    """Return the centre ``spec.height`` x ``spec.width`` of the image, padded with black where it is smaller."""
+    """Return the centre ``spec.height`` x ``spec.width`` of the image. If it is smaller, it is padded with black."""
     left, top = (image.width - spec.width) // 2, (image.height - spec.height) // 2
     if (left, top) == (0, 0) and image.size == (spec.width, spec.height):
         return image

@@ -1,7 +1,8 @@
 """Adversarial inputs that make a network execute more blocks.
 
 After ILFO (Haque et al., "ILFO: Adversarial Attack on Adaptive Neural Networks", CVPR 2020), which optimises an input
-so that the gates execute; here by projected gradient descent (Madry et al. 2018) within a bound on every pixel value.
+so that the gates execute. Here projected gradient descent (Madry et al. 2018) does this within a bound on every pixel
+value.
 """
 
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def attack(network: SkipNet, spec: InputSpec, pixels: Pixels, threshold: float, 
     """Return adversarial copies of images [N, H, W, 3] that execute more blocks.
 
     No value moves by more than ``bound`` of 255. The gradient is taken along the route of each image at ``threshold``.
-    Of all steps the one that executes most blocks is returned, in whole pixel values, as an image file holds them.
+    The result of the step that executes most blocks is returned, in integer pixel values as in an image file.
     """
     logit_limit, route = Limits.of(threshold).logits, decide_at(threshold)
     random = torch.Generator().manual_seed(0)

@@ -46,7 +46,7 @@ def compress_jpeg(pixels: Pixels, quality: int) -> Pixels:
 
 
 def shift(pixels: Pixels, across: int, down: int) -> Pixels:
-    """Return the images shifted by whole pixels; the edge pixels are repeated."""
+    """Return the images shifted by a number of pixels. The edge pixels are repeated."""
     _, height, width, _ = pixels.shape
     rows = np.clip(np.arange(height) - down, 0, height - 1)
     columns = np.clip(np.arange(width) - across, 0, width - 1)
@@ -65,7 +65,7 @@ def to_pixels(values: NDArray[np.float32]) -> Pixels:
 
 @dataclass(frozen=True)
 class Alteration:
-    """How images are altered, the strength that changes nothing, and the strengths to measure."""
+    """An alteration of images: its function, the strength that changes nothing, and the strengths to measure."""
 
     change: Callable[[Pixels, float], Pixels]
     neutral: float

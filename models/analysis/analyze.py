@@ -34,12 +34,14 @@ def analyze(
 ) -> Analysis:
     """Return the analysis of the ``outputs`` of an engine for ``sample``.
 
-    The first ``altered`` images are also run in altered copies, the first ``attacked`` images are attacked;
-    ``progress`` is called with the name of each step. Raises UserError for a network without gates.
+    The first ``altered`` images also run in altered copies. The first ``attacked`` images are attacked. ``progress`` is
+    called with the name of each step. Raises UserError for a network without gates.
     """
     network, macs = checkpoint.network, checkpoint.macs
     if network.gate_kind is None:
-        raise UserError(f"{checkpoint.folder} has no gates, so every image takes the same path: choose a gated network")
+        raise UserError(
+            f"{checkpoint.folder} has no gates, so every image takes the same path: choose a network with gates"
+        )
     count = len(network.blocks)
     part = sample.first(altered)
     few = sample.first(attacked)
@@ -77,14 +79,14 @@ def analyze(
 
 
 def block_groups(projections: tuple[int, ...]) -> list[int]:
-    """Return the group of each block, counted from 0: every projection but the first block's opens a group."""
+    """Return the group of each block, counted from 0. Every projection except the first block's begins a group."""
     starts = [index > 0 and cost > 0 for index, cost in enumerate(projections)]
     numbers: list[int] = np.cumsum(starts).tolist()
     return numbers
 
 
 def accuracy_by_blocks(outputs: Outputs, sample: Sample, count: int) -> list[float | None]:
-    """Return the accuracy of the images that execute 0, 1, ... ``count`` blocks; None where there are none."""
+    """Return the accuracy of the images that execute 0, 1, ... ``count`` blocks, or None if there are none."""
     right = outputs.predicted == sample.labels
     masks = [outputs.blocks == blocks for blocks in range(count + 1)]
     return [float(right[mask].mean()) if mask.any() else None for mask in masks]

@@ -11,7 +11,7 @@ STRENGTHS = {
     "blur": "standard deviation of the blur, % of the width",
 }
 MOST_TICKS = 24
-"""The most bars that all have a tick."""
+"""The largest number of bars that all have a tick."""
 MOST_LETTERS = 14
 """The most letters of a class name beside a chart."""
 FEWEST_IMAGES = 20
@@ -40,7 +40,7 @@ def draw_charts(analysis: Analysis, calibration: list[CalibrationPoint]) -> dict
 
 
 def block_names(count: int) -> list[str]:
-    """Return 1, 2, ... as tick labels; of many blocks only the first and every fifth have one."""
+    """Return 1, 2, ... as tick labels. Of many blocks, only the first and every fifth have one."""
     return [str(number + 1) if count <= MOST_TICKS or number % 5 == 4 or number == 0 else "" for number in range(count)]
 
 

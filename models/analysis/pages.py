@@ -22,7 +22,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page: a heading, pictures and a table. A section without pictures is left out."""
+    """A section of the page: a heading, pictures and a table. Sections without pictures are left out."""
 
     title: str
     images: list[Picture]
@@ -33,7 +33,7 @@ class Section:
 
 
 def render_html(analysis: Analysis, charts: Mapping[str, str], sheets: Mapping[str, Image.Image]) -> str:
-    """Return the HTML page with its charts (SVG by name) and contact sheets (by name, may be empty)."""
+    """Return the HTML page with its charts (SVG by name) and contact sheets (by name; there may be none)."""
     return render("report.html", analysis, sections=list_sections(analysis, charts, sheets))
 
 
@@ -129,7 +129,7 @@ def attack_rows(analysis: Analysis) -> list[Sequence[str]]:
 
 
 def describe_origin(analysis: Analysis) -> str:
-    """Return on which images and how the analysis was made."""
+    """Return a description of the images and the settings of the analysis."""
     return (
         f"{analysis.images:,} images of {analysis.dataset} {analysis.split}, engine {analysis.engine}, execute "
         f"threshold {analysis.execute_threshold:g}; {analysis.altered_images:,} of them also in altered copies"

@@ -19,7 +19,7 @@ class Claim:
 
 
 def check_claims(analysis: Analysis) -> list[Claim]:
-    """Return the paper's claims; those about dogs and trucks only if the data set has both."""
+    """Return the paper's claims. Those about dogs and trucks are included only if the data set has both."""
     altered = {effect.name: effect for effect in analysis.altered}
     correlation = {effect.name: effect.correlation for effect in analysis.appearance}
     claims = [

@@ -27,13 +27,13 @@ class Outputs:
 
     @property
     def blocks(self) -> NDArray[np.int64]:
-        """Number of blocks that each image executes [N], including the first one."""
+        """The number of blocks that each image executes [N], including the first one."""
         return np.asarray(1 + self.executed.sum(1), np.int64)
 
 
 @dataclass(frozen=True)
 class Runner:
-    """An engine at a fixed execute threshold, with the preprocessing of its network."""
+    """An engine at a fixed execute threshold, and the preprocessing of its network."""
 
     engine: Engine
     spec: InputSpec
@@ -53,7 +53,7 @@ class Runner:
 
 
 def quantiles(values: NDArray[np.int64]) -> Quantiles:
-    """Return the 5, 25, 50, 75 and 95 % quantiles; zeros if there are no values."""
+    """Return the 5, 25, 50, 75 and 95 % quantiles, or zeros if there are no values."""
     if not len(values):
         return 0.0, 0.0, 0.0, 0.0, 0.0
     lowest, low, median, high, highest = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
@@ -68,7 +68,7 @@ def path_shares(executed: NDArray[np.bool_]) -> list[float]:
 
 
 def rank_correlation(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
-    """Return Spearman's rank correlation; 0 if either variable is constant."""
+    """Return Spearman's rank correlation, or 0 if one variable is constant."""
     with needs_extra("analysis", "rank correlation"):
         from scipy.stats import spearmanr
     if len(np.unique(first)) < 2 or len(np.unique(second)) < 2:

@@ -24,7 +24,7 @@ class Sample:
 
 
 def read_sample(source: Source, spec: InputSpec, count: int) -> Sample:
-    """Return ``count`` random images of a source without repetition; all of them if the source has fewer."""
+    """Return ``count`` random images of a source without repetition, or all of them if the source has fewer."""
     chosen = np.random.default_rng(0).permutation(len(source))[:count]
     pixels = np.empty((len(chosen), spec.height, spec.width, 3), np.uint8)
     labels = np.empty(len(chosen), np.int64)

@@ -1,4 +1,4 @@
-"""What `skipnet analyze` measures, as data: the content of analysis.json."""
+"""The content of analysis.json: the measurements of `skipnet analyze`."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ ANALYSIS = "analysis.json"
 
 @dataclass(frozen=True)
 class ClassRoutes:
-    """The number of images of one class, their accuracy, and the mean and quantiles of the blocks that they execute."""
+    """The images of one class: number, accuracy, and mean and quantiles of the executed blocks."""
 
     label: str
     images: int
@@ -43,8 +43,8 @@ class AppearanceEffect:
 class AlterationEffect:
     """The same images altered in several strengths.
 
-    ``blocks`` and ``accuracy`` are means at each strength, ``change`` the quantiles of the change in executed blocks
-    against the unaltered image.
+    ``blocks`` and ``accuracy`` are means at each strength. ``change`` are the quantiles of the change in executed
+    blocks against the unaltered image.
     """
 
     name: str
@@ -59,8 +59,8 @@ class AlterationEffect:
 class Analysis:
     """The routes of a checkpoint on a data set.
 
-    Shares and accuracies are in 0..1. Block counts include the first block. ``groups`` is the group of each block,
-    ``histogram`` the number of images by executed blocks. Files of older versions call ``appearance`` "looks" and
+    Shares and accuracies are in 0..1. Block counts include the first block. ``groups`` is the group of each block.
+    ``histogram`` is the number of images by executed blocks. Files of older versions call ``appearance`` "looks" and
     ``execution_benefit`` "worth".
     """
 
@@ -108,7 +108,7 @@ def round_floats(value: Any) -> Any:
 
 
 def read_analysis(folder: Path) -> Analysis | None:
-    """Return the analysis in a checkpoint folder; None if there is none.
+    """Return the analysis in a checkpoint folder, or None if there is none.
 
     Raises UserError for a damaged file.
     """

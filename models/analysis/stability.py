@@ -35,8 +35,8 @@ class FlipRates:
 class ReliabilityBin:
     """The decisions whose execute probability lies in one tenth of 0..1.
 
-    ``share`` is their share of all decisions, ``probability`` their mean probability, ``executed`` how often the block
-    is executed in slightly altered copies of the image.
+    ``share`` is their share of all decisions. ``probability`` is their mean probability. ``executed`` is how often the
+    block is executed in slightly altered copies of the image.
     """
 
     share: float
@@ -48,8 +48,8 @@ class ReliabilityBin:
 class ExecutionBenefit:
     """The decisions whose execute probability lies in one tenth of 0..1.
 
-    ``gain`` is the mean decrease of the cross-entropy when the block is executed instead of skipped, while the other
-    gates decide freely.
+    ``gain`` is the mean decrease of the cross-entropy if the block is executed instead of skipped. The other gates
+    decide as usual.
     """
 
     share: float
@@ -58,7 +58,7 @@ class ExecutionBenefit:
 
 
 def measure_flips(network: SkipNet, runner: Runner, pixels: Pixels) -> tuple[list[FlipRates], list[ReliabilityBin]]:
-    """Return the flip rates under each change, and the reliability of the gates under the slight ones."""
+    """Return the flip rates under each change, and the reliability of the gates under the slight changes."""
     unaltered = runner.run(pixels)
     slight, rates = [], []
     for quality in (95, 85, 75, 50, 30):

@@ -11,9 +11,9 @@ MIN_AREA, MAX_RATIO = 0.08, 4 / 3
 
 
 def crop_flip(images: Tensor, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
-    """Pad images [N, 3, H, W] by 4 zero pixels and crop each at random to its size; flip half of them.
+    """Pad images [N, 3, H, W] by 4 zero pixels, crop each at random to its size, and flip half of them.
 
-    The images are a ``share`` of a batch. The random numbers are drawn for the whole batch, here and below.
+    The images are a ``share`` of a batch. The random numbers are drawn for the global batch, as in all functions here.
     """
     count, _, height, width = images.shape
     own, total = share.positions(count * share.size), count * share.size
@@ -25,15 +25,15 @@ def crop_flip(images: Tensor, generator: torch.Generator, share: Share = WHOLE) 
     columns = torch.arange(width, device=images.device).repeat(count, 1)
     columns = torch.where(flips[:, None], columns.flip(1), columns) + offsets[1][:, None]
     image = torch.arange(count, device=images.device)
-    # Indices on either side of a slice put the cropped axes first: [N, H, W, 3], which is channels_last already.
+    # Indices on either side of a slice put the cropped axes first. The result [N, H, W, 3] is already channels_last.
     return padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def mixup(images: Tensor, blended: float, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
     """Blend about ``blended`` (0..1) of images [N, 3, H, W] with the image at the mirrored place of the batch.
 
-    The other image has a weight of at most one half. Zhang et al. 2018 (mixup) mix the labels too. Here the teacher
-    logits for the blended image take their place.
+    The other image has a weight of at most one half. Zhang et al. 2018 (mixup) mix the labels too. Here the teacher's
+    logits for the blended image replace the labels.
     """
     drawn = share.take(torch.rand(len(images) * share.size, generator=generator))
     weight = ((drawn - 1) / blended + 1).clamp(min=0) / 2
@@ -56,9 +56,9 @@ def random_boxes(count: int, width: int, height: int, generator: torch.Generator
 
 
 def random_resized_crop(images: Tensor, size: int, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
-    """Return a random box of each image [N, 3, H, W] as float32 [N, 3, size, size]; half of them are flipped.
+    """Return a random box of each image [N, 3, H, W] as float32 [N, 3, size, size], half of them flipped.
 
-    Sampling is bilinear without antialiasing. That is good enough for images that are hardly larger than ``size``.
+    Sampling is bilinear without antialiasing. That suffices for images that are only a little larger than ``size``.
     """
     count, _, height, width = images.shape
     drawn = random_boxes(count * share.size, width, height, generator)

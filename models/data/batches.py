@@ -45,7 +45,7 @@ def generator(seed: int, *position: int) -> torch.Generator:
     """Return a random generator that depends only on the run's seed and a position (epoch, step) in it."""
     state = seed
     for number in position:
-        # Any odd multiplier keeps neighbouring positions apart; this one is 2**64 over the golden ratio.
+        # Any odd multiplier separates neighbouring positions. This one is 2**64 over the golden ratio.
         state = (state * 0x9E3779B97F4A7C15 + number + 1) % 2**63
     return torch.Generator().manual_seed(state)
 
@@ -57,9 +57,9 @@ def order(image_count: int, seed: int, epoch: int) -> Tensor:
 
 
 class MemoryBatches:
-    """Batches of a data set that is held on ``device`` as uint8 and augmented there.
+    """Batches of a data set that is stored on ``device`` as uint8 and augmented there.
 
-    Images may be larger than ``size``, the side of the network's input. Then the centre or a random box is cut out.
+    Images may be larger than ``size``, the side of the network's input. Then the centre or a random box is cropped.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class StreamedBatches:
 
 
 class AugmentedImages(torch.utils.data.Dataset[PixelBatch | UserError]):
-    """Augmented images of one epoch; the augmentation depends on seed, epoch and image only."""
+    """The augmented images of one epoch. The augmentation depends only on seed, epoch and image."""
 
     def __init__(self, source: Source, spec: InputSpec, seed: int, epoch: int) -> None:
         self.source, self.spec, self.seed, self.epoch = source, spec, seed, epoch
@@ -141,7 +141,7 @@ class AugmentedImages(torch.utils.data.Dataset[PixelBatch | UserError]):
         return len(self.source)
 
     def __getitems__(self, indices: list[int]) -> PixelBatch | UserError:
-        """Return pixels uint8 [batch, H, W, 3] and labels of a batch, or the error that made it fail.
+        """Return pixels uint8 [batch, H, W, 3] and labels of a batch, or the error if it failed.
 
         Workers send NumPy arrays through a pipe. Tensors would go through shared memory, of which a container has
         64 MiB. An exception that is raised in a worker would reach the user as a traceback.
@@ -164,7 +164,7 @@ def unchanged(batch: Any) -> Any:
 
 
 def ignore_sigterm(_: int) -> None:
-    """Leave SIGTERM to the training process, which ends its workers after its step; torchrun signals them too."""
+    """Ignore SIGTERM in a worker. torchrun signals workers too, but the training process ends them after its step."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -199,7 +199,9 @@ def resized_box(image: Image.Image, spec: InputSpec, random: torch.Generator) ->
 
 
 def shifted(image: Image.Image, spec: InputSpec, random: torch.Generator) -> Image.Image:
-    """Return the image at the spec's size, shifted by up to 4 pixels over black and flipped in half of the cases.
+    """Return the image at the spec's size, shifted by up to 4 pixels and flipped in half of the cases.
+
+    The border is black.
 
     This is `crop_flip` for one image.
     """

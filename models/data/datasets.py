@@ -9,7 +9,7 @@ Augmentation = Literal["none", "crop_flip", "random_resized_crop"]
 Statistics = tuple[float, float, float]
 
 VALIDATION_IMAGES = 5000
-"""Training images that a run keeps for validation by default."""
+"""The default number of training images that are used for validation."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class DatasetInfo:
     """A data set and how to read it.
 
     ``mean`` and ``std`` are those of its training pixels, scaled to 0..1, per channel. ``size`` is the side of its
-    images in pixels. Where the sides differ (not ``uniform``), it is the side of the network's input. ``classes``
-    replace the class names in the data: local files may lack them, and the hub misspells one.
+    images in pixels. If the sides differ (not ``uniform``), it is the side of the network's input. ``classes`` replace
+    the class names in the data, because local files may lack them and the hub misspells one.
     """
 
     name: str

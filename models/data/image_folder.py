@@ -45,11 +45,11 @@ def find_split(data: Path, names: Sequence[str]) -> Path | None:
 def read_image_folder(folder: Path, least_classes: int) -> FolderImages:
     """Return the images of a split's folder.
 
-    Symbolic links are followed, hidden files are ignored, and files that are no images by their suffix are counted.
-    Class names are in Unicode's composed form (NFC), whatever the file system has.
+    Symbolic links are followed and hidden files are ignored. Files without the suffix of an image are counted. Class
+    names are converted to Unicode's composed form (NFC).
 
-    Raises UserError if there are fewer than ``least_classes`` classes, a class has no image, or something lies
-    beside the class folders that looks like images.
+    Raises UserError if there are fewer than ``least_classes`` classes, a class has no image, or something beside the
+    class folders looks like images.
     """
     skipped: Counter[str] = Counter()
     found: dict[str, list[str]] = {}
@@ -61,13 +61,13 @@ def read_image_folder(folder: Path, least_classes: int) -> FolderImages:
     check_class_count(folder, list(found), least_classes)
     classes = sorted(found)
     numbers = {label: number for number, label in enumerate(classes)}
-    # In the order of their paths, on which the validation split depends.
+    # The order is that of the paths, on which the validation split depends.
     images = sorted((path, numbers[label]) for label, paths in found.items() for path in paths)
     return FolderImages(folder, classes, [path for path, _ in images], [label for _, label in images], skipped)
 
 
 def class_folders(folder: Path, skipped: Counter[str]) -> list[str]:
-    """Return the names of the class folders; counts other files in ``skipped``."""
+    """Return the names of the class folders, and count other files in ``skipped``."""
     names = []
     for entry in scan(folder):
         suffix = suffix_of(entry.name)
@@ -76,7 +76,7 @@ def class_folders(folder: Path, skipped: Counter[str]) -> list[str]:
         elif not entry.is_file():
             raise UserError(f"{entry.path} is a broken symbolic link: repair or remove it")
         elif suffix in SUFFIXES:
-            raise UserError(f"{entry.path} lies beside the class folders: move it into the folder of its class")
+            raise UserError(f"{entry.path} is beside the class folders: move it into the folder of its class")
         elif suffix in ARCHIVES:
             raise UserError(f"{entry.path} is an archive beside the class folders: unpack or remove it")
         else:
@@ -125,7 +125,7 @@ def files_below(folder: Path, prefix: str, above: tuple[FileId, ...]) -> Iterato
     status = folder.stat()
     identity = status.st_dev, status.st_ino
     if identity in above:
-        raise UserError(f"{folder} is a link to a folder that it lies in: remove it")
+        raise UserError(f"{folder} is a link to a folder that contains it: remove it")
     for entry in scan(folder):
         if entry.is_dir():
             yield from files_below(folder / entry.name, f"{prefix}{entry.name}/", (*above, identity))

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 GLOB_CHARACTERS = ("*", "?", "[", "::")
-"""The library takes paths with these for patterns or chained addresses."""
+"""The library reads paths with these characters as patterns or chained URLs."""
 
 
 class TableImages:
-    """The images and labels of a table's columns. ``origin`` says where the table is from."""
+    """The images and labels of a table's columns. ``origin`` is the source of the table, for messages."""
 
     def __init__(self, table: "Dataset", dataset: DatasetInfo, origin: str) -> None:
         missing = {dataset.image_column, dataset.label_column} - set(table.column_names)
@@ -109,6 +109,6 @@ def import_datasets() -> Any:
     with needs_extra("training", "reading data sets"):
         import datasets
     datasets.disable_progress_bars()
-    # It would report each use to a counter on the hub, of local files too.
+    # The library would report each use to the hub, even of local files.
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     return datasets

@@ -8,11 +8,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Share:
-    """The share of process ``rank`` of ``size`` processes; by default, the whole batch.
+    """The share of process ``rank`` of ``size`` processes. By default it is the global batch.
 
     An image and its mirror image in the batch (the first and the last, for instance) belong to the same process, since
-    `models.data.augmentation.mixup` blends them. Neighbours belong to different processes, so that all have as many
-    images of each operating point.
+    `models.data.augmentation.mixup` blends them. Neighbours belong to different processes, so that all processes have
+    the same number of images of each operating point.
     """
 
     rank: int = 0
@@ -30,7 +30,7 @@ class Share:
         return torch.cat([once + repeat * count for repeat in range(repeats)])
 
     def take(self, rows: Tensor, repeats: int = 1) -> Tensor:
-        """Return the rows of this share, from rows [repeats * N, ...] of a whole batch."""
+        """Return the rows of this share from rows [repeats * N, ...] of the global batch."""
         if self.size == 1:
             return rows
         return rows[self.positions(len(rows) // repeats, repeats).to(rows.device)]

@@ -24,11 +24,11 @@ from models.preprocessing import InputSpec, fit
 VALIDATION_SPLITS = ("validation", "val", "valid")
 TEST_SPLITS = ("test", *VALIDATION_SPLITS)
 SPLIT_NAMES = ("train", "training", "testing", *TEST_SPLITS)
-"""Names, in lower case, of folders that hold a split and are no class."""
+"""Lower-case names of folders that contain a split and are not a class."""
 
 
 class DamagedImage(UserError):
-    """An image of a data set can't be read; the message names its file."""
+    """An image of a data set can't be read. The message names its file."""
 
 
 class Examples(Protocol):
@@ -40,7 +40,7 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, position: int) -> str:
-        """Return an image's path, or where else it is."""
+        """Return an image's path or another description of its place."""
         ...
 
     def read(self, position: int) -> tuple[bytes, int]:
@@ -55,8 +55,8 @@ class Examples(Protocol):
 class Source:
     """A selection of images of a split.
 
-    ``positions`` are places in ``examples``. ``numbers`` maps the classes of ``examples`` to other labels, where it is
-    given. ``damaged`` names the images that were left out because they can't be read.
+    ``positions`` are indices into ``examples``. If ``numbers`` is given, it maps the classes of ``examples`` to other
+    labels. ``damaged`` names the images that were left out because they can't be read.
     """
 
     examples: Examples
@@ -93,7 +93,7 @@ class Source:
         return replace(self, positions=[self.positions[index] for index in indices])
 
     def without_damaged(self, shorter_side: int = 0) -> "Source":
-        """Return the source of the images that can be decoded; decodes every image."""
+        """Decode every image, and return the source of those that can be decoded."""
         threads = available_cpus()
 
         def find_damaged(first: int) -> list[int]:
@@ -117,9 +117,9 @@ class Source:
     def labelled_as(self, labels: Sequence[str]) -> "Source":
         """Return the source with each class labelled by the position of its name in a checkpoint's ``labels``.
 
-        An image folder numbers only its own classes, in the order of their names. Where no name is a label, the folders
-        stand for the labels in order, as for labels that were reworded. Raises UserError if only some names are
-        labels, or where none is and the counts differ. Other data sets have fixed numbers.
+        An image folder numbers only its own classes, in the order of their names. If no name is a label, the folders
+        stand for the labels in order, for instance if the labels were reworded. Raises UserError if only some names are
+        labels, or if none is a label and the counts differ. Other data sets have fixed numbers.
         """
         if not isinstance(self.examples, FolderImages):
             return self
@@ -137,8 +137,8 @@ class Source:
     def in_memory(self, side: int) -> tuple[Tensor, Tensor]:
         """Return all images as uint8 [N, 3, side, side] and labels as int64 [N].
 
-        An image of another size is resized and its centre square taken, as in the service. Raises UserError if the
-        images of the data set all have one size and this one differs.
+        An image of another size is resized and cropped to its central square, as in the service. Raises UserError if
+        the images of the data set all have one size and this one differs.
         """
         square = InputSpec(height=side, width=side, resize=side, mean=self.dataset.mean, std=self.dataset.std)
         pixels = np.empty((len(self), side, side, 3), np.uint8)
@@ -183,12 +183,12 @@ def read_source(dataset: DatasetInfo, split: str, data: Path | None) -> Source:
     if folder is None or len(choices) > 1:
         raise UserError(missing_split(data, choices[files.index([])]))
     source = all_images(read_image_folder(folder, least_classes=2 if split == "train" else 1), dataset)
-    # Data sets with fixed classes keep their numbers whatever folders there are.
+    # Data sets with fixed classes keep their class numbers.
     return source.labelled_as(dataset.classes) if dataset.classes else source
 
 
 def holds_classes(data: Path) -> bool:
-    """Return whether a folder has folders, and none of them is named like a split."""
+    """Return whether a folder has folders of which none is named like a split."""
     names = [path.name.lower() for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")]
     return bool(names) and not any(name in SPLIT_NAMES for name in names)
 
@@ -198,7 +198,7 @@ def all_images(examples: Examples, dataset: DatasetInfo) -> Source:
 
 
 def missing_split(data: Path, names: Sequence[str]) -> str:
-    """Return the error for a folder without a split, with what it holds instead."""
+    """Return the error for a folder without a split, with a description of its content."""
     message = (
         f"{data} has no split {names[0]!r}: expected {' or '.join(f'{name}.parquet' for name in names)} "
         f"or a folder of images {' or '.join(f'{name}/' for name in names)} with a folder for each class"

@@ -15,7 +15,7 @@ from models.errors import UserError
 from models.persistence.training_record import TrainingRecord
 
 SPLIT_SEED = 0
-"""The same for every run, so that runs with different seeds can be compared."""
+"""The seed of the split. It is the same for every run, so that runs with different seeds can be compared."""
 
 
 def split_positions(source: Source, validation_images: int, limit: int | None = None) -> tuple[list[int], list[int]]:
@@ -36,8 +36,8 @@ def split_positions(source: Source, validation_images: int, limit: int | None = 
 def validation_source(source: Source, training: TrainingRecord) -> Source:
     """Return the validation images of a checkpoint, given its training record.
 
-    ``source`` are the training images. An imported checkpoint does not tell its split. Then the images are those that a
-    run here would validate on. Raises UserError if the recorded images are gone.
+    ``source`` are the training images. An imported checkpoint does not record its split. Then the images are the
+    validation images of a run here. Raises UserError if the recorded images are gone.
     """
     if training.validation_files is not None and isinstance(source.examples, FolderImages):
         return source.select(find_files(source, training.validation_files))
@@ -48,7 +48,7 @@ def validation_source(source: Source, training: TrainingRecord) -> Source:
 
 
 def shuffled_positions(source: Source) -> list[int]:
-    """Return all positions of a source in a fixed random order that begins with the validation images."""
+    """Return all positions of a source in a fixed random order, the validation images first."""
     return torch.randperm(len(source), generator=generator(SPLIT_SEED)).tolist()
 
 
@@ -75,7 +75,7 @@ def has_validation_folder(source: Source) -> bool:
 
 
 def validation_folder(source: Source) -> Source:
-    """Return the validation images that lie in a folder beside the training images ``source``, with its labels.
+    """Return the validation images from the folder beside the training images ``source``, with its labels.
 
     Raises UserError if the folder is gone, or has a class that ``source`` lacks.
     """
@@ -94,8 +94,8 @@ def validation_folder(source: Source) -> Source:
 def stratified_positions(source: Source, share: float, least: int, most: int) -> tuple[list[int], list[int]]:
     """Return the positions of the training images and of the validation images of a folder of images.
 
-    Each class has the ``share`` of its images for validation, at least ``least`` of them; together they are about
-    ``most`` at most. The choice depends on the images in the folder only.
+    Each class gives the ``share`` of its images for validation, and at least ``least``. In total there are at most
+    about ``most``. The choice depends only on the images in the folder.
     """
     assert isinstance(source.examples, FolderImages)
     share = min(share, most / len(source))
@@ -109,7 +109,7 @@ def stratified_positions(source: Source, share: float, least: int, most: int) ->
 
 
 def find_data(dataset: DatasetInfo, training: TrainingRecord) -> Path | None:
-    """Return the folder of the images that a checkpoint was trained on; None for the hub.
+    """Return the folder of the images that a checkpoint was trained on, or None for the hub.
 
     Raises UserError if the images are not on the hub and their folder is gone.
     """
@@ -120,12 +120,14 @@ def find_data(dataset: DatasetInfo, training: TrainingRecord) -> Path | None:
         return folder
     if dataset.hub:
         return None
-    raise UserError(f"the images of the training were in {folder}, which is gone: name their folder with --data")
+    raise UserError(
+        f"the images of the training were in {folder}, which no longer exists: name their folder with --data"
+    )
 
 
 def has_test_images(training: TrainingRecord, data: Path | None) -> bool:
     """Return whether images apart from those of training and validation are expected in ``data``.
 
-    There are none where fine-tuning split a folder of images that had no other split.
+    There are none if fine-tuning split a folder of images without splits.
     """
     return training.validation_files is None or data is None or find_split(data, TEST_SPLITS) is not None

@@ -1,4 +1,4 @@
-"""Run checkpoints. ``load_engine`` is the one way in, and importing this package is cheap."""
+"""Run checkpoints. ``load_engine`` returns an engine. Importing this package is cheap."""
 
 from __future__ import annotations
 

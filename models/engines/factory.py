@@ -52,7 +52,7 @@ def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mo
 
 
 def build_native(checkpoint: Checkpoint, folded: FoldedNetwork, name: str, threads: int) -> NativeEngine:
-    """Return the native engine, in float32 or in 16-bit integers, after it measured whether to spread an image."""
+    """Return the native engine, in float32 or in 16-bit integers, with its threads configured by measurement."""
     limits = None
     if name == "native_int16":
         quantization = checkpoint.config.quantization
@@ -79,10 +79,10 @@ def build_on_gpu(folded: FoldedNetwork, name: str, device: str, mode: Mode) -> E
 
 @contextmanager
 def closing_on_error() -> Iterator[ExitStack]:
-    """Yield a stack of engines that are closed if the block fails, and kept open otherwise.
+    """Yield a stack of engines that are closed if the `with` block fails, and kept open otherwise.
 
-    Raises EngineError in place of any other exception, with a message of one line: compilers, drivers and libraries
-    raise exceptions of their own.
+    Raises EngineError with a message of one line instead of any other exception. Compilers, drivers and libraries have
+    their own exceptions.
     """
     with ExitStack() as opened:
         try:
@@ -95,7 +95,7 @@ def closing_on_error() -> Iterator[ExitStack]:
 
 
 def describe(error: Exception) -> str:
-    """Return an error's message as one line. A foreign error is prefixed with its type."""
+    """Return an error's message as one line. The message of another library's error is prefixed with its type."""
     if isinstance(error, EngineError):
         return str(error)
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'without a message')}"

@@ -1,4 +1,4 @@
-"""Fold batch norm into the convolutions of a trained network, as the fast engines need it."""
+"""Fold batch norm into the convolutions of a trained network, for the fast engines."""
 
 from dataclasses import dataclass
 
@@ -79,7 +79,7 @@ Gate = RecurrentGate | ConvolutionalGate | LayeredGate
 
 @dataclass(frozen=True)
 class FoldedNetwork:
-    """A whole network. ``stem_pools``: a 3x3 max pooling of stride 2 follows the stem's ReLU (ImageNet)."""
+    """A complete network. With ``stem_pools``, a 3x3 max pooling of stride 2 follows the stem's ReLU (ImageNet)."""
 
     stem: Convolution
     stem_pools: bool
@@ -123,7 +123,7 @@ def fold_block(block: nn.Module) -> FoldedBlock:
 def fold_sequence(sequence: nn.Sequential) -> tuple[Convolution, ...]:
     """Fold each batch norm into the convolution before it.
 
-    ReLUs are dropped: the engines know where they are. Raises EngineError for any other layer.
+    ReLUs are dropped, because the engines apply them anyway. Raises EngineError for any other layer.
     """
     folded: list[Convolution] = []
     convolution: nn.Conv2d | None = None
@@ -141,7 +141,7 @@ def fold_sequence(sequence: nn.Sequential) -> tuple[Convolution, ...]:
 
 
 def fold_pair(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Convolution:
-    """Return one convolution that computes both.
+    """Return a convolution that computes a convolution and its batch norm.
 
     Raises EngineError for a convolution of another kind.
     """

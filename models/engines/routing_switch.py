@@ -1,7 +1,8 @@
-"""Choose between branching and masking, whichever is faster at the traffic's share of executed blocks.
+"""Choose branching or masking: the faster one at the traffic's share of executed blocks.
 
-Both give the same output. Branching skips blocks and pays for each decision. Masking computes every block and pays for
-none. Which is faster depends on the machine, the batch size and the executed share, so both are measured at load.
+Both give the same output. Branching skips blocks, but each decision takes time. Masking computes every block, and
+decisions take no time. Which one is faster depends on the machine, the batch size and the executed share. So both are
+measured when a model is loaded.
 """
 
 import math
@@ -48,12 +49,12 @@ class Learning(Protocol):
     """An engine that adapts to its traffic."""
 
     def run_untracked(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """Run images that are not traffic: as ``run``, but the engine does not learn from them."""
+        """Run images outside of the traffic: as ``run``, but the engine does not record them."""
         ...
 
 
 class RoutingSwitch:
-    """An engine made of two, ``branch`` and ``mask``, that run the same network.
+    """An engine that consists of two engines, ``branch`` and ``mask``, for the same network.
 
     ``share`` is the share of gated blocks that recent images executed: a moving average over about ``HORIZON_IMAGES``
     images.
@@ -75,7 +76,7 @@ class RoutingSwitch:
         return routed
 
     def run_untracked(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """Run images that are not traffic: ``share`` does not change."""
+        """Run images outside of the traffic: ``share`` does not change."""
         check_batch(images, thresholds)
         return self.engines[self.mode(len(images))].run(images, thresholds)
 
@@ -91,12 +92,12 @@ class RoutingSwitch:
 
 
 def run_untracked(engine: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-    """Run an engine on images that are not traffic, so that a switch does not learn from them."""
+    """Run an engine on images outside of the traffic. A switch does not record them."""
     return engine.run_untracked(images, thresholds) if isinstance(engine, Learning) else engine.run(images, thresholds)
 
 
 def engine_in(engine: Engine, mode: Mode) -> Engine:
-    """Return the engine that runs a batch in ``mode``: one of the two of a switch, or the engine itself."""
+    """Return the engine that runs a batch in ``mode``: an engine of the switch, or ``engine`` itself."""
     return engine.engines[mode] if isinstance(engine, RoutingSwitch) else engine
 
 
@@ -107,7 +108,7 @@ def calibrate(branch: Engine, mask: Engine, shape: tuple[int, int, int]) -> dict
     for size in SIZES:
         images = generator.standard_normal((size, *shape), np.float32)
         # Images at threshold 0 execute every block and images at threshold 1 none, so a mixture forces a share. Batch
-        # size 1 has no mixture: there, half of the blocks are assumed to take the mean of the two times.
+        # size 1 has no mixture. There, half of the blocks are assumed to take the mean of the two times.
         branching = [median_seconds(branch, images, forced_thresholds(share, size)) for share in SHARES]
         if size == 1:
             branching[1] = (branching[0] + branching[2]) / 2
@@ -119,7 +120,7 @@ def calibrate(branch: Engine, mask: Engine, shape: tuple[int, int, int]) -> dict
 
 
 def forced_thresholds(share: float, size: int) -> NDArray[np.float32]:
-    """Return thresholds [size] at which a ``share`` of the images execute every block and the others none."""
+    """Return thresholds [size] with which a ``share`` of the images execute every block and the others none."""
     executing = np.arange(size) < round(share * size)
     return np.where(executing, np.float32(0), np.float32(1)).astype(np.float32)
 

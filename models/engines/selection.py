@@ -19,12 +19,12 @@ from models.engines.verification import IMAGES, IMAGES_ON_CPU, Verification
 from models.machine import available_cpus
 from models.macs import Mode
 
-# Not on CUDA: there ONNX Runtime waits for the device at every gate.
+# onnxruntime is no candidate on CUDA, because it waits for the device at every gate.
 CANDIDATES = {"cpu": ("native", "native_int16", "onnxruntime"), "cuda": GPU_ONLY}
 CHECKED_IN_SUBPROCESS = {("persistent", "branch"), ("cuda_graph", "branch")}
-"""Engines with a kernel of our own or with conditional nodes: a fault can hang, or end the use of the GPU."""
+"""Engines with their own kernel or with conditional nodes. A fault can hang the process or make its GPU unusable."""
 COMPARED_ELSEWHERE = ("native_int16",)
-"""Engines that round. `skipnet quantize` has compared their decisions and labels on validation images."""
+"""Engines that round. `skipnet quantize` compared their decisions and labels on validation images."""
 LAST_RESORT = "torch"
 TURNS = 3
 
@@ -93,7 +93,7 @@ def find_devices(devices: str, engine: str) -> list[str]:
 
 
 class Selection:
-    """The available engines for one checkpoint on one device. Exact ones are compared with the reference engine."""
+    """The available engines for one checkpoint on one device. Exact engines are compared with the reference engine."""
 
     def __init__(self, checkpoint: Checkpoint, device: str, threads: int, on_fallback: OnFallback | None) -> None:
         self.checkpoint, self.device, self.threads, self.on_fallback = checkpoint, device, threads, on_fallback
@@ -101,9 +101,9 @@ class Selection:
         self.reported: set[tuple[str, str]] = set()
 
     def fastest(self, mode: Mode) -> Engine:
-        """Return the engine with the shortest time for a single image at the checkpoint's own share of blocks.
+        """Return the engine with the shortest time for one image that executes the checkpoint's mean share of blocks.
 
-        The engines are timed in turns, and the best turn counts, so that other work on the machine misleads less.
+        The engines are timed in turns, and the best turn counts. This reduces the effect of other processes.
         """
         best: dict[str, tuple[float, Engine]] = {}
         for turn in range(TURNS):
@@ -129,7 +129,7 @@ class Selection:
     def seconds(self, engine: Engine, mode: Mode) -> float:
         """Return the time of one image that executes the checkpoint's expected share of the gated blocks.
 
-        Whether a given image executes that share is unknown. So it is interpolated between no block and every block.
+        No image is known to execute this share. So the time is interpolated between no block and every block.
         """
         image = np.random.default_rng(0).standard_normal((1, *image_shape(self.checkpoint)), np.float32)
         if mode == "mask" or self.checkpoint.network.gate_kind is None:
@@ -165,7 +165,10 @@ class Selection:
             return engine
 
     def report_fallback(self, name: str, reason: str) -> None:
-        """Log an unavailable engine and call ``on_fallback``, once even if both modes fail for the same reason."""
+        """Log an unavailable engine and call ``on_fallback``.
+
+        This happens once, even if both modes fail for the same reason.
+        """
         if (name, reason) not in self.reported:
             self.reported.add((name, reason))
             log.warning("engine %s is unavailable, auto falls back: %s", name, reason)
@@ -180,6 +183,6 @@ def image_shape(checkpoint: Checkpoint) -> tuple[int, int, int]:
 
 
 def expected_share(checkpoint: Checkpoint) -> float:
-    """Return the share of gated blocks executed in the checkpoint's evaluation, or 0.5 without an evaluation."""
+    """Return the share of executed gated blocks in the checkpoint's evaluation, or 0.5 without an evaluation."""
     evaluation = checkpoint.config.evaluation
     return float(np.mean(evaluation.execution_rate)) if evaluation and evaluation.execution_rate else 0.5

@@ -1,7 +1,7 @@
 """Check an engine in a subprocess: ``python -m models.engines.subprocess_check FOLDER ENGINE DEVICE MODE``.
 
-A faulty GPU kernel can harm the whole process. After an illegal address, the process cannot use its GPU any more. A
-barrier that one thread misses never returns. So engines with such kernels run in a subprocess first.
+A faulty GPU kernel can harm the process. After an access to an illegal address, the process can no longer use its GPU.
+A barrier that one thread misses never returns. So engines with such kernels run in a subprocess first.
 """
 
 import subprocess
@@ -13,15 +13,15 @@ from tempfile import TemporaryFile
 from models.engines.protocol import EngineError
 
 LIMIT_S = 180.0
-"""Compiling the kernel, capturing graphs and running the reference engine on a slow CPU take seconds."""
+"""Seconds of a check. Compilation, capture and the reference engine on a slow CPU take tens of seconds."""
 KILL_WAIT_S = 5.0
 
 
 def check_in_subprocess(folder: Path, name: str, device: str, mode: str) -> None:
     """Compare an engine with the reference engine in a subprocess, on the checkpoint in ``folder``.
 
-    Raises EngineError with the reason in one line if the outputs differ, if the engine cannot run, or if the process
-    died or hung.
+    Raises EngineError with the reason in one line if the outputs differ, the engine cannot run, or the process died or
+    hung.
     """
     run_check([sys.executable, "-m", "models.engines.subprocess_check", str(folder), name, device, mode], LIMIT_S)
 
@@ -37,7 +37,7 @@ def run_check(command: list[str], limit_s: float) -> None:
             status = process.wait(limit_s)
         except subprocess.TimeoutExpired as error:
             process.kill()
-            # A process that hangs in the driver may not die. The server must not wait for it.
+            # A process that hangs in the driver may not end. The server must not wait for it.
             with suppress(subprocess.TimeoutExpired):
                 process.wait(KILL_WAIT_S)
             raise EngineError(f"its check hung and was killed after {limit_s:g} s") from error

@@ -12,12 +12,12 @@ from models.engines.protocol import Engine, EngineError, Routed
 from models.engines.torch.reference import ReferenceEngine
 
 IMAGES = 5
-"""Not a power of two, so that engines which pad batches have to pad this one."""
+"""The number of images of a case. It is not a power of two, so engines that pad batches must pad this one."""
 TOLERANCE = 0.02
 """The allowed error of a probability, and of logits relative to the image's largest. Half precision causes less than
 a tenth of it."""
 IMAGES_ON_CPU = 2
-"""Fewer, because a large network's reference takes seconds there."""
+"""The number for large networks. It is smaller, because their reference takes seconds."""
 
 
 class Disagreement(EngineError):
@@ -60,7 +60,7 @@ class Verification:
         reference = ReferenceEngine(self.checkpoint.network)
         cases = []
         own = self.checkpoint.config.execute_threshold
-        # A plain ResNet decides nothing, so that one case is enough.
+        # A plain ResNet has no decisions, so one case is enough.
         for threshold in (own, 0.0, 1.0) if self.checkpoint.network.gate_kind else (own,):
             thresholds = np.full(self.images, threshold, np.float32)
             cases.append(Case(images, thresholds, reference.run(images, thresholds)))
@@ -84,8 +84,8 @@ class Verification:
 def compare(output: Routed, case: Case) -> None:
     """Raise Disagreement if ``output`` differs from the expected one.
 
-    If a probability is within ``TOLERANCE`` of its threshold, rounding may change the decision and with it the rest of
-    the image's route. That rest is not compared.
+    If a probability is within ``TOLERANCE`` of its threshold, rounding may change the decision, and so the rest of the
+    image's route. The rest is not compared.
     """
     expected, thresholds = case.expected, case.thresholds[:, None]
     for name in ("logits", "executed", "probability"):
@@ -100,7 +100,7 @@ def compare(output: Routed, case: Case) -> None:
             f"image {image} of {len(thresholds)}, gate {gate}: {describe_decision(output, image, gate)}, but the "
             f"reference {describe_decision(expected, image, gate)} (threshold {float(thresholds[image, 0]):g})"
         )
-    # The first undecided gate still reads the same blocks' output, so its probability is compared.
+    # The first undecided gate still reads the output of the same blocks, so its probability is compared.
     comparable = ~np.pad(undecided, ((0, 0), (1, 0)))[:, : undecided.shape[1]]
     for image, gate in positions((np.abs(output.probability - expected.probability) > TOLERANCE) & comparable):
         raise Disagreement(
@@ -127,7 +127,7 @@ def describe_decision(routed: Routed, image: int, gate: int) -> str:
 def varied_images(count: int, height: int, width: int) -> NDArray[np.float32]:
     """Return normalised images [count, 3, H, W] that differ in contrast, brightness and detail.
 
-    On plain noise the gates decide alike for every image.
+    On noise alone, the gates would decide equally for every image.
     """
     random = np.random.default_rng(0)
     coarse = random.normal(size=(count, 3, 4, 4)).repeat(-(-height // 4), 2).repeat(-(-width // 4), 3)

@@ -17,8 +17,8 @@ MOST_CHANGED_IMAGES = 2
 class Agreement:
     """The shares (0..1) of equal decisions and of equal top-1 labels, and both accuracies.
 
-    ``decisions`` counts every decision of every image. After the first different decision of an image, its later ones
-    may differ as a consequence.
+    ``decisions`` counts every decision of every image. After the first different decision of an image, its later
+    decisions may differ as a consequence.
     """
 
     images: int
@@ -52,7 +52,7 @@ def compare_engines(
     for images, truth in batches:
         thresholds = np.full(len(images), threshold, np.float32)
         output, expected = (each.run(images.numpy(), thresholds) for each in (engine, reference))
-        # A network without gates makes no decisions.
+        # A network without gates has no decisions.
         same = output.executed == expected.executed
         equal_decisions += same.mean(1).tolist() if same.size else [1.0] * len(images)
         first, expected_first = output.logits.argmax(1), expected.logits.argmax(1)

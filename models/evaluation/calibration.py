@@ -10,13 +10,13 @@ from models.evaluation.metrics import evaluate_engine, prepared_batches
 
 CALIBRATION_THRESHOLDS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
 REFINEMENTS = 16
-"""The most thresholds that are added."""
+"""The largest number of added thresholds."""
 WIDEST_STEP = 0.04
-"""The widest step of the curve, as a share of the dense MACs, that is not refined."""
+"""The widest step of the curve, as a share of the dense MACs, that is not divided."""
 LEAST_DISTANCE, EDGE = 0.25, 1e-6
-"""The least distance of two thresholds in logits, and of a threshold to 0 and 1."""
+"""The least distance of two thresholds in logits, and the least distance of a threshold to 0 and 1."""
 BISECTIONS = 5
-"""Thresholds added where the curve crosses ``at_most``."""
+"""The number of thresholds added near the crossing of the curve and ``at_most``."""
 
 
 def calibrate(
@@ -24,8 +24,8 @@ def calibrate(
 ) -> list[CalibrationPoint]:
     """Return the accuracy-compute curve on a split's images, in ascending order of the execute threshold.
 
-    Thresholds are added where a step of the curve is large, since gates with probabilities near 0 and 1 change their
-    decisions there. With ``at_most``, a computation percentage, more are added where the curve first falls below it.
+    Thresholds are added within large steps of the curve, in which gates with probabilities near 0 and 1 change their
+    decisions. With ``at_most``, a computation percentage, more are added near the first point of the curve below it.
     """
     batches = list(prepared_batches(source, checkpoint.config.input))
 
@@ -59,7 +59,7 @@ def crossing_step(points: list[CalibrationPoint], at_most: float) -> int | None:
 
 
 def widest_step(points: list[CalibrationPoint]) -> int | None:
-    """Return the step of the curve that is the widest in MACs; None if no step needs to be split or can be."""
+    """Return the step of the curve that is the widest in MACs, or None if no step must be divided or can be."""
     steps = [
         (abs(before.mac_share - after.mac_share), number)
         for number, (before, after) in enumerate(pairwise(points))

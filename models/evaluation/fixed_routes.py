@@ -22,7 +22,7 @@ def compare_fixed_routes(
 
     A fixed route executes the k gated blocks that the images execute most often, for every image. k is the routed mean,
     rounded down and up, and one less. ``batches`` are normalised images [N, 3, H, W] and labels [N]. ``load`` makes an
-    engine of a checkpoint; a fixed route is forced through the gates, whose MACs it does not need and is not charged.
+    engine of a checkpoint. A fixed route is forced through the gates, whose MACs are not counted.
     """
     logits, labels, executed = collect_outputs(checkpoint, load, batches, threshold)
     correct = logits.argmax(1) == labels
@@ -54,7 +54,7 @@ def most_executed(executed: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
 
 
 def paired_gain(correct: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return by how much accuracy exceeds another's on the same N images, and the standard error of the difference.
+    """Return the difference of two accuracies on the same N images, and its standard error.
 
     ``correct`` and ``other`` [N] tell which images each of two systems classifies correctly.
     """
@@ -65,7 +65,7 @@ def paired_gain(correct: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[f
 def collect_outputs(
     checkpoint: Checkpoint, load: Load, batches: Sequence[tuple[Tensor, Tensor]], threshold: float
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the outputs of `collect` for a checkpoint, on an engine that is closed afterwards."""
+    """Return the outputs of `collect` for a checkpoint. The engine is closed afterwards."""
     engine = load(checkpoint)
     try:
         return collect(run_engine(engine, threshold), batches)

@@ -23,8 +23,8 @@ def spread_evenly(decisions: int, share: float) -> NDArray[np.bool_]:
 def force_route(network: SkipNet, executed: NDArray[np.bool_]) -> SkipNet:
     """Return a copy of ``network`` whose gates compute as usual and then decide as ``executed`` [B-1] says.
 
-    An RNN gate's embedding is a constant +1 or -1 in its first dimension, whatever the image; the LSTM forgets
-    all else and hands that on to the readout.
+    An RNN gate's embedding is a constant +1 or -1 in its first dimension. The LSTM forgets everything else and passes
+    this value to the readout.
     """
     forced = copy.deepcopy(network)
     for gate, decision in zip(forced.gates, executed, strict=True):
@@ -52,7 +52,7 @@ def force_route(network: SkipNet, executed: NDArray[np.bool_]) -> SkipNet:
 
 
 def without_gates(network: SkipNet, architecture: Architecture) -> SkipNet:
-    """Return the plain ResNet of the same weights: the reference for what skipping saves."""
+    """Return the plain ResNet with the same weights. It is the reference for the savings."""
     plain = SkipNet(
         stem=architecture.stem,
         block=type(network.blocks[0]),  # type: ignore[arg-type]
@@ -66,6 +66,6 @@ def without_gates(network: SkipNet, architecture: Architecture) -> SkipNet:
 
 
 def random_network(name: str) -> SkipNet:
-    """Return a seeded network of an architecture, in evaluation mode, for measuring without a checkpoint."""
+    """Return a network with seeded random weights in evaluation mode, for measurements without a checkpoint."""
     torch.manual_seed(0)
     return find_architecture(name).build().eval()

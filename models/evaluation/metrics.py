@@ -24,7 +24,7 @@ BATCH = 250
 class Metrics:
     """The metrics of a network on a data set.
 
-    Accuracies and execution rates (one per gate) are in 0..1; a class without images has no accuracy. The computation
+    Accuracies and execution rates (one per gate) are in 0..1. A class without images has no accuracy. The computation
     percentage (0..100) is the paper's: the share of executed blocks. ``executed`` is [N, B-1].
     """
 
@@ -74,7 +74,7 @@ def evaluate_network(
     batches: Iterable[tuple[Tensor, Tensor]],
     join_rows: Callable[[NDArray[Any]], NDArray[Any]] = lambda rows: rows,
 ) -> Metrics:
-    """Return the metrics of the masked network in evaluation mode; its mode is restored.
+    """Return the metrics of the masked network in evaluation mode. Its mode is restored.
 
     ``join_rows`` adds the rows of other processes, which evaluate other images.
     """

@@ -14,7 +14,7 @@ MOST_FLIPPED, MOST_LOST = 0.001, 0.001
 
 @torch.no_grad()
 def round_weights(network: SkipNet) -> SkipNet:
-    """Return a copy of ``network`` with the weights that `write_checkpoint` keeps in half precision."""
+    """Return a copy of ``network`` with the weights that `write_checkpoint` would store in half precision."""
     rounded = copy.deepcopy(network)
     for parameter in rounded.parameters():
         if parameter.ndim > 1:

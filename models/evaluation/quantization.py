@@ -27,16 +27,17 @@ class Allowed:
         if lost > self.lost or changed > self.decisions:
             raise UserError(
                 f"in 16-bit integers accuracy goes from {agreement.reference_accuracy:.2%} to {agreement.accuracy:.2%} "
-                f"and {changed:.2%} of the decisions change; allowed are a loss of {100 * self.lost:g} points and "
-                f"{self.decisions:.2%} of the decisions. Calibrate on more images, or allow more"
+                f"and {changed:.2%} of the decisions change; the limits are a loss of {100 * self.lost:g} points and "
+                f"{self.decisions:.2%} of the decisions. Calibrate on more images, or raise the limits"
             )
 
 
 def quantize(checkpoint: Checkpoint, validation: Source, calibration_images: int, allowed: Allowed) -> Checkpoint:
     """Return the checkpoint with the scales of its integers and their comparison with float32 in its config.
 
-    The first ``calibration_images`` of ``validation``, in a random order that is always the same, give the scales. The
-    others are compared. Raises UserError if none is left, or if the comparison exceeds what is ``allowed``.
+    The scales are measured on the first ``calibration_images`` of ``validation``, in a fixed random order. The
+    comparison uses the others. Raises UserError if there are no others, or if the comparison exceeds the ``allowed``
+    limits.
     """
     if not 0 < calibration_images < len(validation):
         raise UserError(

@@ -22,7 +22,7 @@ LEAST, MOST, BISECTIONS = 0.05, 20.0, 40
 def find_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the temperature that minimises the cross-entropy of class logits [N, classes] and labels [N].
 
-    The cross-entropy is convex in the inverse temperature, which is found by bisection.
+    The cross-entropy is convex in the inverse temperature, which bisection finds.
     """
     logits = logits.double()
     low, high = 1 / MOST, 1 / LEAST

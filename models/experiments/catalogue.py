@@ -1,4 +1,4 @@
-"""The catalogue of rows, which are read from the TOML files in ``rows/``."""
+"""The catalogue of rows, read from the TOML files in ``rows/``."""
 
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -42,10 +42,10 @@ def all_groups(schedule: Schedule) -> dict[str, list[Row]]:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Return the rows of a file: its ``[[rows]]``, each on top of its ``[defaults]``.
+    """Return the rows of a file: each of its ``[[rows]]`` with the values of its ``[defaults]``.
 
-    ``without`` names values of the recipe that a row leaves unset, since TOML has no null. Raises ValueError, which
-    names the file and the row, for values that make no row.
+    ``without`` names values of the recipe that a row leaves unset, because TOML has no null. Raises ValueError for
+    invalid values, with the file and the row.
     """
     content: dict[str, Any] = tomllib.loads(file.read_text())
     rows = []
@@ -65,7 +65,7 @@ def all_rows(schedule: Schedule) -> dict[str, Row]:
 
 
 def find_row(name: str, schedule: Schedule) -> Row:
-    """Return a row by its name, or by the name that it had.
+    """Return a row by its current name or by an earlier one.
 
     Raises UserError for an unknown one.
     """
@@ -81,8 +81,8 @@ def find_runs(
 ) -> list[tuple[Row, int]]:
     """Return the rows and seeds of some rows or groups, in the order to run them.
 
-    Each row runs with ``seeds``, or with its own where that is None. Its teacher's run comes before it, and with
-    ``starts`` the run that it starts from. Raises UserError for an unknown name.
+    Each row runs with ``seeds``, or with its own if that is None. The run of its teacher comes before it. With
+    ``starts``, the run that it starts from does too. Raises UserError for an unknown name.
     """
     groups = all_groups(schedule)
     runs: dict[tuple[str, int], tuple[Row, int]] = {}

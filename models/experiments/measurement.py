@@ -38,6 +38,6 @@ def measure_all(folder: Path, row: Row, options: JobOptions, choose: bool) -> tu
 
 
 def choose_threshold(curve: list[CalibrationPoint], at_most: float | None, default: float) -> float:
-    """Return the most accurate threshold with a computation percentage of ``at_most`` or less, or the default."""
+    """Return the most accurate threshold with a computation percentage of at most ``at_most``, or the default."""
     within = [point for point in curve if at_most is not None and point.computation_percentage <= at_most]
     return max(within, key=lambda point: point.accuracy).threshold if within else default

@@ -1,4 +1,4 @@
-"""Where the runs of rows lie, and the options of each run."""
+"""The folders of the runs of rows, and the options of each run."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from models.training.setup.options import JobOptions, NetworkOptions
 
 @dataclass(frozen=True)
 class Plan:
-    """Where and how rows are run.
+    """The folders and the options of the rows' runs.
 
-    ``shared`` are the options that all rows have in common. ``depth`` is the networks' number of layers, ``held_out``
-    the number of validation images. ``output`` is the folder of the runs, ``results`` that of the results files.
-    ``choose`` measures on the validation images alone. ``command`` is the command line without the row and the seed.
-    ``start`` is a checkpoint that rows start from in place of another row's.
+    ``shared`` are the options that all rows have in common. ``depth`` is the networks' number of layers. ``held_out``
+    is the number of validation images. ``output`` is the folder of the runs, and ``results`` that of the results files.
+    ``choose`` measures only on the validation images. ``command`` is the command line without the row and the seed.
+    ``start`` is a checkpoint from which rows start, instead of another row's checkpoint.
     """
 
     dataset: str
@@ -42,17 +42,17 @@ class Plan:
         return find_runs(names, self.schedule, seeds, starts=self.start is None)
 
     def name(self, row: str, seed: int, depth: int | None = None) -> str:
-        """Return the name of a run, under which its folder and its results file lie."""
+        """Return the name of a run, which names its folder and its results file."""
         network = f"{self.dataset}_{depth or self.depth}"
         return f"{network}/{self.schedule}{'-choose' if self.choose else ''}/{row}-{seed}"
 
     def folder(self, row: str, seed: int, depth: int | None = None) -> Path:
-        """Return the folder of a run; the one under the row's earlier name, where only that exists."""
+        """Return the folder of a run. If only the folder under the row's earlier name exists, return that."""
         folder, *earlier = (self.output / self.name(name, seed, depth) for name in (row, *earlier_names(row)))
         return next((each for each in earlier if each.exists() and not folder.exists()), folder)
 
     def results_file(self, row: str, seed: int) -> Path:
-        """Return the results file of a run; the one under the row's earlier name, where only that exists."""
+        """Return the results file of a run. If only the file under the row's earlier name exists, return that."""
         file, *earlier = (self.results / f"{self.name(name, seed)}.json" for name in (row, *earlier_names(row)))
         return next((each for each in earlier if each.exists() and not file.exists()), file)
 
@@ -88,7 +88,7 @@ class Plan:
         return self.checkpoint(row.start, row.seed_of_start(seed), row.start_depth)
 
     def start_name(self, row: Row) -> str | None:
-        """Return what a results file calls the checkpoint that a row starts from."""
+        """Return the name that results files have for the checkpoint from which a row starts."""
         if row.soup:
             return " + ".join(row.parts)
         if row.start is None or self.start is not None:
@@ -113,7 +113,7 @@ class Plan:
             )
 
     def teacher(self, row: Row) -> Path | None:
-        """Return the teacher of a row, or None where its start is the teacher."""
+        """Return the teacher of a row, or None if the teacher is the row's start."""
         if row.teacher is None:
             return None
         if teacher := parse_teacher(row.teacher):

@@ -1,4 +1,4 @@
-"""Published figures, which the results table shows beside this project's."""
+"""Published figures, which the results table shows beside those of this project."""
 
 import tomllib
 from functools import cache

@@ -1,4 +1,4 @@
-"""Read and write results files: one per run, with its figures and how they were obtained."""
+"""Read and write results files. Each has the figures of one run and how they were obtained."""
 
 import json
 from collections.abc import Iterable
@@ -14,12 +14,13 @@ from models.persistence.legacy_names import ROWS, current_names
 
 
 class Result(Strict):
-    """What a run gave.
+    """The result of a run.
 
     ``recipe`` holds the stage's hyper-parameters. ``start`` is the row or the checkpoint that it started from.
     ``hours`` is the wall-clock time of the stage, pauses included; ``cpu_hours`` is its processor time, summed over the
-    cores. ``machine`` is where it was trained and measured, ``code`` the version of the code. ``validation`` holds the
-    figures on the validation images, ``test`` those on the test images, or None where the run was to choose a recipe.
+    cores. ``machine`` describes the machine of training and measurement. ``code`` is the version of the code.
+    ``validation`` has the figures on the validation images. ``test`` has those on the test images, or is None if the
+    run was for choosing a recipe.
     """
 
     row: str
@@ -53,23 +54,23 @@ class Result(Strict):
 
     @property
     def network(self) -> str:
-        """Return the data set and the depth, for instance "cifar10_38": results of equal ones can be compared."""
+        """Return the data set and the depth, for instance "cifar10_38". Results with the same value can be compared."""
         return f"{self.dataset}_{self.architecture.rpartition('_')[2]}"
 
     @property
     def figures(self) -> Evaluation:
-        """Return the figures on the test images, or where there are none, on the validation images."""
+        """Return the figures on the test images, or else on the validation images."""
         return self.test or self.validation
 
 
 def current_start(name: str) -> str:
-    """Return the current name of a row that a run started from; it may be followed by " of 38 layers"."""
+    """Return the current name of the row from which a run started. It may be followed by " of 38 layers"."""
     row, separator, depth = name.partition(" of ")
     return f"{ROWS.get(row, row)}{separator}{depth}"
 
 
 def write_result(file: Path, result: Result) -> None:
-    """Write a results file; it appears whole or not at all."""
+    """Write a results file. It appears complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as results:
         results.write(json.dumps(result.model_dump(mode="json"), indent=1).encode() + b"\n")
@@ -78,16 +79,16 @@ def write_result(file: Path, result: Result) -> None:
 def read_result(file: Path) -> Result:
     """Return a results file.
 
-    Raises UserError for one that can't be read.
+    Raises UserError if it can't be read.
     """
     try:
         return Result.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        raise UserError(f"{file} is no results file of `skipnet reproduce`: {error}") from error
+        raise UserError(f"{file} is not a results file of `skipnet reproduce`: {error}") from error
 
 
 def read_results(places: Iterable[Path]) -> list[Result]:
-    """Return results files and all those in folders.
+    """Return results files, including all those in folders.
 
     Raises UserError if there are none.
     """

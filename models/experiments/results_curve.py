@@ -12,9 +12,9 @@ NETWORK = "cifar10_38"
 
 
 def draw_curve(results: Iterable[Result]) -> str:
-    """Return accuracy over computation percentage of ResNet-38 on CIFAR-10 as an SVG document.
+    """Draw accuracy over computation percentage of ResNet-38 on CIFAR-10 as an SVG document.
 
-    Each seed is a point, beside the published figures. Rows outside the group "table" are left out, since their
+    Each seed is a point, beside the published figures. Rows outside the group "table" are left out, because their
     schedules differ.
     """
     lines = []

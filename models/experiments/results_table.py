@@ -19,12 +19,12 @@ HEADING = """\
 
 
 def draw_table(results: Iterable[Result]) -> str:
-    """Return the table as Markdown; figures of several seeds are means, with the least and the greatest."""
+    """Return the table as Markdown. Figures of several seeds are means, with the least and the greatest."""
     return HEADING + "".join(draw_line(seeds) for seeds in join_seeds(results))
 
 
 def join_seeds(results: Iterable[Result]) -> list[list[Result]]:
-    """Return the results in the order of the table; those that differ in the seed alone are one list."""
+    """Return the results in the order of the table. Those that differ only in the seed are one list."""
     order = list(all_rows("short"))
 
     def place(result: Result) -> tuple[bool, str, int, str, str, str]:
@@ -60,7 +60,7 @@ def mac_share(figures: Evaluation) -> float:
 
 
 def describe_range(values: list[float], form: str) -> str:
-    """Return the mean of the values, with the least and the greatest where there are several."""
+    """Return the mean of the values, with the least and the greatest if there are several."""
     written = form.format(mean(values))
     return written if len(values) == 1 else f"{written} ({form.format(min(values))}-{form.format(max(values))})"
 

@@ -34,10 +34,12 @@ Show = Callable[[Iterator[int]], Iterator[int]]
 
 
 def reproduce(plan: Plan, row: Row, seed: int, *, save_every: float, show: Show) -> Result:
-    """Train a row or resume its training, and return its result; a finished run is read from its results file.
+    """Train a row or resume its training, and return its result.
 
-    The rows that it starts from must be finished. Raises UserError for a results file of a run with other options, and
-    what `make_job` and `train` raise.
+    The result of a finished run is read from its results file.
+
+    The row that it starts from must be finished. Raises UserError if the results file is that of a run with other
+    options. Raises what `make_job` and `train` raise.
     """
     options = plan.options(row, seed)
     file = plan.results_file(row.name, seed)
@@ -82,7 +84,7 @@ def reproduce(plan: Plan, row: Row, seed: int, *, save_every: float, show: Show)
 
 
 def train_row(row: Row, options: JobOptions, save_every: float, show: Show) -> None:
-    """Train a row or resume its training; before it, its teacher's where that is missing or unfinished.
+    """Train a row or resume its training. If its teacher is missing or unfinished, it is trained first.
 
     Raises UserError for a teacher that was trained with other options.
     """
@@ -92,13 +94,13 @@ def train_row(row: Row, options: JobOptions, save_every: float, show: Show) -> N
     if row.kept_blocks is not None and options.init is not None:
         options = start_from_subnetwork(options, options.init, row.kept_blocks)
     job = make_job(options)
-    # torch compiles at most eight versions of a function, and each row's recipe needs its own.
+    # torch compiles at most eight versions of a function, and each row's recipe needs one.
     torch.compiler.reset()
     train(job, resume=True, save_every=save_every, show=show)
 
 
 def start_from_subnetwork(options: JobOptions, init: Path, count: int) -> JobOptions:
-    """Return the options of a run that starts from the static subnetwork of ``init``, which is written here."""
+    """Write the static subnetwork of ``init``, and return the options of a run that starts from it."""
     folder = options.folder / "subnetwork"
     return options.model_copy(update={"arch": extract_subnetwork(init, count, folder).name, "init": folder})
 
@@ -119,11 +121,11 @@ def train_row_teacher(network: str, options: JobOptions, folder: Path, save_ever
 
 
 def recipe_values(row: Row, options: JobOptions) -> dict[str, Any]:
-    """Return the hyper-parameters of a row as a results file holds them; a soup has none."""
+    """Return the hyper-parameters of a row as in a results file. A soup has none."""
     if row.soup:
         return {"name": SOUP, "epochs": 0}
     values = stage_summary(override(find_recipe(options.recipe, row.stage), options))
-    # Tuples become lists, as in a file that is read again.
+    # Tuples become lists, as in a file.
     as_read: dict[str, Any] = json.loads(json.dumps(values))
     return as_read
 
@@ -131,7 +133,7 @@ def recipe_values(row: Row, options: JobOptions) -> dict[str, Any]:
 def read_finished(file: Path, row: Row, options: JobOptions, start: str | None) -> Result:
     """Return the result of a finished run.
 
-    The checkpoints that it started and learned from may no longer exist. Raises UserError if its options were others.
+    The checkpoints of its start and its teacher may no longer exist. Raises UserError if the run had other options.
     """
     result = read_result(file)
     source = read_source(find_dataset(options.dataset), "train", options.data)

@@ -1,7 +1,7 @@
-"""The static subnetwork of a routed network: the blocks that it executes most, and no gates.
+"""The static subnetwork of a routed network: its most executed blocks without gates.
 
-It computes what the routed network computes along the fixed route of these blocks. It is the control for routing by
-image: a static network of the same weights and the same cost.
+Its output is that of the routed network along the fixed route of these blocks. It is the control for routing by image:
+a static network with the same weights and the same cost.
 """
 
 from itertools import pairwise
@@ -19,8 +19,9 @@ from models.persistence.training_record import Subnetwork
 def extract_subnetwork(folder: Path, count: int, target: Path) -> Architecture:
     """Write the static subnetwork of a checkpoint's ``count`` most executed blocks, and return its architecture.
 
-    The first block counts, since it always executes. Raises UserError for a checkpoint without gates, of images larger
-    than CIFAR's or without execution rates, and where a group would lose its first block, which changes the map's size.
+    The first block counts, because it always executes. Raises UserError for a checkpoint without gates or without
+    execution rates, and for images larger than CIFAR's. Raises UserError if a group would lose its first block, which
+    changes the map's size.
     """
     checkpoint = read_checkpoint(folder)
     found = find_architecture(checkpoint.config.architecture)
@@ -57,7 +58,10 @@ def extract_subnetwork(folder: Path, count: int, target: Path) -> Architecture:
 
 
 def most_executed(checkpoint: Checkpoint, count: int, folder: Path) -> list[int]:
-    """Return the indices of the ``count`` most executed blocks in order; of equally executed ones, the first."""
+    """Return the indices of the ``count`` most executed blocks in order.
+
+    Of equally executed blocks, the first are taken.
+    """
     evaluation = checkpoint.config.evaluation
     if evaluation is None:
         raise UserError(f"{folder} has no execution rates: measure them with skipnet evaluate {folder} --write")

@@ -6,13 +6,13 @@ from math import prod
 from models.images.errors import MAX_READS, TooManyPieces
 
 SEQUENCE_HEADER = 1
-"""Type of the unit (OBU) that states the largest size of the pictures that follow."""
+"""The type of the unit (OBU) with the largest size of the pictures after it."""
 LARGEST = (1 << 16, 1 << 16)
 """Width and height of the largest pictures of AV1."""
 
 
 class Bits:
-    """Reads numbers of any count of bits, the highest first; the bits after the end are 0."""
+    """Reads numbers of any count of bits, the highest bit first. Bits after the end are 0."""
 
     def __init__(self, data: bytes) -> None:
         self.bits = "".join(f"{byte:08b}" for byte in data)
@@ -25,7 +25,7 @@ class Bits:
 
 
 def coded_size(pictures: Iterable[bytes]) -> tuple[int, int]:
-    """Return width and height of the largest picture that AV1 data may contain, or (0, 0) where it has no header.
+    """Return width and height of the largest picture that AV1 data may contain, or (0, 0) if it has no header.
 
     Raises TooManyPieces.
     """
@@ -54,7 +54,7 @@ def units(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def read_leb128(data: bytes, place: int) -> tuple[int, int]:
-    """Return a number in groups of seven bits, the lowest first, and the place behind it (section 4.10.5)."""
+    """Return a number in groups of seven bits, the lowest first, and the place after it (section 4.10.5)."""
     number = 0
     for position, byte in enumerate(data[place : place + 8]):
         number |= (byte & 0x7F) << 7 * position
@@ -66,7 +66,7 @@ def read_leb128(data: bytes, place: int) -> tuple[int, int]:
 def sequence_size(unit: bytes) -> tuple[int, int]:
     """Return max_frame_width and max_frame_height of a sequence header (section 5.5.1).
 
-    LARGEST where the header describes the timing of a decoder, which image encoders leave out.
+    Returns LARGEST if the header describes the timing of a decoder, which image encoders leave out.
     """
     bits = Bits(unit)
     bits.read(4)  # seq_profile, still_picture

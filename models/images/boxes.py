@@ -1,8 +1,8 @@
 """Check the pictures and metadata of AVIF and HEIF files before a decoder opens them.
 
-Both are files of boxes (ISO/IEC 14496-12): a length, a type of four letters, and content that may be boxes again. Their
-pictures and blocks of metadata are "items" (ISO/IEC 23008-12), the frames of animations are samples of tracks. The
-decoders' own limits are far above ours.
+Both are files of boxes (ISO/IEC 14496-12). A box has a length, a type of four letters, and content, which may be boxes.
+Their pictures and blocks of metadata are "items" (ISO/IEC 23008-12). The frames of animations are samples of tracks.
+The decoders' own limits are far above ours.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +14,16 @@ from models.images.errors import MAX_EXIF, MAX_READS, ImageError, TooManyPieces
 FILE_TYPE = b"ftyp"
 MAX_DEPTH = 8
 MAX_ITEMS = 1000
-"""Photos have some hundred: tiles, smaller pictures and metadata. libheif has the same limit."""
+"""The largest number of items.
+
+Photos have some hundred: tiles, smaller pictures and metadata. libheif has the same limit.
+"""
 MAX_COPIED = 64 << 20
-"""Bytes. Each picture that a HEIF file shows is opened with a copy of the file's colour profiles and metadata."""
+"""In bytes. Each picture of a HEIF file is opened with a copy of the file's colour profiles and metadata."""
 
 
 class Fields:
-    """Reads the numbers of a box one after another; those behind its end are 0."""
+    """Reads the numbers of a box one after another. Numbers after its end are 0."""
 
     def __init__(self, data: bytes, place: int, end: int) -> None:
         self.data, self.place, self.end = data, place, end
@@ -32,7 +35,7 @@ class Fields:
 
 
 class Track:
-    """Where the first samples of a track's chunks are, and how long its first sample is."""
+    """The places of the first samples of a track's chunks, and the length of its first sample."""
 
     def __init__(self) -> None:
         self.places: list[int] = []
@@ -40,9 +43,9 @@ class Track:
 
 
 class Contents:
-    """What the boxes of a file say of its items and tracks.
+    """The items and tracks of a file, from its boxes.
 
-    Raises TooManyPieces or ImageError if there is too much of something.
+    Raises TooManyPieces or ImageError if there are too many parts or too much data.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -150,7 +153,7 @@ class Contents:
 
 PLAIN_CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"iprp", b"ipco")
 CONTAINERS = {b"meta": 4, b"iinf": 4} | dict.fromkeys(PLAIN_CONTAINERS, 0)
-"""Boxes of boxes, and the bytes before these."""
+"""Boxes that contain boxes, and the number of bytes before the inner boxes."""
 READERS: dict[bytes, Callable[[Contents, Fields], None]] = {
     b"ispe": Contents.read_picture_size,
     b"colr": Contents.read_profile,
@@ -180,8 +183,8 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, Fields]]:
 def largest_picture(data: bytes) -> tuple[int, int]:
     """Return width and height of the largest picture of an AVIF or HEIF file.
 
-    An image may show a small part of a picture, or show it smaller. libheif decodes none that is larger than declared;
-    libavif does, so that the pictures of an AVIF file are asked as well.
+    An image may show a part of a picture, or show it at a smaller size. libheif decodes no picture that is larger than
+    declared. libavif does, so the size is also read from the pictures of an AVIF file.
 
     Raises ImageError if the file has too many parts, or too much metadata.
     """

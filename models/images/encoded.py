@@ -15,18 +15,18 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF")
 """Formats that the service accepts."""
 TRAINING_FORMATS = (*FORMATS, "PPM")
 
-# The service has its own limit on pixels, and its error names the setting. Other warnings tell of damaged metadata.
-# Python would keep each different text of them.
+# The service has its own limit on pixels, and its error names the setting. Other warnings report damaged metadata, and
+# Python would keep each different text in memory.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Many images are decoded at the same time, so that each is decoded in one thread.
+# Many images are decoded at the same time, so each is decoded in one thread.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
 
 MAX_HIDDEN_PIXELS = 2 * 89_478_485
-"""Pixels of the largest picture or tile in a file. Pillow opens no image of more."""
+"""Pixels of the largest picture or tile in a file. Pillow opens no image with more pixels."""
 
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,7 +37,7 @@ TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to the operation that makes the image upright."""
+"""The operation that makes an image upright, by its EXIF orientation."""
 
 
 class EncodedImage:
@@ -47,7 +47,7 @@ class EncodedImage:
     Its sides stay at least four times ``shorter_side``. 0 decodes at full size.
 
     ``full_size`` is the image's width and height. ``hidden_size`` is that of the largest picture or tile that the
-    decoder makes on the way, which may be larger; (0, 0) if there is none.
+    decoder makes internally, which may be larger. It is (0, 0) if there is none.
 
     Raises ImageError if the header can't be read.
     """
@@ -65,8 +65,8 @@ class EncodedImage:
         except (ImageError, MemoryError):
             raise
         except UnidentifiedImageError as error:
-            raise ImageError(f"it is no {', '.join(formats)} file, or its header is damaged") from error
-        except Exception as error:  # Decoders raise many types.
+            raise ImageError(f"it is not a {', '.join(formats)} file, or its header is damaged") from error
+        except Exception as error:  # Decoders raise many types of exceptions.
             raise ImageError(f"its header can't be read: {error}") from error
         self.full_size = self.image.size
         self.draft()
@@ -77,7 +77,7 @@ class EncodedImage:
             self.image.draft(None, (4 * self.shorter_side, 4 * self.shorter_side))
 
     def decode(self) -> Image.Image:
-        """Return the first frame as 8-bit RGB in sRGB, upright and on white where it is transparent.
+        """Return the first frame as upright 8-bit RGB in sRGB. Transparent pixels are blended with white.
 
         Raises ImageError if the file is damaged.
         """
@@ -88,11 +88,11 @@ class EncodedImage:
             return pixels if transposition is None else pixels.transpose(transposition)
         except (ImageError, MemoryError):
             raise
-        except Exception as error:  # Decoders raise many types.
+        except Exception as error:  # Decoders raise many types of exceptions.
             raise ImageError(f"the {self.image.format} image is damaged or incomplete: {error}") from error
 
     def load(self) -> None:
-        """Decode the pixels; a PNG may have large text and a JPEG may lack its end marker."""
+        """Decode the pixels. A PNG may have large text, and a JPEG may lack its end marker."""
         try:
             self.image.load()
             return
@@ -110,7 +110,7 @@ class EncodedImage:
             raise OSError(message)
 
     def load_without_end_marker(self) -> bool:
-        """Decode a JPEG that lacks only its end marker; return whether all of its pixels are there."""
+        """Decode a JPEG that lacks only its end marker. Return whether all of its pixels are present."""
         start = self.data.removesuffix(END_OF_IMAGE[:1])
         digests = set()
         for tail in (FILLER, b""):
@@ -137,7 +137,7 @@ def decode_image(data: bytes, shorter_side: int = 0, formats: tuple[str, ...] = 
 def find_hidden_size(data: bytes) -> tuple[int, int]:
     """Return the size of the largest picture or tile that a TIFF, AVIF or HEIF file contains, or (0, 0).
 
-    Raises ImageError if one is very large, or where the file is divided into too many parts.
+    Raises ImageError if a picture is very large, or if the file has too many parts.
     """
     if data.startswith(tiff.SIGNATURES):
         width, height = tiff.largest_tile(data)
@@ -151,9 +151,9 @@ def find_hidden_size(data: bytes) -> tuple[int, int]:
 
 
 def find_transposition(image: Image.Image) -> Image.Transpose | None:
-    """Return the operation that EXIF asks for; a damaged or very large EXIF block asks for none.
+    """Return the operation for the EXIF orientation, or none if the EXIF block is damaged or very large.
 
-    `PIL.ImageOps.exif_transpose` would write the whole block anew. Pillow calls it for a TIFF when it loads the pixels.
+    `PIL.ImageOps.exif_transpose` would rewrite the complete block. Pillow calls it for a TIFF when it loads the pixels.
     """
     try:
         if len(image.info.get("exif", b"")) > MAX_EXIF:

@@ -1,4 +1,4 @@
-"""What is wrong with an image file."""
+"""Errors of image files."""
 
 from models.errors import UserError
 
@@ -7,7 +7,7 @@ MAX_READS = 100_000
 files take thousands of reads. A run-length encoded BMP takes one read for each run."""
 
 MAX_EXIF = 1 << 20
-"""Bytes. Pillow may parse and write a whole EXIF block in Python. Cameras write up to some hundred kilobytes."""
+"""In bytes. Pillow may parse and write an EXIF block in Python. Cameras write up to some hundred kilobytes."""
 
 
 class ImageError(UserError):

@@ -6,7 +6,7 @@ from io import BytesIO
 from PIL import Image, ImageCms
 
 MAX_PROFILE = 4 << 20
-"""Bytes. Profiles of screens and cameras have kilobytes, those of printers up to 3 MiB."""
+"""In bytes. Profiles of screens and cameras have kilobytes, those of printers up to 3 MiB."""
 LISTED_STEPS = b"mpet"
 """The type of a conversion with any number of steps. Others have at most five, and bounded tables."""
 
@@ -28,19 +28,19 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         transform.apply_in_place(image)
     except MemoryError:
         raise
-    except Exception:  # The library raises many types.
+    except Exception:  # The library raises many types of exceptions.
         return image
     return image
 
 
 @lru_cache(maxsize=4)
 def find_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the conversion of an image's mode from a profile to sRGB; None for a profile of sRGB.
+    """Return the conversion of an image's mode from a profile to sRGB, or None for a profile of sRGB.
 
-    Raises various exceptions where the profile is damaged, or describes other colours than the mode's.
+    Raises various exceptions if the profile is damaged or does not fit the mode.
     """
     opened = ImageCms.ImageCmsProfile(BytesIO(profile))
-    # Most photos have a profile of sRGB.
+    # Most photos have an sRGB profile.
     if "sRGB" in (opened.profile.profile_description or ""):
         return None
     return ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, mode if mode == "RGBA" else "RGB")

@@ -1,4 +1,4 @@
-"""Mend files that other programs read: PNGs with megabytes of text, JPEGs without an end marker."""
+"""Repair files that other programs can read: PNGs with megabytes of text, and JPEGs without an end marker."""
 
 import hashlib
 import struct

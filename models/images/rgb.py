@@ -12,7 +12,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     16 bits are cut to 8. Colours are converted from an embedded ICC profile, and CMYK without one as Pillow does.
     Transparent pixels are blended with white.
     """
-    # Where Pillow converts an image in place, it gives it the profile of sRGB.
+    # If Pillow converts an image in place, the image gets the sRGB profile.
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):  # Pillow would clip these values at 255.
         image = to_8_bit_grey(image)
@@ -29,7 +29,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_8_bit_grey(image: Image.Image) -> Image.Image:
-    """Return the high byte of 16-bit grey values, with white in place of the transparent one."""
+    """Return the high byte of 16-bit grey values, with white instead of the transparent value."""
     values = np.asarray(image)
     grey = (values.clip(0, 65535) >> 8).astype(np.uint8)
     if (transparent := image.info.get("transparency")) is not None:
@@ -38,5 +38,5 @@ def to_8_bit_grey(image: Image.Image) -> Image.Image:
 
 
 def is_opaque(image: Image.Image) -> bool:
-    """Return whether the alpha of a BMP is 0 everywhere; then its writer left the channel unused."""
+    """Return whether the alpha of a BMP is 0 everywhere. Its writer then left the channel unused."""
     return image.format == "BMP" and image.getchannel("A").getextrema() == (0, 0)

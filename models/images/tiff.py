@@ -11,19 +11,19 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")
 BIG = 43
 """The third byte of what Pillow reads as a BigTIFF."""
 INNER_DIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
-"""Tags whose directories Pillow reads with an image's pixels."""
+"""Tags of directories that Pillow reads with an image's pixels."""
 BYTES, TEXT, SHORT, LONG, UNDEFINED, LONG8 = 1, 2, 3, 4, 7, 16
 """Types of a tag's values."""
 SIZES = {SHORT: 2, LONG: 4, LONG8: 8}
 
 
 def largest_tile(data: bytes) -> tuple[int, int]:
-    """Return width and height of the tiles of a TIFF's first image, or (0, 0) where it has none.
+    """Return width and height of the tiles of a TIFF's first image, or (0, 0) if it has none.
 
     A tile is decoded as a whole, and may be larger than the image.
 
-    Raises TooManyPieces where the image has more than MAX_READS tiles or strips, or a tag that many numbers. Pillow
-    makes Python objects of them.
+    Raises TooManyPieces if the image has more than MAX_READS tiles or strips, or a tag has more numbers. Pillow makes
+    Python objects of them.
     """
     header = data[: 16 if data[2] == BIG else 8]
     tags = ImageFileDirectory_v1(header)

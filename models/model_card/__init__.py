@@ -1,1 +1,1 @@
-"""The model card: the README.md of a checkpoint, whose figures come from its config.json and analysis.json."""
+"""The model card: the README.md of a checkpoint, with the figures of its config.json and analysis.json."""

@@ -120,7 +120,7 @@ def draw_evaluation(checkpoint: Checkpoint, evaluation: Evaluation) -> str:
 
 
 def draw_quantization(figures: Quantization) -> str:
-    """Return how far the network in 16-bit integers differs from float32."""
+    """Return the differences of the network in 16-bit integers from float32."""
     return (
         "## In 16-bit integers\n\n"
         "The engine `native_int16` computes the blocks in 16-bit integers. Their scales are from "
@@ -156,7 +156,7 @@ def draw_fixed_routes(evaluation: Evaluation) -> list[str]:
 
 
 def draw_classes(evaluation: Evaluation) -> str:
-    """Return the accuracy of each class; of many classes, of the lowest and the highest."""
+    """Return the accuracy of each class, or of the lowest and the highest of many classes."""
     rows = sorted(evaluation.accuracy_per_class.items(), key=lambda row: row[1])
     if len(rows) <= MANY_CLASSES:
         return (
@@ -252,7 +252,7 @@ def draw_training(checkpoint: Checkpoint) -> str:
 
 
 def draw_stages(stages: Sequence[TrainedStage], architecture: str) -> list[str]:
-    """Return a table row for each stage; the networks of a model soup list the stages that they do not share."""
+    """Return a table row for each stage. The networks of a model soup list the stages that they do not share."""
     rows = []
     for stage in stages:
         if stage.stage != SOUP:

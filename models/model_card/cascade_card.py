@@ -1,4 +1,4 @@
-"""The card of a cascade: its README.md, whose figures are those of its config.json."""
+"""The card of a cascade: its README.md, with the figures of its config.json."""
 
 from pathlib import Path
 
@@ -23,9 +23,9 @@ A cascade: images of which a cheap network is unsure are escalated to a more acc
 
 
 def write_cascade_card(folder: Path) -> Path:
-    """Write the figures into a cascade's card, and a card if it has none; return the card's path.
+    """Write the figures into a cascade's card, or into a new card, and return its path.
 
-    Raises CheckpointError if the cascade can't be read or an existing card has no marks to write between.
+    Raises CheckpointError if the cascade can't be read or an existing card lacks the marks.
     """
     cascade, card = read_cascade(folder), folder / CARD
     figures = draw_figures(cascade)

@@ -11,19 +11,19 @@ from models.model_card.card import CARD, write_card
 
 
 def write_version(checkpoint: Checkpoint, output: Path | None, link: bool) -> Path:
-    """Write ``checkpoint`` to the folder ``output``, by default to the next version of its model; return the folder.
+    """Write ``checkpoint`` to the folder ``output`` and return it. The default is the next version of its model.
 
     Its weights are copied from the checkpoint's folder, or linked. The card keeps what a person wrote. ``config.json``
-    is written last. Raises UserError if the folder is there already, or if a checkpoint outside of a repository has no
+    is written last. Raises UserError if the folder exists, or if a checkpoint outside of a repository has no
     ``output``.
     """
     folder = checkpoint.folder
     if output is None:
         if checkpoint.version == 0:
-            raise UserError(f"{folder} is no version of a model: name the folder to write with --output")
+            raise UserError(f"{folder} is not a version of a model: name the folder to write with --output")
         output = folder.parent / str(version_numbers(folder.parent)[-1] + 1)
     if output.exists():
-        raise UserError(f"{output} is there already: name another folder with --output")
+        raise UserError(f"{output} exists already: name another folder with --output")
     output.mkdir(parents=True)
     try:
         if link:

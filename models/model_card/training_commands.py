@@ -16,7 +16,7 @@ from models.training.soup import SOUP
 
 Stages = Sequence[TrainedStage]
 RESULT = "result"
-"""The folder of the checkpoint in that of a fine-tuning."""
+"""The folder of the checkpoint in the folder of a fine-tuning."""
 
 
 def list_commands(config: Config) -> list[str]:
@@ -77,7 +77,7 @@ def finetune_command(stages: Stages, folders: Sequence[str]) -> str:
 def list_soup(
     config: Config, stages: Stages, others: Sequence[Stages], folders: Sequence[str]
 ) -> tuple[list[str], str]:
-    """Return the commands of the other chains of a model soup, and the folder of the soup."""
+    """Return the commands of a model soup's other chains, and the folder of the soup."""
     commands, ends = [], [folders[-1]]
     for number, other in enumerate(others, 2):
         more, written = list_chain(config, other, folders[: count_shared_stages(stages, other)], f"_{number}")
@@ -130,5 +130,5 @@ def find_teacher(stage: TrainedStage) -> str | None:
     """Return the teacher of a stage, if it had one: see `parse_teacher`, or "checkpoint"."""
     if not stage.distillation_weight:
         return None
-    # Early configs don't name the teacher. Those of this recipe had the logits of the one teacher there was.
+    # Early configs don't name the teacher. Those of this recipe used the logits of the only teacher.
     return stage.teacher or ("small-logits" if stage.name == "distilled" else "checkpoint")

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all."""
+"""Write files completely or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import IO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a temporary file that replaces ``path`` when it is written; an exception leaves ``path`` as it was."""
+    """Yield a temporary file that replaces ``path`` at the end. After an exception, ``path`` is unchanged."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -20,5 +20,5 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # A write to a full disk does not name the file.
+            error.filename = str(path)  # The error of a full disk does not name the file.
         raise

@@ -1,6 +1,6 @@
 """Translate the names that earlier versions wrote to current names.
 
-Files and command lines that use an old name are read as if they used the new one; only new names are written.
+Files and command lines with an old name are read as if they had the new one. Only new names are written.
 """
 
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ VALUES = {"name": RECIPES, "stage": STAGES, "teacher": TEACHERS, "network": TEAC
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the mapping under the current names, nested stages and operating points included.
+    """Return the mapping under the current names, including nested stages and operating points.
 
     A key may follow a stage's name and a space, as in a run's saved state: "sp open_bias".
     """

@@ -1,6 +1,6 @@
-"""The training record of a checkpoint: how its weights were trained, as ``config.json`` tells it.
+"""The training record of a checkpoint in its ``config.json``: how its weights were trained.
 
-Only values that are set are written. A value that this version does not know is kept.
+Only values that are set are written. Unknown values are kept.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pydantic import (
 from models.persistence.legacy_names import current_names
 
 Number = int | float
-"""A whole number that is read stays one, so that it is written as it was."""
+"""An integer in the file stays an integer, so that it is written unchanged."""
 
 
 class Sparse(BaseModel):
@@ -45,7 +45,7 @@ class TrainedStage(Sparse):
     """One stage of a training: plain, sp or hrl; or "imported", or "soup".
 
     A trained stage has the values of its recipe (`models.training.recipes.Recipe`) and ``name``, the recipe's.
-    ``architecture`` is the network that it trained, where that is not the checkpoint's. ``teacher`` is the distillation
+    ``architecture`` is the network that it trained, if that is not the checkpoint's. ``teacher`` is the distillation
     teacher. Imported weights have the name of their file. A soup lists the stages of its other ``members``; the first
     member is the chain of stages before it.
     """
@@ -83,7 +83,7 @@ class TrainedStage(Sparse):
     members: "tuple[tuple[TrainedStage, ...], ...]" = Field((), validation_alias=AliasChoices("members", "of"))
 
     def with_architecture(self, name: str) -> Self:
-        """Return the stage with the name of the network that it trained, where it does not have one yet."""
+        """Return the stage with the name of the network that it trained, if it has none yet."""
         return self if self.architecture else self.model_copy(update={"architecture": name})
 
 
@@ -95,12 +95,12 @@ class Subnetwork(Sparse):
 
 
 class TrainingRecord(Sparse):
-    """The training of a checkpoint: its data, its stages, and what was done to the weights afterwards.
+    """The training of a checkpoint: its data, its stages, and later changes of the weights.
 
-    ``data`` is the folder of the images, where they were local. ``validation_files`` are the validation images of a
-    folder of images, as paths in the folder of the training images, and ``validation_folder`` is the folder that holds
-    the validation images alone. Without either, they are the first ``validation_images`` of a fixed random order.
-    ``precision`` is that of convolutions. ``temperature`` is what temperature scaling divided the class logits by.
+    ``data`` is the folder of the images, if they were local. ``validation_files`` are the validation images of a folder
+    of images, as paths in the folder of the training images, and ``validation_folder`` is the separate folder of the
+    validation images. Without either, they are the first ``validation_images`` of a fixed random order. ``precision``
+    is that of convolutions. ``temperature`` is the divisor of the class logits from temperature scaling.
     ``imported_from`` is a weights file of the public code, ``iter``, ``epoch`` and ``best_prec1`` are its progress.
     """
 

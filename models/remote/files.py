@@ -17,13 +17,13 @@ from models.errors import UserError, needs_extra
 CHUNK = 1 << 20
 """Bytes."""
 RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
-"""Of one request. The next look at the repository tries again."""
+"""Seconds of one request. The next check of the repository retries."""
 REMOTE = re.compile(r"(s3|gs|hf):/+(.+)")
 MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 class RemoteError(UserError):
-    """A remote prefix can't be read, or what came is not what the remote side promised."""
+    """A remote prefix can't be read, or a file is not as announced."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RemoteFile:
     """A file below a prefix.
 
     ``tag`` changes with its content. ``checksum`` is the name of a hash function and the content's hash, if the remote
-    side tells one; "blob" is git's.
+    side sends one. "blob" is git's hash.
     """
 
     path: str
@@ -41,7 +41,7 @@ class RemoteFile:
 
 
 class RemoteFolder(Protocol):
-    """The files below a prefix; both methods raise RemoteError."""
+    """The files below a prefix. Both methods raise RemoteError."""
 
     def files(self) -> list[RemoteFile]: ...
 
@@ -114,7 +114,9 @@ class Hub:
 
         found = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?", url)
         if found is None:
-            raise UserError(f"{url} is no address of the hub: write hf://ORG/NAME, hf://ORG/NAME@REVISION or …/PATH")
+            raise UserError(
+                f"{url} is not an address of the hub: write hf://ORG/NAME, hf://ORG/NAME@REVISION or …/PATH"
+            )
         self.url = url
         self._name, self._revision, self._path = found[1], found[2], (found[3] or "").strip("/")
         self._api: Any = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
@@ -145,19 +147,20 @@ class Hub:
 def download(source: RemoteFolder, file: RemoteFile, target: Path) -> str:
     """Write a file to ``target`` and return its SHA-256.
 
-    Raises RemoteError if its size or checksum is not what the remote side told.
+    Raises RemoteError if its size or checksum differs from that of the remote side.
     """
     checksum, name = _write(source, file, target)
     if file.checksum is None or file.checksum[1] in checksum.values():
         return checksum["sha256"]
-    # The tag of an object that S3 encrypts with a key looks like an MD5 and is none. Then it comes twice the same.
+    # The tag of an object that S3 encrypts with a key looks like an MD5 hash but is not one. Then the file is accepted
+    # if a second download is equal.
     if file.checksum[0] == "md5" and _write(source, file, target)[0] == checksum:
         return checksum["sha256"]
-    raise RemoteError(f"{name} came damaged: its checksum is not {' '.join(file.checksum)}")
+    raise RemoteError(f"{name} is damaged: its checksum is not {' '.join(file.checksum)}")
 
 
 def _write(source: RemoteFolder, file: RemoteFile, target: Path) -> tuple[dict[str, str], str]:
-    """Write a file and return its hashes by the name of their function, and its path."""
+    """Write a file, and return its hashes by the name of the function, and its path."""
     hashes = {name: hashlib.new(name, usedforsecurity=False) for name in ("sha256", "md5")}
     hashes["blob"] = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
     size = 0
@@ -172,5 +175,5 @@ def _write(source: RemoteFolder, file: RemoteFile, target: Path) -> tuple[dict[s
         opened.flush()
         os.fsync(opened.fileno())
     if size != file.size:
-        raise RemoteError(f"{file.path} came incomplete: {size} of {file.size} bytes")
+        raise RemoteError(f"{file.path} is incomplete: {size} of {file.size} bytes")
     return {name: each.hexdigest() for name, each in hashes.items()}, file.path

@@ -1,7 +1,7 @@
 """Mirror a remote model repository into a local folder, which is then served like any other.
 
 The folder ``repository`` has the versions as links to folders in ``versions``. A version's folder is complete before
-its link is set, and is never changed, so that a reader sees the old content or the new one.
+its link is set, and never changes. So a reader sees either the old content or the new content.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ Versions = dict[tuple[str, str], list[RemoteFile]]
 
 
 class Mirror:
-    """Copies what is below ``url`` into a folder of its own in ``cache``; several processes may share it."""
+    """Copies the files below ``url`` into a separate folder in ``cache``. Several processes may share it."""
 
     def __init__(self, url: str, cache: Path) -> None:
         """Raises UserError as `open_remote`."""
@@ -29,13 +29,13 @@ class Mirror:
         self.root = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
         self.folder = self.root / "repository"
         self._source = open_remote(url)
-        self._checked: set[str] = set()  # names of version folders whose content this process has checked
+        self._checked: set[str] = set()  # version folders whose content this process has checked
 
     def refresh(self) -> None:
-        """Fetch the versions that are new or have changed, and remove those that are gone.
+        """Download new and changed versions, and remove those that no longer exist.
 
-        If a version can't be fetched, what was there of it stays, and the others are fetched nevertheless. If the
-        remote side can't be read or is empty, everything stays. Raises RemoteError or OSError.
+        If a version can't be downloaded, its old content stays, and the others are downloaded. If the remote side can't
+        be read or is empty, nothing changes. Raises RemoteError or OSError.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
@@ -56,7 +56,7 @@ class Mirror:
             raise RemoteError("; ".join(problems))
 
     def _fetch(self, link: Path, files: list[RemoteFile]) -> None:
-        """Make ``link`` lead to a folder with these files; download them if there is none."""
+        """Point ``link`` to a folder with these files. Download them if there is none."""
         state = "".join(f"{file.path}\n{file.size}\n{file.tag}\n" for file in files)
         complete = self.root / "versions" / hashlib.sha256(state.encode()).hexdigest()[:32]
         if not self._is_sound(complete):
@@ -81,7 +81,7 @@ class Mirror:
             fresh.replace(link)
 
     def _is_sound(self, folder: Path) -> bool:
-        """Return whether a version's folder is there and has its checksums; they are computed once in a process."""
+        """Return whether a version's folder exists and has its checksums. A process computes them once."""
         if folder.name in self._checked:
             return folder.is_dir()
         try:
@@ -94,7 +94,10 @@ class Mirror:
         return sound
 
     def _remove_unused(self) -> None:
-        """Remove version folders without a link. A model may still be loaded from one that has just lost its link."""
+        """Remove version folders without a link.
+
+        Call it before links change: a model may still be loaded from a folder that has just lost its link.
+        """
         used = {link.readlink().name for link in self.folder.glob("*/*") if link.is_symlink()}
         for folder in (self.root / "versions").glob("*"):
             if folder.name not in used:
@@ -102,15 +105,15 @@ class Mirror:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other processes out until the block ends."""
+        """Lock out other processes until the `with` block ends."""
         with (self.root / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
 def versions_in(files: list[RemoteFile]) -> Versions:
-    """Return the checkpoint files of each <model>/<version>/ that has a config; other files are left out."""
-    # They import torch, which must not delay the binding of the server's socket.
+    """Return the checkpoint files of each <model>/<version>/ that has a config. Other files are left out."""
+    # These modules import torch, which must not delay the binding of the server's socket.
     from models.checkpoint import CONFIG, WEIGHTS
     from models.model_repository import MODEL_NAME
 
@@ -129,5 +132,5 @@ def sha256_of(file: Path) -> str:
 
 
 def default_cache() -> Path:
-    """Return the folder of mirrors for which the user names none."""
+    """Return the default folder of mirrors."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skipnet"

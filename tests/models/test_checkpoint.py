@@ -155,9 +155,9 @@ def test_the_error_for_a_missing_version_lists_the_others(folder: Path) -> None:
 
 def test_the_error_for_a_model_folder_lists_its_versions(folder: Path) -> None:
     shutil.copytree(folder, folder.with_name("10"))
-    with pytest.raises(CheckpointError, match="model is no checkpoint: name one of its versions: 3, 10"):
+    with pytest.raises(CheckpointError, match="model is not a checkpoint: name one of its versions: 3, 10"):
         read_checkpoint(folder.parent)
-    with pytest.raises(CheckpointError, match="is no checkpoint: it should hold"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint: it should hold"):
         read_checkpoint(folder.parents[1])
 
 

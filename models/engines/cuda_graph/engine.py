@@ -1,7 +1,7 @@
 """The CUDA graph engine: a forward pass in half precision, captured once per batch size and replayed.
 
-The host launches one graph and reads one result, and nothing in between waits for the host. The CPU has no graphs, so
-there the engine calls the function that would be captured. Tests use this to check everything except the capture.
+The host launches one graph and reads one result. The device does not wait for the host in between. A CPU has no graphs,
+so there the engine calls the function that would be captured. Tests use this to check everything except the capture.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ PIXELS: dict[Mode, int] = {"mask": 64 * 224 * 224, "branch": 32 * 224 * 224}
 """The largest batch, in images and in pixels. A graph keeps the memory of its feature maps, and conditional nodes do
 not share theirs (pytorch PRs #191533 and #192098)."""
 WARM_UP_RUNS = 3
-"""cuDNN and the allocator initialise themselves in the first runs, which a capture does not allow."""
+"""cuDNN and the allocator initialise themselves in the first runs. A capture does not allow this."""
 
 
 class CudaGraphEngine:
@@ -78,7 +78,7 @@ class CudaGraphEngine:
             except RuntimeError as error:
                 if size == 1 or not is_out_of_memory(error):
                     raise
-            # Only here is the error gone: its traceback holds the memory of the failed capture.
+            # The error is released only here. Its traceback holds the memory of the failed capture.
             self.largest = size // 2
             return outputs + self.run_parts(images[start:], limits[start:])
         return outputs
@@ -132,7 +132,7 @@ class CapturedForward:
         with warm_up:
             self.forward()
         graph = torch.cuda.CUDAGraph()
-        # Another thread may run another model and allocate memory meanwhile.
+        # Another thread may run another model and allocate memory at the same time.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"), nodes:
             output = self.forward()
 
@@ -143,7 +143,7 @@ class CapturedForward:
         return replay
 
     def run(self, images: Tensor, limits: Tensor) -> Tensor:
-        """Fill the buffers, replay the graph, and copy the result to the host: the only wait for the device.
+        """Fill the buffers, replay the graph, and copy the result to the host. Only the copy waits for the device.
 
         Padding images skip every block.
         """
@@ -154,7 +154,7 @@ class CapturedForward:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an error is a lack of memory, or was raised while handling one, as a broken capture does."""
+    """Return whether an error is a lack of memory, or was raised while handling one, as in a failed capture."""
     return error is not None and (isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error.__context__))
 
 

@@ -1,4 +1,4 @@
-"""Measure the largest activations of a network, as the native engine needs them to use 16-bit integers."""
+"""Measure the largest activations of a network. The native engine needs them to use 16-bit integers."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ from models.gates import Limits
 HEADROOM = 1.25
 """Limits are this much larger than what was measured. Beyond a limit, activations are clipped."""
 LEAST = 1e-6
-"""A limit is a divisor. A map may be zero everywhere."""
+"""The smallest limit. A map may be zero everywhere, and a limit is a divisor."""
 
 
 class Observer:
@@ -32,7 +32,7 @@ class Observer:
             x = torch.relu_(convolve(x, convolution))
 
     def apply(self, block: FoldedBlock, x: Tensor, decisions: Tensor) -> Tensor:
-        """Run a block with decisions [N], as ``forward`` needs it. Its input is seen even if the block is skipped."""
+        """Run a block with decisions [N] for ``forward``. Its input is measured even if the block is skipped."""
         self.see(block, x)
         skip = shortcut(block, x)
         return torch.where(decisions[:, None, None, None], torch.relu(residual(block, x) + skip), skip)

@@ -1,7 +1,7 @@
 """Compile the native engine (native.cpp) for the CPU of this machine.
 
 ``python -m models.engines.native.build`` compiles it beside the source for every CPU level of this machine's
-architecture. Container images do this: they then need no compiler and run on other CPUs than the build machine's.
+architecture. Container images do this, so that they need no compiler and run on other CPUs than the build machine's.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ X86_FEATURES = {
 
 
 def find_library() -> Path:
-    """Return the library for this CPU, from beside the source or from the user's cache, compiled if necessary.
+    """Return the library for this CPU, from the source's folder or from the user's cache. Compile it if necessary.
 
     Raises EngineError if it cannot be compiled.
     """
@@ -66,13 +66,13 @@ def flags(level: str) -> tuple[str, ...]:
     portable = PORTABLE if platform.system() == "Linux" else ()
     if level not in X86_FEATURES:
         return (*FLAGS, *portable)
-    # By default GCC prefers vectors of 256 bits, even where 512 are faster.
+    # By default GCC prefers vectors of 256 bits, even if 512 bits are faster.
     vectors = ("-mprefer-vector-width=512",) if level == "x86-64-v4" else ()
     return (*FLAGS, *portable, f"-march={level}", *vectors)
 
 
 def library_name(level: str) -> str:
-    """Return a file name that changes with source and options, so that no stale library is loaded."""
+    """Return a file name that changes with the source and the options, so that no stale library is loaded."""
     parts = *(file.read_bytes() for file in (SOURCE, *HEADERS)), " ".join(flags(level)).encode()
     return f"native-{level}-{hashlib.sha256(b''.join(parts)).hexdigest()[:12]}.so"
 
@@ -103,7 +103,7 @@ def compile_library(level: str, library: Path) -> None:
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            # Compiled elsewhere and renamed, so that another process never loads half a library.
+            # The library is compiled to another path and renamed, so that no process loads an incomplete file.
             made = Path(folder) / library.name
             command = [compiler, *flags(level), str(SOURCE), "-I", str(HEADERS[0].parent), "-o", str(made)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)

@@ -35,8 +35,8 @@ struct Sums {
     float* part(int index) const { return data + size_t(index) * row; }
 };
 
-// The parts of a map that one unit of a convolution computes. They depend on the shape only, so that sums do not depend
-// on the number of threads.
+// The parts of a map that one unit of work of a convolution computes. They depend on the shape only, so that sums do
+// not depend on the number of threads.
 struct Bands {
     int count, size;  // size: rows of a direct convolution, or Winograd tiles
 
@@ -72,7 +72,7 @@ struct Workspace {
     explicit Workspace(int channels) : inputs(channels / V), products(channels / V), mean(zeros(channels)) {}
 };
 
-// What is done with a convolution's output.
+// The operations on a convolution's output.
 struct Target {
     Map& map;
     Epilogue epilogue;

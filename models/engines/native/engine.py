@@ -1,4 +1,4 @@
-"""The native engine: a whole routed network in one call of C++ (native.cpp), in float32 or in 16-bit integers."""
+"""The native engine: one call of C++ (native.cpp) runs a routed network, in float32 or in 16-bit integers."""
 
 import ctypes
 import math
@@ -77,10 +77,10 @@ class NativeEngine:
         return Routed(logits, executed, probability, "branch")
 
     def measure_spreading(self, height: int, width: int) -> None:
-        """Set ``most_spread`` by measuring one image on one core and on all, with every block executed.
+        """Set ``most_spread`` by measuring one image on one core and on all cores, with every block executed.
 
-        Several images on one core each take about as long as one. So n images are spread if that takes less than 1/n
-        of the time of one core.
+        Several images on one core each take about as long as one image. So n images are spread if an image on all cores
+        takes less than 1/n of the time on one core.
         """
         if self.threads == 1:
             return
@@ -94,7 +94,7 @@ class NativeEngine:
         self.most_spread = min(math.ceil(best[0] / best[1]) - 1, self.threads - 1)
 
     def close(self) -> None:
-        """Release the network's memory. Closing twice is allowed."""
+        """Release the network's memory. A second call does nothing."""
         if self.handle:
             self.library.skipnet_destroy(self.handle)
             self.handle = None

@@ -1,4 +1,4 @@
-"""Lay a folded network out as the two flat arrays that native.cpp reads."""
+"""Convert a folded network to the two flat arrays that native.cpp reads."""
 
 import math
 
@@ -16,7 +16,7 @@ ActivationLimits = tuple[tuple[float, ...], ...]
 UNITS = 16
 """The LSTM's 10 units, padded with zeros to whole vector registers. gates.hpp has the same constant."""
 MOST_GATE_CONVOLUTIONS = 8
-"""native.cpp has this many roles for the feature maps of a gate."""
+"""The number of roles that native.cpp has for the feature maps of a gate."""
 
 
 class Layout:
@@ -33,7 +33,9 @@ class Layout:
         self.integers += [folded.stem_pools, len(folded.blocks)]
         limits = limits or tuple((0.0,) * len(block.residual) for block in folded.blocks)
         counts = [len(block.residual) for block in folded.blocks]
-        require([len(inputs) for inputs in limits] == counts, "these limits of activations: it is another network's")
+        require(
+            [len(inputs) for inputs in limits] == counts, "these activation limits: they are those of another network"
+        )
         widths = [
             channels := self.block(block, channels, inputs) for block, inputs in zip(folded.blocks, limits, strict=True)
         ]
@@ -44,7 +46,7 @@ class Layout:
         self.append(folded.head_weight.T, folded.head_bias)
 
     def block(self, block: FoldedBlock, channels: int, limits: tuple[float, ...]) -> int:
-        """Append a block that reads ``channels``; return the number of channels that it writes.
+        """Append a block that reads ``channels``, and return the number of channels that it writes.
 
         ``limits`` are the largest magnitudes of the inputs of its residual convolutions, or 0 for a block in float32.
         """
@@ -61,7 +63,9 @@ class Layout:
         """Append the gates. ``widths`` are the channels that the blocks write, which the gates read."""
         kinds = {type(gate) for gate in folded.gates}
         require(kinds in (set(), {RecurrentGate}, {ConvolutionalGate}), "gates of this kind")
-        require(len(folded.gates) in (0, len(widths) - 1), "another number of gates than one for each block but one")
+        require(
+            len(folded.gates) in (0, len(widths) - 1), "a number of gates other than the number of blocks minus one"
+        )
         counts = [len(folded.gates) if kind in kinds else 0 for kind in (RecurrentGate, ConvolutionalGate)]
         self.integers += counts
         for gate, channels in zip(folded.gates, widths, strict=False):
@@ -77,7 +81,7 @@ class Layout:
         return channels
 
     def convolution(self, convolution: Convolution, channels: int, widest_kernel: int = 3, limit: float = 0.0) -> int:
-        """Append a convolution that reads ``channels``; return the number of channels that it writes."""
+        """Append a convolution that reads ``channels``, and return the number of channels that it writes."""
         outputs, inputs, kernel, width = convolution.weight.shape
         square = kernel == width and kernel % 2 == 1 and kernel <= widest_kernel
         stride = convolution.stride
@@ -110,7 +114,7 @@ class Layout:
 
 
 def require(supported: bool, what: str) -> None:
-    """Raise EngineError if native.cpp does not support ``what``: it would read past its arrays."""
+    """Raise EngineError for ``what`` if native.cpp does not support it. It would read beyond its arrays."""
     if not supported:
         raise EngineError(f"the native engine has no code for {what}; choose the engine torch")
 

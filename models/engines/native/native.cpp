@@ -1,6 +1,6 @@
-// Runs a whole SkipNet - stem, blocks, gates and head - in one call, on one CPU core per image or on several.
+// Runs a complete SkipNet (stem, blocks, gates and head) in one call, on one or several CPU cores per image.
 //
-// A gate takes well under a microsecond and a skipped block is a branch that is not taken, so the time is nearly
+// A gate takes less than a microsecond, and a skipped block is a branch that is not taken. So the time is nearly
 // proportional to the MACs. layout.py describes the network to skipnet_create; engine.py calls skipnet_run.
 
 #include "plan.hpp"
@@ -98,7 +98,7 @@ struct Network {
         return true;
     }
 
-    // Runs an image. Its members all take the same decisions; the first one writes the result.
+    // Runs an image. All members of the team take the same decisions. The first one writes the result.
     void classify(Run run, const float* image, float limit, Result result) const {
         const Plan& plan = run.plan;
         read_image(image, *plan.image, run.member);

@@ -1,4 +1,4 @@
-// Threads of the native engine (native.cpp) that stay between calls, and their barrier.
+// Threads of the native engine (native.cpp), which live between calls, and their barrier.
 
 #pragma once
 
@@ -18,7 +18,7 @@ inline void pause_briefly() {
 #endif
 }
 
-// Waits until `done()` is true. A thread that waits long gives its core to others.
+// Waits until `done()` is true. A thread that waits long yields its core.
 template <class Condition>
 void wait_until(Condition done) {
     constexpr int SPINS = 4000;
@@ -32,7 +32,7 @@ class Barrier {
     std::atomic<int> arrived{0}, phase{0};
 
   public:
-    // Returns when `count` threads have called it.
+    // Returns once `count` threads have called it.
     void wait(int count) {
         const int before = phase.load();
         if (arrived.fetch_add(1) + 1 < count) return wait_until([&] { return phase.load() != before; });
@@ -79,7 +79,8 @@ class Team {
     }
 
   public:
-    // Starts threads until there are `count` with the caller's. Returns the number, less if the system has no more.
+    // Starts threads until there are `count`, including the caller's. Returns the number, which is less if the system
+    // has no more.
     int grow(int count) {
         try {
             while (int(helpers.size()) + 1 < count) {
@@ -87,7 +88,7 @@ class Team {
                 helpers.emplace_back([this, index] { help(index); });
             }
         } catch (const std::exception&) {
-            // Those that run do the work.
+            // The threads that started do the work.
         }
         return std::min(count, int(helpers.size()) + 1);
     }

@@ -1,4 +1,4 @@
-"""The onnxruntime engine: it runs one image per session run and distributes a batch over the CPU's cores."""
+"""The onnxruntime engine: each session run has one image, and a batch is distributed over the CPU's cores."""
 
 import logging
 import tempfile
@@ -25,7 +25,7 @@ class OnnxRuntimeEngine:
     """Run a folded network in ONNX Runtime.
 
     In mode "branch" every image runs alone through a graph of ``If`` nodes, with one thread per image, so that no image
-    waits for the blocks of another. In mode "mask" a batch runs as a whole.
+    waits for the blocks of another. In mode "mask" a batch runs in one session run.
     """
 
     name = "onnxruntime"
@@ -42,7 +42,7 @@ class OnnxRuntimeEngine:
         self.gated = bool(folded.gates)
         branching = mode == "branch"
         self.session = open_session(folded, device, mode, threads=1 if branching else threads)
-        # CUDA runs one stream: several threads would only wait for each other.
+        # CUDA uses one stream, so several threads would only wait for each other.
         workers = threads if branching and device == "cpu" else 1
         self.workers = [Worker(self.session) for _ in range(workers)]
         self.pool = ThreadPoolExecutor(workers, "onnxruntime") if workers > 1 else None
@@ -74,7 +74,7 @@ class OnnxRuntimeEngine:
     def run_images(
         self, inputs: dict[str, NDArray[np.float32]], outputs: dict[str, NDArray[np.generic]], count: int
     ) -> None:
-        """Run image by image. Each worker takes the next image when it has finished one."""
+        """Run the images one by one. Each worker takes the next image when it has finished one."""
         queue = iter(range(count))
 
         def work(worker: Worker) -> None:
@@ -85,7 +85,7 @@ class OnnxRuntimeEngine:
             work(self.workers[0])
         else:
             tasks = [self.pool.submit(work, worker) for worker in self.workers[:count]]
-            # If one fails, the others still use buffers that the next run would overwrite.
+            # If one worker fails, the others still use buffers that the next run would overwrite.
             wait(tasks)
             for task in tasks:
                 task.result()
@@ -126,7 +126,7 @@ class Worker:
 
 
 def open_session(folded: FoldedNetwork, device: str, mode: Mode, threads: int) -> onnxruntime.InferenceSession:
-    """Return a session for the network, in ONNX Runtime's blocked CPU layout if there is one."""
+    """Return a session for the network, in ONNX Runtime's blocked CPU layout if the machine has one."""
     if device != "cpu":
         return create_session(build_graph(folded, mode=mode), device, threads)
     size = blocked_layout()
@@ -134,7 +134,7 @@ def open_session(folded: FoldedNetwork, device: str, mode: Mode, threads: int) -
         try:
             return create_session(build_graph(folded, mode=mode, block_size=size), device, threads)
         except Exception:  # ONNX Runtime's exceptions have no common base class.
-            log.warning("ONNX Runtime refuses its blocked operators, falling back to standard ONNX", exc_info=True)
+            log.warning("ONNX Runtime rejects its blocked operators, falling back to standard ONNX", exc_info=True)
     return create_session(build_graph(folded, mode=mode), device, threads)
 
 
@@ -166,7 +166,8 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 def blocked_layout() -> int:
     """Return the channel block of ONNX Runtime's CPU layout on this machine (16 with AVX-512), or 1 if it has none.
 
-    No call returns it. Therefore this optimises a convolution to one channel and reads how far its weight was padded.
+    ONNX Runtime has no function that returns it. So this optimises a convolution to one channel and reads the padding
+    of its weight.
     """
     weight = numpy_helper.from_array(np.ones((1, 64, 1, 1), np.float32), "weight")
     graph = helper.make_graph(

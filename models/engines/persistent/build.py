@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("persistent.cu")
 THREADS, SHARED_BYTES = 256, 79616
-"""The size of a launch. convolution.cuh computes the same numbers."""
+"""The size of a launch. convolution.cuh has the same numbers."""
 GATES = {None: "NoGate", "rnn": "RecurrentGate", "feedforward_1": "PooledGate", "feedforward_2": "StridedGate"}
 """The kernel's template argument for each kind of gate."""
 
 PTXAS = ("-v", "--register-usage-level=0")
-"""ptxas logs the resources. Two thread blocks of 256 threads leave 128 registers per thread. By default ptxas loads so
-much in advance that it exceeds them and spills (measured: 4 to 60 bytes, on sm_90 and sm_100)."""
+"""ptxas logs the resources.
+
+Two thread blocks of 256 threads leave 128 registers per thread. By default, ptxas loads values so early that it exceeds
+them and spills (measured: 4 to 60 bytes, on sm_90 and sm_100).
+"""
 
 ARCHITECTURES = {
     "sm_80": ("A100", 164, 65536),

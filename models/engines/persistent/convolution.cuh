@@ -16,12 +16,12 @@ constexpr int LEFT = 0, RIGHT = REGION;
 constexpr int ZEROS = 2 * REGION, ZERO_BYTES = 128;
 // The sums of a map's pixels by strip and channel, for the next gate and the head.
 constexpr int SUMS = ZEROS + ZERO_BYTES, SUM_BYTES = 128 * 4;
-// The same for a gate's own map. There are two, used in turn: a warp may be one gate ahead of another, but not two.
+// The same for a gate's own map. There are two, used alternately: a warp may be one gate ahead of another, but not two.
 constexpr int GATE = SUMS + SUM_BYTES;
 // For the RNN gate: the weights that all gates share, and the next gate's own, 40 rows x 4 threads x 16 channels.
 constexpr int LSTM = GATE + 2 * SUM_BYTES, LSTM_BYTES = (12 * 40 + 20) * 4;
 constexpr int PREFETCH = LSTM + LSTM_BYTES, PREFETCH_BYTES = (40 * 64 + 40) * 4;
-// Values of the current image. There are no registers left for them.
+// Values of the current image. No registers remain for them.
 constexpr int IMAGE = PREFETCH + PREFETCH_BYTES, NEXT_IMAGE = IMAGE + 4, LIMIT = IMAGE + 8;
 constexpr int SHARED_BYTES = IMAGE + 16;
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cuda.core import Device, Kernel
 
 SIDE = 32
-"""The side of an image in pixels. The kernel keeps whole feature maps in shared memory, which holds this size."""
+"""The side of an image in pixels. The kernel keeps complete feature maps in shared memory, which holds this size."""
 WIDTHS = (16, 32, 64)
 
 
@@ -50,7 +50,7 @@ def gate_kind(folded: FoldedNetwork) -> str | None:
 class Batch:
     """One batch's inputs and outputs in pinned host memory, which the kernel accesses directly.
 
-    An image is read once, when it is needed, so that no separate copy is started or awaited.
+    An image is read once, when it is needed. So there is no separate copy to start or to wait for.
     """
 
     images: Tensor

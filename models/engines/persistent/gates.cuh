@@ -1,9 +1,9 @@
 // Gates inside the kernel: they turn the output map of a block into one logit.
 //
 // `begin` is called once per image and `logit<M, Next>` once per gate. M is the map at `map` that the gate reads, and
-// Next is the map of the following gate. `spare` has room for the gate's own maps, and `totals` for sums. Two gates
-// in turn use different `totals`, so one barrier between writing and reading is enough. Each warp computes the same
-// sums in the same order. So every thread has the same logit, bit for bit, and the branch that follows is uniform.
+// Next is the map of the following gate. `spare` has room for the gate's own maps, and `totals` for sums. Consecutive
+// gates use different `totals`, so one barrier between writing and reading is enough. Each warp computes the same sums
+// in the same order. So every thread has the same logit, bit for bit, and the branch that follows is uniform.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-"""Lay a folded network out as the streams of 16-byte words that persistent.cu reads.
+"""Convert a folded network to the streams of 16-byte words that persistent.cu reads.
 
 Filters are in the order in which a warp's 32 lanes hold them as B fragments of mma.m16n8k16 (PTX ISA, "Matrix
 Fragments for mma.m16n8k16 with floating point type"). So a thread loads its part of two fragments as 16 bytes, and a

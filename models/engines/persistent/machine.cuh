@@ -1,4 +1,4 @@
-// The GPU instructions of the persistent kernel that C++ has no name for, and its access to shared memory.
+// The persistent kernel's GPU instructions that C++ lacks, and its access to shared memory.
 //
 // Each function is one or two PTX instructions. Tests compile the kernel for the CPU with other definitions of them
 // (tests/models/engines/persistent/shim.hpp). Nothing else in the kernel depends on the machine. It needs no header
@@ -15,9 +15,9 @@ extern __shared__ __align__(128) unsigned char shared_memory[];
 template <class T> DEVICE T read_shared(int at) { return *reinterpret_cast<const T*>(shared_memory + at); }
 template <class T> DEVICE void write_shared(int at, T value) { *reinterpret_cast<T*>(shared_memory + at) = value; }
 
-// The numbers of this thread, warp and lane. They go through a shuffle, which hides their origin from the compiler.
-// Otherwise it computes the addresses of every convolution before the loops and spills them. The warp's number comes
-// from one lane, which also tells the compiler that all lanes have the same.
+// The numbers of this thread, warp and lane. A shuffle hides their origin from the compiler. Otherwise it computes the
+// addresses of every convolution before the loops and spills them. The warp's number is read from one lane, so the
+// compiler knows that all lanes have the same number.
 DEVICE int thread_number() { return __shfl_sync(0xffffffffu, int(threadIdx.x), int(threadIdx.x)); }
 DEVICE int warp_number() { return __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0); }
 DEVICE int lane_number() { return thread_number() % 32; }
@@ -72,8 +72,8 @@ DEVICE float2 unpack(unsigned both) {
 DEVICE float shuffle(float mine, int lane) { return __shfl_sync(0xffffffffu, mine, lane); }
 DEVICE float shuffle_xor(float mine, int mask) { return __shfl_xor_sync(0xffffffffu, mine, mask); }
 
-// Thread blocks take images from one queue, so that a block whose image skips much takes the next one sooner. The
-// last thread block to leave resets the queue for the next launch.
+// Thread blocks take images from one queue. A thread block whose image skips many blocks takes the next image sooner.
+// The last thread block to leave resets the queue for the next launch.
 struct Queue {
     unsigned next, left;
 };

@@ -1,9 +1,9 @@
-// Runs a whole CIFAR SkipNet, from stem to logits, in one launch. Each thread block processes one image at a time.
+// Runs a complete CIFAR SkipNet, from stem to logits, in one launch. Each thread block processes one image at a time.
 //
-// Both maps of a block stay in shared memory from the first convolution to the last, and every gate is decided where
-// its map is. So no map and no decision goes to another thread block or to the host. A skipped block is a branch that
-// is not taken: its weights and maps are not accessed. Thread blocks take images from a queue, so any batch is
-// one launch of as many thread blocks as the GPU holds.
+// Both maps of a block stay in shared memory from the first convolution to the last, and every gate is evaluated in the
+// thread block that has its map. So no map and no decision goes to another thread block or to the host. A skipped block
+// is a branch that is not taken: its weights and maps are not accessed. Thread blocks take images from a queue, so any
+// batch is one launch of as many thread blocks as the GPU holds.
 //
 // Maps and weights are fp16, and sums fp32. Batch norm is folded into the weights. Weights are streams of 16-byte
 // words in the order of use, one stream per group of blocks. So the kernel needs no table of addresses: it advances
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(THREADS, 2)
         read_image(images + size_t(image) * 3 * Map1::SIDE * Map1::SIDE, RIGHT);
         Stem stem(stem_and_group1);
         __syncthreads();
-        // All threads have read the previous values. The next image's number arrives long before it is needed.
+        // All threads have read the previous values. The next image's number is read long before it is needed.
         if (threadIdx.x == 0) {
             write_shared(IMAGE, image);
             write_shared(NEXT_IMAGE, take_image(queue));

@@ -1,4 +1,4 @@
-"""Index the images of feature maps in the channels-last layout, where each image is one run of memory."""
+"""Index the images of feature maps in the channels-last layout, in which an image is contiguous in memory."""
 
 from torch import Tensor
 
@@ -11,6 +11,6 @@ def last_channels(x: Tensor) -> Tensor:
 def take(x: Tensor, indices: Tensor) -> Tensor:
     """Return the images with ``indices`` [M] of a feature map [N, C, H, W].
 
-    The result keeps the layout, which ``index_select`` alone loses.
+    The result has the same layout. ``index_select`` alone would change it.
     """
     return last_channels(x).index_select(0, indices).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""The torch engine: it runs operator by operator, and in a batch each block runs only on the images that execute it."""
+"""The torch engine: it runs eagerly, and each block runs only on the images of a batch that execute it."""
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from models.macs import Mode
 class TorchEngine:
     """Run a folded network in torch, on the CPU or on CUDA, in float32.
 
-    In mode "branch" a block runs only on the images that execute it. In mode "mask" every block runs on the whole
-    batch and the decisions select the output. On CUDA this avoids a wait for the device at every gate.
+    In mode "branch" a block runs only on the images that execute it. In mode "mask" every block runs on all images of
+    the batch and the decisions select the output. On CUDA this avoids a wait for the device at every gate.
     """
 
     name = "torch"
@@ -24,11 +24,11 @@ class TorchEngine:
     def __init__(
         self, folded: FoldedNetwork, device: str = "cpu", mode: Mode = "branch", threads: int | None = None
     ) -> None:
-        """``threads`` is the number of CPU threads per operator. torch has one such number per process."""
+        """``threads`` is the number of CPU threads per operator. torch has one such setting per process."""
         if device == "cpu" and threads is not None:
             torch.set_num_threads(threads)
         if device != "cpu":
-            # TF32 rounds to 10 bits. Near its threshold, a gate could then decide differently from the CPU.
+            # TF32 rounds to 10 bits. A gate near its threshold could then decide differently than on the CPU.
             torch.backends.cudnn.allow_tf32 = False
         self.device = device
         self.mode: Mode = mode

@@ -15,7 +15,7 @@ from torch.nn import functional
 from models.engines.folding import Convolution, FoldedBlock, FoldedNetwork, Gate, LayeredGate, RecurrentGate
 
 Apply = Callable[[FoldedBlock, Tensor, Tensor], Tensor]
-"""Map a block, its input [N, C, H, W] and decisions [N] to its output [N, C', H', W']. May overwrite the input."""
+"""Maps a block, its input [N, C, H, W] and decisions [N] to its output [N, C', H', W']. May overwrite the input."""
 State = tuple[Tensor, Tensor] | None
 Part = TypeVar("Part")
 
@@ -86,7 +86,7 @@ def gate_logit(gate: Gate, x: Tensor, state: State) -> tuple[Tensor, State]:
 
 
 def arrange(part: Part, device: str, dtype: torch.dtype = torch.float32) -> Part:
-    """Return a folded network, or a part of it, as ``forward`` needs it on ``device``.
+    """Return a folded network, or a part of it, on ``device`` for ``forward``.
 
     Convolutions get the precision ``dtype`` and the channels-last layout. Everything else stays float32.
     """

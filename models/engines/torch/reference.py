@@ -1,4 +1,4 @@
-"""The reference engine: the network in its masked form, which every other engine must agree with."""
+"""The reference engine: the network in its masked form. Every other engine must have the same output."""
 
 import copy
 

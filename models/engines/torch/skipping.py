@@ -1,6 +1,6 @@
 """Apply the gates' decisions to a block of a batch, in one of three ways.
 
-All three give the same output. They differ in what is computed, and in whether the host must know the decisions.
+All three give the same output. They differ in the computed blocks, and in whether the host reads the decisions.
 """
 
 from functools import partial
@@ -46,7 +46,8 @@ class BucketSkipping:
     """Run a block on the smallest bucket that holds all images that execute it, or skip the block, by ``torch.cond``.
 
     The choice of the bucket and its images stays on the device. In a captured CUDA graph each bucket is a conditional
-    node. The largest bucket is the whole batch, so every number of images fits into one. Overwrites the block's input.
+    node. The largest bucket is the full batch, so every number of images fits into a bucket. Overwrites the block's
+    input.
 
     ``ran`` [B-1, buckets] tells which buckets were computed in the last forward pass.
     """
@@ -76,7 +77,7 @@ def run_bucket(
 ) -> tuple[()]:
     """Run ``block`` on the first ``bucket`` images of ``order`` and write the executed ones into ``skip``.
 
-    This branch of ``torch.cond`` has no result, because a result would be copied at every decision.
+    This branch of ``torch.cond`` returns nothing, because a result would be copied at every decision.
     """
     ran.fill_(True)
     if len(x) == 1:

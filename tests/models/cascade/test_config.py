@@ -61,5 +61,5 @@ def test_margins_belong_to_all_stages_but_the_last(write: Write, margins: list[f
 
 
 def test_a_cascade_is_no_checkpoint(write: Write) -> None:
-    with pytest.raises(CheckpointError, match="is a cascade, which has no network of its own"):
+    with pytest.raises(CheckpointError, match="is a cascade, which has several networks"):
         read_checkpoint(write())

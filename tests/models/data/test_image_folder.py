@@ -147,10 +147,10 @@ def same_name_twice(train: Path) -> None:
         (lambda train: (train / "owl").mkdir(), r"class folder .*train/owl is empty: add images, or remove it"),
         (raw_only, r"train/owl has no image that can be read, only \.cr2 \(3\): convert"),
         (lambda train: (train / "owl").symlink_to(train / "absent"), r"train/owl is a broken symbolic link"),
-        (lambda train: (train / "owl.jpg").write_bytes(b""), r"train/owl\.jpg lies beside the class folders: move it"),
+        (lambda train: (train / "owl.jpg").write_bytes(b""), r"train/owl\.jpg is beside the class folders: move it"),
         (lambda train: (train / "owl.zip").write_bytes(b""), r"train/owl\.zip is an archive .*: unpack or remove it"),
         (one_class, r"train has only the class 'images', .* If the classes are cat, dog, move these folders up"),
-        (cycle, r"train/cat/again is a link to a folder that it lies in: remove it"),
+        (cycle, r"train/cat/again is a link to a folder that contains it: remove it"),
         (same_name_twice, r"train has two folders called 'café' in different Unicode forms: merge them"),
     ],
 )
@@ -189,7 +189,7 @@ def huge_png() -> bytes:
     ("damage", "reason"),
     [
         (lambda data: data[:60], "truncated"),
-        (lambda _: b"", "it is no JPEG, .* file, or its header is damaged"),
+        (lambda _: b"", "it is not a JPEG, .* file, or its header is damaged"),
         (lambda _: huge_png(), "200000000 pixels"),
         (lambda data: data[:30] + b"damaged", "header"),
         (None, "No such file or directory"),

@@ -76,7 +76,7 @@ def test_the_folder_of_the_training_is_found_again(tmp_path: Path) -> None:
     assert has_test_images(TrainingRecord(), tmp_path)
     (tmp_path / "test").mkdir()
     assert has_test_images(record, tmp_path)
-    with pytest.raises(UserError, match="which is gone: name their folder with --data"):
+    with pytest.raises(UserError, match="which no longer exists: name their folder with --data"):
         find_data(FOLDER, record.model_copy(update={"data": str(tmp_path / "moved")}))
     moved = TrainingRecord(dataset="cifar10", data=str(tmp_path / "moved"))
     assert find_data(find_dataset("cifar10"), moved) is None

@@ -52,7 +52,7 @@ def test_the_curve_has_a_point_for_each_seed_and_published_figure() -> None:
 
 
 def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
-    for content, message in ((None, "does not exist"), ("{}", "no results file"), ("[]", "no results file")):
+    for content, message in ((None, "does not exist"), ("{}", "not a results file"), ("[]", "not a results file")):
         if content is not None:
             (tmp_path / "a.json").write_text(content)
         with pytest.raises(UserError, match=message):

@@ -215,10 +215,10 @@ def test_a_file_with_another_checksum_or_size_is_refused(
         source = open_remote("hf://org/name")
         [weights] = [file for file in source.files() if file.path.endswith(".safetensors")]
         damaged = replace(weights, checksum=("sha256", "0" * 64))
-        with pytest.raises(RemoteError, match="came damaged"):
+        with pytest.raises(RemoteError, match="is damaged"):
             download(source, damaged, tmp_path / "file")
         for size in (weights.size - 1, weights.size + 1):
-            with pytest.raises(RemoteError, match="came incomplete"):
+            with pytest.raises(RemoteError, match="is incomplete"):
                 download(source, replace(weights, size=size), tmp_path / "file")
         # As S3 tags an object that it encrypts with a key.
         encrypted = RemoteFile(weights.path, weights.size, "tag", ("md5", "0" * 32))

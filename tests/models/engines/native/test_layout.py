@@ -1,4 +1,4 @@
-"""A folded network that native.cpp has no code for is refused, because C++ would read past its arrays."""
+"""A folded network that native.cpp has no code for is refused, because C++ would read beyond its arrays."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -149,7 +149,7 @@ inline unsigned bits(float number) {
     return bits;
 }
 
-// ---- Instructions of a whole warp --------------------------------------------------------------------------
+// ---- Instructions of all lanes of a warp --------------------------------------------------------------------------
 
 // PTX ISA, ldmatrix .x4: lane i of the warp gives row i % 8 of matrix i / 8. It receives numbers 2 (i % 4) and
 // 2 (i % 4) + 1 of row i / 4 of each matrix.

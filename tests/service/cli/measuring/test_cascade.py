@@ -118,7 +118,7 @@ def test_verbs_for_networks_refuse_a_cascade(
     rest = [output] if verb == "export" else [str(tmp_path), "--output", output]
     with pytest.raises(SystemExit):
         main([verb, folder, *rest])
-    assert "is a cascade, which has no network of its own" in capsys.readouterr().err
+    assert "is a cascade, which has several networks" in capsys.readouterr().err
 
 
 def test_stages_of_another_repository_are_refused(

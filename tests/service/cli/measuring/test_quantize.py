@@ -66,7 +66,7 @@ def test_the_next_version_runs_in_integers(
     ("options", "message"),
     [
         (("--calibration-images", "12"), "leave none of the 12 validation images"),
-        (("--output", "{there}"), "is there already"),
+        (("--output", "{there}"), "exists already"),
     ],
 )
 def test_what_cannot_be_quantised_is_refused(
@@ -85,7 +85,7 @@ def test_a_version_that_differs_too_much_is_refused(
     monkeypatch.setattr("models.engines.native.activation_limits.HEADROOM", 0.01)
     with pytest.raises(SystemExit):
         quantize(checkpoint, data)
-    assert "of the decisions change; allowed are a loss of 0.3 points and 1.00%" in capsys.readouterr().err
+    assert "of the decisions change; the limits are a loss of 0.3 points and 1.00%" in capsys.readouterr().err
     assert not checkpoint.with_name("4").exists()
 
 
