@@ -37,7 +37,7 @@ bench: $(VENV)/.test ## measure time and MACs of the engines on this machine (AR
 verify-gpu: $(VENV)/.test ## check the GPU engines' results, speed and energy on this machine (ARGS=--help)
 	$(BIN)/skipnet verify-gpu $(ARGS)
 
-loadtest: $(VENV)/.test build/peers/.installed ## load the service and other servers on this machine (ARGS=--help)
+loadtest: $(VENV)/.test build/peers/.installed ## run a load test of the service and other servers on this machine (ARGS=--help)
 	$(BIN)/python -m service.benchmark $(ARGS)
 
 dashboards: $(VENV)/.test ## write deploy/grafana/dashboards from deploy/dashboards
@@ -66,13 +66,13 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[training,test]'
 	touch $(VENV)/.serve $@
 
-# The servers that ours is compared with, in an environment of their own. The report names those that cannot be installed.
+# The other servers of the comparison, in a separate environment. The report names those that cannot be installed.
 build/peers/.installed: service/benchmark/peers/requirements.txt
 	$(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
-# A local S3 server for the tests, in an environment of its own: its packages want older versions of some of ours.
+# A local S3 server for the tests, in a separate environment: it needs older versions of some of our packages.
 build/moto/.installed: tests/service/repository/moto.txt
 	$(PYTHON) -m venv build/moto
 	build/moto/bin/python -m pip install --quiet --requirement $<

@@ -23,7 +23,7 @@ Built = timeseries.Panel | stat.Panel | heatmap.Panel | bargauge.Panel | table.P
 
 @dataclass(frozen=True)
 class Target:
-    """A PromQL expression and the legend of its series. ``exemplars`` shows single requests beside them."""
+    """A PromQL expression and the legend of its series. ``exemplars`` adds points for single requests."""
 
     expression: str
     legend: str = "__auto"
@@ -49,7 +49,7 @@ def quantile(share: float, metric: str, by: str = "") -> str:
 
 
 def padded(expression: str) -> str:
-    """Pad the block numbers of an expression to two digits, since series are sorted as text."""
+    """Pad the block numbers of an expression to two digits, because series are sorted as text."""
     return f"label_replace({expression}, 'block', '0$1', 'block', '(.)')"
 
 

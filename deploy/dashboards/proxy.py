@@ -27,7 +27,7 @@ VARIABLES = [
 
 
 def board() -> Dashboard:
-    made = dashboard("skipnet-proxy", "SkipNet: proxy", "What the proxy passes on and refuses.", VARIABLES)
+    made = dashboard("skipnet-proxy", "SkipNet: proxy", "Requests that the proxy forwards and refuses.", VARIABLES)
     return with_rows(made, {"Now": numbers(), "Over time": courses()})
 
 
@@ -35,7 +35,7 @@ def numbers() -> list[Built]:
     return [
         stat_panel(
             "Replicas in use",
-            "Replicas that images are sent to, because they are ready.",
+            "Ready replicas, to which the proxy sends images.",
             "short",
             Target(f"sum(haproxy_backend_active_servers{{{IMAGES}}})"),
             steps("red", (1, "green")),
@@ -60,7 +60,7 @@ def numbers() -> list[Built]:
         ),
         stat_panel(
             "Connections",
-            "Share of SKIPNET_MAX_CONNECTIONS that is open. At 1 new clients wait.",
+            "Open connections as a share of SKIPNET_MAX_CONNECTIONS. At 1, new clients wait.",
             "percentunit",
             Target(
                 f"max(haproxy_process_current_connections{{{INSTANCE}}}"
@@ -113,7 +113,7 @@ def courses() -> list[Built]:
         ),
         series_panel(
             "Idle time",
-            "Share of its time that the proxy has nothing to do. Near 0 it needs another of SKIPNET_PROXY_THREADS.",
+            "Share of the time that the proxy is idle. Near 0, raise SKIPNET_PROXY_THREADS.",
             "percent",
             Target(f"min by (instance) (haproxy_process_idle_time_percent{{{INSTANCE}}})", "{{instance}}"),
         ),

@@ -24,7 +24,7 @@ from deploy.dashboards.panels import (
 EXECUTED, DENSE = f'{VERSION}, kind="executed"', f'{VERSION}, kind="dense"'
 GATED = f'{VERSION}, block!="0"'
 IMAGES = f'{VERSION}, block="0"'
-"""The first block runs for every image, so its executions count the images."""
+"""The first block runs for every image, so its executions are the number of images."""
 FIRST_STAGE = f'{VERSION}, stage="0"'
 LATER_STAGES = f'{VERSION}, stage!="0"'
 EACH = "model, version"
@@ -71,7 +71,7 @@ def board() -> Dashboard:
     made = dashboard(
         "skipnet-savings",
         "SkipNet: compute savings",
-        "What skipping blocks saves, in MACs (multiply-adds) and in engine time.",
+        "The savings of skipping blocks, in MACs (multiply-adds) and in engine time.",
         VARIABLES,
     ).with_variable(
         TextBoxVariable("price")
@@ -87,8 +87,8 @@ def numbers() -> list[Built]:
     return [
         stat_panel(
             "MACs saved now",
-            "1 - executed MACs / dense MACs of the most recent images. It is below zero where the gates cost more "
-            "than the skipped blocks save, for example while the engine masks.",
+            "1 - executed MACs / dense MACs of the most recent images. It is below zero if the gates cost more than "
+            "the skipped blocks save, for example while the engine masks.",
             "percentunit",
             Target(saved()),
             GAIN,
@@ -102,7 +102,7 @@ def numbers() -> list[Built]:
         ),
         stat_panel(
             "MACs saved in evaluation",
-            "What the checkpoint saved on its test images, from config.json. Expect this for similar images.",
+            "The saving on the checkpoint's test images, from config.json. Expect it for similar images.",
             "percentunit",
             Target(f"1 - avg(skipnet_expected_mac_share{{{VERSION}}})"),
             steps("text"),
@@ -110,8 +110,8 @@ def numbers() -> list[Built]:
         stat_panel(
             "Engine time saved now",
             "1 - engine seconds / seconds that the same batches would take with every block. The dense time is "
-            "measured on batches that are sometimes also run dense. This is the real saving; saved MACs are the "
-            "possible one.",
+            "measured on batches that sometimes also run dense. This is the real saving. Saved MACs are the possible"
+            " saving.",
             "percentunit",
             Target(time_saved()),
             GAIN,
@@ -153,13 +153,13 @@ def courses() -> list[Built]:
         ),
         series_panel(
             "Executed and dense MACs",
-            "MACs per second that were computed, and that the network without gates would compute.",
+            "MACs per second of the engine, and of the network without gates.",
             "si:MAC/s",
             Target(rate("skipnet_macs_total", VERSION, f"{EACH}, kind"), f"{SERIES} {{{{kind}}}}"),
         ),
         series_panel(
             "Engine time per image: routed and dense",
-            "Mean engine time of an image, and the time it would take with every block.",
+            "Mean engine time of an image, and its time with every block.",
             "s",
             Target(f"{rate('skipnet_engine_seconds_total', by=EACH)} / {IMAGE_RATE}", f"{SERIES} routed"),
             Target(f"{rate('skipnet_dense_seconds_total', by=EACH)} / {IMAGE_RATE}", f"{SERIES} dense"),
@@ -201,9 +201,9 @@ def origins() -> list[Built]:
         ),
         series_panel(
             "Images that skip nothing",
-            "Share of images that executed every block. A rise can be hard images, a client that sets "
-            "execute_threshold=0, or images that were made to cost the most. A cascade of networks without gates "
-            "is always at 1.",
+            "Share of images that executed every block. A rise can mean hard images, a client that sets "
+            "execute_threshold=0, or images made to cost the most. A cascade of networks without gates is always at "
+            "1.",
             "percentunit",
             Target(
                 rate("skipnet_blocks_skipped_bucket", f'{VERSION}, le="0.0"', EACH)

@@ -44,7 +44,7 @@ def numbers() -> list[Built]:
     return [
         stat_panel(
             "Replicas ready",
-            "Replicas whose /health/ready answers 200.",
+            "Replicas whose /health/ready returns 200.",
             "short",
             Target(f"sum(skipnet_ready{{{INSTANCE}}})"),
             steps("red", (1, "green")),
@@ -73,7 +73,7 @@ def numbers() -> list[Built]:
         ),
         stat_panel(
             "Rejected",
-            "Share of requests answered with 429 because the service was saturated, without client_deadline.",
+            "Share of requests refused with 429 because the service was saturated, without client_deadline.",
             "percentunit",
             Target(
                 rate("skipnet_requests_total", f'{INSTANCE}, outcome="rejected"')
@@ -132,8 +132,8 @@ def batches() -> list[Built]:
     return [
         series_panel(
             "Images in flight",
-            "In flight: admitted and not yet answered, at most max_queue_size. Queued: decoded and waiting for the "
-            "engine.",
+            "In flight: admitted, with the result pending, at most max_queue_size. Queued: decoded and waiting for "
+            "the engine.",
             "short",
             Target(f"sum by (instance) (skipnet_images_in_flight{{{INSTANCE}}})", "{{instance}} in flight"),
             Target(f"sum by (instance) (skipnet_queue_depth{{{VERSION}}})", "{{instance}} queued"),
@@ -158,7 +158,7 @@ def batches() -> list[Built]:
         ),
         series_panel(
             "Accuracy given up under load",
-            "Mean expected accuracy that an image gives up, over all images. The accuracy is that of the checkpoint's "
+            "Mean expected loss of accuracy of an image, over all images. The accuracy is that of the checkpoint's "
             "accuracy-compute curve.",
             "percentunit",
             Target(
@@ -169,13 +169,13 @@ def batches() -> list[Built]:
         ),
         heatmap_panel(
             "Batch size",
-            "Images that ran together. What queued while the engine was busy is the next batch.",
+            "Images that ran together. The images that queued while the engine was busy are the next batch.",
             "short",
             "skipnet_batch_size",
         ),
         series_panel(
             "Effective batch per block",
-            "Images of a batch that executed each block. It shrinks from block to block as images skip. Where it is "
+            "Images of a batch that executed each block. It shrinks from block to block as images skip. If it is "
             "small, a GPU is mostly idle.",
             "short",
             Target(
@@ -206,8 +206,8 @@ def process() -> list[Built]:
         ),
         series_panel(
             "Open files",
-            "Share of the files and connections that the process may open. At 1 new connections are closed without "
-            "a log line or metric.",
+            "Open files and connections as a share of the limit. At 1, new connections are closed without a log line"
+            " or metric.",
             "percentunit",
             Target(
                 f"sum by (instance) (process_open_fds{{{INSTANCE}}})"
@@ -246,7 +246,7 @@ def gpu() -> list[Built]:
     return [
         series_panel(
             "GPU utilization",
-            "Share of time that the GPU was active, from NVML. Low beside a busy engine: small batches.",
+            "Share of time that the GPU was active, from NVML. A low value with a busy engine means small batches.",
             "percentunit",
             Target(f"skipnet_gpu_utilization_ratio{{{INSTANCE}}}", each),
         )

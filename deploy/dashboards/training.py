@@ -47,7 +47,7 @@ def numbers() -> list[Built]:
         ),
         stat_panel(
             "Accuracy",
-            "On validation images, after the last epoch.",
+            "Accuracy on validation images, after the last epoch.",
             "percentunit",
             Target(f"skipnet_training_accuracy_ratio{{{VALIDATION}}}", SERIES),
             steps("text"),
@@ -78,7 +78,7 @@ def epochs() -> list[Built]:
         ),
         series_panel(
             "Computation percentage",
-            "Share of blocks executed. A fall to almost zero is a collapse: the gates skip everything.",
+            "Share of blocks executed. A fall to almost zero is a collapse: the gates skip every block.",
             "percentunit",
             Target(f"skipnet_training_computation_ratio{{{RUN}}}", f"{SERIES} {{{{split}}}}"),
         )
@@ -100,7 +100,7 @@ def steps_of_the_run() -> list[Built]:
     return [
         series_panel(
             "Images",
-            "Training images per second. Dips are the validation after each epoch.",
+            "Training images per second. Dips are due to the validation after each epoch.",
             "suffix: images/s",
             Target(images, SERIES),
         ),

@@ -2,7 +2,7 @@
 
 python deploy/tools/draw_dashboards.py http://127.0.0.1:9090 --minutes 5 --note "what ran" --output docs/pictures
 
-Draw them on a machine that is otherwise idle: other processes distort the panels of engine time.
+Draw them on an idle machine, because other processes distort the panels of engine time.
 """
 
 import argparse

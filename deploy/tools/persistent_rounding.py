@@ -3,8 +3,8 @@
     python -m deploy.tools.persistent_rounding CHECKPOINT --data FOLDER
 
 This compares decisions and labels with the reference engine on all test images of the checkpoint's data set. It rounds
-where the kernel rounds: filters and maps are fp16, and sums, biases, averages (before a map is rounded), gates and head
-are fp32. It does not emulate the order of sums, which a GPU does not guarantee either.
+as the kernel does: filters and maps are fp16, and sums, biases, averages (before a map is rounded), gates and head are
+fp32. It does not emulate the order of sums, which a GPU does not guarantee.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m deploy.tools.roofline
 
 This prints the tables of docs/gpu-roofline.md. The work is counted by running the kernel on simulated thread blocks.
-The speed of a GPU is from its data sheet, or assumed where that page says so.
+The speed of a GPU is from its data sheet, or an assumption that the page states.
 """
 
 import sys
@@ -22,10 +22,11 @@ MULTIPLY_ADDS = 16 * 8 * 16
 MATRIX_BYTES = 512
 """The bytes that one ldmatrix of four matrices reads."""
 PIPE_BYTES = 128
-"""Of shared memory and L1 together, per clock and multiprocessor, on all of these GPUs."""
+"""Bytes of shared memory and L1 together, per clock and multiprocessor, on all of these GPUs."""
 BARRIER_CLOCKS = 40
 GATE_CLOCKS = 500
-"""Assumed: a gate's chain of dependent steps, which no other warp of the image can hide, and a barrier's cost."""
+"""Assumptions: clocks of a gate's chain of dependent steps, which no other warp of the image hides, and of a barrier.
+"""
 PARTS = (("16 channels", 2), ("16 to 32", 6), ("32", 8), ("32 to 64", 12), ("64", 15))
 """Blocks of ResNet-38, by number."""
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -33,7 +34,10 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU. ``macs`` and ``l2_bytes`` are per clock and multiprocessor, the latter if all read at once."""
+    """A GPU.
+
+    ``macs`` and ``l2_bytes`` are per clock and multiprocessor. For ``l2_bytes``, all multiprocessors read at once.
+    """
 
     name: str
     multiprocessors: int
@@ -91,7 +95,7 @@ class Work:
 
 
 def bounded_network(name: str) -> SkipNet:
-    """Return a random network whose maps do not grow with depth. Otherwise they soon exceed the range of fp16."""
+    """Return a random network whose maps do not grow with depth and so stay in the range of fp16."""
     network = random_network(name)
     with torch.no_grad():
         for block in network.blocks:
