@@ -21,10 +21,11 @@ LONGEST = (
     "tests/service/test_connections",
     "tests/service/http/test_contract",
 )
-"""Paths of the modules that take longest. They start first, so that none of them is left over at the end."""
+"""Paths of the modules that take longest. They start first, so that none of them runs alone at the end."""
 
 SHARED_FIXTURES = ("tests/deploy",)
-"""Packages whose modules share an expensive fixture (Prometheus with a served model), and so run on one worker."""
+"""Packages whose modules run on one worker, because they share an expensive fixture (Prometheus with a served model).
+"""
 
 
 class ModuleScheduling(LoadScopeScheduling):
@@ -56,7 +57,7 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """Run PyTorch's operators on one thread, whatever the last test set: the tests' networks are small."""
+    """Run PyTorch's operators on one thread, because the tests' networks are small."""
     torch.set_num_threads(1)
 
 

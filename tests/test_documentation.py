@@ -1,4 +1,4 @@
-"""Test that the documentation is short where it must be, and that its links and paths exist."""
+"""The documentation's length limits, links and paths."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Imports run one way, without circles, and folders and modules stay small."""
+"""Imports have one direction and no circles, and folders and modules are small."""
 
 import ast
 from collections.abc import Iterator

@@ -34,7 +34,7 @@ def photo(seed: int) -> bytes:
 
 @pytest.fixture(scope="package")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """`skipnet serve` with the default cascade and its stages after forty images, scraped from before the first."""
+    """`skipnet serve` with the default cascade and its stages after forty images, scraped before and after them."""
     folder = tmp_path_factory.mktemp("live")
     # Not all shipped models, because loading them takes minutes on busy cores.
     cascade = read_cascade(find_version(SHIPPED, None, None))
@@ -43,7 +43,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         (folder / "models" / shipped.parent.name).mkdir(parents=True)
         (folder / "models" / shipped.parent.name / shipped.name).symlink_to(shipped)
     gated = cascade.stages[0].name
-    # Batches that are also run dense would add MACs that no response reports.
+    # Batches that also run dense would add MACs that no response reports.
     options = ("--routing", "branch", "--max-queue-size", "4", "--max-batch-size", "4", "--dense-sample-interval", "0")
     serve = Process(folder / "log", "--model-repository", str(folder / "models"), *options)
     try:
@@ -105,7 +105,7 @@ def answered(live: Live, gated: str) -> Live:
     for seed in range(40):
         parameters: dict[str, str | float] = {"model": gated} if seed % 4 < 2 else {"min_margin": seed % 8 // 4}
         if seed % 2:
-            # From all blocks to only the first, because images of equal cost would prove little.
+            # The thresholds range from all blocks to only the first, because images of equal cost would be a weak test.
             parameters["execute_threshold"] = seed % 5 / 4
         answer = live.client.post("/classify", params=parameters, content=photo(seed), headers=PNG)
         routing = answer.raise_for_status().json()["routing"]
@@ -126,18 +126,18 @@ def answered(live: Live, gated: str) -> Live:
 
 @pytest.fixture(scope="package")
 def stressed(live: Live) -> Live:
-    """The same after every kind of failure and an overload, with the rules evaluated since."""
+    """The same after every kind of failure and an overload, and after the rules were evaluated."""
 
     def send(content: bytes, **headers: str) -> int:
         with httpx.Client(base_url=live.client.base_url, timeout=TIMEOUT) as client:
             return client.post("/classify", content=content, headers=PNG | headers).status_code
 
     prometheus = live.prometheus
-    # First, because it may take minutes and the panels show the last minute.
+    # This comes first, because it may take minutes and the panels show the last minute.
     until(lambda: prometheus.value("count(skipnet_training_loss)") == 1, TIMEOUT)
     assert send(b"no image") in (400, 415)
     assert send(photo(0)[:200]) == 400
-    # Few bytes to receive and many pixels to decode, so that the deadline passes in between.
+    # It has few bytes to receive and many pixels to decode, so that the deadline passes during decoding.
     image = encoded(Image.new("RGB", (5000, 5000)))
     assert 504 in (send(image, **{"x-request-timeout": str(0.01 * 1.5**step)}) for step in range(16))
     with ThreadPoolExecutor(24) as pool:

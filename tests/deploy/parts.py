@@ -47,7 +47,7 @@ class Prometheus:
         until(lambda: self.address() != "" or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
         self.client = httpx.Client(base_url=f"http://{self.address()}/api/v1", timeout=20)
-        # It listens before it can answer, and answers 503 until then.
+        # It listens before it is ready, and returns 503 until then.
         until(lambda: self.client.get(f"http://{self.address()}/-/ready").status_code == 200, 60)
 
     def address(self) -> str:
@@ -115,7 +115,7 @@ class Live:
 def filled(expression: str) -> str:
     """Replace Grafana's variables in a panel's expression by values.
 
-    The interval reaches back to the fixture's requests, however long the tests before took.
+    The interval begins before the fixture's requests.
     """
     for name, value in {"__rate_interval": "15m", "price": "0.1"}.items():
         expression = expression.replace(f"${name}", value)

@@ -109,7 +109,7 @@ def test_replicas_run_on_different_nodes_and_a_drain_leaves_one() -> None:
     assert budget["maxUnavailable"] < read("autoscaler")["spec"]["minReplicas"]
 
 
-def test_the_base_has_every_file_but_those_applied_by_hand() -> None:
+def test_the_base_has_every_file_except_those_applied_by_hand() -> None:
     files = {file.name for file in BASE.glob("*.yaml")} - {"kustomization.yaml", "maintenance.yaml", "training.yaml"}
     assert set(read("kustomization")["resources"]) == files
 
@@ -134,12 +134,12 @@ def test_the_training_job_writes_to_the_models_and_has_shared_memory_for_the_bat
     assert not read("service")["spec"]["selector"].items() <= read("training")["metadata"]["labels"].items()
 
 
-def test_the_proxy_is_a_sidecar_that_the_service_leads_to() -> None:
+def test_the_service_points_to_the_proxy_which_is_a_sidecar() -> None:
     folder = DEPLOY / "haproxy"
     component = yaml.safe_load((folder / "kustomization.yaml").read_text())
     pod = yaml.safe_load((folder / "sidecar.yaml").read_text())["spec"]["template"]["spec"]
     [proxy], [service] = pod["initContainers"], read("deployment")["spec"]["template"]["spec"]["containers"]
-    # As a sidecar it ends after the service, which then still answers through it.
+    # As a sidecar it ends after the service, which can send its last responses through it.
     assert proxy["restartPolicy"] == "Always"
     variables = {each["name"]: each["value"] for each in proxy["env"]}
     assert set(variables) <= set(re.findall(r"\${(SKIPNET_\w+)", (folder / "haproxy.cfg").read_text()))

@@ -69,7 +69,7 @@ def inside(pid: int) -> int:
 
 
 def classify(client: httpx.Client, model: str = "") -> dict[str, object]:
-    """Return what answered a photo: the model of that name, by default the server's own."""
+    """Classify a photo, by default with the default model, and return the model of the response."""
     parameters = {"model": model} if model else {}
     answer = client.post("/classify", params=parameters, files={"image": (PHOTOS / "cat.jpg").read_bytes()})
     answered: dict[str, object] = answer.raise_for_status().json()["model"]

@@ -61,7 +61,7 @@ def test_quota_of_cgroup_version_1(tmp_path: Path, quota: str, cpus: int) -> Non
     assert available_cpus(tmp_path) == cpus
 
 
-def test_affinity_counts_where_there_is_no_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_affinity_counts_without_a_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7})
     assert available_cpus(tmp_path) == 3
 
@@ -75,5 +75,5 @@ def test_the_environment_overrides_the_count(
     assert available_cpus(tmp_path) == cpus
 
 
-def test_this_machine_has_one() -> None:
+def test_this_machine_has_a_cpu() -> None:
     assert available_cpus() >= 1

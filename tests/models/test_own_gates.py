@@ -1,4 +1,4 @@
-"""A gate of the user's own takes one file, as docs/own-gate.md says: in engines, in training and in benchmarks."""
+"""A user adds a gate by one file, as docs/own-gate.md says. It works in engines, in training and in benchmarks."""
 
 import os
 import re
@@ -47,7 +47,7 @@ class ConvolutionGate(OwnGate):
 
 @register("untold")
 class UntoldGate(OwnGate):
-    """A gate whose forward is not its layers, as it would have to say by `folded`."""
+    """A gate whose forward differs from its layers, without the `folded` that it needs."""
 
     def __init__(self, channels):
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1))
@@ -142,7 +142,7 @@ def test_standard_onnx_graph_equals_the_reference(kind: str) -> None:
     np.testing.assert_allclose(logits, expected.logits, atol=1e-4, rtol=1e-4)
 
 
-def test_engines_without_the_gate_are_passed_over_by_name() -> None:
+def test_engines_without_code_for_the_gate_are_named() -> None:
     passed: list[tuple[str, str]] = []
     checkpoint = varied("squeeze")
     engine = load_engine(checkpoint, "auto", "cpu", 1, "branch", lambda *reason: passed.append(reason))
@@ -214,13 +214,13 @@ def test_command_of_the_page_measures_the_gate(
 
 
 @pytest.mark.parametrize("kind", ["rnn", "Squeeze", "a_b", "squeeze", ""])
-def test_names_that_are_taken_or_invalid_are_refused(kind: str) -> None:
+def test_names_in_use_or_invalid_are_refused(kind: str) -> None:
     assert "squeeze" in own_gates.own_kinds()
     with pytest.raises(UserError, match="can't name a kind of gate"):
         own_gates.register(kind)
 
 
-def test_gate_without_a_linear_end_is_refused() -> None:
+def test_gate_without_a_last_linear_layer_is_refused() -> None:
     with pytest.raises(UserError, match=r"the last layer of the gate OwnGate must be nn.Linear"):
         OwnGate(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -236,7 +236,7 @@ def test_file_that_cannot_be_imported_is_named(
         find_architecture(ARCHITECTURE)
 
 
-def test_unknown_architecture_lists_the_own_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_architecture_lists_the_registered_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownArchitecture, match=r"<data>_KIND_gate_<depth> with KIND one of squeeze, conv"):
         find_architecture("cifar10_other_gate_38")
     monkeypatch.delenv("SKIPNET_GATES")

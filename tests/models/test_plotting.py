@@ -36,7 +36,7 @@ def test_bars_of_a_group_share_a_colour() -> None:
     assert {"a", "c"} <= texts(svg)
 
 
-def test_ranges_take_a_row_each() -> None:
+def test_each_range_has_a_row() -> None:
     rows = [(0, 0.25, 0.5, 0.75, 1), (0.2, 0.2, 0.2, 0.2, 0.2), (0, 0, 0, 0, 1)]
     svg = draw_chart("T", X, Axis("", names=["a", "b", "c"]), [Ranges("all", rows)])
     (first, bottom), (second, middle), (third, top), *_ = places(svg, "#2563eb")
@@ -55,7 +55,7 @@ def test_text_is_not_markup(title: str) -> None:
     assert title in texts(svg) and "<script>" not in svg
 
 
-def test_chart_is_small_and_loads_nothing() -> None:
+def test_chart_is_small_and_has_no_external_links() -> None:
     svg = draw_chart("T", X, X, [Line("a", [(i / 100, i / 100) for i in range(100)])])
     assert len(svg) < 30_000
     assert not re.findall(r'(?:href|src)="(?!#)', svg)

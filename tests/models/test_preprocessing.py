@@ -16,7 +16,7 @@ def test_an_image_of_the_right_size_is_only_normalised() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (33, 32), (640, 480), (31, 400)])
-def test_any_size_becomes_the_inputs(size: tuple[int, int]) -> None:
+def test_any_size_becomes_the_size_of_the_input(size: tuple[int, int]) -> None:
     assert prepare(Image.new("RGB", size, (255, 0, 0)), SPEC).shape == (3, 32, 32)
 
 

@@ -69,7 +69,7 @@ def read_test_set(checkpoint: Checkpoint, count: int | None = None) -> tuple[lis
     with zipfile.ZipFile(shared("data/imagenette2_128_webp75.zip")) as photos:
         classes = json.loads(photos.read("meta.json"))["classes"]
         names = sorted(name for name in photos.namelist() if name.startswith("val/") and name.endswith(".webp"))
-        # Spread over the classes, which follow each other.
+        # The images are spread over the classes, which are stored one after the other.
         names = names[:: len(names) // count][:count] if count else names
         images = [Image.open(BytesIO(photos.read(name))).convert("RGB") for name in names]
     return images, np.array([checkpoint.config.labels.index(classes[name.split("/")[1]]) for name in names])
@@ -83,7 +83,7 @@ def test_one_version_of_each_model_is_shipped() -> None:
 
 
 def test_the_shipped_checkpoints_are_small() -> None:
-    # The accurate model links to the weights of the default: they differ in the execute threshold alone.
+    # The accurate model links to the weights of the default, because they differ only in the execute threshold.
     assert sum(file.lstat().st_size for file in SHIPPED.rglob("*")) < 30 << 20
 
 
@@ -112,7 +112,7 @@ def test_its_figures_are_reproduced(checkpoint: Checkpoint, engine: Engine) -> N
             yield torch.from_numpy(batch), torch.from_numpy(labels[start : start + BATCH])
 
     metrics = evaluate_engine(engine, batches(), evaluation.execute_threshold)
-    # A probability within rounding of the threshold may fall to either side on another machine.
+    # A probability near the threshold may be on either side of it on another machine.
     assert metrics.accuracy == pytest.approx(evaluation.accuracy, abs=5e-4)
     assert metrics.computation_percentage == pytest.approx(evaluation.computation_percentage, abs=0.05)
     assert checkpoint.macs.executed(metrics.executed).mean() == pytest.approx(evaluation.macs, rel=5e-4)
@@ -132,7 +132,7 @@ def test_every_engine_gives_the_same_figures(
     np.testing.assert_array_equal(routed.logits.argmax(1), expected.logits.argmax(1))
 
 
-def test_it_decides_by_image(checkpoint: Checkpoint, routed: Routed) -> None:
+def test_decisions_depend_on_the_image(checkpoint: Checkpoint, routed: Routed) -> None:
     distinct = len(np.unique(routed.executed.sum(1)))
     assert distinct == 1 if checkpoint.network.gate_kind is None else distinct > 1
 

@@ -30,7 +30,7 @@ def loaded(repository: Path) -> LoadedModel:
 
 @pytest.fixture
 def model(loaded: LoadedModel) -> LoadedModel:
-    """The loaded model with its own engine, which the test can hold; a test may change it."""
+    """The loaded model with its own engine, which the test can hold. A test may change it."""
     return replace(loaded, engine=ControlledEngine(loaded.engine))
 
 

@@ -1,4 +1,4 @@
-"""A running batcher for tests, which notes the batches it ran and the images it dropped."""
+"""A running batcher for tests, which records its batches and the images that it dropped."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ Pixels = NDArray[np.float32]
 
 
 class ObservedBatcher:
-    """A batcher with the batches it ran and the reasons of the images it dropped."""
+    """A batcher that records its batches and the reasons of dropped images."""
 
     def __init__(self, max_batch_size: int = 4, delay: float = 0) -> None:
         self.runs: list[BatchRun] = []

@@ -1,4 +1,4 @@
-"""A repository for tests: it reads real checkpoints, shares one engine and notes its events."""
+"""A repository for tests: it reads real checkpoints, shares one engine and records its events."""
 
 import asyncio
 import shutil
@@ -15,7 +15,10 @@ from tests.service.parts import NAME
 
 
 class ObservedRepository(Repository):
-    """A repository that reads real checkpoints, but all with one engine; ``events`` are its loads and retirements."""
+    """A repository that reads real checkpoints, all with one engine.
+
+    ``events`` are its loads and retirements.
+    """
 
     def __init__(self, folder: Path, loaded: LoadedModel, default: str | None = None) -> None:
         self.events: list[str] = []

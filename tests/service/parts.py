@@ -33,7 +33,7 @@ SPEC = InputSpec(height=32, width=32, resize=32, mean=(0.49, 0.48, 0.45), std=(0
 
 
 def picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
-    """Return an image of random smooth colours; every seed has another route."""
+    """Return an image of random smooth colours. Every seed has another route."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4 + seed % 5, 4 + seed % 3, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -62,13 +62,13 @@ def write_random(folder: Path, seed: int, name: str = NAME) -> None:
 
 
 class ControlledEngine:
-    """A real engine that a test can hold before it runs a batch, or make fail; it notes its batches."""
+    """A real engine that a test can hold before a batch, or make fail. It records its batches."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.name, self.device = engine.name, engine.device
         self.batches: list[NDArray[np.float32]] = []  # the thresholds of each batch
-        self.entered: queue.Queue[int] = queue.Queue()  # the size of each batch, as it comes
+        self.entered: queue.Queue[int] = queue.Queue()  # the size of each batch, when it starts
         self.open = threading.Event()
         self.open.set()
         self.fails: Callable[[NDArray[np.float32]], bool] = lambda _: False
@@ -112,7 +112,7 @@ class Running:
         assert not self.thread.is_alive()
 
     def wait_ready(self) -> "Running":
-        """Wait until every model is loaded; the server is ready with the default one."""
+        """Wait until every model is loaded, not only the default one."""
         until(lambda: self.container.watcher.startup_done, 120)
         until(lambda: self.client.get("/health/ready").status_code == 200, 120)
         return self
@@ -155,10 +155,10 @@ class Process:
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait until ``condition`` holds; fail after ``seconds``."""
+    """Wait until ``condition`` is true. Fail after ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "the condition did not hold in time"
+        assert time.monotonic() < end, "the condition was not true in time"
         time.sleep(0.002)
 
 

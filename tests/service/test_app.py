@@ -80,7 +80,7 @@ def test_titles_in_openapi_are_written_and_unique(running: Running) -> None:
     api = running.client.get("/openapi.json").json()
     titles = [operation["summary"] for path in api["paths"].values() for operation in path.values()]
     assert len(titles) == len(set(titles))
-    # FastAPI makes a title of the function's name where there is none.
+    # FastAPI makes a title from the function's name if there is none.
     assert all(" " in title for title in titles), titles
 
 
@@ -131,7 +131,7 @@ def test_models(running: Running) -> None:
     ("method", "path", "status", "code"),
     [("GET", "/nowhere", 404, "not_found"), ("GET", "/classify", 405, "method_not_allowed")],
 )
-def test_errors_outside_the_routes_look_the_same(
+def test_errors_outside_the_routes_have_the_same_format(
     running: Running, method: str, path: str, status: int, code: str
 ) -> None:
     response = running.client.request(method, path)

@@ -1,4 +1,4 @@
-"""The commands open no connection, look up no name and write no usage data on local data."""
+"""With local data, the commands open no connection, look up no name, and write no usage data."""
 
 import os
 import re
@@ -35,12 +35,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Traced:
-    """A `skipnet` command whose network calls are recorded, with a home folder of its own."""
+    """A `skipnet` command with its own home folder, whose network calls are recorded."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.home, self.trace, self.output = folder / "home", folder / "trace", folder / "output"
         self.home.mkdir()
-        # Not what this process has set by importing models: the command must set it.
+        # These variables are set in this process by the import of models. The command must set them itself.
         environment = {name: value for name, value in os.environ.items() if name not in SWITCHES}
         # With the filter, only network calls stop the command.
         command = ["strace", "-f", "--seccomp-bpf", "-e", "trace=%network", "-o", str(self.trace)]
@@ -84,7 +84,7 @@ def test_serve(tmp_path: Path) -> None:
         with httpx.Client(base_url=found[1], timeout=60) as client:
             until(lambda: client.get("/health/ready").status_code == 200, 120)
             assert client.post("/classify", content=encoded(picture(0)), headers=PNG).status_code == 200
-        # strace passes no signal on: its child is the service.
+        # strace forwards no signal. Its child is the service.
         [service] = Path(f"/proc/{serving.process.pid}/task/{serving.process.pid}/children").read_text().split()
         os.kill(int(service), signal.SIGTERM)
         serving.check()

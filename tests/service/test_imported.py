@@ -1,4 +1,4 @@
-"""An imported ResNet answers by /v2 with the logits of the library that it comes from, for encoded photos."""
+"""An imported ResNet has the logits of its source library, by /v2, for encoded photos."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.models.importing.resnets import (
 )
 from tests.service.parts import Running, encoded
 
-# At these sizes torchvision, timm and transformers round the crops alike.
+# At these sizes torchvision, timm and transformers round the crops equally.
 PHOTOS = [photo(138, 69), photo(200, 200)]
 
 

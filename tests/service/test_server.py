@@ -78,11 +78,11 @@ def test_new_connections_are_accepted_while_the_event_loop_is_busy(start: Callab
         client.settimeout(20)
         assert client.recv(100).startswith(b"HTTP/1.1 200")
         client.close()
-    # One a turn would have taken two hundred.
+    # With one connection in each iteration, it would take two hundred iterations.
     assert turns - began < 100
 
 
-def test_a_request_that_is_being_sent_at_shutdown_is_answered(
+def test_a_request_that_is_being_sent_at_shutdown_gets_a_response(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.server.GRACE_SECONDS", 5)
@@ -93,10 +93,10 @@ def test_a_request_that_is_being_sent_at_shutdown_is_answered(
         client.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1\r\n\r\nx")
         assert client.recv(100).startswith(b"HTTP/1.1 503")
         while client.recv(4096):
-            pass  # And then the connection ends.
+            pass  # The connection then ends.
 
 
-def test_connections_in_the_backlog_are_answered_at_shutdown(
+def test_connections_in_the_backlog_get_a_response_at_shutdown(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = start()
@@ -132,7 +132,7 @@ def test_request_after_the_end_is_refused_with_503(start: Callable[..., Running]
     assert response.headers["connection"] == "close"
 
 
-def test_stuck_engine_does_not_keep_the_process(start: Callable[..., Running], model: LoadedModel) -> None:
+def test_a_stuck_engine_does_not_delay_the_exit(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start(drain_timeout=0.1)
     engine_of(model).open.clear()
     late = server.client.post("/classify", content=encoded(picture(0)), headers=PNG | {"x-request-timeout": "0.1"})
@@ -163,7 +163,7 @@ def test_a_process_from_start_to_end(launch: Callable[..., Process], repository:
     assert "Traceback" not in serve.lines
 
 
-def test_a_stuck_decoder_does_not_keep_the_process(launch: Callable[..., Process], repository: Path) -> None:
+def test_a_stuck_decoder_does_not_delay_the_exit(launch: Callable[..., Process], repository: Path) -> None:
     serve = launch(
         *(
             "--engine",
@@ -180,7 +180,7 @@ def test_a_stuck_decoder_does_not_keep_the_process(launch: Callable[..., Process
         *("--max-image-pixels", "80000000", "--max-decode-memory", str(2 << 30), "--drain-timeout", "0.1"),
         SKIPNET_MODEL_REPOSITORY=str(repository),
     )
-    # Nearly as many scans as are let through, each over the whole of a large image: seconds.
+    # Nearly the largest number of scans, each of a complete large image, takes seconds.
     progressive = encoded(Image.new("L", (8900, 8900)), "JPEG", progressive=True)
     last = progressive.rindex(b"\xff\xda")
     slow = progressive[:-2] + progressive[last:-2] * (MAX_SCANS - 20) + progressive[-2:]

@@ -26,7 +26,7 @@ def shipped() -> Iterator[Running]:
     server.stop()
 
 
-def test_cat_is_a_cat(shipped: Running) -> None:
+def test_the_photo_of_a_cat_is_a_cat(shipped: Running) -> None:
     answer = shipped.client.post("/classify", files={"image": (PHOTOS / "cat.jpg").read_bytes()})
     assert answer.json()["predictions"][0]["label"] == "cat"
 
@@ -38,7 +38,7 @@ def test_a_photo_of_an_unknown_class_is_classified(shipped: Running) -> None:
 
 @pytest.fixture(scope="module")
 def answers(shipped: Running) -> list[tuple[str, dict[str, object]]]:
-    """The true label and the answer for 300 images of CIFAR-10's test split, from the research data."""
+    """The true label and the response for 300 images of CIFAR-10's test split, from the research data."""
     pixels, truth = read_images("cifar10", "test")
     labels = find_dataset("cifar10").classes
     return [
@@ -65,7 +65,7 @@ def scaled(probabilities: dict[str, float], temperature: float) -> dict[str, flo
     return {label: power / sum(powers.values()) for label, power in powers.items()}
 
 
-def test_the_cascade_equals_its_stages_asked_one_by_one(shipped: Running) -> None:
+def test_the_cascade_equals_its_stages_requested_separately(shipped: Running) -> None:
     """For 120 images: label probabilities, MACs, blocks and counters are those of the two stages."""
     pixels, _ = read_images("cifar10", "test")
     config = read_cascade_config(SHIPPED / "cifar10_cascade" / "2")
@@ -84,7 +84,7 @@ def test_the_cascade_equals_its_stages_asked_one_by_one(shipped: Running) -> Non
             for answer, stage in zip(stages, config.stages, strict=True)
         ]
         first, second = sorted(shares[0].values(), reverse=True)[:2]
-        # Responses round probabilities; an image within rounding of the margin may go either way.
+        # Responses round probabilities. An image near the margin may be escalated or not.
         if abs(first - second - margin) < 1e-3:
             continue
         ran = 2 if first - second < margin else 1
@@ -108,6 +108,6 @@ def test_skipping_every_block_takes_less_than_half_the_time(shipped: Running) ->
         answer = post(shipped, encoded(image), f"?execute_threshold={threshold}").json()
         return float(answer["timing_ms"]["inference"])
 
-    # Taken alternately, so that other load of the machine affects both equally.
+    # They are measured alternately, so that other processes affect both equally.
     times = [(inference(0), inference(1)) for _ in range(40)]
     assert median(none for _, none in times) < median(every for every, _ in times) / 2

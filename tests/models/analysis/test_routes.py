@@ -9,7 +9,7 @@ from models.network import decide_at
 from models.preprocessing import normalise
 
 
-def test_rank_correlation_takes_ties_at_their_mean_rank() -> None:
+def test_rank_correlation_gives_ties_their_mean_rank() -> None:
     assert rank_correlation(np.array([1, 2, 3, 100]), np.array([0.1, 0.2, 0.3, 0.4])) == pytest.approx(1)
     assert rank_correlation(np.array([1, 2, 3]), np.array([3, 2, 1])) == pytest.approx(-1)
     # By hand: ranks 1.5, 1.5, 3 and 1, 2, 3.

@@ -45,7 +45,7 @@ def test_each_contender_runs_once_in_each_round(monkeypatch: pytest.MonkeyPatch)
     runs: list[str] = []
     timings = interleave({"a": lambda: runs.append("a"), "b": lambda: runs.append("b")}, seconds=0)
     assert runs[: 2 * timing.WARM_UP] == ["a"] * timing.WARM_UP + ["b"] * timing.WARM_UP
-    # A turn is one run that is not timed and, where it fills the turn, one that is.
+    # A turn is an untimed run and timed runs. Here one timed run fills the turn.
     turns = runs[2 * timing.WARM_UP :]
     for first in range(0, len(turns), 4):
         assert "".join(turns[first : first + 4]) in ("aabb", "bbaa")
@@ -86,7 +86,7 @@ def test_a_run_of_the_suite_counts_macs_and_draws_its_curve() -> None:
 
 
 @pytest.mark.parametrize("name", ["onnxruntime, int8", "openvino, float32", "openvino, int8"])
-def test_engines_of_others_run_the_dense_network(name: str) -> None:
+def test_other_engines_run_the_dense_network(name: str) -> None:
     architecture = "cifar10_rnn_gate_38"
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
     subject = Subject(architecture, architecture, random_network(architecture), images, False)
@@ -159,13 +159,13 @@ def test_training_steps_are_measured_in_pairs(monkeypatch: pytest.MonkeyPatch) -
     assert "skipping" in hybrid.step and "masked" in hybrid.rival
 
 
-def test_images_augmented_one_by_one_are_windows_of_the_padded_image() -> None:
+def test_images_augmented_one_by_one_are_crops_of_the_padded_image() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8)
     augmented = training.AugmentedOneByOne(pixels)
     mean, std = (torch.tensor(values)[:, None, None] for values in (training.DATASET.mean, training.DATASET.std))
     found = [augmented[0][0] * std + mean for _ in range(40)]
     whole = torch.from_numpy(pixels[0]).permute(2, 0, 1) / 255
-    # Every image is a window of the padded one, as it is or mirrored.
+    # Every image is a crop of the padded one, which may be mirrored.
     padded = torch.nn.functional.pad(whole, (4,) * 4)
     windows = padded.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 32, 32)
     windows = torch.cat((windows, windows.flip(3)))

@@ -21,7 +21,7 @@ def test_a_cascade_is_read_with_its_stages(write: Write) -> None:
     assert cascade.dense_macs == cascade.stages[1].macs.dense
 
 
-def test_a_checkpoint_is_no_cascade(write: Write, stages: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_not_a_cascade(write: Write, stages: Path, tmp_path: Path) -> None:
     assert is_cascade(write())
     assert not is_cascade(stages / FIRST / "1")
     assert not is_cascade(tmp_path)
@@ -50,7 +50,7 @@ def test_a_stage_with_other_labels_is_refused(write: Write) -> None:
 
 
 @pytest.mark.parametrize("margins", [[None, None], [0.2, 0.2], [None, 0.2]])
-def test_margins_belong_to_all_stages_but_the_last(write: Write, margins: list[float | None]) -> None:
+def test_all_stages_except_the_last_have_margins(write: Write, margins: list[float | None]) -> None:
     folder = write(version=5)
     config = json.loads((folder / "config.json").read_text())
     for stage, margin in zip(config["stages"], margins, strict=True):
@@ -60,6 +60,6 @@ def test_margins_belong_to_all_stages_but_the_last(write: Write, margins: list[f
         read_cascade(folder)
 
 
-def test_a_cascade_is_no_checkpoint(write: Write) -> None:
+def test_a_cascade_is_not_a_checkpoint(write: Write) -> None:
     with pytest.raises(CheckpointError, match="is a cascade, which has several networks"):
         read_checkpoint(write())

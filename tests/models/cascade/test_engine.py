@@ -20,7 +20,7 @@ def engine_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def cascade(write: Write, images: NDArray[np.float32]) -> Cascade:
-    """A cascade whose margin lies between two of the images' confidences, so that half of them go on."""
+    """A cascade whose margin lies between two of the images' confidences, so that half of them are escalated."""
     found = read_cascade(write())
     engine = load_engine(found.stages[0], "reference", "cpu", 1)
     routed = engine.run(images, np.full(len(images), 0.5, np.float32))
@@ -82,12 +82,12 @@ def test_each_image_has_its_own_thresholds_and_margin(
     assert not routed.executed[2].any()
 
 
-def test_threshold_0_runs_every_stage_and_1_the_least(engine: CascadeEngine, images: NDArray[np.float32]) -> None:
+def test_threshold_0_runs_every_block_and_1_the_fewest(engine: CascadeEngine, images: NDArray[np.float32]) -> None:
     routed = engine.run(images[:4], np.array([0, 1, 0, 1], np.float32))
     assert routed.executed[[0, 2]].all() and not routed.executed[[1, 3]].any()
 
 
-def test_the_last_combination_takes_the_last_stage_alone(
+def test_the_combination_last_uses_only_the_last_stage(
     write: Write, engine_name: str, images: NDArray[np.float32]
 ) -> None:
     cascade = read_cascade(write(margin=1.0, combination="last"))

@@ -20,7 +20,7 @@ def labels() -> NDArray[np.int64]:
 
 
 def answer(labels: NDArray[np.int64], noise: float, macs: int, threshold: float, seed: int) -> StageOutputs:
-    """Return answers whose error rate grows with ``noise``."""
+    """Return logits whose error rate grows with ``noise``."""
     logits = np.random.default_rng(seed).normal(size=(IMAGES, 10)) * noise
     logits[np.arange(IMAGES), labels] += 3
     return StageOutputs(threshold, logits.astype(np.float32), np.full(IMAGES, macs, np.int64))
@@ -37,7 +37,7 @@ def test_the_operating_point_escalates_the_requested_share(stages: Path, labels:
     [point] = [each for each in config.curve if each.margins == (config.stages[0].margin,)]
     assert point.mac_share == pytest.approx(0.6, abs=0.002)
     alone = (answers[0][0].logits.argmax(1) == labels).mean()
-    assert point.accuracy > alone + 0.02, "the second stage mends the least sure answers"
+    assert point.accuracy > alone + 0.02, "the second stage corrects the least confident outputs"
 
 
 def test_a_budget_is_kept(stages: Path, labels: NDArray[np.int64]) -> None:

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches."""
+"""Augmentation of batches."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_mixup_blends_a_share_of_the_images_by_at_most_half() -> None:
         assert 0.45 < float(other.max()) <= 0.5 and float(other[other > 0].mean()) == pytest.approx(0.25, abs=0.03)
 
 
-def test_boxes_lie_in_the_image_and_keep_their_bounds() -> None:
+def test_boxes_are_inside_the_image_and_within_their_bounds() -> None:
     boxes, flips = random_boxes(4000, 200, 100, torch.Generator().manual_seed(0))
     left, top, width, height = boxes.unbind(1)
     assert min(left.min(), top.min()) >= 0

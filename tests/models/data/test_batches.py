@@ -1,4 +1,4 @@
-"""Batches that are decoded and augmented as they are needed."""
+"""Batches that are decoded and augmented on demand."""
 
 import subprocess
 import sys
@@ -73,7 +73,7 @@ print(sum(len(images) for images, _ in batches.epoch(0)))
 
 
 def test_workers_need_no_shared_memory(tmp_path: Path) -> None:
-    """A batch here takes 4.6 MiB as float32; Docker gives 64 MiB of shared memory to a container."""
+    """A batch here takes 4.6 MiB as float32. Docker gives a container 64 MiB of shared memory."""
     write_classes(tmp_path / "train", cat=16, dog=16)
     small = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"', "sh"]
     if subprocess.run([*small, "true"], capture_output=True, check=False).returncode:

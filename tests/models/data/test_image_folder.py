@@ -1,4 +1,4 @@
-"""Folders of images: classes, what is skipped, and what is refused."""
+"""Folders of images: classes, skipped files, and errors."""
 
 import unicodedata
 import zlib
@@ -40,7 +40,7 @@ def test_folders_are_the_classes(tmp_path: Path) -> None:
         for label, colour in (("dark", 10), ("light", 240)):
             (tmp_path / split_name / label).mkdir(parents=True)
             for number in range(3):
-                # ImageNet's own names say "val", wherever the file lies.
+                # ImageNet's file names contain "val" in any folder.
                 name = f"ILSVRC2012_val_{number}.png" if number else "0.png"
                 Image.new("L", (60 + number, 50), colour).save(tmp_path / split_name / label / name)
     assert len(read_source(find_dataset("imagefolder"), "train", tmp_path)) == 6
@@ -108,7 +108,7 @@ def test_parquet_files_below_a_pattern_are_refused(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["test", "validation", "val", "valid"])
-def test_validation_images_may_lie_in_any_of_these_folders(tmp_path: Path, name: str) -> None:
+def test_validation_images_may_be_in_any_of_these_folders(tmp_path: Path, name: str) -> None:
     write_classes(tmp_path / name, cat=1)
     assert read_source(FOLDER, "test", tmp_path).classes == ["cat"]
 

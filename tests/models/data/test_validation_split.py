@@ -1,4 +1,4 @@
-"""Validation images of a folder of images: a share of each class, or a folder of their own; and what is recorded."""
+"""Validation images of a folder of images: a share of each class or a separate folder, and their record."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def test_a_folder_of_validation_images_is_used_with_the_labels_of_training(tmp_p
         validation_folder(source)
 
 
-def test_the_folder_of_the_training_is_found_again(tmp_path: Path) -> None:
+def test_the_recorded_folder_of_the_training_is_used(tmp_path: Path) -> None:
     record = TrainingRecord(dataset="imagefolder", data=str(tmp_path), validation_files=("cat/0.png",))
     assert find_data(FOLDER, record) == tmp_path
     assert find_data(find_dataset("cifar10"), record) is None

@@ -1,4 +1,4 @@
-"""Random networks whose gates decide differently for different images. Untrained gates mostly decide alike."""
+"""Random networks whose gates decide differently for different images. Untrained gates mostly decide equally."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +76,7 @@ def normalise_gate(gate: nn.Module, inputs: tuple[torch.Tensor]) -> None:
 
 @pytest.fixture(scope="session")
 def varied_checkpoint(varied_network: Callable[[str], SkipNet]) -> Callable[[str], Checkpoint]:
-    """Return a function that makes a checkpoint of such a network in memory only."""
+    """Return a function that makes a checkpoint of such a network in memory."""
 
     def build(architecture: str) -> Checkpoint:
         network = varied_network(architecture)

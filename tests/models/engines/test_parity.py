@@ -27,7 +27,10 @@ ENGINES = [
     ("native", "branch"),
 ]
 NEAR = 1e-3
-"""Rounding may change a decision if the probability is this near its threshold. Such images are not compared."""
+"""The distance of a probability to its threshold at which rounding may change a decision.
+
+Such images are not compared.
+"""
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -36,7 +39,7 @@ def checkpoint(request: pytest.FixtureRequest, varied_checkpoint: Callable[[str]
 
 
 class RunOnce:
-    """The reference engine, which every engine is compared with: it runs each input once."""
+    """The reference engine, with which every engine is compared. It runs each input once."""
 
     name, device = "reference", "cpu"
 
@@ -86,7 +89,7 @@ def agree(output: Routed, expected: Routed, thresholds: NDArray[np.float32]) -> 
 
 
 def test_decisions_vary(reference: Engine, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> None:
-    """The other tests need this to be meaningful."""
+    """Otherwise the other tests would be weak."""
     routed = reference.run(images, thresholds)
     if not routed.executed.all():
         assert 0.1 < routed.executed.mean() < 0.9

@@ -94,7 +94,7 @@ def test_the_mode_stays_if_the_gain_is_small(clock: Clock) -> None:
     assert traffic(switch, 0.1) == "branch"
 
 
-def test_a_few_different_images_change_nothing(clock: Clock) -> None:
+def test_a_few_different_images_do_not_change_the_mode(clock: Clock) -> None:
     switch = make_switch(clock, overhead=3)
     traffic(switch, 0.2)
     assert traffic(switch, 1.0, images=3) == "branch"
@@ -106,13 +106,13 @@ def test_it_branches_if_decisions_cost_nothing(clock: Clock) -> None:
     assert traffic(switch, 0.0) == "branch"
 
 
-def test_it_masks_if_branching_never_pays(clock: Clock) -> None:
+def test_it_masks_if_branching_is_always_slower(clock: Clock) -> None:
     switch = make_switch(clock, overhead=20)
     assert traffic(switch, 0.0) == "mask"
 
 
 def test_every_batch_size_has_its_own_mode(clock: Clock) -> None:
-    """Masking with a high fixed cost and a low cost per image pays in large batches only."""
+    """Masking with a high fixed cost and a low cost per image is faster only in large batches."""
 
     class Batching(TimedEngine):
         def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:

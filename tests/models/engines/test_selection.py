@@ -1,4 +1,4 @@
-"""Which engine `load_engine` returns."""
+"""The engine that `load_engine` returns."""
 
 import logging
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def test_auto_selects_the_fastest(checkpoint: Checkpoint, times: dict[str, float
 
 
 class Repeated:
-    """An engine that runs each batch several times, and so is slower."""
+    """An engine that runs each batch several times and so is slower."""
 
     device = "cpu"
 
@@ -69,7 +69,7 @@ class Repeated:
 def test_auto_leaves_out_a_slower_engine(
     architecture: str, slow: str, varied_checkpoint: Callable[[str], Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both candidates are the same engine, and one runs twice: so which one is slower is certain on any machine."""
+    """Both candidates are the same engine, and one runs twice. So it is slower on any machine."""
     plain = factory.build
 
     def build(checkpoint: Checkpoint, name: str, *others: Any) -> Engine:

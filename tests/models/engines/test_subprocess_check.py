@@ -1,4 +1,4 @@
-"""A check in a subprocess ends with a reason of one line, whatever happens in the subprocess."""
+"""A failed check in a subprocess always has a reason of one line."""
 
 import sys
 

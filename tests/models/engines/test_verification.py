@@ -118,7 +118,7 @@ def test_cases_have_different_routes(verification: Verification, checkpoint: Che
 
 @pytest.fixture
 def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make selection believe in a GPU. The engines that it builds for cuda:0 run on the CPU."""
+    """Pretend that there is a GPU. The engines for cuda:0 run on the CPU."""
     graph = CudaGraphEngine
 
     def build_eager(folded: FoldedNetwork, _: str, mode: Mode, threads: int) -> TorchEngine:

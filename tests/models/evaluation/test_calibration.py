@@ -16,7 +16,7 @@ def test_the_widest_step_is_split_until_none_exceeds_the_limit() -> None:
     assert widest_step(curve((0, 1), (0.5, 0.98), (1, 0.95))) is None
 
 
-def test_a_step_between_neighbours_is_left_as_it_is() -> None:
+def test_a_step_between_neighbours_is_not_divided() -> None:
     assert widest_step(curve((0, 1), (1e-6, 0.6), (0.999999, 0.57), (1, 0.1))) is None
 
 

@@ -52,6 +52,6 @@ def route(macs: int, gain: float, error: float) -> FixedRoute:
         ([route(90, 0.01, 0.004), route(120, 0.0, 0.001)], True),
     ],
 )
-def test_routing_pays_where_it_beats_every_route_of_its_cost(routes: list[FixedRoute], pays: bool) -> None:
+def test_routing_pays_if_it_beats_every_route_of_its_cost(routes: list[FixedRoute], pays: bool) -> None:
     assert routing_pays(100, routes) is pays
     assert ("is not more accurate" in describe_routes(100, routes)) is not pays

@@ -1,4 +1,4 @@
-"""The rows are valid, follow their starts, and are found by the names that they have and had."""
+"""The rows are valid, follow their starts, and are found by current and earlier names."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_changes_of_a_row_have_the_types_of_its_recipe() -> None:
         ("changes = { samples = 0 }", "row mine: recipe value samples: Input should be greater than or equal to 1"),
     ],
 )
-def test_a_value_that_makes_no_row_is_named(tmp_path: Path, line: str, message: str) -> None:
+def test_an_invalid_value_of_a_row_is_named(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "rows.toml"
     values = ['name = "mine"', 'title = "mine"', 'routing = "resnet"', 'recipe = "short"', line]
     if not line.startswith("stage"):

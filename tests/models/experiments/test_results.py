@@ -1,4 +1,4 @@
-"""Results files are read under their earlier names too, and drawn as a table and a curve."""
+"""Results files with current and earlier names are read, and drawn as a table and a chart."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def test_the_curve_has_a_point_for_each_seed_and_published_figure() -> None:
     assert sorted(count - 1 for count in markers.values()) == [1, 2, 2]
 
 
-def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_result_is_named(tmp_path: Path) -> None:
     for content, message in ((None, "does not exist"), ("{}", "not a results file"), ("[]", "not a results file")):
         if content is not None:
             (tmp_path / "a.json").write_text(content)

@@ -1,4 +1,4 @@
-"""Rows trained on a few real images: killed and resumed, finished, measured for a choice."""
+"""Rows trained on a few real images: killed and resumed, finished, and measured on validation images."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -122,7 +122,7 @@ def test_a_row_may_be_a_soup_of_others(tmp_path: Path, data: Path) -> None:
     assert [stage.stage for stage in config.training.stages] == ["sp", "hrl", "soup"]
 
 
-def test_a_finished_row_is_read_where_the_limit_is_below_the_validation_images(tmp_path: Path, data: Path) -> None:
+def test_a_finished_row_is_read_if_the_limit_is_below_the_validation_images(tmp_path: Path, data: Path) -> None:
     plan, row = plan_in(tmp_path, data), tiny("sp-first")
     plan = replace(plan, shared=plan.shared.model_copy(update={"limit": 8}))
     result = reproduce(plan, row, 0, save_every=300, show=quiet)
@@ -210,7 +210,7 @@ def test_a_row_may_start_from_the_most_executed_blocks_of_a_routed_network(tmp_p
     assert reproduce(plan, row, 0, save_every=300, show=never) == result
 
 
-def test_a_network_that_does_not_exist_at_a_depth_is_named_before_training(tmp_path: Path, data: Path) -> None:
+def test_a_network_without_this_depth_is_named_before_training(tmp_path: Path, data: Path) -> None:
     plan = replace(plan_in(tmp_path, data), depth=20)
     plan.check_architectures(plan.runs(["static-resnet"], None))
     with pytest.raises(UserError, match="unknown architecture 'cifar10_rnn_gate_20'"):

@@ -1,4 +1,4 @@
-"""A static subnetwork computes what its routed network computes along one fixed route."""
+"""A static subnetwork has the output of its routed network along one fixed route."""
 
 import shutil
 from pathlib import Path

@@ -28,7 +28,7 @@ def curve(*points: tuple[float, float, float]) -> list[CalibrationPoint]:
     ("points", "expected"),
     [
         ([(0, 0.95, 1.0), (0.3, 0.95, 0.8), (0.5, 0.94, 0.6), (0.7, 0.90, 0.4)], 0.5),
-        # The last point but one is within the loss, but its neighbours are not.
+        # The second last point is within the loss, but its neighbours are not.
         (
             [(0, 0.95, 1.0), (0.3, 0.94, 0.8), (0.5, 0.94, 0.7), (0.6, 0.89, 0.5), (0.7, 0.94, 0.4), (0.8, 0.7, 0.3)],
             0.3,
@@ -38,7 +38,7 @@ def curve(*points: tuple[float, float, float]) -> list[CalibrationPoint]:
             [(0, 0.95, 1.0), (0.3, 0.88, 0.8), (0.4, 0.95, 0.6), (0.5, 0.95, 0.5), (0.6, 0.94, 0.5), (0.7, 0.8, 0.4)],
             0.5,
         ),
-        # At equal cost the lower threshold stays.
+        # At equal cost the lower threshold is chosen.
         ([(0, 0.95, 1.0), (0.3, 0.95, 0.8), (0.5, 0.95, 0.8), (0.7, 0.80, 0.4)], 0.3),
         ([(0, 0.90, 1.0), (0.5, 0.90, 0.5)], 0),
     ],
@@ -61,14 +61,14 @@ def test_the_threshold_is_the_cheapest_within_the_loss(
         ({"open_at_half": 0.0}, 101e6, ["its gates are closed", "it saves nothing"]),
     ],
 )
-def test_a_network_is_not_published_for_a_reason(changes: dict[str, float], macs: float, messages: list[str]) -> None:
+def test_every_reason_not_to_publish_is_named(changes: dict[str, float], macs: float, messages: list[str]) -> None:
     comparison = replace(GOOD, routed=EVALUATION.model_copy(update={"macs": macs}), **changes)
     found = comparison.problems(0.02)
     assert len(found) == len(messages)
     assert all(problem.startswith(message) for problem, message in zip(found, messages, strict=True))
 
 
-def test_the_verdict_names_what_was_saved_and_lost() -> None:
+def test_the_verdict_has_the_savings_and_the_loss() -> None:
     assert GOOD.verdict() == (
         "Routing paid: 40% of the MACs and 25% of the time saved on this machine, for 1.0 points of accuracy (standard "
         "error 1.0)."

@@ -1,4 +1,4 @@
-"""The check of a folder of images before fine-tuning: what is read, left out or refused, file by file."""
+"""The check of a folder of images before fine-tuning: files that are read, left out or refused."""
 
 import os
 import unicodedata
@@ -95,7 +95,7 @@ def test_a_class_may_have_any_name(photos: Path) -> None:
     assert unicodedata.normalize("NFC", "  Kätzchen 猫: 8 training images") in check(photos)
 
 
-def test_files_that_are_no_images_are_named_with_the_reason(photos: Path) -> None:
+def test_files_that_are_not_images_are_named_with_the_reason(photos: Path) -> None:
     for name in ("notes.txt", "raw/0.NEF", "README"):
         (photos / "cat" / name).parent.mkdir(exist_ok=True)
         (photos / "cat" / name).write_bytes(b"")
@@ -119,7 +119,7 @@ def test_every_damaged_image_is_named_with_the_reason(photos: Path) -> None:
     with pytest.raises(UserError, match="4 images can't be read:") as raised:
         check(photos)
     message = str(raised.value)
-    reasons = {"cat/0.png": "header", "cat/1.png": "truncated", "dog/3.png": "no JPEG", "dog/4.png": "No such file"}
+    reasons = {"cat/0.png": "header", "cat/1.png": "truncated", "dog/3.png": "not a JPEG", "dog/4.png": "No such file"}
     for name, reason in reasons.items():
         [line] = [line for line in message.splitlines() if f"{photos / name}: " in line]
         assert reason in line

@@ -1,4 +1,4 @@
-"""AVIF and HEIF files that say one thing and contain another, or have very many parts."""
+"""AVIF and HEIF files whose content differs from their header, or that have very many parts."""
 
 import struct
 from collections.abc import Sequence
@@ -98,14 +98,14 @@ def test_a_small_part_of_a_large_picture_counts_as_the_picture() -> None:
     assert refusal(whole, Decoder(1000, 1 << 24)) == Code.IMAGE_TOO_LARGE
 
 
-def test_an_av1_picture_counts_as_what_it_is_not_as_what_it_is_declared() -> None:
+def test_the_real_size_of_an_av1_picture_counts_not_the_declared_one() -> None:
     data = declare(photo("AVIF"), 16, 10)
     image = EncodedImage(data)
     assert (image.full_size, image.hidden_size) == ((16, 10), SIZE)
     assert refusal(data, Decoder(1000, 1 << 24)) == Code.IMAGE_TOO_LARGE
 
 
-def test_frames_of_an_animation_count_as_what_they_are() -> None:
+def test_the_real_size_of_the_frames_of_an_animation_counts() -> None:
     frames = [Image.new("RGB", SIZE, colour) for colour in ("red", "green", "blue")]
     data = encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:], speed=10)
     assert EncodedImage(data).image.n_frames == 3  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ def test_every_format_is_decoded(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF"])
 def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     upright = picture(1, 48, 32)
-    # What a camera would have stored for the viewer to turn.
+    # The pixels that a camera would have stored with this orientation.
     undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     turn = undo.get(orientation, TRANSPOSITIONS.get(orientation))
     stored = upright.transpose(turn) if turn is not None else upright
@@ -180,7 +180,7 @@ def test_a_png_with_megabytes_of_compressed_text_is_read(kind: bytes, after: boo
 
 
 def orientation_text() -> PngInfo:
-    """Return uncompressed XMP that turns the image by 90 degrees."""
+    """Return uncompressed XMP that rotates the image by 90 degrees."""
     note = PngInfo()
     note.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
     return note

@@ -84,7 +84,7 @@ def decoded_colour(mode: str, colour: Colour | int, kind: str, profile: bytes | 
 def test_colours_are_converted_in_every_format(kind: str, profile: bytes, stored: Colour, shown: Colour) -> None:
     lossless = {"quality": 100, "lossless": True, "subsampling": "4:4:4", "chroma": 444}
     colour = decoded_colour("RGB", stored, kind, profile, **lossless)
-    # Gamma 2.2 differs from sRGB's curve in dark tones, and JPEG from what was stored.
+    # Gamma 2.2 differs from sRGB's curve in dark tones, and JPEG changes pixels.
     assert np.abs(np.subtract(colour, shown)).max() < 14, colour
     plain = decoded_colour("RGB", stored, kind, None, **lossless)
     assert np.abs(np.subtract(plain, stored)).max() < 6
@@ -132,7 +132,7 @@ def test_an_image_that_is_decoded_twice_is_converted_once(mode: str, kind: str, 
     assert first == image.decode().tobytes() != stored.convert("RGB").tobytes()
 
 
-def test_a_profile_of_srgb_costs_no_conversion() -> None:
+def test_an_srgb_profile_needs_no_conversion() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert find_transform(profile, "RGB") is None
     assert find_transform(DISPLAY_P3, "RGB") is not None
@@ -158,7 +158,7 @@ def unusable_profiles() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", unusable_profiles())
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
-def test_a_profile_that_does_not_serve_is_ignored(name: str, kind: str) -> None:
+def test_an_unusable_profile_is_ignored(name: str, kind: str) -> None:
     profile = unusable_profiles()[name]
     assert decode_image(encoded(picture(0), kind, icc_profile=profile)).tobytes() == (
         decode_image(encoded(picture(0), kind)).tobytes()

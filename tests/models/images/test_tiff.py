@@ -16,7 +16,7 @@ BYTE, SHORT, LONG = 1, 3, 4
 
 
 def tiff_of(tags: dict[int, tuple[int, bytes]], big: bool = False) -> bytes:
-    """Return a grey TIFF of 16 x 16 pixels with these tags, by type and values, in addition."""
+    """Return a grey TIFF of 16 x 16 pixels with additional tags, by type and values."""
     number = struct.Struct("<Q" if big else "<I")
     tags = {256: (SHORT, b"\x10\0"), 257: (SHORT, b"\x10\0"), 258: (SHORT, b"\x08\0"), 262: (SHORT, b"\1\0")} | tags
     sizes = {BYTE: 1, SHORT: 2, LONG: 4}

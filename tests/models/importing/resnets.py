@@ -67,7 +67,7 @@ def torchvision_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def source_logits(folder: Path, images: list[Image.Image], processor: Any = None) -> Tensor:
-    """Return what transformers answers for photos, by default with the folder's own preprocessing."""
+    """Return the logits of transformers for photos, by default with the folder's own preprocessing."""
     processor = processor or ConvNextImageProcessorPil.from_pretrained(folder)
     inputs = processor(images, return_tensors="pt")
     network = ResNetForImageClassification.from_pretrained(folder)

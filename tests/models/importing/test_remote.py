@@ -97,14 +97,14 @@ def test_missing_network_of_a_web_server_is_named(url: str, source: str, message
         load_source(f"{url}/{source}")
 
 
-def test_hub_that_cannot_be_reached_is_no_network_without_weights(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_not_reported_as_missing_weights(tmp_path: Path) -> None:
     done = run_import("hf://tests/resnet-18", tmp_path / "out", "http://127.0.0.1:9")
     assert done.returncode == 1
     assert "hf://tests/resnet-18 can't be read" in done.stderr
 
 
 def run_import(source: str, output: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
-    """Import in a process of its own: huggingface_hub reads its address when it is imported."""
+    """Import in a separate process, because huggingface_hub reads its address when it is imported."""
     environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(output.parent / "hub"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, "-m", "service.cli.main", "import", source, "--output", str(output)]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)

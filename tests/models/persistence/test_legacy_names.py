@@ -1,4 +1,4 @@
-"""Files of earlier versions are read under the names that their values have now."""
+"""Files of earlier versions are read under the current names of their values."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The training record reads every shipped config, and writes what it read."""
+"""The training record of every shipped config is read and written unchanged."""
 
 import json
 from dataclasses import fields
@@ -33,7 +33,7 @@ def test_a_shipped_record_is_written_as_it_was_read(folder: Path, tmp_path: Path
     config = read_config(folder)
     write_config(tmp_path, config)
     written = json.loads((tmp_path / CONFIG).read_text())["training"]
-    # As text, because 1 and 1.0 are equal, and the order of the values stays too.
+    # This compares text, because 1 and 1.0 are equal, and because the order of the values must stay.
     assert json.dumps(written) == json.dumps(expected(current_names(shipped)))
     assert config.training.model_extra == {}
     assert all(stage.model_extra == {} for stage in config.training.stages)

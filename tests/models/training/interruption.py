@@ -1,4 +1,4 @@
-"""Ways to watch a training run's steps: quietly, or until it is killed."""
+"""Wrappers of a training run's steps: without a progress bar, or until the run is killed."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ class Killed(Exception):
 
 
 class KilledAfter:
-    """Lets ``steps`` steps pass, over all epochs, and kills the run before the next; counts them in ``taken``."""
+    """Kills the run after ``steps`` steps, over all epochs. ``taken`` is the number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.taken = steps, 0

@@ -71,7 +71,7 @@ def test_a_step_is_captured_once_and_reads_buffers(graphs: list[FakeGraph]) -> N
     step = captured_step(first, None)
     assert captured_step(second, None) is step
     assert len(graphs) == 1 and graphs[0].replays == 2
-    # The function ran for the warm-up and for the capture, always on the buffers.
+    # The function ran for the warm-up and the capture, always on the buffers.
     assert len(given) == WARM_UP_RUNS + 1
     buffers = {id(inputs[0]) for inputs in given}
     assert len(buffers) == 1 and id(first) not in buffers

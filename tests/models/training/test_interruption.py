@@ -85,7 +85,7 @@ def test_a_signal_saves_the_state_and_the_run_resumes(tmp_path: Path, number: si
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
-    # A process that a shell starts in the background ignores SIGINT; give it Python's usual handler.
+    # A process that a shell starts in the background ignores SIGINT, so it gets Python's usual handler.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
         signal.raise_signal(signal.SIGINT)

@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_network_is_refused_as_start(tmp_path: Path, pix
         make_job(options.model_copy(update={"arch": "cifar10_rnn_gate_38", "recipe": "multi_budget", "stages": "sp"}))
 
 
-def test_validation_images_were_not_seen_by_the_network_to_start_from(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_the_start_must_not_be_trained_on_validation_images(tmp_path: Path, pixels: np.ndarray) -> None:
     write_parquet(tmp_path / "train.parquet", pixels, [label % 10 for label in range(20)])
     dense = find_architecture("cifar10_resnet_38")
     config = Config(
@@ -201,5 +201,5 @@ def test_a_dense_network_starts_from_the_blocks_of_one_with_gates(tmp_path: Path
     theirs = trained.state_dict()
     assert all(torch.equal(theirs[key], value) for key, value in job.network.state_dict().items())
     assert job.network.gate_kind is None and [recipe.stage for recipe in job.recipes] == ["plain"]
-    # The history names the network that a stage trained.
+    # The record names the network that a stage trained.
     assert job.earlier == [TrainedStage(**plain), TrainedStage(architecture=routed.name, **stages[1])]

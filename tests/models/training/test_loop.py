@@ -74,7 +74,7 @@ def test_freeze_backbone_trains_the_gates_only(job: Job, stage: int) -> None:
     train(replace(job, recipes=[alone]), resume=False, save_every=300, show=quiet)
     learned = {name for name, tensor in job.network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name.split(".")[0] for name in learned} == {"gates", "controller"}
-    # A later stage trains the whole network again.
+    # A later stage trains all weights again.
     train(replace(job, recipes=[replace(alone, freeze_backbone=False)]), resume=False, save_every=300, show=quiet)
     assert not torch.equal(job.network.head.weight, before["head.weight"])
 

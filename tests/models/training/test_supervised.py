@@ -54,7 +54,7 @@ def test_threshold_1_skips_every_block_and_0_none() -> None:
         assert logits.grad is not None and logits.grad.isfinite().all()
 
 
-def test_an_operating_point_pays_for_the_excess_over_its_target_rate() -> None:
+def test_the_loss_grows_with_the_excess_over_the_target_rate() -> None:
     images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     recipe = replace(find_recipe("multi_budget", "sp"), distillation_weight=0.0, target_rate_weight=1.0)
 
@@ -81,7 +81,7 @@ def gradients(block: Block, run: RunBlock, gates: Sequence[float] = HALF) -> tup
     torch.manual_seed(0)
     images = torch.randn(8, 16, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
     logits = torch.tensor(gates, requires_grad=True)
-    # As in a network, the input of the block is not a leaf and has another reader.
+    # As in a network, the input of the block is not a leaf and is also read by another operation.
     read = images * 1.0
     out = run(block, read, straight_through(torch.zeros(8))(0, logits))
     ((out * torch.randn_like(out)).sum() + read.square().sum()).backward()  # type: ignore[no-untyped-call]
@@ -187,7 +187,7 @@ def test_difficulty_is_ranked_by_the_loss_of_the_teacher() -> None:
     assert difficulty_rank(teacher_logits[:1], torch.zeros(1, dtype=torch.long)).tolist() == [0]
 
 
-def test_the_operating_points_divide_the_whole_batch() -> None:
+def test_the_operating_points_divide_the_batch() -> None:
     for size in (1, 7, 64, 128):
         parts = point_slices(find_recipe("multi_budget", "sp").operating_points, size)
         assert [index for part in parts for index in range(part.start, part.stop)] == list(range(size))

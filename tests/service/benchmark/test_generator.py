@@ -14,7 +14,10 @@ REQUEST = Request(("/a", "/b"), b"x", "text/plain", ("X-Mine: 1",))
 
 
 class Answering(asyncio.Protocol):
-    """Answers each request with ``statuses`` in turn; after the last it closes the connection without an answer."""
+    """Responds to the requests with ``statuses`` in turn.
+
+    After the last it closes the connection without a response.
+    """
 
     def __init__(self, statuses: list[int], heads: list[bytes]) -> None:
         self.statuses, self.heads = iter(statuses), heads
@@ -34,7 +37,7 @@ class Answering(asyncio.Protocol):
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Start servers that answer each connection with some statuses; return the port and the heads that arrive."""
+    """Start servers that respond with some statuses on each connection. Return the port and the received heads."""
     program("h2load", "nghttp2-client")
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -69,11 +72,11 @@ def test_every_request_has_a_status(serve: Serve) -> None:
     assert all(b"x-mine: 1" in head.lower() and head.startswith(b"POST") for head in heads)
 
 
-def test_an_unanswered_request_is_lost(serve: Serve) -> None:
+def test_a_request_without_a_response_is_lost(serve: Serve) -> None:
     port, _ = serve([200])
     result = send(REQUEST, port, 2, requests=8)
     assert (result.counts, result.lost) == ({"200": 2}, 2)
-    # At the end of the seconds, requests are under way.
+    # At the end of the seconds, requests are in flight.
     port, _ = serve([200] * 100_000)
     assert send(REQUEST, port, 1, seconds=0.1).lost is None
 
@@ -82,11 +85,11 @@ def test_a_rate_is_that_of_all_connections(serve: Serve) -> None:
     port, _ = serve([200] * 100)
     result = send(REQUEST, port, 10, requests=60, rate=200)
     assert len(result.statuses) == 60
-    # Ten at once at the beginning, the others at the rate.
+    # Ten requests are sent at once at the beginning, the others at the rate.
     assert result.began.max() - result.began.min() > 0.9 * 50 / 200
 
 
-def test_new_connections_are_asked_for(serve: Serve) -> None:
+def test_new_connections_are_opened(serve: Serve) -> None:
     port, heads = serve([200] * 4)
     send(REQUEST, port, 1, requests=2, new_connections=True)
     assert all(b"connection: close" in head.lower() for head in heads)
@@ -94,5 +97,5 @@ def test_new_connections_are_asked_for(serve: Serve) -> None:
 
 def test_a_port_where_nothing_listens_is_named() -> None:
     program("h2load", "nghttp2-client")
-    with pytest.raises(RuntimeError, match="port 9 answered nothing"):
+    with pytest.raises(RuntimeError, match="no response from port 9"):
         send(REQUEST, 9, 1, requests=1)

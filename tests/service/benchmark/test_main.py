@@ -21,7 +21,7 @@ def test_the_parts_are_in_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert f"separated by commas: {', '.join(PARTS)}; default: all" in said
 
 
-def test_an_unknown_part_is_refused_before_anything_runs(
+def test_an_unknown_part_is_refused_before_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert leave(monkeypatch, "--only", "latency,speed", "--output", str(tmp_path / "load")) == 2

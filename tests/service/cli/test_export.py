@@ -88,7 +88,7 @@ def test_a_folder_or_a_missing_parent_is_an_error(
     assert [file.name for file in tmp_path.rglob("*")] == ["folder"]
 
 
-def test_a_write_that_fails_leaves_nothing(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_file(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

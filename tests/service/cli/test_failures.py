@@ -1,4 +1,4 @@
-"""Errors of the system and of libraries end a command with one line; defects keep their traceback."""
+"""Errors of the system and of libraries end a command with one line. Defects have a traceback."""
 
 import errno
 import os
@@ -58,7 +58,7 @@ def load_cache() -> None:
 
 
 def fail_like_safetensors() -> None:
-    """Raise what safetensors raises for a full disk; a real write would replace the device file."""
+    """Raise the error of safetensors for a full disk. A real write would replace the device file."""
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
@@ -67,7 +67,7 @@ def fail_like_safetensors() -> None:
     [
         (lambda: torch.save({"a": torch.zeros(10**6)}, "/dev/full"), "no space left on the device: free some"),
         (fail_like_safetensors, "no space left on the device: free some"),
-        # Workers of one test run must agree on the names of the tests, so the process's number stays out of them.
+        # The names of the tests must be the same in all workers of a run, so they omit the process id.
         pytest.param(write_whole, f"/tmp/skipnet-{os.getpid()}: no space left on the device", id="write_whole"),
         (lambda: np.zeros((10**12, 10**3)), "out of memory (Unable to allocate"),
         (lambda: torch.zeros(10**15), "use a smaller batch or fewer images"),
@@ -86,7 +86,7 @@ def test_errors_of_system_and_libraries_say_what_to_do(
 
 
 @pytest.mark.parametrize("error", [UserError("do this"), not_ready("do this")])
-def test_own_errors_are_shown_as_they_are(error: Exception) -> None:
+def test_user_errors_are_shown_unchanged(error: Exception) -> None:
     assert explain(error) == "do this"
 
 
@@ -121,7 +121,7 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
     assert done.stderr == b"skipnet: no space left on the device: free some, or write to another folder\n"
 
 
-def test_a_pipe_that_is_closed_early_is_no_error() -> None:
+def test_a_pipe_that_is_closed_early_is_not_an_error() -> None:
     """As `skipnet --help | head` does."""
     read, write = os.pipe()
     os.close(read)

@@ -85,7 +85,7 @@ def test_a_message_over_the_limit_is_refused(start: Callable[..., Running], conn
     until(lambda: server.container.admission.byte_count == 0)
 
 
-def test_a_message_that_never_comes_takes_one_place_until_the_deadline(
+def test_a_message_that_never_arrives_takes_one_place_until_the_deadline(
     start: Callable[..., Running], connect: Callable[[Running], Any]
 ) -> None:
     server = start(grpc_port=0, request_timeout=1, max_body_size=1 << 20, max_bodies_size=2 << 20)
@@ -115,7 +115,7 @@ def test_requests_in_progress_end_at_a_shutdown_and_new_ones_are_refused(
         until(lambda: server.container.health.closed)
         with pytest.raises(InferenceServerException) as error:
             client.infer(NAME, [files(1)])
-        # UNAVAILABLE if the client has noticed that the connection closes, CANCELLED if its request was on the way.
+        # UNAVAILABLE if the client has noticed that the connection closes, CANCELLED if its request was in transit.
         assert status_of(error) in ("UNAVAILABLE", "CANCELLED")
         engine_of(model).open.set()
         assert before.result().as_numpy("logits").shape == (1, 10)

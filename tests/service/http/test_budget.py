@@ -9,7 +9,7 @@ from tests.service.http.routes.oip import request
 from tests.service.parts import NAME, PNG, Running, encoded, picture
 
 
-def test_budget_is_met_and_the_response_says_what_was_spent(start: Callable[..., Running], model: LoadedModel) -> None:
+def test_the_budget_is_kept_and_the_response_has_the_cost(start: Callable[..., Running], model: LoadedModel) -> None:
     points = [(0.0, 1.0), (1.0, 0.1)]
     calibration = [
         CalibrationPoint(threshold=t, accuracy=share, computation_percentage=50, mac_share=share) for t, share in points

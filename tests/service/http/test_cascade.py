@@ -18,7 +18,7 @@ FIRST, LAST, CASCADE = "cifar10_rnn_gate_38", "cifar10_resnet_38", "cascade"
 MINE = {"model": CASCADE, "version": "1"}
 IMAGES = 12
 FLAT = 40.0
-"""A temperature at which random weights, whose logits are large, do not give every image the confidence 1."""
+"""A temperature for random weights, whose logits are large. Without it every image would have the confidence 1."""
 
 
 def write_cascade(repository: Path, version: int, margin: float) -> None:
@@ -194,7 +194,7 @@ def test_the_cascade_is_the_default(server: Running) -> None:
 
 
 @pytest.mark.parametrize("stage", [FIRST, LAST])
-def test_an_older_version_serves_on_when_a_stage_is_damaged(repository: Path, tmp_path: Path, stage: str) -> None:
+def test_an_older_version_is_served_if_a_stage_is_damaged(repository: Path, tmp_path: Path, stage: str) -> None:
     folder = tmp_path / "repository"
     shutil.copytree(repository, folder)
     running = Running(

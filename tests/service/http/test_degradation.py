@@ -1,4 +1,4 @@
-"""Degraded routes over a real socket. The engine is held until images wait for it."""
+"""Degraded routes over a real socket. The engine is held, so that images wait for it."""
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -93,7 +93,7 @@ def test_images_get_cheaper_routes_while_others_wait_for_the_engine(
     assert server.metric("degraded_accuracy_loss_total", model=NAME) == pytest.approx(losses)
 
 
-def test_by_default_routes_stay_as_they_are(
+def test_by_default_routes_do_not_change(
     start: Callable[..., Running], model: LoadedModel, senders: ThreadPoolExecutor
 ) -> None:
     server = start(max_batch_size=8)

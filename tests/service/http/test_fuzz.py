@@ -17,7 +17,7 @@ FUZZ = settings(
 )
 
 numbers = st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([10**400, -(10**400)])
-# With halves of surrogate pairs, which JSON can say and UTF-8 can't.
+# It includes halves of surrogate pairs, which JSON can encode and UTF-8 can't.
 texts = st.text(st.characters(), max_size=20) | st.just("\ud800")
 scalars = st.none() | st.booleans() | numbers | texts
 trees = st.recursive(
@@ -129,7 +129,7 @@ def test_management(running: Running, path: str, body: bytes) -> None:
     sent=st.binary(max_size=400),
     head=st.sampled_from([b"", b"POST /classify HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\n"]),
 )
-def test_bytes_that_are_no_http(running: Running, sent: bytes, head: bytes) -> None:
+def test_bytes_that_are_not_http(running: Running, sent: bytes, head: bytes) -> None:
     with socket.create_connection(("127.0.0.1", running.port), 10) as client:
         client.sendall(head + sent)
         client.shutdown(socket.SHUT_WR)

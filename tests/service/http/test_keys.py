@@ -56,7 +56,7 @@ def test_a_setting_with_a_key_that_no_client_can_send_is_refused(key: str, probl
         management_keys(Settings(management_keys=[key]))
 
 
-def test_comments_in_a_keys_file_are_no_keys(tmp_path: Path) -> None:
+def test_comments_in_a_keys_file_are_not_keys(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_bytes("\ufeff# my keys\nfirst\n\n  # another\nsecond  # of Alice\nth#ird\n".encode())
     for keys in (inference_keys(Settings(api_keys_file=file)), management_keys(Settings(management_keys_file=file))):
@@ -76,7 +76,7 @@ def test_comments_in_a_keys_file_are_no_keys(tmp_path: Path) -> None:
         ("first\x00", 1),
     ],
 )
-def test_a_line_of_a_keys_file_that_is_no_key_is_named_but_not_quoted(tmp_path: Path, content: str, line: int) -> None:
+def test_an_invalid_line_of_a_keys_file_is_named_but_not_quoted(tmp_path: Path, content: str, line: int) -> None:
     file = tmp_path / "keys"
     file.write_text(content)
     for read, settings in (
@@ -110,7 +110,7 @@ def test_each_key_is_compared_in_constant_time(start: Callable[..., Running], mo
         assert compared == [(given, b"first"), (given, b"second"), (given, b"third")]
 
 
-def test_management_has_keys_of_its_own(start: Callable[..., Running]) -> None:
+def test_management_has_separate_keys(start: Callable[..., Running]) -> None:
     server = start(api_keys=["user"], management_keys=["operator"])
     assert load(server, **bearer("operator")).status_code == 200
     unknown = load(server, **bearer("unknown"))

@@ -1,4 +1,4 @@
-"""What a server refuses, over a real socket: too large, too many, too much at once."""
+"""Limits over a real socket: size, number, and memory of concurrent requests."""
 
 import gc
 import http.client
@@ -20,7 +20,7 @@ def test_too_many_pixels(start: Callable[..., Running]) -> None:
     assert (response.status_code, error_of(response)) == (413, "image_too_large")
 
 
-def test_too_many_bytes_by_content_length_are_not_even_sent(start: Callable[..., Running]) -> None:
+def test_a_too_large_content_length_is_refused_before_the_body(start: Callable[..., Running]) -> None:
     server = start(max_body_size=1000)
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
         connection.putrequest("POST", "/classify")
@@ -70,7 +70,7 @@ def test_an_expired_image_is_released_before_a_decoding_thread_is_free(start: Ca
     assert post(server, encoded(picture(0, 300, 300))).status_code == 200
 
 
-def test_full_queue_answers_429_at_once_and_probes_go_on(start: Callable[..., Running], model: LoadedModel) -> None:
+def test_a_full_queue_returns_429_at_once_and_serves_probes(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start(max_queue_size=3)
     post(server, encoded(picture(0)))
     engine_of(model).open.clear()

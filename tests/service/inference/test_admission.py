@@ -79,7 +79,7 @@ def test_deadline_out_of_reach_assumes_that_every_block_runs(
             pytest.fail("was admitted")
         with admission.admit(1, slow, later(10), perf_counter()):
             pass
-        # The request has used most of its time to send its body; its client set no shorter deadline.
+        # The request has used most of its time to send its body. Its client set no shorter deadline.
         with (
             pytest.raises(ServiceError, match="the deadline would pass") as slowly,
             admission.admit(1, slow, later(0.5), perf_counter() + 0.5 - request_timeout),

@@ -81,7 +81,7 @@ def test_cancelled_images_leave_the_queue_of_a_stuck_engine(
     async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
-            ready = [queue.put(model, decoded(i)) for i in range(4)]  # the next batch, formed already
+            ready = [queue.put(model, decoded(i)) for i in range(4)]  # the next batch, which is already formed
             for _ in range(50):
                 tasks = [queue.task(model, decoded(i)) for i in range(3)]
                 for task in tasks:
@@ -165,7 +165,7 @@ def test_delay_waits_for_a_full_batch_from_the_first_image_on(
     asyncio.run(scenario())
 
 
-def test_close_finishes_what_is_queued(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
+def test_close_finishes_queued_images(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     async def scenario() -> None:
         queue = ObservedBatcher(delay=30)
         queue.batcher.start(asyncio.get_running_loop())
@@ -221,7 +221,7 @@ def test_retired_engine_is_closed_by_the_engine_thread(model: LoadedModel, decod
 def test_an_unloaded_model_is_freed(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     async def scenario() -> None:
         async with running() as queue:
-            # Not the fixture's model, which the test itself keeps in memory.
+            # This is not the fixture's model, which the test keeps in memory.
             own, closed = replace(model, engine=ControlledEngine(engine_of(model).engine)), threading.Event()
             engine_of(own).close = closed.set  # type: ignore[method-assign]
             left = weakref.ref(own.engine)

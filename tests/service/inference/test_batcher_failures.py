@@ -122,7 +122,7 @@ def test_a_failed_batch_is_rerun_for_the_images_that_are_still_wanted(
     assert engine_of(model).batches[3].tolist() == [pytest.approx(0.2)]
 
 
-def test_a_batch_that_cannot_be_formed_fails_its_images_only(
+def test_a_batch_that_cannot_be_stacked_fails_only_its_images(
     model: LoadedModel, decoded: Callable[[int], Pixels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(_: object) -> None:

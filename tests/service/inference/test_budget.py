@@ -29,7 +29,7 @@ def test_threshold_of_a_budget(budget: float, threshold: float) -> None:
 
 
 @pytest.mark.parametrize("budget", [0.8199, 0.5, 0.2001])
-def test_a_budget_is_kept_where_gates_flip_all_at_once(budget: float) -> None:
+def test_a_budget_is_kept_if_all_gates_flip_at_once(budget: float) -> None:
     # The curve has no point between 0.82 and 0.2, and the step may be at either end.
     assert threshold_for(CURVE, budget) == 0.75
 
@@ -43,11 +43,11 @@ def test_of_equal_shares_the_lowest_threshold_is_taken() -> None:
     assert threshold_for(curve((0, 1), (0.2, 0.5), (0.4, 0.5), (0.6, 0.5), (1, 0.1)), 0.5) == pytest.approx(0.2)
 
 
-def test_noise_in_the_curve_does_not_spend_more() -> None:
+def test_noise_in_the_curve_does_not_raise_the_cost() -> None:
     assert threshold_for(curve((0, 1), (0.3, 0.5), (0.5, 0.52), (1, 0.1)), 0.51) <= 0.3
 
 
-def test_the_threshold_that_a_request_asks_for() -> None:
+def test_the_threshold_of_a_request() -> None:
     config = Config(architecture=NAME, labels=LABELS, input=SPEC, execute_threshold=0.4, calibration=CURVE, code="test")
     assert choose_threshold(config) == 0.4
     assert choose_threshold(config, execute_threshold=0.0) == 0.0
@@ -108,12 +108,12 @@ def test_a_larger_budget_never_has_a_lower_expected_accuracy(points: list[Calibr
     budgets = np.unique([*np.linspace(least, 1, 2001), *(point.mac_share for point in points)])
     accuracies = [expected_accuracy(points, threshold_for(points, budget)) for budget in budgets]
     assert np.diff(accuracies).min() >= -1e-12
-    # Nothing is lost: every point of the curve is reached by a budget of its cost.
+    # A budget of a point's cost reaches this point.
     for point in points:
         assert expected_accuracy(points, threshold_for(points, point.mac_share)) >= point.accuracy - 1e-12
 
 
-def test_a_budget_that_brings_no_accuracy_is_not_spent() -> None:
+def test_a_budget_without_a_gain_in_accuracy_is_not_used() -> None:
     points = [
         CalibrationPoint(threshold=threshold, accuracy=accuracy, computation_percentage=50, mac_share=share)
         for threshold, share, accuracy in ((0, 1, 0.939), (0.5, 0.4, 0.945), (1, 0.1, 0.7))

@@ -1,4 +1,4 @@
-"""The memory that decoding holds, and what is counted for it."""
+"""The memory that decoding takes, and the bytes that are counted for it."""
 
 import subprocess
 import sys
@@ -54,7 +54,7 @@ def test_large_image_is_not_starved_by_small_ones() -> None:
     until(memory.turn.locked)
     threads.append(threading.Thread(target=wait_for, args=(1, "small")))
     threads[-1].start()
-    threads[-1].join(0.1)  # In which it would be done, if it did not wait for the large one.
+    threads[-1].join(0.1)  # In this time it would be decoded if it did not wait for the large one.
     assert not order
     release.set()
     for thread in threads:
@@ -101,7 +101,7 @@ print((memory("VmHWM") - before) * 1024)
 
 
 def peak(file: Path, small: Path, shorter_side: int = 0) -> int:
-    """Return the bytes that decoding ``file`` takes at most, in a process that decoded ``small`` before."""
+    """Return the peak bytes of decoding ``file``, in a process that decoded ``small`` before."""
     command = [sys.executable, "-c", PEAK, str(file), str(small), str(shorter_side)]
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     return int(ran.stdout)
@@ -150,7 +150,7 @@ def test_decoding_takes_no_more_memory_than_it_is_counted_for(
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_reduced_jpeg_counts_what_it_holds(tmp_path: Path, progressive: bool) -> None:
+def test_a_reduced_jpeg_counts_its_memory(tmp_path: Path, progressive: bool) -> None:
     for name, width in (("large", 6000), ("small", 512)):
         (tmp_path / name).write_bytes(encoded(Image.new("RGB", (width, width)), "JPEG", progressive=progressive))
     # The decoder keeps the coefficients of a progressive JPEG at full size.
@@ -179,8 +179,8 @@ def test_a_heic_of_48_megapixels_is_accepted_by_default() -> None:
     assert decoder.open(declare(photo("HEIF"), 8064, 6048)).full_size == (8064, 6048)
 
 
-def test_components_in_scans_of_their_own_are_counted() -> None:
-    """A sequential JPEG may have a scan for each component; the decoder then keeps all coefficients."""
+def test_components_in_separate_scans_are_counted() -> None:
+    """A sequential JPEG may have a scan for each component. The decoder then keeps all coefficients."""
     data = encoded(picture(0, 64, 64), "JPEG", subsampling=0)
     start = data.index(START_OF_SCAN)
     alone = data[:start] + START_OF_SCAN + b"\0\x08\x01\x01\0\0\x3f\0" + data[start + 14 :]
@@ -195,7 +195,7 @@ def test_a_refusal_for_size_names_the_setting() -> None:
         decode(encoded(Image.new("RGB", (1024, 1024))), Decoder(1 << 21, 1 << 20))
 
 
-def test_compressed_text_in_a_png_does_not_swell(tmp_path: Path) -> None:
+def test_compressed_text_in_a_png_is_not_decompressed(tmp_path: Path) -> None:
     image = encoded(picture(0))
     bomb = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"\0" * 200_000_000))
     (tmp_path / "bomb").write_bytes(image[:33] + bomb + image[33:])

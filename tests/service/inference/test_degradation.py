@@ -56,11 +56,11 @@ def test_the_level_rises_step_by_step_while_images_wait() -> None:
     assert all(later - earlier >= 100 * RAISE_SECONDS - 1 for earlier, later in itertools.pairwise(first))
 
 
-def test_one_burst_changes_nothing() -> None:
+def test_one_burst_does_not_change_the_level() -> None:
     pressure = Pressure(SIZE)
     run(pressure, EMPTY, 0, 1)
     assert run(pressure, FULL, 1, 0.03) == [0, 0, 0]
-    # A hundred requests that arrive at once see the same queue.
+    # A hundred requests that arrive at once find the same queue.
     assert {pressure.update(FULL, 1.03) for _ in range(100)} == {0}
     assert set(run(pressure, EMPTY, 1.03, 1)) == {0}
 
@@ -88,7 +88,7 @@ def test_after_a_pause_without_requests_nothing_is_degraded() -> None:
     [
         (0.75, 0.05, 0.5),  # the more accurate of the two within 0.6
         (0.5, 0.05, 0.6),
-        (0.1, 0.05, 0.6),  # the cheapest that loses little enough
+        (0.1, 0.05, 0.6),  # the cheapest within the largest loss
         (0.1, 0.02, 0.5),
         (0.1, 1.0, 0.8),
     ],

@@ -40,7 +40,7 @@ def test_samples_take_a_small_share_of_the_engines_time(clock: DenseClock) -> No
     assert not clock.due(1, 1e-9)
 
 
-def test_samples_are_an_interval_apart_and_never_without_one(clock: DenseClock) -> None:
+def test_samples_are_an_interval_apart_and_an_interval_of_0_disables_them(clock: DenseClock) -> None:
     clock.ran(1000.0)
     assert not clock.due(1, 3600.0)
     assert not clock.due(1, 0.0)
@@ -48,5 +48,5 @@ def test_samples_are_an_interval_apart_and_never_without_one(clock: DenseClock) 
 
 def test_a_disturbance_counts_for_the_dense_run_too(clock: DenseClock) -> None:
     assert [clock.instead(1, seconds) for seconds in (0.5, 1.2, 3.0)] == [1.0, 1.0, 1.0]
-    # Another process delayed this run by 200 seconds, which says nothing about routing.
+    # Another process delayed this run by 200 seconds. Routing did not.
     assert clock.instead(1, 203.0) == 201.0

@@ -1,4 +1,4 @@
-"""Several engines behind one queue: batches at the same time, answers and metrics as with one engine."""
+"""Several engines behind one queue: batches at the same time, results and metrics as with one engine."""
 
 import asyncio
 import queue
@@ -25,7 +25,7 @@ def second(model: LoadedModel) -> ControlledEngine:
 
 @pytest.fixture
 def pair(model: LoadedModel, second: ControlledEngine) -> LoadedModel:
-    """The model with an engine on each of two devices; both notify one queue when a batch comes."""
+    """The model with an engine on each of two devices. Both notify one queue when a batch starts."""
     second.entered = engine_of(model).entered
     return replace(model, others=(second,))
 
@@ -54,7 +54,7 @@ def test_each_engine_takes_a_batch_at_the_same_time(
             answers += [observed.put(pair, decoded(i)) for i in range(5)]
             assert observed.batcher.depth(pair) == 5
             second.open.set()
-            # The free engine takes what is queued while the other one is still busy.
+            # The free engine takes the queued images while the other one is still busy.
             await asyncio.gather(*answers[2:])
             assert [answer.done() for answer in answers[:2]].count(True) == 1
             assert [len(batch) for batch in second.batches] == [1, 4, 1]
@@ -84,7 +84,7 @@ def test_each_thread_closes_its_own_engine(
     asyncio.run(scenario())
 
 
-def test_a_stuck_engine_is_seen_and_a_broken_one_fails_what_is_queued(
+def test_a_stuck_engine_is_reported_and_a_broken_one_fails_queued_images(
     pair: LoadedModel, second: ControlledEngine, decoded: Callable[[int], Pixels]
 ) -> None:
     first = engine_of(pair)
@@ -109,7 +109,7 @@ def test_a_stuck_engine_is_seen_and_a_broken_one_fails_what_is_queued(
     asyncio.run(scenario())
 
 
-def test_a_server_on_two_devices_answers_and_counts_as_on_one(folder: Path) -> None:
+def test_a_server_on_two_devices_has_the_results_and_metrics_of_one(folder: Path) -> None:
     images = [encoded(picture(seed)) for seed in range(6)]
     found = []
     for device in ("cpu", "cpu,cpu"):

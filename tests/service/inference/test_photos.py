@@ -42,8 +42,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         held_out=6,
     )
     job = make_job(options)
-    # Three steps hardly train batch norm, and the recipes' own learning rates would be too high for it. Gates that
-    # start without bias and scale are still undecided.
+    # Three steps hardly train batch norm, and the recipes' own learning rates would be too high for it. Gates without
+    # an initial bias and scale have probabilities near 0.5.
     gentle = replace(
         job, recipes=[replace(recipe, rate=1e-4, gate_bias_init=0, gate_logit_scale=1) for recipe in job.recipes]
     )

@@ -102,7 +102,7 @@ def test_training_and_serving_see_the_same_pixels(read, files: dict[str, bytes],
             with DECODER.decode(files[name], shorter_side) as served:
                 assert (trained.mode, trained.size) == (served.mode, served.size), name
                 assert trained.tobytes() == served.tobytes(), name
-        # The last of the two is what the service makes the network's input of.
+        # The service makes the network's input from the last of the two.
         np.testing.assert_array_equal(inputs[index][0].numpy(), prepare(served, SPEC), name)
 
 

@@ -33,7 +33,7 @@ def moto_server() -> str:
 
 
 class S3:
-    """moto's server in a process, with one bucket; `port` is that of a relay, which may cut its answers short."""
+    """moto's server in a process, with one bucket. `port` is that of a relay, which may truncate responses."""
 
     def __init__(self, log: Path) -> None:
         with socket.socket() as free:
@@ -42,7 +42,7 @@ class S3:
         self.log = log
         self.cut = False
         self.start()
-        # Any user's request will do, but none without a user.
+        # Requests need a user. Any user is accepted.
         user = {"authorization": "AWS id:signature"}
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.real_port}", timeout=20, headers=user)
         self.client.put("/bucket").raise_for_status()
@@ -68,7 +68,10 @@ class S3:
         self.process.wait()
 
     def put(self, folder: Path, key: str) -> None:
-        """Upload the files of a folder below ``key``; the config comes last, as it makes a version complete."""
+        """Upload the files of a folder below ``key``.
+
+        The config is the last file, because it makes a version complete.
+        """
         for file in sorted(folder.iterdir(), key=lambda each: each.name == "config.json"):
             self.client.put(f"/bucket/{key}/{file.name}", content=file.read_bytes()).raise_for_status()
 
@@ -85,7 +88,7 @@ class S3:
             threading.Thread(target=self.pass_on, args=(client,), daemon=True).start()
 
     def pass_on(self, client: socket.socket) -> None:
-        """Pass on what the client sends, and the answers: if they are cut, the first 50,000 bytes."""
+        """Forward requests and responses. Truncated responses have 50,000 bytes."""
         with client:
             try:
                 server = socket.create_connection(("127.0.0.1", self.real_port))
@@ -114,7 +117,7 @@ class S3:
 
 @contextmanager
 def hub(folder: Path) -> Iterator[str]:
-    """Serve the files of a folder as the repository org/name of a hub; provide its address."""
+    """Serve the files of a folder as the repository org/name of a hub, and yield its address."""
 
     def git_blob(data: bytes) -> str:
         return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()

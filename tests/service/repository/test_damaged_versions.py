@@ -1,4 +1,4 @@
-"""Versions that cannot be loaded: what is served instead, and how they are reported."""
+"""Versions that cannot be loaded: the versions served instead, and the reports."""
 
 import asyncio
 import errno
@@ -90,9 +90,7 @@ def test_an_unreadable_version_fails_its_own_model_only(
     run(scenario)
 
 
-def test_a_version_whose_files_were_replaced_by_damaged_ones_counts_as_failed(
-    folder: Path, loaded: LoadedModel
-) -> None:
+def test_a_version_whose_files_become_damaged_counts_as_failed(folder: Path, loaded: LoadedModel) -> None:
     async def scenario() -> None:
         observed = ObservedRepository(folder, loaded)
         await observed.load_all()
@@ -121,7 +119,7 @@ def test_damaged_version_is_refused_and_the_old_one_stays(folder: Path, loaded: 
     run(scenario)
 
 
-def test_a_newest_version_that_can_not_be_loaded_is_counted_until_another_is_served_or_it_is_gone(
+def test_a_newest_version_that_cannot_be_loaded_is_counted_until_it_is_replaced_or_removed(
     folder: Path, loaded: LoadedModel
 ) -> None:
     async def scenario() -> None:
@@ -145,7 +143,7 @@ def test_a_newest_version_that_can_not_be_loaded_is_counted_until_another_is_ser
     run(scenario)
 
 
-def test_watching_forgets_the_problem_of_a_removed_version(folder: Path, loaded: LoadedModel) -> None:
+def test_watching_removes_the_problem_of_a_removed_version(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 2)
     damage(folder, 2)
 

@@ -83,7 +83,7 @@ def labels(server: Running) -> list[str]:
 
 
 def relabelled(version: Path, target: Path, label: str) -> Path:
-    """Copy a version with another name for its class "cat" of the same length, so that sizes stay."""
+    """Copy a version with another name of the same length for its class "cat", so that sizes do not change."""
     copytree(version, target, dirs_exist_ok=True)
     config = (version / "config.json").read_text().replace('"cat"', f'"{label}"')
     (target / "config.json").write_text(config)
@@ -93,7 +93,7 @@ def relabelled(version: Path, target: Path, label: str) -> Path:
 
 
 class Load:
-    """Sends requests without a pause until the block ends; ``statuses`` are those of the answers."""
+    """Sends requests without a pause until the `with` block ends. ``statuses`` are those of the responses."""
 
     def __init__(self, url: str) -> None:
         self.url, self.over = url, threading.Event()
@@ -143,7 +143,7 @@ def test_a_broken_download_keeps_the_old_version(s3: S3, repository: Path, serve
     assert server.container.repository._stale == ""
 
 
-def test_a_request_loads_what_is_new_in_the_bucket(s3: S3, repository: Path, serve: Callable[..., Running]) -> None:
+def test_a_request_loads_a_new_version_of_the_bucket(s3: S3, repository: Path, serve: Callable[..., Running]) -> None:
     s3.put(repository / NAME / "1", f"asked/{NAME}/1")
     server = serve("s3://bucket/asked", watch_interval=0)
     s3.put(repository / NAME / "1", f"asked/{NAME}/2")
@@ -151,7 +151,7 @@ def test_a_request_loads_what_is_new_in_the_bucket(s3: S3, repository: Path, ser
     assert answering(server) == 2
 
 
-def test_what_is_cached_is_served_while_the_bucket_cannot_be_reached(
+def test_the_cache_is_served_while_the_bucket_cannot_be_reached(
     s3: S3, repository: Path, serve: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     s3.put(repository / NAME / "1", f"cached/{NAME}/1")
@@ -178,7 +178,7 @@ def test_a_mirror_follows_changes_and_removals(s3: S3, repository: Path, tmp_pat
     assert config.is_file()
 
 
-def test_a_file_damaged_in_the_cache_is_fetched_again(s3: S3, repository: Path, tmp_path: Path) -> None:
+def test_a_file_damaged_in_the_cache_is_downloaded_again(s3: S3, repository: Path, tmp_path: Path) -> None:
     s3.put(repository / NAME / "1", f"damaged/{NAME}/1")
     Mirror("s3://bucket/damaged", tmp_path).refresh()
     mirror = Mirror("s3://bucket/damaged", tmp_path)
@@ -220,7 +220,7 @@ def test_a_file_with_another_checksum_or_size_is_refused(
         for size in (weights.size - 1, weights.size + 1):
             with pytest.raises(RemoteError, match="is incomplete"):
                 download(source, replace(weights, size=size), tmp_path / "file")
-        # As S3 tags an object that it encrypts with a key.
+        # S3 gives such a tag to an object that it encrypts with a key.
         encrypted = RemoteFile(weights.path, weights.size, "tag", ("md5", "0" * 32))
         assert download(source, encrypted, tmp_path / "file") == (weights.checksum or ("", ""))[1]
 
@@ -266,7 +266,7 @@ def test_a_hubs_cache_is_served_and_watched(repository: Path, tmp_path: Path, se
 def test_links_as_kubernetes_makes_them_are_served_and_watched(
     repository: Path, tmp_path: Path, serve: Callable[..., Running]
 ) -> None:
-    """A volume has its content in a folder that ``..data`` leads to; an update replaces ``..data`` by one rename."""
+    """``..data`` is a link to the folder with the volume's content. An update replaces ``..data`` by one rename."""
     mount = tmp_path / "mnt"
     for date, label in (("..2026_01", "cat"), ("..2026_02", "cow")):
         relabelled(repository / NAME / "1", mount / date / NAME / "1", label)

@@ -42,7 +42,7 @@ def test_serves_the_newest_version_of_every_model(folder: Path, loaded: LoadedMo
     run(scenario)
 
 
-def test_models_that_wait_for_their_turn_at_startup_are_loading(folder: Path, loaded: LoadedModel) -> None:
+def test_models_that_wait_at_startup_are_reported_as_loading(folder: Path, loaded: LoadedModel) -> None:
     add(folder, 1, "another")
     add(folder, 2, "another")
 
@@ -78,7 +78,7 @@ def test_a_model_loaded_by_request_during_startup_stays(folder: Path, loaded: Lo
         await asyncio.to_thread(observed.begun.wait, 20)
         add(folder, 2)
         asked = asyncio.create_task(observed.load(NAME))
-        await asyncio.sleep(0)  # It waits for its turn, before the next model of the startup.
+        await asyncio.sleep(0)  # It is loaded before the next model of the startup.
         observed.wait.set()
         await asyncio.gather(starting, asked)
         assert list(observed.loaded[NAME]) == [2]
@@ -94,7 +94,7 @@ def test_watching_retries_a_folder_that_cannot_be_read(
 
     def newest_after_an_error(folder: Path) -> dict[tuple[str, int], Files]:
         looks[0] += 1
-        if looks[0] <= 3:  # It is logged once.
+        if looks[0] <= 3:  # The error is logged once.
             raise OSError(errno.ESTALE, "Stale file handle")
         return newest_files(folder)
 

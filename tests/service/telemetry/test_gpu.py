@@ -1,4 +1,4 @@
-"""NVML's readings as metrics, without a GPU: a substitute for NVML returns what its manual says."""
+"""NVML's readings as metrics, without a GPU. A substitute for NVML returns values as in its manual."""
 
 from types import SimpleNamespace
 

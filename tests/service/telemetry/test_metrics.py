@@ -89,7 +89,7 @@ def test_the_dense_run_of_a_sample_is_counted(start: Callable[..., Running], mod
     server = start(dense_sample_interval=1e-9)
     engine = engine_of(model)
     spent = sum(classify(server, seed)["routing"]["macs"] for seed in range(3))  # type: ignore[index]
-    # At the first batch the engine has not run yet, so a sample would be too large a share of its time.
+    # Before the first batch the engine has not run, so a sample would be too large a share of its time.
     assert [batch[0] == 0 for batch in engine.batches] == [False, True, False, True, False]
     full = model.checkpoint.macs.full
     until(lambda: server.metric("macs_total", kind="executed", **MINE) == spent + 2 * full)
@@ -122,7 +122,7 @@ def test_expected_values_of_the_checkpoint(loaded: LoadedModel) -> None:
     assert value("skipnet_macs_total", MINE | {"kind": "dense"}) == 0
 
 
-def test_old_versions_lose_their_series(loaded: LoadedModel) -> None:
+def test_the_series_of_old_versions_are_removed(loaded: LoadedModel) -> None:
     metrics = Metrics()
 
     def version(number: int) -> LoadedModel:

@@ -58,7 +58,7 @@ def test_the_metrics_of_one_worker_do_not_change() -> None:
 
 
 def test_every_gauge_is_known_to_the_merging() -> None:
-    """A gauge that the merging does not know would be added up, which may be wrong."""
+    """The values of an unknown gauge would be added, which may be wrong."""
     added = {
         *("skipnet_images_in_flight", "skipnet_queue_depth", "process_virtual_memory_bytes"),
         *("process_resident_memory_bytes", "process_open_fds", "process_max_fds", "skipnet_engine_threads"),

@@ -1,4 +1,4 @@
-"""Several worker processes on one address: requests that concern all of them, and their common end."""
+"""Several worker processes on one address: requests that concern all of them, and their end."""
 
 import asyncio
 import os
@@ -71,7 +71,7 @@ def scrape(url: str) -> dict[str, float]:
     }
 
 
-def test_counters_add_up_and_never_fall(pair: Process) -> None:
+def test_counters_are_sums_and_never_fall(pair: Process) -> None:
     url = pair.url()
     with ThreadPoolExecutor(4) as pool:
         answers = pool.map(lambda seed: classify(url, seed).json(), range(48))
@@ -145,7 +145,7 @@ def test_the_key_is_checked_before_the_body_is_read(pair: Process) -> None:
         assert b"401 Unauthorized" in client.recv(1000)
 
 
-def test_a_change_that_stops_half_way_says_where(repository: Path, tmp_path: Path) -> None:
+def test_an_incomplete_change_names_the_workers_that_changed(repository: Path, tmp_path: Path) -> None:
     app = create_app(Settings(model_repository=repository))
     collective = Collective(app, [tmp_path / "worker-1"])
     statuses = [200, 400, 200]
@@ -179,7 +179,7 @@ def test_changes_run_one_at_a_time(tmp_path: Path) -> None:
         async with change_lock(tmp_path):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2), change_lock(tmp_path):
-                    pytest.fail("changed beside another")
+                    pytest.fail("changed at the same time as another")
         async with change_lock(tmp_path):
             pass
 

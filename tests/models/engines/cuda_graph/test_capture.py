@@ -1,4 +1,4 @@
-"""The captured function on fake CUDA tensors: it waits for nothing, and every branch is captured."""
+"""The captured function on fake CUDA tensors: it never waits for the device, and every branch is captured."""
 
 import sys
 from collections.abc import Iterator

@@ -17,7 +17,8 @@ from models.macs import Mode
 from models.network import SkipNet
 
 NEAR = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
-"""The distance to its threshold at which rounding may change a decision, and the tolerance of logits."""
+"""The distance of a probability to its threshold at which rounding may change a decision, and the tolerance of logits.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +74,10 @@ def test_half_precision_makes_the_same_decisions(
     assert agree(output, reference.run(pictures, thresholds), thresholds, NEAR[dtype]) >= 1
 
 
-def test_padding_images_change_nothing(mode: Mode, folded: FoldedNetwork, pictures: NDArray[np.float32]) -> None:
-    """After a batch of eight, a batch of five leaves three of its images in the buffer."""
+def test_padding_images_do_not_change_the_output(
+    mode: Mode, folded: FoldedNetwork, pictures: NDArray[np.float32]
+) -> None:
+    """After a batch of eight, three of its images stay in the buffer during a batch of five."""
     thresholds = np.full(8, 0.5, np.float32)
     used, fresh = (CudaGraphEngine(folded, "cpu", mode, torch.float32) for _ in range(2))
     used.run(pictures * 100, np.zeros(8, np.float32))

@@ -20,7 +20,7 @@ Build = Callable[[str], SkipNet]
 Images = Callable[[str], NDArray[np.float32]]
 ARCHITECTURES = ["cifar10_resnet_38", "cifar10_feedforward_38", "imagenet_rnn_gate_18", "imagenet_rnn_gate_50"]
 NEAR, DIFFERENCE = 0.01, 0.004
-"""The first: how near to its threshold a probability may change a decision. The second: of the largest logit."""
+"""Tolerances: of a probability near its threshold, and of logits relative to the largest."""
 
 
 def limits_of(network: SkipNet, images: NDArray[np.float32]) -> ActivationLimits:

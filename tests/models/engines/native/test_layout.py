@@ -45,7 +45,7 @@ FAULTS: dict[str, tuple[Callable[[FoldedNetwork], FoldedNetwork], str]] = {
         lambda network: with_first_gate(network, folded("cifar10_feedforward_38").gates[0]),
         "gates of this kind",
     ),
-    "missing gate": (lambda network: replace(network, gates=network.gates[1:]), "another number of gates"),
+    "missing gate": (lambda network: replace(network, gates=network.gates[1:]), "a number of gates other than"),
     "gate without convolutions": (no_convolutions_in_a_gate, "a gate of 0 convolutions"),
     "LSTM of another size": (short_lstm, "a recurrent gate of this size"),
     "block without convolutions": (lambda network: with_first_block(network), "without convolutions"),

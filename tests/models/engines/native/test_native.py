@@ -32,7 +32,7 @@ ARCHITECTURES = [
     "imagenet_rnn_gate_50",
 ]
 NEAR = 1e-5
-"""Rounding may change a decision if the probability is this near its threshold."""
+"""The distance of a probability to its threshold at which rounding may change a decision."""
 
 pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "c++") is None, reason="no C++ compiler here")
 
@@ -91,7 +91,7 @@ def test_output_equals_the_reference(architecture: str, varied_network: Build, m
     if network.gate_kind is None:
         assert output.executed.all()
     else:
-        # Otherwise nothing is routed and the test is weak.
+        # Otherwise every image has the same route, and the test is weak.
         assert 0.1 < expected.executed[2:].mean() < 0.9
         assert output.executed[0].all()
         assert not output.executed[1].any()

@@ -87,7 +87,7 @@ def test_openvino_gives_the_same_output(
     checkpoint: Checkpoint, images: NDArray[np.float32], mode: Mode, exported: Callable[[Mode], Path]
 ) -> None:
     compiled = openvino.Core().compile_model(exported(mode), "CPU", {"INFERENCE_NUM_THREADS": 1})
-    # OpenVINO takes the default of `thresholds` for a constant.
+    # In OpenVINO, the default of `thresholds` is a constant.
     threshold = checkpoint.config.execute_threshold
     expected = ReferenceEngine(checkpoint.network).run(images, np.full(len(images), threshold, np.float32))
     clear = np.flatnonzero((np.abs(expected.probability - threshold) > 1e-3).all(1))
@@ -102,7 +102,7 @@ def test_openvino_gives_the_same_output(
 def test_weights_of_gated_blocks_are_inside_their_branches(
     checkpoint: Checkpoint, exported: Callable[[Mode], Path]
 ) -> None:
-    """Elsewhere, ONNX Runtime does not arrange them for the CPU."""
+    """Outside of them, ONNX Runtime does not arrange them for the CPU."""
     graph = onnx.load(exported("branch")).graph
     branches = [node for node in graph.node if node.op_type == "If"]
     assert len(branches) == checkpoint.network.decision_count

@@ -53,18 +53,18 @@ class Counts:
 def build(gate: str, *mutations: tuple[str, str]) -> Path:
     """Compile the kernel for one kind of gate for the CPU, once for each source.
 
-    ``mutations`` are texts, each to be found once in the source, and what to put in their place.
+    ``mutations`` are pairs of texts: one that occurs once in the source, and its replacement.
     """
     texts = {path.name: path.read_text() for path in sorted(KERNEL.glob("*.cu*"))}
     for old, new in mutations:
         found = [name for name, text in texts.items() for _ in range(text.count(old))]
-        assert len(found) == 1, f"{old!r} is not once in the kernel, but in {found}"
+        assert len(found) == 1, f"{old!r} must occur once in the kernel, but occurs in {found}"
         texts[found[0]] = texts[found[0]].replace(old, new)
     texts |= {name: (HERE / name).read_text() for name in ("thread_blocks.hpp", "shim.hpp", "driver.cpp")}
     options = (*OPTIONS, f"-DKIND_OF_GATE={gate}")
     digest = hashlib.sha256("".join([*texts.values(), *options]).encode()).hexdigest()[:12]
     library = Path(tempfile.gettempdir()) / f"skipnet-persistent-{os.getuid()}-{digest}.so"
-    # Another worker that needs the same library waits for it.
+    # Other workers that need the same library wait for it.
     with FileLock(library.with_suffix(".lock")):
         if not library.exists():
             compile_library(texts, options, library)

@@ -13,14 +13,14 @@ from models.engines.protocol import EngineError
 from models.evaluation.forced_routes import random_network
 from tests.models.engines.persistent.simulated import build
 
-pytest.importorskip("cuda.core", reason="the package cuda-core is not here: pip install -e '.[test]'")
+pytest.importorskip("cuda.core", reason="the package cuda-core is missing: pip install -e '.[test]'")
 
 COMPILED: list[tuple[str, str | None]] = [("sm_80", "rnn"), ("sm_90", "rnn"), ("sm_100", "rnn"), ("sm_120", "rnn")]
 COMPILED += [("sm_90", gates) for gates in GATES if gates != "rnn"]
 
 
 @pytest.mark.parametrize(("architecture", "gates"), COMPILED)
-def test_it_fits(architecture: str, gates: str | None) -> None:
+def test_the_kernel_fits(architecture: str, gates: str | None) -> None:
     used = resources(gates, architecture)
     assert (used.spilled, used.stack) == (0, 0)
     kilobytes = ARCHITECTURES[architecture][1]
@@ -58,5 +58,5 @@ def test_the_error_names_the_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
         ("imagenet_rnn_gate_50", 224, False),
     ],
 )
-def test_which_networks_suit_it(architecture: str, side: int, expected: bool) -> None:
+def test_the_supported_networks_are_recognised(architecture: str, side: int, expected: bool) -> None:
     assert suits(fold(random_network(architecture)), side, side) == expected

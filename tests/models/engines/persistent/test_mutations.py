@@ -111,7 +111,7 @@ def test_the_kernel_passes(network: SkipNet, libraries: dict[str, Path]) -> None
 def test_a_fault_is_found(mutation: str, network: SkipNet, libraries: dict[str, Path]) -> None:
     found = find_faults(fold(network), network, libraries[mutation])
     if mutation.startswith("barrier"):
-        # With any order of the warps.
+        # The order of the warps does not matter.
         assert "race" in found
     elif mutation == "swizzle that conflicts":
         assert found == {"conflict"}

@@ -38,7 +38,7 @@ ARCHITECTURES = [
 CASES = ["cifar10_resnet_38", "cifar10_rnn_gate_38", "cifar10_rnn_gate_rl_38", "cifar10_feedforward_38"]
 PHOTOS = sorted((Path(__file__).parents[3] / "photos").glob("*.jpg"))
 NEAR = 1e-3
-"""Half precision may change a decision if the probability is this near its threshold."""
+"""The distance of a probability to its threshold at which half precision may change a decision."""
 HALF = 0.01
 """The error of a logit in half precision, relative to the largest: 2**-11 in each of 38 to 110 layers."""
 
@@ -147,7 +147,7 @@ def test_output_equals_the_public_codes(name: str) -> None:
 
 @pytest.mark.parametrize("gates", [None, "rnn", "feedforward_1", "feedforward_2"])
 def test_the_emulation_rounds_where_the_kernel_does(gates: GateKind | None) -> None:
-    """They differ by the order of sums, less than half of the error of half precision."""
+    """They differ by the order of sums, which is less than half of the error of half precision."""
     torch.manual_seed(3)
     network = SkipNet(stem="cifar", block=BasicBlock, blocks=(2, 2, 2), classes=5, gates=gates).eval()
     images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)

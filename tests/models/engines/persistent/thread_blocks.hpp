@@ -1,9 +1,8 @@
 // Simulates a GPU's thread blocks on one CPU core, to run the persistent kernel's own source without a GPU.
 //
-// Every thread is a fiber. A warp's lanes meet at each instruction that the whole warp executes (ldmatrix, mma,
-// shuffles). It is then executed for all of them. Thread blocks and warps proceed in a random order, in short and in
-// long steps, so that a warp may run as far ahead as barriers permit. Shared memory starts as NaN. Asynchronous copies
-// arrive as late as they may.
+// Every thread is a fiber. A warp's lanes meet at each instruction of the warp (ldmatrix, mma, shuffles). It is then
+// executed for all of them. Thread blocks and warps proceed in a random order, in short and in long steps. So a warp
+// may run as far ahead as barriers permit. Shared memory starts as NaN. Asynchronous copies arrive as late as they may.
 //
 // Every access to shared memory is checked: it must be in bounds and aligned, and no two threads may access one word
 // between two barriers if one of them writes. This finds a missing barrier in any order.

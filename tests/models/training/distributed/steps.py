@@ -35,7 +35,7 @@ BATCH, IMAGES, CLASSES = 16, 32, 10
 SP, HRL, PLAIN = find_recipe("multi_budget", "sp"), find_recipe("short", "hrl"), find_recipe("short", "plain")
 TARGETS = points((1 / 4, 0.0, 1.0), (1 / 2, 0.5, 0.2), (1 / 4, 0.8, 0.1))
 RARELY = -3.0
-"""A gate's bias at which few images of a batch execute its block: none in some processes, none at all for some."""
+"""A gate's bias at which few images of a batch execute its block. Some processes have no such image."""
 
 CASES: Mapping[str, tuple[GateKind | None, float, Recipe]] = {
     "plain": (None, 0.0, PLAIN),
@@ -62,7 +62,7 @@ DATASETS = {"crop_flip": find_dataset("cifar10"), "random_resized_crop": find_da
 
 
 def job_of(gates: GateKind | None, bias: float, recipe: Recipe) -> Job:
-    """Return the job of a small network on noise, in float64: what remains of a difference is then no rounding."""
+    """Return the job of a small network on noise, in float64, so that rounding is negligible."""
     torch.manual_seed(0)
     architecture = Architecture("small", "cifar", "basic", (3, 1, 1), CLASSES, gates)
     network = architecture.build()
@@ -99,7 +99,7 @@ def batches_of(dataset: DatasetInfo) -> MemoryBatches:
 
 
 def take_step(gates: GateKind | None, bias: float, recipe: Recipe) -> dict[str, Any]:
-    """Return what a step leaves: the gradients (None where there is none), the statistics, and the loss and sums."""
+    """Return the results of a step: gradients (None if there is none), statistics, loss and sums."""
     job = job_of(gates, bias, recipe)
     network, batches = job.network.train(), job.batches(recipe)
     synchronise_batch_norm(network)

@@ -1,4 +1,4 @@
-"""The processes of torchrun leave the gradients and statistics that one process leaves for the whole batch."""
+"""The processes of torchrun end with the gradients and statistics of one process for the global batch."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ TOLERANCE = 1e-10
 
 @pytest.fixture(scope="module")
 def of_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the processes leave after a step of each case."""
+    """The results of the processes after a step of each case."""
     file = tmp_path_factory.mktemp("steps") / "steps.pt"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     command = [*torchrun, "-m", "tests.models.training.distributed.steps", str(file)]

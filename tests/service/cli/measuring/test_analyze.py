@@ -63,7 +63,7 @@ def test_the_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ElementTree.fromstring(chart)
     page = (output / "report.html").read_text()
     assert page.count("data:image/svg+xml") == len(charts)
-    # The page loads nothing: no address, no script, every picture in the page itself.
+    # The page has no external links: no URL, no script, and every picture is embedded.
     assert "://" not in page
     assert "<script" not in page and not re.findall(r'(?:src|href)="(?!data:image/)', page)
     assert "width=device-width" in page and "prefers-color-scheme:dark" in page and "@media print" in page

@@ -44,7 +44,7 @@ def test_a_model_is_measured_at_forced_shares_and_its_own(capsys: pytest.Capture
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bench.json", "curve.svg", "table.md"]
 
 
-def test_with_data_a_model_decides_itself(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_with_data_a_model_uses_its_own_decisions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_cifar10(tmp_path, 2, 8)
     main(["bench", str(SHIPPED / MODEL), "--data", str(tmp_path), *FEW])
     assert routings(capsys.readouterr().out, MODEL) == ["own decisions"]
@@ -55,7 +55,7 @@ def test_an_architecture_has_random_weights(capsys: pytest.CaptureFixture[str]) 
     assert routings(capsys.readouterr().out, "svhn_feedforward_38") == ["50% of the blocks"]
 
 
-def test_an_unknown_name_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_is_refused_before_the_measurements(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["bench", "resnet_of_mine", *FEW])
     said = capsys.readouterr()
@@ -85,7 +85,7 @@ def test_a_cascade_is_measured_beside_its_stages(tmp_path: Path, capsys: pytest.
     assert set(rows) > {"cascade", f"{first} alone", f"{last} alone"}
     [dense] = [row for name, row in rows.items() if name.startswith("dense, ")]
     assert dense["wall_share"] == 1 and dense["mac_share"] == 1
-    # A margin of 1 sends every image on, so that it pays for both stages.
+    # A margin of 1 escalates every image, so that both stages run.
     assert rows["cascade"]["mac_share"] == pytest.approx(rows[f"{first} alone"]["mac_share"] + 1)
     assert all(0 < row["p50"] <= row["p99"] for row in found)
     assert "| cascade | 2, 1 | " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`skipnet cascade`, `evaluate` and `classify` with a cascade of two small networks, on images of the test's own."""
+"""`skipnet cascade`, `evaluate` and `classify` with a cascade of two small networks, on the test's own images."""
 
 import json
 import shutil

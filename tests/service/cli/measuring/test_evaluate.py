@@ -28,7 +28,7 @@ def checkpoint(tmp_path: Path) -> Path:
     with torch.no_grad():
         for weights in shipped.network.parameters():
             weights.mul_(1 + 1e-4)
-        # Overconfident, so that a temperature well inside its range fits.
+        # The network is overconfident, so that the temperature is well inside its range.
         for weights in shipped.network.head.parameters():
             weights.mul_(10)
     training = shipped.config.training.model_copy(update={"temperature": None})
@@ -106,7 +106,7 @@ def test_temperature_scaling_is_printed_and_written_with_the_weights(
     assert f"class logits are divided by {scaled_by:.3f}" in capsys.readouterr().out and scaled_by != 1
     torch.testing.assert_close(after.network.head.weight * scaled_by, before.network.head.weight, rtol=1e-3, atol=1e-6)
     assert "--temper --calibrate --write" in (checkpoint / "README.md").read_text()
-    # Once more finds nothing to do, and the product of both is kept.
+    # A second run finds a temperature of 1, and the product of both is recorded.
     evaluate(checkpoint, data, "--temper", "--write")
     assert "class logits are divided by 1.000" in capsys.readouterr().out
     assert read_config(checkpoint).training.temperature == pytest.approx(scaled_by, rel=1e-3)

@@ -1,4 +1,4 @@
-"""`skipnet frontier` with a cascade of two small networks, on images of the test's own."""
+"""`skipnet frontier` with a cascade of two small networks, on the test's own images."""
 
 import json
 from pathlib import Path

@@ -69,7 +69,7 @@ def test_the_next_version_runs_in_integers(
         (("--output", "{there}"), "exists already"),
     ],
 )
-def test_what_cannot_be_quantised_is_refused(
+def test_invalid_options_are_refused(
     checkpoint: Path, data: Path, options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

@@ -85,7 +85,7 @@ def test_a_failed_check_fails_the_command_and_is_reported(verify: Any, monkeypat
 
 @pytest.fixture
 def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build the engines for cuda:0 on the CPU; each reading of the meter adds a joule."""
+    """Build the engines for cuda:0 on the CPU. Each reading of the meter adds a joule."""
 
     def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mode) -> Engine:
         assert (device, threads) == ("cuda:0", 1)

@@ -1,4 +1,4 @@
-"""`skipnet train --recipe finetune` on a few images: a run, its publication, and what comes after it."""
+"""`skipnet train --recipe finetune` on a few images: a run, its publication, and the commands after it."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def arguments(pretrained: Path, *options: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was published whatever it learned: images, run and repository."""
+    """The folder of a run that was published with --publish-anyway: images, run and repository."""
     folder = tmp_path_factory.mktemp("finetune")
     write_photos(folder / "my photos")
     with chdir(folder):
@@ -92,7 +92,7 @@ def test_a_run_publishes_a_network_with_threshold_figures_and_split(finished: Pa
     assert card.startswith("# my_photos, version 1") and "--recipe finetune" in card and "--temper" not in card
 
 
-def test_the_gates_learn_alone_before_all_weights_do(finished: Path, pretrained: Path) -> None:
+def test_the_gates_are_trained_before_all_weights(finished: Path, pretrained: Path) -> None:
     start, dense, gates, routed = (
         read_checkpoint(folder).network.state_dict()
         for folder in (pretrained, *(finished / "run" / part for part in ("dense/plain", "gates/sp", "routed/sp")))
@@ -104,7 +104,7 @@ def test_the_gates_learn_alone_before_all_weights_do(finished: Path, pretrained:
     assert not torch.equal(routed["blocks.3.residual.0.weight"], gates["blocks.3.residual.0.weight"])
 
 
-def test_the_service_answers_with_the_published_network(finished: Path) -> None:
+def test_the_service_serves_the_published_network(finished: Path) -> None:
     server = Running(Settings(model_repository=finished / "repository", engine="torch")).wait_ready()
     try:
         answer = server.client.post("/classify?model=my_photos", content=encoded(picture(0)), headers=PNG)
@@ -126,7 +126,7 @@ def test_evaluate_finds_the_images_of_the_training(copy: Path, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("copy")
-def test_resume_of_a_finished_run_says_that_nothing_is_left(
+def test_resume_of_a_finished_run_says_that_there_is_nothing_to_train(
     pretrained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(arguments(pretrained, "--publish-anyway", "--resume"))

@@ -1,4 +1,4 @@
-"""What `skipnet train` says before it publishes, and that a resumed run publishes once."""
+"""The warning of `skipnet train` before it publishes, and the single publication of a resumed run."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.service.parts import NAME, write_random
 
 
 @pytest.mark.parametrize("gated", [True, False])
-def test_a_fixed_route_that_is_as_good_is_warned_of(
+def test_there_is_a_warning_if_a_fixed_route_is_as_good(
     gated: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_random(tmp_path / "start", seed=0)

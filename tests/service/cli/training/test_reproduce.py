@@ -59,7 +59,7 @@ def test_rows_are_shown_before_the_one_that_needs_them(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("schedule", ["paper", "short"])
-def test_rows_of_every_group_are_shown_where_none_is_named(
+def test_rows_of_every_group_are_shown_by_default(
     capsys: pytest.CaptureFixture[str], schedule: Literal["paper", "short"]
 ) -> None:
     main(["reproduce", "cifar10", "--schedule", schedule, "--show-rows"])

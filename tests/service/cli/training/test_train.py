@@ -31,7 +31,7 @@ def as_json(recipe: Recipe) -> dict[str, Any]:
 
 
 def trained(stages: Sequence[TrainedStage]) -> list[TrainedStage]:
-    """Return the stages that are trained; of the members of a soup, only those that they don't share."""
+    """Return the trained stages. Stages that the members of a soup share are listed once."""
     found = [stage for stage in stages if stage.stage != SOUP]
     for stage in stages:
         found += [each for other in stage.members for each in other[count_shared_stages(stages, other) :]]
@@ -92,7 +92,7 @@ def test_equal_and_unknown_values_are_no_changes() -> None:
         ('{"temperature": 0}', "recipe value temperature: Input should be greater than 0"),
     ],
 )
-def test_a_wrong_change_is_refused_before_anything_is_read(
+def test_a_wrong_change_is_refused_before_data_is_read(
     capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -102,7 +102,7 @@ def test_a_wrong_change_is_refused_before_anything_is_read(
     assert message in error and error.count("\n") == 1
 
 
-def test_labels_that_clients_do_not_expect_are_refused_before_training(
+def test_other_labels_than_those_of_the_model_are_refused_before_training(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for number, kind in enumerate(2 * ("train", "val")):
@@ -138,7 +138,7 @@ def test_the_help_and_the_error_list_the_stages(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl where --init has gates already" in said
+    assert "plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl if --init has gates already" in said
     with pytest.raises(SystemExit) as left:
         main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--stages", "hrl,sp"])
     assert left.value.code == 2

@@ -32,7 +32,10 @@ def check_config(**environment: str) -> tuple[int, str]:
 
 
 class HAProxy:
-    """HAProxy on a free port, in front of the port ``upstream``; ``environment`` are variables of the configuration."""
+    """HAProxy on a free port, in front of the port ``upstream``.
+
+    ``environment`` are variables of the configuration.
+    """
 
     def __init__(self, log: Path, upstream: int, **environment: str) -> None:
         self.log = log

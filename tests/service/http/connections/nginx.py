@@ -1,4 +1,4 @@
-"""A real nginx in front of a running server, with a configuration of the test's own."""
+"""A real nginx in front of a running server, with the test's own configuration."""
 
 import socket
 import subprocess
@@ -33,7 +33,7 @@ http {{
 
 
 class Nginx:
-    """nginx on a free port; ``server`` is the content of its `server` block."""
+    """nginx on a free port. ``server`` is the content of its `server` block."""
 
     def __init__(self, folder: Path, upstream: int, server: str) -> None:
         with socket.socket() as free:

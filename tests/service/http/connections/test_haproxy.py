@@ -25,7 +25,7 @@ Begin = Callable[..., tuple[Running, HAProxy]]
 
 @pytest.fixture
 def behind(start: Callable[..., Running], tmp_path: Path) -> Iterator[Begin]:
-    """Start a server with a proxy in front of it that has the variables ``environment``."""
+    """Start a server, and a proxy in front of it with the variables ``environment``."""
     proxies: list[HAProxy] = []
 
     def begin(**environment: str) -> tuple[Running, HAProxy]:
@@ -52,7 +52,7 @@ def classify(proxy: HAProxy, path: str = "/classify", **headers: str) -> httpx.R
 def fill(
     server: Running, proxy: HAProxy, model: LoadedModel, senders: ThreadPoolExecutor
 ) -> list[Future[httpx.Response]]:
-    """Hold the engine, and send an image that it gets and one that waits in the proxy."""
+    """Hold the engine, and send two images: one reaches the engine, and one waits in the proxy."""
     engine_of(model).open.clear()
     first = senders.submit(classify, proxy)
     until(lambda: server.container.admission.image_count == 1)
@@ -119,7 +119,7 @@ def test_no_connection_is_reset_under_overload(behind: Begin, tmp_path: Path, he
 
 
 @pytest.mark.parametrize("body", [BODY, LARGE], ids=["small", "large"])
-def test_clients_that_send_slowly_delay_nobody(behind: Begin, body: bytes) -> None:
+def test_slow_clients_do_not_delay_others(behind: Begin, body: bytes) -> None:
     server, proxy = behind(SKIPNET_MAX_REQUESTS="2")
     slow = [Connection(proxy.port) for _ in range(6 if body is BODY else 2)]
     for each in slow:
@@ -174,7 +174,7 @@ def test_a_service_that_drains_loses_no_request(behind: Begin, senders: ThreadPo
     assert (away.status_code, away.headers["retry-after"], type(away.json()["error"])) == (503, "1", str)
 
 
-def test_a_proxy_that_drains_answers_what_it_has_and_ends(
+def test_a_draining_proxy_finishes_its_requests_and_ends(
     behind: Begin, model: LoadedModel, senders: ThreadPoolExecutor
 ) -> None:
     server, proxy = behind(SKIPNET_MAX_REQUESTS="1", SKIPNET_QUEUE_TIMEOUT="20s")
@@ -186,7 +186,7 @@ def test_a_proxy_that_drains_answers_what_it_has_and_ends(
     until(lambda: not proxy.listening())
     engine_of(model).open.set()
     assert [each.result().status_code for each in waiting] == [200, 200]
-    # A request on a connection from before is answered too.
+    # A request on an earlier connection gets a response too.
     kept.send(ask())
     status, headers, _ = kept.response()
     assert (status, headers["connection"]) == (200, "close")
@@ -195,7 +195,7 @@ def test_a_proxy_that_drains_answers_what_it_has_and_ends(
     assert proxy.process.wait(20) == 0
 
 
-def test_a_key_has_a_rate_of_its_own(behind: Begin) -> None:
+def test_each_key_has_its_own_rate(behind: Begin) -> None:
     _, proxy = behind(SKIPNET_KEY_RATE="1")
     answers = [classify(proxy, **{"X-API-Key": "one"}) for _ in range(12)]
     statuses = [each.status_code for each in answers]

@@ -1,4 +1,4 @@
-"""Refusals reach clients that are still sending a large body, directly and through a real nginx."""
+"""Error responses reach clients that are still sending a large body, directly and through a real nginx."""
 
 import socket
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ def nginx(server: Running, tmp_path: Path) -> Iterator[Nginx]:
 
 
 def send_all_then_read(server: Running, method: str, path: str, headers: dict[str, str], size: int) -> bytes:
-    """Send a request as Python's urllib does: it reads nothing before it has sent everything."""
+    """Send a request as Python's urllib does: it reads the response only after it has sent the body."""
     lines = [f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", f"Content-Length: {size}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     with socket.create_connection(("127.0.0.1", server.port), 20) as client:
@@ -88,7 +88,7 @@ def test_refusals_reach_a_client_that_sends_everything_first(server: Running, st
 
 
 def stops_reading(client: socket.socket) -> bool:
-    """Return whether the server resets a connection whose request it has answered and whose body goes on and on."""
+    """Return whether the server resets a connection whose body continues after the response."""
     chunk = bytes(1 << 20)
     try:
         for _ in range(100):

@@ -31,7 +31,7 @@ def client(server: Running, tmp_path: Path, request: pytest.FixtureRequest) -> I
 
 
 def linked(client: httpx.Client, path: str) -> list[str]:
-    """Return the absolute paths of what a page links to or loads."""
+    """Return the absolute paths of a page's links and resources."""
     text = client.get(path).text
     found = re.findall(r"""(?:src|href)=["'](?!data:)([^"']+)|fetch\(["']([^"'?]+)|url: '([^']+)'""", text)
     return [urljoin(path, "".join(each)) for each in found]

@@ -59,7 +59,7 @@ def test_pipelined_requests_are_limited(running: Running) -> None:
     assert max(waiting) == MAX_PIPELINED
 
 
-def test_head_within_the_bound_is_answered(running: Running) -> None:
+def test_head_within_the_bound_is_accepted(running: Running) -> None:
     assert running.client.get("/health/live", headers={"x-long": "y" * 30_000}).status_code == 200
 
 
@@ -137,7 +137,7 @@ def test_a_body_that_ends_after_the_response_leaves_the_connection_open(
         assert b" 200 " in answers(client, 1)
 
 
-def test_trailers_are_not_kept(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trailers_are_dropped(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
     complete = BoundedProtocol.on_message_complete
 
@@ -205,7 +205,7 @@ def test_a_request_of_a_disconnected_client_is_cancelled(start: Callable[..., Ru
 
 
 @pytest.mark.parametrize("pieces", [1, 40])
-def test_an_upgrade_request_is_answered_without_an_upgrade(running: Running, pieces: int) -> None:
+def test_an_upgrade_request_is_served_without_an_upgrade(running: Running, pieces: int) -> None:
     image = encoded(picture(0))
     asking = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__")
     sent = post(b"/classify", image, *asking) + post(b"/classify", image, *asking) + post(b"/classify", image)

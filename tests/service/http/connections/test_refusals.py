@@ -65,7 +65,7 @@ def test_a_connection_stays_open_after_a_refusal(
 ) -> None:
     server, first = saturated()
     client = connect_to(server)
-    # The body comes after its request was refused, and is read past.
+    # The body arrives after its request was refused, and is discarded.
     head, body = ask()[: -len(BODY)], BODY
     client.send(head)
     assert client.response()[0] == 429
@@ -78,7 +78,7 @@ def test_a_connection_stays_open_after_a_refusal(
 
 
 @pytest.mark.parametrize("asked", ["close", None])
-def test_a_connection_closes_if_the_client_asks_for_it(
+def test_a_connection_closes_if_the_client_requests_it(
     saturated: Callable[..., tuple[Running, Connection]], connect_to: Callable[[Running], Connection], asked: str | None
 ) -> None:
     server, _ = saturated()

@@ -63,7 +63,7 @@ def test_skipped_blocks_vary_from_image_to_image(running: Running) -> None:
     assert len({post(running, encoded(picture(i))).json()["routing"]["skipped"] for i in range(12)}) > 1
 
 
-def test_thresholds_at_the_ends(running: Running) -> None:
+def test_thresholds_0_and_1(running: Running) -> None:
     data = encoded(picture(0))
     every, none = (post(running, data, f"?execute_threshold={t}").json()["routing"] for t in (0, 1))
     assert (every["executed"], every["skipped"]) == (18, 0)
@@ -91,7 +91,7 @@ def test_request_id_is_kept_or_made(running: Running) -> None:
 
 
 @pytest.mark.parametrize("given", ["a b", "x" * 65, 'quo"te', "né", "-dash", "{}"])
-def test_odd_request_id_is_replaced(running: Running, given: str) -> None:
+def test_an_unusual_request_id_is_replaced(running: Running, given: str) -> None:
     headers = httpx.Headers(PNG | {"x-request-id": given}, encoding="utf-8")
     response = running.client.post("/classify", content=encoded(picture(0)), headers=headers)
     assert re.fullmatch("[0-9a-f]{16}", response.headers["x-request-id"])
@@ -102,7 +102,7 @@ def test_errors_have_a_request_id_too(running: Running) -> None:
         assert response.headers["x-request-id"]
 
 
-def test_one_timing_record_feeds_response_and_headers(running: Running) -> None:
+def test_response_and_headers_have_the_same_timing(running: Running) -> None:
     response = post(running, encoded(picture(0)))
     timing = response.json()["timing_ms"]
     entries = dict(re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"]))
@@ -185,7 +185,7 @@ def test_mode_mask_counts_every_block(start: Callable[..., Running], model: Load
     assert server.metric("engine_mode", mode="branch") == 0
 
 
-def test_many_requests_at_once_are_all_accounted_for(running: Running) -> None:
+def test_many_requests_at_once_are_all_counted(running: Running) -> None:
     before = running.metric("requests_total")
     images = [encoded(picture(i)) for i in range(10)]
     gate = threading.Barrier(10)

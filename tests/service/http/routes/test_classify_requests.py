@@ -120,9 +120,9 @@ def test_the_charset_of_a_form_does_not_matter(running: Running, charset: str) -
     ],
 )
 @pytest.mark.parametrize("size", [0, 3_000_000])
-def test_a_part_is_found_by_its_name_whatever_its_header(running: Running, header: str, size: int) -> None:
+def test_a_part_is_found_by_its_name_with_any_header(running: Running, header: str, size: int) -> None:
     image = encoded(picture(0))
-    # PNG readers ignore what stands behind the image. Not all of it is UTF-8.
+    # PNG readers ignore bytes after the image. Not all of them are UTF-8.
     body = f"--b\r\nContent-Disposition: {header}\r\n\r\n".encode() + image.ljust(size, b"\xff") + b"\r\n--b--\r\n"
     response = post(running, body, headers={"content-type": "multipart/form-data; boundary=b"})
     assert response.json()["predictions"] == post(running, image).json()["predictions"]

@@ -162,7 +162,7 @@ def test_dialects_are_off_by_default(running: Running) -> None:
     assert [running.client.get(path).status_code for path in ("/health", "/ping", "/vertex/health")] == [404] * 3
 
 
-def test_the_page_and_the_document_stay(server: Running) -> None:
+def test_the_page_and_the_openapi_document_are_still_served(server: Running) -> None:
     assert server.client.get("/").headers["content-type"].startswith("text/html")
     paths = server.client.get("/openapi.json").json()["paths"]
     assert {"/", "/invocations", "/vertex/predict"} <= paths.keys()
@@ -174,7 +174,7 @@ def test_two_dialects_at_one_path_are_refused(repository: Path, monkeypatch: pyt
     router = replace_path(vertex.router, "/predict")
     monkeypatch.setattr(vertex, "router", router)
     settings = Settings(model_repository=repository, dialects=["huggingface", "vertex"])
-    with pytest.raises(UserError, match="huggingface and vertex both answer POST /predict: set another path by AIP_"):
+    with pytest.raises(UserError, match="huggingface and vertex both serve POST /predict: set another path by AIP_"):
         create_app(settings)
 
 
@@ -202,7 +202,7 @@ def test_variables_of_vertex_ai(launch: Callable[..., Process], repository: Path
     assert answer.json()["predictions"][0]["displayNames"]
 
 
-def test_ports_that_platforms_prescribe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ports_of_the_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings(dialects=["sagemaker"]).port == 8080
     assert Settings(dialects=["sagemaker"], port=7).port == 7
     monkeypatch.setenv("SKIPNET_DIALECTS", "vertex, sagemaker")

@@ -122,7 +122,7 @@ def test_dead_engine_ends_readiness_liveness_and_the_process(start: Callable[...
     assert server.server.exit_code == 1
 
 
-def test_stuck_engine_is_not_ready_and_in_the_end_not_live(start: Callable[..., Running], model: LoadedModel) -> None:
+def test_a_stuck_engine_is_not_ready_and_later_not_live(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start(request_timeout=0.05, drain_timeout=0.1)
     engine_of(model).open.clear()
     with pytest.MonkeyPatch.context() as patch:

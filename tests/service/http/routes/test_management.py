@@ -166,7 +166,7 @@ def test_watching_serves_new_versions_and_skips_damaged_ones(shelf: Callable[...
     assert NAME not in server.container.repository.loaded
 
 
-def test_watching_begins_when_the_start_is_over(
+def test_watching_begins_after_the_startup(
     repository: Path, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over, looks = threading.Event(), []

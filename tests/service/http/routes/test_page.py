@@ -1,4 +1,4 @@
-"""The page in a real browser: it shows the label and the route of a photo."""
+"""The page in a real browser shows the label and the route of a photo."""
 
 import os
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def saved(browser: Chrome) -> float:
     return float(find(browser, "#saved").text.split()[0])
 
 
-def test_photo_shows_its_label_its_route_and_what_was_saved(browser: Chrome, shipped: Running) -> None:
+def test_the_page_shows_label_route_and_savings_of_a_photo(browser: Chrome, shipped: Running) -> None:
     browser.get(shipped.url)
     find(browser, "#file").send_keys(str(PHOTO))
     until(lambda: find(browser, "#label").text == "cat", 30)
@@ -168,7 +168,7 @@ def test_the_page_waits_for_models_that_are_being_loaded(browser: Chrome, shippe
     until(lambda: "airplane" in find(browser, "#knows").text, 30)
 
 
-def test_a_file_that_is_no_image_is_an_error(browser: Chrome, shipped: Running) -> None:
+def test_a_file_that_is_not_an_image_is_an_error(browser: Chrome, shipped: Running) -> None:
     browser.get(shipped.url)
     find(browser, "#file").send_keys(str(Path(__file__)))
     until(lambda: "This file was refused: not an image" in find(browser, "#problem").text, 30)

@@ -116,7 +116,7 @@ def test_encoded_images_in_the_shape_of_tritons_configuration(running: Running, 
     assert response.status_code == 200
 
 
-def test_where_one_image_fails_the_others_are_not_computed(start: Callable[..., Running], model: LoadedModel) -> None:
+def test_if_one_image_fails_the_others_are_not_computed(start: Callable[..., Running], model: LoadedModel) -> None:
     server = start()
     engine_of(model).open.clear()
     tensor = triton.InferInput("bytes", [2], "BYTES")
@@ -179,7 +179,7 @@ def test_more_images_than_a_batch(client: Any, running: Running, loaded: LoadedM
     assert running.container.admission.image_count == 0
 
 
-def test_bad_image_among_good_ones(client: Any) -> None:
+def test_a_bad_image_among_valid_ones(client: Any) -> None:
     tensor = triton.InferInput("bytes", [2], "BYTES")
     tensor.set_data_from_numpy(np.asarray([encoded(picture(0)), b"no image"], object))
     with pytest.raises(InferenceServerException, match="not an image"):

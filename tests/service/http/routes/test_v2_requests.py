@@ -98,13 +98,13 @@ def test_bad_binary_data(running: Running, body: bytes, header: str, status: int
     assert message(response)
 
 
-def test_large_json_is_to_be_sent_as_binary(running: Running) -> None:
+def test_large_json_must_be_sent_as_binary_data(running: Running) -> None:
     response = running.client.post(f"/v2/models/{NAME}/infer", content=b'{"x": "' + b"y" * (5 << 20) + b'"}')
     assert response.status_code == 413
     assert "binary" in message(response)
 
 
-def test_large_json_is_read_one_at_a_time_in_the_time_that_a_request_has(running: Running) -> None:
+def test_large_json_is_parsed_one_at_a_time_before_the_deadline(running: Running) -> None:
     # Not a tensor, but over SMALL_JSON.
     large, url = b'{"x": "' + b"y" * (1 << 17) + b'"}', f"/v2/models/{NAME}/infer"
 
