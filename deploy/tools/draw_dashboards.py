@@ -71,8 +71,8 @@ def curves(target: dict[str, Any], chosen: argparse.Namespace) -> list[tuple[str
         expression = expression.replace(f'"${variable}"', '".*"')
     end = time.time()
     query = {"query": expression, "start": end - 60 * chosen.minutes, "end": end, "step": 2}
-    with urllib.request.urlopen(f"{chosen.prometheus}/api/v1/query_range?{urllib.parse.urlencode(query)}") as answer:
-        result = json.load(answer)["data"]["result"]
+    with urllib.request.urlopen(f"{chosen.prometheus}/api/v1/query_range?{urllib.parse.urlencode(query)}") as response:
+        result = json.load(response)["data"]["result"]
     made = []
     for one in result:
         name = target["legendFormat"].replace("__auto", "")

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from models.data.share import WHOLE, Share
+from models.data.share import GLOBAL_BATCH, Share
 
 PADDING = 4
 MIN_AREA, MAX_RATIO = 0.08, 4 / 3
 """Bounds of a random resized crop: its smallest share of the area and its largest ratio of sides."""
 
 
-def crop_flip(images: Tensor, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
+def crop_flip(images: Tensor, generator: torch.Generator, share: Share = GLOBAL_BATCH) -> Tensor:
     """Pad images [N, 3, H, W] by 4 zero pixels, crop each at random to its size, and flip half of them.
 
     The images are a ``share`` of a batch. The random numbers are drawn for the global batch, as in all functions here.
@@ -29,7 +29,7 @@ def crop_flip(images: Tensor, generator: torch.Generator, share: Share = WHOLE) 
     return padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def mixup(images: Tensor, blended: float, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
+def mixup(images: Tensor, blended: float, generator: torch.Generator, share: Share = GLOBAL_BATCH) -> Tensor:
     """Blend about ``blended`` (0..1) of images [N, 3, H, W] with the image at the mirrored place of the batch.
 
     The other image has a weight of at most one half. Zhang et al. 2018 (mixup) mix the labels too. Here the teacher's
@@ -55,7 +55,7 @@ def random_boxes(count: int, width: int, height: int, generator: torch.Generator
     return torch.cat((torch.stack((left, top), 1) * room, sides), 1), flip < 0.5
 
 
-def random_resized_crop(images: Tensor, size: int, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
+def random_resized_crop(images: Tensor, size: int, generator: torch.Generator, share: Share = GLOBAL_BATCH) -> Tensor:
     """Return a random box of each image [N, 3, H, W] as float32 [N, 3, size, size], half of them flipped.
 
     Sampling is bilinear without antialiasing. That suffices for images that are only a little larger than ``size``.
@@ -63,9 +63,9 @@ def random_resized_crop(images: Tensor, size: int, generator: torch.Generator, s
     count, _, height, width = images.shape
     drawn = random_boxes(count * share.size, width, height, generator)
     boxes, flips = (share.take(each).to(images.device) for each in drawn)
-    whole = torch.tensor((width, height), device=images.device)
-    scale = boxes[:, 2:] / whole
-    centre = (2 * boxes[:, :2] + boxes[:, 2:]) / whole - 1
+    extent = torch.tensor((width, height), device=images.device)
+    scale = boxes[:, 2:] / extent
+    centre = (2 * boxes[:, :2] + boxes[:, 2:]) / extent - 1
     affine = torch.zeros(count, 2, 3, device=images.device)
     affine[:, 0, 0] = torch.where(flips, -scale[:, 0], scale[:, 0])
     affine[:, 1, 1] = scale[:, 1]

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from models.data.augmentation import PADDING, crop_centre, crop_flip, normalise, random_boxes, random_resized_crop
 from models.data.datasets import Augmentation, DatasetInfo
-from models.data.share import WHOLE, Share
+from models.data.share import GLOBAL_BATCH, Share
 from models.data.source import Source
 from models.errors import UserError
 from models.preprocessing import InputSpec, fit, prepare
@@ -71,7 +71,7 @@ class MemoryBatches:
         batch: int,
         seed: int,
         device: torch.device,
-        share: Share = WHOLE,
+        share: Share = GLOBAL_BATCH,
     ) -> None:
         self.images, self.labels = images.to(device), labels.to(device)
         self.share = share
@@ -105,7 +105,7 @@ class StreamedBatches:
         seed: int,
         device: torch.device,
         workers: int,
-        share: Share = WHOLE,
+        share: Share = GLOBAL_BATCH,
     ) -> None:
         self.source, self.spec, self.batch, self.share = source, spec, batch, share
         self.seed, self.device, self.workers = seed, device, workers

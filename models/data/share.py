@@ -36,4 +36,4 @@ class Share:
         return rows[self.positions(len(rows) // repeats, repeats).to(rows.device)]
 
 
-WHOLE = Share()
+GLOBAL_BATCH = Share()

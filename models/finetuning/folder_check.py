@@ -61,8 +61,8 @@ def find_damaged(source: Source, shorter_side: int) -> dict[str, str]:
             source.image(index, shorter_side)
         except DamagedImage as error:
             cause = error.__cause__
-            told = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-            return source.examples.name(source.positions[index]), told
+            detail = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+            return source.examples.name(source.positions[index]), detail
         return None
 
     with ThreadPoolExecutor(available_cpus()) as executor:

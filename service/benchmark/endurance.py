@@ -35,8 +35,8 @@ def swaps(chosen: argparse.Namespace) -> dict[str, object]:
 
 def load(url: str) -> int:
     """Load a version by a management call and return the status."""
-    with urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=60) as answer:
-        status: int = answer.status
+    with urllib.request.urlopen(urllib.request.Request(url, b"{}"), timeout=60) as response:
+        status: int = response.status
         return status
 
 

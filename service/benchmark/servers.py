@@ -84,8 +84,8 @@ class Ours(Server):
 
     def metric(self, name: str) -> float:
         """Return the sum of a metric's samples."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
-            lines = answer.read().decode().splitlines()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as result:
+            lines = result.read().decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if re.match(rf"skipnet_{name}[ {{]", line))
 
 

@@ -159,8 +159,8 @@ def probing(port: int) -> Iterator[list[float]]:
         turn = 0
         while not ended.wait(0.2):
             start = time.perf_counter()
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{BYPASS[turn % len(BYPASS)]}", timeout=30) as answer:
-                answer.read()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{BYPASS[turn % len(BYPASS)]}", timeout=30) as response:
+                response.read()
             probes.append(time.perf_counter() - start)
             turn += 1
 

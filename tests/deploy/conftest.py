@@ -65,7 +65,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             try:
                 until(lambda: prometheus.value('sum(count_over_time(skipnet_macs_total{kind="dense"}[1m]))') >= 2, 60)
                 httpx.post(f"{proxy.url}/classify", content=b"no image", headers=PNG, timeout=TIMEOUT)
-                yield answered(Live(client, prometheus), gated)
+                yield classified(Live(client, prometheus), gated)
             finally:
                 prometheus.stop()
                 proxy.end()
@@ -97,7 +97,7 @@ def metrics_address(folder: Path) -> str:
     return found[1]
 
 
-def answered(live: Live, gated: str) -> Live:
+def classified(live: Live, gated: str) -> Live:
     """Classify images, add up the responses, and wait until Prometheus has the same sums.
 
     Half of the images go to the default cascade, the others to its first stage, the network ``gated``.
@@ -107,8 +107,8 @@ def answered(live: Live, gated: str) -> Live:
         if seed % 2:
             # The thresholds range from all blocks to only the first, because images of equal cost would be a weak test.
             parameters["execute_threshold"] = seed % 5 / 4
-        answer = live.client.post("/classify", params=parameters, content=photo(seed), headers=PNG)
-        routing = answer.raise_for_status().json()["routing"]
+        response = live.client.post("/classify", params=parameters, content=photo(seed), headers=PNG)
+        routing = response.raise_for_status().json()["routing"]
         live.executed += routing["macs"]
         live.dense += routing["dense_macs"]
         live.skipped += routing["skipped"]

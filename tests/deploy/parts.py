@@ -63,9 +63,9 @@ class Prometheus:
         self.process.wait(20)
 
     def ask(self, path: str, **parameters: str) -> Any:
-        answer = self.client.get(path, params=parameters).json()
-        assert answer["status"] == "success", (parameters, answer)
-        return answer["data"]
+        response = self.client.get(path, params=parameters).json()
+        assert response["status"] == "success", (parameters, response)
+        return response["data"]
 
     def query(self, expression: str, **parameters: str) -> list[dict[str, Any]]:
         """Return the current series of an expression, with labels in ``metric`` and text in ``value[1]``."""

@@ -70,8 +70,8 @@ def test_stopping_containers_have_the_time_that_their_requests_need() -> None:
     [interval], [fall] = re.findall(r"inter (\S+) ", config), re.findall(r" fall (\d+) ", config)
     assert pause > seconds(interval) * int(fall)
     [ends] = re.findall(r"hard-stop-after (\S+)", config)
-    [answer] = re.findall(r"defaults common.*?timeout server (\S+)", config, re.DOTALL)
-    assert seconds(answer) > Settings.model_fields["request_timeout"].default
+    [timeout] = re.findall(r"defaults common.*?timeout server (\S+)", config, re.DOTALL)
+    assert seconds(timeout) > Settings.model_fields["request_timeout"].default
     assert seconds(SERVICES["proxy"]["stop_grace_period"]) > seconds(ends)
 
 

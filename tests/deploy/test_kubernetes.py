@@ -73,10 +73,10 @@ def test_the_next_pod_finishes_an_interrupted_copy(shipped: Path, volume: Path, 
         mkdir -p "$3/1"; echo half > "$3/1/config.json"; kill $$
     }}"""
     assert fill(shipped, volume, stop).returncode != 0
-    whole = files(shipped)
-    assert {name: text for name, text in files(volume).items() if name[0] != "."}.items() < whole.items()
+    complete = files(shipped)
+    assert {name: text for name, text in files(volume).items() if name[0] != "."}.items() < complete.items()
     assert fill(shipped, volume).returncode == 0
-    assert files(volume) == whole
+    assert files(volume) == complete
 
 
 def test_models_that_were_added_meanwhile_are_not_overwritten(shipped: Path, volume: Path) -> None:

@@ -71,9 +71,9 @@ def inside(pid: int) -> int:
 def classify(client: httpx.Client, model: str = "") -> dict[str, object]:
     """Classify a photo, by default with the default model, and return the model of the response."""
     parameters = {"model": model} if model else {}
-    answer = client.post("/classify", params=parameters, files={"image": (PHOTOS / "cat.jpg").read_bytes()})
-    answered: dict[str, object] = answer.raise_for_status().json()["model"]
-    return answered
+    response = client.post("/classify", params=parameters, files={"image": (PHOTOS / "cat.jpg").read_bytes()})
+    classified: dict[str, object] = response.raise_for_status().json()["model"]
+    return classified
 
 
 def serves(client: httpx.Client, model: str) -> bool:

@@ -125,11 +125,11 @@ def test_engines_equal_the_reference(kind: str, name: str, routing: str) -> None
     assert 0.1 < expected.executed[:4].mean() < 0.9
     engine = load_engine(checkpoint, name, "cpu", 1, routing)
     try:
-        answer = engine.run(pictures(), THRESHOLDS)
+        result = engine.run(pictures(), THRESHOLDS)
     finally:
         engine.close()
-    np.testing.assert_array_equal(answer.executed, expected.executed)
-    np.testing.assert_allclose(answer.logits, expected.logits, atol=1e-4, rtol=1e-4)
+    np.testing.assert_array_equal(result.executed, expected.executed)
+    np.testing.assert_allclose(result.logits, expected.logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["squeeze", "conv"])

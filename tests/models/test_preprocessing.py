@@ -10,9 +10,9 @@ SPEC = InputSpec(height=32, width=32, resize=32, mean=(0.5, 0.4, 0.3), std=(0.25
 def test_an_image_of_the_right_size_is_only_normalised() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     expected = (pixels / 255 - np.array(SPEC.mean)) / np.array(SPEC.std)
-    answer = prepare(Image.fromarray(pixels), SPEC)
-    assert answer.dtype == np.float32 and answer.flags.c_contiguous
-    np.testing.assert_allclose(answer, expected.transpose(2, 0, 1), atol=1e-5)
+    result = prepare(Image.fromarray(pixels), SPEC)
+    assert result.dtype == np.float32 and result.flags.c_contiguous
+    np.testing.assert_allclose(result, expected.transpose(2, 0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (33, 32), (640, 480), (31, 400)])
@@ -31,10 +31,10 @@ def test_the_centre_is_cropped() -> None:
 def test_resize_and_crop_are_those_of_imagenets_networks(side: int) -> None:
     spec = SPEC.model_copy(update={"height": 224, "width": 224, "resize": 256, "interpolation": "bilinear"})
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    whole = Image.fromarray(pixels).resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+    cropped = Image.fromarray(pixels).resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
     difference = np.abs(
         prepare(Image.fromarray(pixels), spec)
-        - prepare(whole, SPEC.model_copy(update={"height": 224, "width": 224, "resize": 224}))
+        - prepare(cropped, SPEC.model_copy(update={"height": 224, "width": 224, "resize": 224}))
     )
-    # Two roundings to whole pixel values may differ by one.
+    # Two roundings to integer pixel values may differ by one.
     assert difference.max() <= 1.01 / 255 / min(SPEC.std)

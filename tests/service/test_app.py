@@ -63,8 +63,8 @@ def test_openapi_has_an_example_of_a_response(running: Running) -> None:
     api = running.client.get("/openapi.json").json()
     example = api["paths"]["/classify"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
     Classification.model_validate(example)
-    answer = post(running, encoded(picture(0)), "?top_k=2").json()
-    assert paths_in(example) == paths_in(answer)
+    body = post(running, encoded(picture(0)), "?top_k=2").json()
+    assert paths_in(example) == paths_in(body)
 
 
 def paths_in(value: Any) -> set[str]:

@@ -62,5 +62,5 @@ def test_served_logits_equal_the_sources(served: Running, source: Path, name: st
     with triton.InferenceServerClient(f"127.0.0.1:{served.port}") as client:
         logits = client.infer(name, [tensor], outputs=[triton.InferRequestedOutput("logits")]).as_numpy("logits")
     np.testing.assert_allclose(logits, source_logits(source, PHOTOS, processor), atol=1e-4, rtol=0)
-    answer = served.client.post("/classify", params={"model": name}, files={"image": encoded(PHOTOS[0])})
-    assert answer.json()["predictions"][0]["label"] == LABELS[logits[0].argmax()]
+    response = served.client.post("/classify", params={"model": name}, files={"image": encoded(PHOTOS[0])})
+    assert response.json()["predictions"][0]["label"] == LABELS[logits[0].argmax()]

@@ -152,13 +152,15 @@ def test_a_process_from_start_to_end(launch: Callable[..., Process], repository:
         assert client.get("/health/live").status_code == 200
         assert client.get("/health/ready").status_code == 503
         until(lambda: client.get("/health/ready").status_code == 200, 120)
-        answer = client.post("/classify", content=encoded(picture(0)), headers=PNG | {"x-request-id": "look-for-me"})
-        assert answer.status_code == 200
+        classified = client.post(
+            "/classify", content=encoded(picture(0)), headers=PNG | {"x-request-id": "look-for-me"}
+        )
+        assert classified.status_code == 200
     serve.process.send_signal(signal.SIGTERM)
     assert serve.process.wait(30) == 0
     [line] = [line for line in serve.lines.splitlines() if "request_id=look-for-me" in line]
     assert "POST /classify 200" in line
-    assert f"skipped={answer.json()['routing']['skipped']}" in line
+    assert f"skipped={classified.json()['routing']['skipped']}" in line
     assert "/health" not in serve.lines
     assert "Traceback" not in serve.lines
 

@@ -27,17 +27,17 @@ def shipped() -> Iterator[Running]:
 
 
 def test_the_photo_of_a_cat_is_a_cat(shipped: Running) -> None:
-    answer = shipped.client.post("/classify", files={"image": (PHOTOS / "cat.jpg").read_bytes()})
-    assert answer.json()["predictions"][0]["label"] == "cat"
+    response = shipped.client.post("/classify", files={"image": (PHOTOS / "cat.jpg").read_bytes()})
+    assert response.json()["predictions"][0]["label"] == "cat"
 
 
 def test_a_photo_of_an_unknown_class_is_classified(shipped: Running) -> None:
-    answer = shipped.client.post("/classify", files={"image": (PHOTOS / "rocket.jpg").read_bytes()})
-    assert answer.status_code == 200
+    response = shipped.client.post("/classify", files={"image": (PHOTOS / "rocket.jpg").read_bytes()})
+    assert response.status_code == 200
 
 
 @pytest.fixture(scope="module")
-def answers(shipped: Running) -> list[tuple[str, dict[str, object]]]:
+def responses(shipped: Running) -> list[tuple[str, dict[str, object]]]:
     """The true label and the response for 300 images of CIFAR-10's test split, from the research data."""
     pixels, truth = read_images("cifar10", "test")
     labels = find_dataset("cifar10").classes
@@ -47,14 +47,14 @@ def answers(shipped: Running) -> list[tuple[str, dict[str, object]]]:
     ]
 
 
-def test_labels_are_right(answers: list[tuple[str, dict[str, object]]]) -> None:
-    right = [true == answer["predictions"][0]["label"] for true, answer in answers]  # type: ignore[index]
+def test_labels_are_right(responses: list[tuple[str, dict[str, object]]]) -> None:
+    right = [true == response["predictions"][0]["label"] for true, response in responses]  # type: ignore[index]
     # At an accuracy of 86 %, the chance of less than 80 % of 300 images is one in a thousand.
     assert np.mean(right) >= 0.80
 
 
-def test_skipping_varies_from_image_to_image(answers: list[tuple[str, dict[str, object]]]) -> None:
-    skipped = [answer["routing"]["skipped"] for _, answer in answers]  # type: ignore[index]
+def test_skipping_varies_from_image_to_image(responses: list[tuple[str, dict[str, object]]]) -> None:
+    skipped = [response["routing"]["skipped"] for _, response in responses]  # type: ignore[index]
     assert len(set(skipped)) >= 3
     assert np.mean(skipped) >= 0.2 * 17
 
@@ -77,11 +77,11 @@ def test_the_cascade_equals_its_stages_requested_separately(shipped: Running) ->
         sent = encoded(Image.fromarray(image))
         queries = [f"?top_k=10&model={stage.model}&version={stage.version}" for stage in config.stages]
         queries[0] += f"&execute_threshold={config.stages[0].execute_threshold}"
-        whole = post(shipped, sent, "?top_k=10").json()
+        cascaded = post(shipped, sent, "?top_k=10").json()
         stages = [post(shipped, sent, query).json() for query in queries]
         shares = [
-            scaled({each["label"]: each["probability"] for each in answer["predictions"]}, stage.temperature)
-            for answer, stage in zip(stages, config.stages, strict=True)
+            scaled({each["label"]: each["probability"] for each in response["predictions"]}, stage.temperature)
+            for response, stage in zip(stages, config.stages, strict=True)
         ]
         first, second = sorted(shares[0].values(), reverse=True)[:2]
         # Responses round probabilities. An image near the margin may be escalated or not.
@@ -89,10 +89,12 @@ def test_the_cascade_equals_its_stages_requested_separately(shipped: Running) ->
             continue
         ran = 2 if first - second < margin else 1
         escalated += ran - 1
-        assert [stage["model"] for stage in whole["routing"]["stages"]] == [each.model for each in config.stages[:ran]]
-        assert whole["routing"]["macs"] == sum(answer["routing"]["macs"] for answer in stages[:ran])
-        assert whole["routing"]["executed"] == sum(answer["routing"]["executed"] for answer in stages[:ran])
-        for each in whole["predictions"]:
+        assert [stage["model"] for stage in cascaded["routing"]["stages"]] == [
+            each.model for each in config.stages[:ran]
+        ]
+        assert cascaded["routing"]["macs"] == sum(response["routing"]["macs"] for response in stages[:ran])
+        assert cascaded["routing"]["executed"] == sum(response["routing"]["executed"] for response in stages[:ran])
+        for each in cascaded["predictions"]:
             expected = sum(share[each["label"]] for share in shares[:ran]) / ran
             assert each["probability"] == pytest.approx(expected, abs=1e-3)
     assert escalated > 0
@@ -105,8 +107,8 @@ def test_skipping_every_block_takes_less_than_half_the_time(shipped: Running) ->
         image = photo.resize((32, 32))
 
     def inference(threshold: int) -> float:
-        answer = post(shipped, encoded(image), f"?execute_threshold={threshold}").json()
-        return float(answer["timing_ms"]["inference"])
+        response = post(shipped, encoded(image), f"?execute_threshold={threshold}").json()
+        return float(response["timing_ms"]["inference"])
 
     # They are measured alternately, so that other processes affect both equally.
     times = [(inference(0), inference(1)) for _ in range(40)]

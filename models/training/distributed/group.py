@@ -16,7 +16,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data.share import WHOLE, Share
+from models.data.share import GLOBAL_BATCH, Share
 from models.errors import UserError
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
@@ -72,7 +72,7 @@ def share() -> Share:
     """Return this process's share of each batch: its rank and the number of processes."""
     if dist.is_available() and dist.is_initialized():
         return Share(dist.get_rank(), dist.get_world_size())
-    return WHOLE
+    return GLOBAL_BATCH
 
 
 def is_first() -> bool:

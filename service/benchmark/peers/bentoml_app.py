@@ -23,5 +23,5 @@ class Dense:
     async def classify(self, request: Request) -> Any:
         form = await request.form()
         image: Any = form["image"]
-        [answer] = dense.run(self.session, np.stack([dense.decode(await image.read())]))
-        return JSONResponse(answer)
+        [result] = dense.run(self.session, np.stack([dense.decode(await image.read())]))
+        return JSONResponse(result)

@@ -65,8 +65,8 @@ def read(kind: str, body: bytes) -> Images:
     Clients send raw bytes with any content type or none. They send JSON if the request has parameters.
     """
     if kind == JSON:
-        asked = dialects.read_json(body, ImageClassificationRequest)
-        return Images([dialects.from_base64(asked.inputs)], asked.parameters)
+        parsed = dialects.read_json(body, ImageClassificationRequest)
+        return Images([dialects.from_base64(parsed.inputs)], parsed.parameters)
     if kind.startswith(("multipart/", "text/")):
         raise ServiceError(Code.UNSUPPORTED_MEDIA_TYPE, f"content type {kind}: send the image itself, or JSON")
     if not body:

@@ -66,17 +66,17 @@ async def predict(request: Request) -> JSONResponse:
     images, results, labels, headers = await dialects.run(request, read)
     assert isinstance(images.parameters, Parameters)
     top_k = images.parameters.max_predictions
-    answers = []
+    entries = []
     for result in results:
         best = predictions(result.probabilities, labels, top_k)
-        answers.append(
+        entries.append(
             ImagePrediction(
                 ids=[str(each.index) for each in best],
                 displayNames=[each.label for each in best],
                 confidences=[each.probability for each in best],
             )
         )
-    return JSONResponse(PredictResponse(predictions=answers).model_dump(), headers=headers)
+    return JSONResponse(PredictResponse(predictions=entries).model_dump(), headers=headers)
 
 
 @router.get(HEALTH, summary="Readiness probe (Vertex AI)", responses=failing(503))
@@ -86,5 +86,5 @@ async def health(request: Request) -> dict[str, Any]:
 
 def read(_: str, body: bytes) -> Images:
     """Return the images of a body, which is JSON with any content type."""
-    asked = dialects.read_json(body, PredictRequest)
-    return Images([dialects.from_base64(each.b64) for each in asked.instances], asked.parameters)
+    parsed = dialects.read_json(body, PredictRequest)
+    return Images([dialects.from_base64(each.b64) for each in parsed.instances], parsed.parameters)

@@ -116,12 +116,12 @@ def test_a_gpu_without_an_energy_counter_has_no_meter(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="8f-1"))
     monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    asked: list[str] = []
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", asked.append)
+    requested: list[str] = []
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", requested.append)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", lambda _: 2500)
     meter = open_meter("cuda:0")
     assert meter is not None and meter() == 2.5
-    assert asked == ["GPU-8f-1"]
+    assert requested == ["GPU-8f-1"]
     monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", unsupported)
     assert open_meter("cuda:0") is None
 
@@ -135,9 +135,9 @@ def test_dense_torch_has_the_output_of_the_network(compiled: bool) -> None:
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
     with torch.inference_mode():
         expected, _ = plain(torch.from_numpy(images))
-    answer = engine.run(images, np.zeros(2, np.float32))
-    np.testing.assert_allclose(answer.logits, expected.numpy(), rtol=1e-4, atol=1e-4)
-    assert answer.executed.all()
+    result = engine.run(images, np.zeros(2, np.float32))
+    np.testing.assert_allclose(result.logits, expected.numpy(), rtol=1e-4, atol=1e-4)
+    assert result.executed.all()
     half = DenseTorch(plain, "cpu", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.network.parameters()} == {torch.bfloat16}
     assert np.isfinite(half.run(images, np.zeros(2, np.float32)).logits).all()
@@ -164,9 +164,9 @@ def test_images_augmented_one_by_one_are_crops_of_the_padded_image() -> None:
     augmented = training.AugmentedOneByOne(pixels)
     mean, std = (torch.tensor(values)[:, None, None] for values in (training.DATASET.mean, training.DATASET.std))
     found = [augmented[0][0] * std + mean for _ in range(40)]
-    whole = torch.from_numpy(pixels[0]).permute(2, 0, 1) / 255
+    original = torch.from_numpy(pixels[0]).permute(2, 0, 1) / 255
     # Every image is a crop of the padded one, which may be mirrored.
-    padded = torch.nn.functional.pad(whole, (4,) * 4)
+    padded = torch.nn.functional.pad(original, (4,) * 4)
     windows = padded.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 32, 32)
     windows = torch.cat((windows, windows.flip(3)))
     for image in found:

@@ -19,7 +19,7 @@ def labels() -> NDArray[np.int64]:
     return np.random.default_rng(0).integers(0, 10, IMAGES)
 
 
-def answer(labels: NDArray[np.int64], noise: float, macs: int, threshold: float, seed: int) -> StageOutputs:
+def stage_outputs(labels: NDArray[np.int64], noise: float, macs: int, threshold: float, seed: int) -> StageOutputs:
     """Return logits whose error rate grows with ``noise``."""
     logits = np.random.default_rng(seed).normal(size=(IMAGES, 10)) * noise
     logits[np.arange(IMAGES), labels] += 3
@@ -29,32 +29,32 @@ def answer(labels: NDArray[np.int64], noise: float, macs: int, threshold: float,
 def test_the_operating_point_escalates_the_requested_share(stages: Path, labels: NDArray[np.int64]) -> None:
     checkpoints = [read_checkpoint(stages / name / "1") for name in (FIRST, SECOND)]
     dense = checkpoints[1].macs.dense
-    answers = [[answer(labels, 1.5, dense // 2, 0.5, 1)], [answer(labels, 0.8, dense, 0.5, 2)]]
-    config = fit_cascade(checkpoints, answers, labels, escalate=0.1)
-    sure = confidence(probabilities(answers[0][0].logits, config.stages[0].temperature))
+    outputs = [[stage_outputs(labels, 1.5, dense // 2, 0.5, 1)], [stage_outputs(labels, 0.8, dense, 0.5, 2)]]
+    config = fit_cascade(checkpoints, outputs, labels, escalate=0.1)
+    sure = confidence(probabilities(outputs[0][0].logits, config.stages[0].temperature))
     assert config.stages[0].margin is not None and config.stages[1].margin is None
     assert (sure < np.float32(config.stages[0].margin)).mean() == pytest.approx(0.1, abs=0.002)
     [point] = [each for each in config.curve if each.margins == (config.stages[0].margin,)]
     assert point.mac_share == pytest.approx(0.6, abs=0.002)
-    alone = (answers[0][0].logits.argmax(1) == labels).mean()
+    alone = (outputs[0][0].logits.argmax(1) == labels).mean()
     assert point.accuracy > alone + 0.02, "the second stage corrects the least confident outputs"
 
 
 def test_a_budget_is_kept(stages: Path, labels: NDArray[np.int64]) -> None:
     checkpoints = [read_checkpoint(stages / name / "1") for name in (FIRST, SECOND)]
     dense = checkpoints[1].macs.dense
-    answers = [[answer(labels, 1.5, dense // 2, 0.5, 1)], [answer(labels, 0.8, dense, 0.5, 2)]]
-    config = fit_cascade(checkpoints, answers, labels, budget=0.65)
+    outputs = [[stage_outputs(labels, 1.5, dense // 2, 0.5, 1)], [stage_outputs(labels, 0.8, dense, 0.5, 2)]]
+    config = fit_cascade(checkpoints, outputs, labels, budget=0.65)
     chosen = next(each for each in config.curve if each.margins == (config.stages[0].margin,))
     assert 0.6 < chosen.mac_share <= 0.65
     with pytest.raises(UserError, match=r"budget 0.4 can't be met: the first stage alone takes 0.5"):
-        fit_cascade(checkpoints, answers, labels, budget=0.4)
+        fit_cascade(checkpoints, outputs, labels, budget=0.4)
 
 
 def test_stages_of_other_labels_do_not_fit(stages: Path, labels: NDArray[np.int64]) -> None:
     checkpoint = read_checkpoint(stages / FIRST / "1")
     with pytest.raises(UserError, match="at least two stages"):
-        fit_cascade([checkpoint], [[answer(labels, 1, 1, 0.5, 1)]], labels)
+        fit_cascade([checkpoint], [[stage_outputs(labels, 1, 1, 0.5, 1)]], labels)
 
 
 def test_the_envelope_rises() -> None:

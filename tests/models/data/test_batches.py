@@ -30,10 +30,10 @@ def test_a_streamed_image_is_shifted_and_flipped_as_in_memory(tmp_path: Path, pi
     spec = input_spec(CIFAR10, 32).model_copy(update={"mean": (0.0,) * 3, "std": (1 / 255,) * 3})
     padded = np.pad(pixels[0], ((4, 4), (4, 4), (0, 0))).transpose(2, 0, 1)
     crops = [padded[:, top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
-    whole = {crop.tobytes(): False for crop in crops} | {crop[:, :, ::-1].tobytes(): True for crop in crops}
+    flips = {crop.tobytes(): False for crop in crops} | {crop[:, :, ::-1].tobytes(): True for crop in crops}
     epochs = StreamedBatches(source, spec, batch=1, seed=0, device=torch.device("cpu"), workers=0)
     drawn = [next(epochs.epoch(epoch))[0][0].round().byte().numpy() for epoch in range(64)]
-    flipped = [whole[image.tobytes()] for image in drawn]
+    flipped = [flips[image.tobytes()] for image in drawn]
     assert 16 < sum(flipped) < 48 and len({image.tobytes() for image in drawn}) > 40
 
 

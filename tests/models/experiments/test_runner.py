@@ -65,7 +65,7 @@ def figures(result: Result) -> dict[str, Any]:
 
 def test_a_killed_row_resumes_with_the_same_figures(tmp_path: Path, data: Path) -> None:
     row = tiny("sp-first")
-    whole = reproduce(plan_in(tmp_path / "whole", data), row, 0, save_every=0, show=quiet)
+    uninterrupted = reproduce(plan_in(tmp_path / "uninterrupted", data), row, 0, save_every=0, show=quiet)
 
     plan = plan_in(tmp_path / "killed", data)
     killing = KilledAfter(3)
@@ -74,7 +74,7 @@ def test_a_killed_row_resumes_with_the_same_figures(tmp_path: Path, data: Path) 
     assert not plan.results.exists()
     resumed = reproduce(plan, row, 0, save_every=0, show=quiet)
     assert killing.taken == 3
-    assert figures(resumed) == figures(whole)
+    assert figures(resumed) == figures(uninterrupted)
     assert resumed.hours and resumed.cpu_hours
     assert resumed.test and (resumed.test.images, resumed.validation.images) == (TEST, HELD_OUT)
     assert (resumed.train_images, resumed.validation_images) == (TRAIN - HELD_OUT, HELD_OUT)

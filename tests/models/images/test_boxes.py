@@ -27,8 +27,8 @@ def photo(kind: str) -> bytes:
 
 
 def box(kind: bytes, *content: bytes) -> bytes:
-    whole = b"".join(content)
-    return struct.pack(">I4s", len(whole) + 8, kind) + whole
+    file = b"".join(content)
+    return struct.pack(">I4s", len(file) + 8, kind) + file
 
 
 def found_box(data: bytes, kind: bytes) -> bytes:
@@ -83,19 +83,19 @@ def declare(data: bytes, width: int, height: int) -> bytes:
 
 def test_a_file_of_these_boxes_is_read() -> None:
     properties, data = coded()
-    whole = heif_of(properties, [(b"hvc1", data, (1, 2))])
-    assert decode_image(whole).tobytes() == decode_image(photo("HEIF")).tobytes()
-    assert EncodedImage(whole).hidden_size == SIZE
+    file = heif_of(properties, [(b"hvc1", data, (1, 2))])
+    assert decode_image(file).tobytes() == decode_image(photo("HEIF")).tobytes()
+    assert EncodedImage(file).hidden_size == SIZE
 
 
 def test_a_small_part_of_a_large_picture_counts_as_the_picture() -> None:
     properties, data = coded()
     part = box(b"clap", struct.pack(">8I", 16, 1, 8, 1, 0, 1, 0, 1))
-    whole = heif_of([*properties, part], [(b"hvc1", data, (1, 2, 3))])
-    image = EncodedImage(whole)
+    file = heif_of([*properties, part], [(b"hvc1", data, (1, 2, 3))])
+    image = EncodedImage(file)
     assert (image.full_size, image.hidden_size) == ((16, 8), SIZE)
     assert memory_of(image) >= SIZE[0] * SIZE[1] * 10
-    assert refusal(whole, Decoder(1000, 1 << 24)) == Code.IMAGE_TOO_LARGE
+    assert refusal(file, Decoder(1000, 1 << 24)) == Code.IMAGE_TOO_LARGE
 
 
 def test_the_real_size_of_an_av1_picture_counts_not_the_declared_one() -> None:
@@ -131,13 +131,13 @@ def test_a_file_of_too_many_items_is_refused() -> None:
 
 def test_a_file_of_too_many_extents_is_refused() -> None:
     properties, data = coded()
-    whole = heif_of(properties, [(b"hvc1", data, (1, 2))], layout=0)
-    count = whole.index(b"iloc") + 10
+    file = heif_of(properties, [(b"hvc1", data, (1, 2))], layout=0)
+    count = file.index(b"iloc") + 10
     # Two items of 65,535 extents each, which have no bytes.
     most = b"\xff\xff"
-    endless = b"\0\2" + whole[count + 2 : count + 8] + most + bytes(6) + most
+    endless = b"\0\2" + file[count + 2 : count + 8] + most + bytes(6) + most
     with pytest.raises(TooManyPieces):
-        EncodedImage(whole[:count] + endless + whole[count + len(endless) :])
+        EncodedImage(file[:count] + endless + file[count + len(endless) :])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -147,11 +147,11 @@ def test_a_16_bit_grey_photo_is_not_white() -> None:
 @pytest.mark.parametrize("name", ["cutout_noise.png", "palette.png"])
 def test_transparent_photos_are_on_white(name: str) -> None:
     data = case(name)
-    whole = np.asarray(Image.open(shared(f"cases/images/{name}")).convert("RGBA"))
+    rgba = np.asarray(Image.open(shared(f"cases/images/{name}")).convert("RGBA"))
     decoded = pixels(decode_image(data))
-    transparent = whole[..., 3] == 0
+    transparent = rgba[..., 3] == 0
     assert transparent.mean() > 0.2 and (decoded[transparent] == 255).all()
-    np.testing.assert_array_equal(decoded[whole[..., 3] == 255], whole[..., :3][whole[..., 3] == 255])
+    np.testing.assert_array_equal(decoded[rgba[..., 3] == 255], rgba[..., :3][rgba[..., 3] == 255])
 
 
 def test_an_unused_alpha_channel_of_a_bmp_is_opaque() -> None:

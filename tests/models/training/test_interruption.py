@@ -78,8 +78,8 @@ def test_a_signal_saves_the_state_and_the_run_resumes(tmp_path: Path, number: si
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert state["progress"]["step"] == step + 1
     resumed = train(job_in(tmp_path / "run"), resume=True, save_every=3600, show=quiet)
-    whole = train(job_in(tmp_path / "whole"), resume=False, save_every=3600, show=quiet)
-    expected = read_checkpoint(whole).network.state_dict()
+    uninterrupted = train(job_in(tmp_path / "uninterrupted"), resume=False, save_every=3600, show=quiet)
+    expected = read_checkpoint(uninterrupted).network.state_dict()
     found = read_checkpoint(resumed).network.state_dict()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 

@@ -70,8 +70,8 @@ def server(repository: Path) -> Iterator[Running]:
 def classify(server: Running, seed: int, query: str) -> dict[str, Any]:
     response = server.client.post(f"/classify?{query}", content=encoded(picture(seed)), headers=PNG)
     assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    result: dict[str, Any] = response.json()
+    return result
 
 
 def logits(server: Running, model: str, seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -101,9 +101,9 @@ def test_predictions_macs_and_metrics_are_those_of_the_stages(server: Running) -
     # Half of the images are escalated, whatever the random weights are.
     margin = float(np.sort(sure)[IMAGES // 2 - 1 : IMAGES // 2 + 1].mean())
     found = [classify(server, seed, f"model={CASCADE}&min_margin={margin}") for seed in range(IMAGES)]
-    for seed, answer in enumerate(found):
+    for seed, result in enumerate(found):
         escalates = sure[seed] < margin
-        routing, stages = answer["routing"], answer["routing"]["stages"]
+        routing, stages = result["routing"], result["routing"]["stages"]
         assert routing["escalated"] is escalates
         assert [stage["model"] for stage in stages] == ([FIRST, LAST] if escalates else [FIRST])
         assert stages[0]["margin"] == pytest.approx(sure[seed], abs=1e-5)
@@ -113,10 +113,10 @@ def test_predictions_macs_and_metrics_are_those_of_the_stages(server: Running) -
         assert [stage["macs"] for stage in stages] == [each["macs"] for each in alone]
         assert routing["dense_macs"] == last[seed]["routing"]["dense_macs"]
         expected = (shares[seed][0] + shares[seed][1])[0] / 2 if escalates else shares[seed][0][0]
-        best = answer["predictions"][0]
+        best = result["predictions"][0]
         assert best["index"] == int(expected.argmax())
         assert best["probability"] == pytest.approx(float(expected.max()), abs=1e-4)
-    escalated = sum(len(answer["routing"]["stages"]) - 1 for answer in found)
+    escalated = sum(len(result["routing"]["stages"]) - 1 for result in found)
     assert escalated == IMAGES // 2
     until(lambda: server.metric("cascade_images_total", stage="0", **MINE) == IMAGES)
     assert server.metric("cascade_images_total", stage="1", **MINE) == escalated

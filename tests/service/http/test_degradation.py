@@ -77,16 +77,16 @@ def test_images_get_cheaper_routes_while_others_wait_for_the_engine(
     engine_of(model).open.set()
 
     assert {each.result().status_code for each in waiting} == {200}
-    answer = degraded.result().json()
-    assert answer["degraded"] is True
-    assert (answer["expected_accuracy"], answer["expected_accuracy_loss"]) == (0.88, 0.01)
-    assert answer["routing"]["macs"] < usual["routing"]["macs"]
+    response = degraded.result().json()
+    assert response["degraded"] is True
+    assert (response["expected_accuracy"], response["expected_accuracy_loss"]) == (0.88, 0.01)
+    assert response["routing"]["macs"] < usual["routing"]["macs"]
     assert by_v2.result().json()["parameters"] == {"degraded": True, "expected_accuracy_loss": 0.01}
     for each in own:
         assert "degraded" not in each.result().json()
         assert each.result().json()["routing"]["macs"] == usual["routing"]["macs"]
 
-    images = [each.result().json() for each in waiting] + [answer]
+    images = [each.result().json() for each in waiting] + [response]
     expected = sum("degraded" in each for each in images) + 1
     assert server.metric("degraded_images_total", model=NAME) == expected
     losses = sum(each.get("expected_accuracy_loss", 0) for each in images) + 0.01

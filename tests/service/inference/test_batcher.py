@@ -22,11 +22,11 @@ def test_images_queued_while_the_engine_is_busy_are_the_next_batch(
 ) -> None:
     async def scenario() -> None:
         async with running() as queue:
-            answers = [await hold(queue, model, decoded(0))]
-            answers += [queue.put(model, decoded(i)) for i in range(queued)]
+            futures = [await hold(queue, model, decoded(0))]
+            futures += [queue.put(model, decoded(i)) for i in range(queued)]
             assert queue.batcher.depth(model) == queued
             engine_of(model).open.set()
-            await asyncio.gather(*answers)
+            await asyncio.gather(*futures)
             assert queue.batcher.depth(model) == 0
 
     asyncio.run(scenario())
@@ -36,14 +36,14 @@ def test_images_queued_while_the_engine_is_busy_are_the_next_batch(
 def test_a_full_batch_is_formed_while_the_engine_is_busy(model: LoadedModel, decoded: Callable[[int], Pixels]) -> None:
     async def scenario() -> None:
         async with running() as queue:
-            answers = [await hold(queue, model, decoded(0))]
-            answers += [queue.put(model, decoded(i)) for i in range(3)]
+            futures = [await hold(queue, model, decoded(0))]
+            futures += [queue.put(model, decoded(i)) for i in range(3)]
             assert queue.batcher._prepared is None
-            answers.append(queue.put(model, decoded(3)))
+            futures.append(queue.put(model, decoded(3)))
             assert queue.batcher._prepared is not None
             assert queue.batcher._prepared.images.shape == (4, 3, 32, 32)
             engine_of(model).open.set()
-            await asyncio.gather(*answers)
+            await asyncio.gather(*futures)
 
     asyncio.run(scenario())
 
@@ -57,10 +57,10 @@ def test_results_do_not_depend_on_other_images_and_thresholds_of_the_batch(
     async def scenario() -> list[ImageResult]:
         async with running() as queue:
             first = await hold(queue, model, decoded(9))
-            answers = [queue.put(model, decoded(i), thresholds[i]) for i in range(4)]
+            futures = [queue.put(model, decoded(i), thresholds[i]) for i in range(4)]
             engine_of(model).open.set()
             await first
-            return list(await asyncio.gather(*answers))
+            return list(await asyncio.gather(*futures))
 
     engine_of(model).batches.clear()
     while not engine_of(model).entered.empty():
@@ -107,10 +107,10 @@ def test_models_do_not_mix_and_the_one_that_waited_longest_is_next(
 
     async def scenario() -> None:
         async with running() as queue:
-            answers = [await hold(queue, model, decoded(0))]
-            answers += [queue.put(each, decoded(i), 0.1 * i) for i, each in enumerate([other, model, other, model])]
+            futures = [await hold(queue, model, decoded(0))]
+            futures += [queue.put(each, decoded(i), 0.1 * i) for i, each in enumerate([other, model, other, model])]
             engine_of(model).open.set()
-            await asyncio.gather(*answers)
+            await asyncio.gather(*futures)
             assert [run.batch.model for run in queue.runs] == [model, other, model]
 
     asyncio.run(scenario())
@@ -125,10 +125,10 @@ def test_a_model_with_full_batches_does_not_keep_another_waiting(
 
     async def scenario() -> None:
         async with running(max_batch_size=2) as queue:
-            answers = [await hold(queue, model, decoded(0))]
-            answers += [queue.put(each, decoded(1)) for each in (other, model, model)]
+            futures = [await hold(queue, model, decoded(0))]
+            futures += [queue.put(each, decoded(1)) for each in (other, model, model)]
             engine_of(model).open.set()
-            await asyncio.gather(*answers)
+            await asyncio.gather(*futures)
             assert [run.batch.model for run in queue.runs] == [model, other, model]
 
     asyncio.run(scenario())
@@ -169,9 +169,9 @@ def test_close_finishes_queued_images(model: LoadedModel, decoded: Callable[[int
     async def scenario() -> None:
         queue = ObservedBatcher(delay=30)
         queue.batcher.start(asyncio.get_running_loop())
-        answers = [queue.put(model, decoded(i)) for i in range(2)]
+        futures = [queue.put(model, decoded(i)) for i in range(2)]
         await asyncio.to_thread(queue.batcher.close, 20)
-        await asyncio.gather(*answers)
+        await asyncio.gather(*futures)
         assert not queue.batcher.alive
 
     asyncio.run(scenario())
@@ -257,9 +257,9 @@ def test_a_slow_close_of_an_engine_does_not_block_the_queue(
         async with running() as queue:
             queue.batcher.retire(model)
             assert closing.wait(20)
-            answer = queue.put(other, decoded(0))
+            future = queue.put(other, decoded(0))
             release.set()
-            await answer
+            await future
             assert released == [True]
 
     asyncio.run(scenario())

@@ -48,11 +48,11 @@ def test_cancelled_images_of_a_prepared_batch_are_dropped(model: LoadedModel, de
     async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
-            answers = [queue.put(model, decoded(i), i / 10) for i in range(4)]
-            answers[1].cancel()
-            answers[3].cancel()
+            futures = [queue.put(model, decoded(i), i / 10) for i in range(4)]
+            futures[1].cancel()
+            futures[3].cancel()
             engine_of(model).open.set()
-            results = await asyncio.gather(first, answers[0], answers[2])
+            results = await asyncio.gather(first, futures[0], futures[2])
             alone = engine_of(model).engine.run(decoded(2)[None], np.asarray([0.2], np.float32))
             np.testing.assert_allclose(results[2].logits, alone.logits[0], atol=1e-4)
 
@@ -85,9 +85,9 @@ def test_an_image_that_fails_does_not_fail_its_batch(model: LoadedModel, decoded
     async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
-            answers = [queue.put(model, decoded(i)) for i in range(3)]
+            futures = [queue.put(model, decoded(i)) for i in range(3)]
             engine_of(model).open.set()
-            good, bad, also_good = await asyncio.gather(*answers, return_exceptions=True)
+            good, bad, also_good = await asyncio.gather(*futures, return_exceptions=True)
             await first
             assert isinstance(bad, ServiceError)
             assert bad.code == Code.ENGINE_FAILED
@@ -104,17 +104,17 @@ def test_a_failed_batch_is_rerun_for_the_images_that_are_still_wanted(
     async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
-            answers = [queue.put(model, decoded(i), i / 10) for i in range(3)]
+            futures = [queue.put(model, decoded(i), i / 10) for i in range(3)]
 
             def fails(images: Pixels) -> bool:
                 if len(images) == 3:
-                    answers[1].get_loop().call_soon_threadsafe(answers[1].cancel)
-                    until(answers[1].done)
+                    futures[1].get_loop().call_soon_threadsafe(futures[1].cancel)
+                    until(futures[1].done)
                 return len(images) == 3
 
             engine_of(model).fails = fails
             engine_of(model).open.set()
-            await asyncio.gather(first, answers[0], answers[2])
+            await asyncio.gather(first, futures[0], futures[2])
             assert queue.dropped == ["client_gone"]
 
     asyncio.run(scenario())
@@ -150,11 +150,11 @@ def test_a_broken_engine_ends_the_thread_and_fails_all_images(
 ) -> None:
     async def scenario() -> None:
         async with running() as queue:
-            answers = [await hold(queue, model, decoded(0))]
-            answers += [queue.put(model, decoded(i)) for i in range(6)]
+            futures = [await hold(queue, model, decoded(0))]
+            futures += [queue.put(model, decoded(i)) for i in range(6)]
             engine_of(model).fails = lambda _: True
             engine_of(model).open.set()
-            for result in await asyncio.gather(*answers, return_exceptions=True):
+            for result in await asyncio.gather(*futures, return_exceptions=True):
                 assert isinstance(result, ServiceError)
                 assert result.code == Code.ENGINE_FAILED
             until(lambda: not queue.batcher.alive)

@@ -59,9 +59,9 @@ def test_the_threshold_of_a_request() -> None:
     with pytest.raises(ServiceError, match="measure the curve with `skipnet evaluate CHECKPOINT --calibrate --write`"):
         choose_threshold(without, compute_budget=0.5)
     plain = without.model_copy(update={"architecture": "cifar10_resnet_38"})
-    for asked in ({"compute_budget": 0.5}, {"execute_threshold": 0.5}):
+    for parameters in ({"compute_budget": 0.5}, {"execute_threshold": 0.5}):
         with pytest.raises(ServiceError, match=r"no gates: .* neither execute_threshold nor compute_budget"):
-            choose_threshold(plain, **asked)
+            choose_threshold(plain, **parameters)
     assert choose_threshold(plain, execute_threshold=0.0) == 0.0
 
 

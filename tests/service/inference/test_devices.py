@@ -49,17 +49,17 @@ def test_each_engine_takes_a_batch_at_the_same_time(
     async def scenario() -> None:
         async with running(max_batch_size=4) as observed:
             observed.batcher.add_threads(2)
-            answers = await hold_both((first, second), lambda: observed.put(pair, decoded(0)))
+            futures = await hold_both((first, second), lambda: observed.put(pair, decoded(0)))
             assert [len(engine.batches) for engine in (first, second)] == [1, 1]
-            answers += [observed.put(pair, decoded(i)) for i in range(5)]
+            futures += [observed.put(pair, decoded(i)) for i in range(5)]
             assert observed.batcher.depth(pair) == 5
             second.open.set()
             # The free engine takes the queued images while the other one is still busy.
-            await asyncio.gather(*answers[2:])
-            assert [answer.done() for answer in answers[:2]].count(True) == 1
+            await asyncio.gather(*futures[2:])
+            assert [future.done() for future in futures[:2]].count(True) == 1
             assert [len(batch) for batch in second.batches] == [1, 4, 1]
             first.open.set()
-            results = await asyncio.gather(*answers)
+            results = await asyncio.gather(*futures)
             # Three times the same image.
             assert len({result.macs for result in results[:3]}) == 1
 
@@ -92,7 +92,7 @@ def test_a_stuck_engine_is_reported_and_a_broken_one_fails_queued_images(
     async def scenario() -> None:
         async with running() as observed:
             observed.batcher.add_threads(2)
-            answers = await hold_both((first, second), lambda: observed.put(pair, decoded(0)))
+            futures = await hold_both((first, second), lambda: observed.put(pair, decoded(0)))
             queued = observed.put(pair, decoded(1))
             first.fails = second.fails = lambda _: True
             second.open.set()
@@ -103,7 +103,7 @@ def test_a_stuck_engine_is_reported_and_a_broken_one_fails_queued_images(
             assert lost.value.code == Code.ENGINE_FAILED
             first.fails = lambda _: False
             first.open.set()
-            outcomes = await asyncio.gather(*answers, return_exceptions=True)
+            outcomes = await asyncio.gather(*futures, return_exceptions=True)
             assert [isinstance(outcome, ServiceError) for outcome in outcomes].count(True) == 1
 
     asyncio.run(scenario())
@@ -124,13 +124,13 @@ def test_a_server_on_two_devices_has_the_results_and_metrics_of_one(folder: Path
         )
         server = Running(settings).wait_ready()
         try:
-            answers = [post(server, image).json() for image in images]
-            assert {answer["model"]["device"] for answer in answers} == {device}
+            bodies = [post(server, image).json() for image in images]
+            assert {body["model"]["device"] for body in bodies} == {device}
             assert server.metric("model_info", device=device) == 1
             assert server.metric("engine_threads") == len(device.split(","))
             counts = [server.metric(name) for name in ("batches_total", "macs_total", "block_skips_total")]
             assert all(counts)
-            found.append(([(answer["predictions"], answer["routing"]) for answer in answers], counts))
+            found.append(([(body["predictions"], body["routing"]) for body in bodies], counts))
             if device != "cpu":
                 write_random(folder / NAME / "2", seed=1)
                 assert server.client.post(f"/v2/repository/models/{NAME}/load", json={}).status_code == 200

@@ -82,19 +82,19 @@ def test_every_engine_gives_the_reference_output(checkpoint: Checkpoint, name: s
     assert 0 < expected.executed.mean() < 1
     engine = load_engine(checkpoint, name, threads=1, routing="branch")
     try:
-        answer = engine.run(images, thresholds)
+        result = engine.run(images, thresholds)
     finally:
         engine.close()
-    np.testing.assert_array_equal(answer.executed, expected.executed)
-    np.testing.assert_allclose(answer.logits, expected.logits, atol=1e-4)
+    np.testing.assert_array_equal(result.executed, expected.executed)
+    np.testing.assert_allclose(result.logits, expected.logits, atol=1e-4)
 
 
 def test_the_service_classifies_a_photo(repository: Path, checkpoint: Checkpoint) -> None:
     server = Running(Settings(model_repository=repository, engine="onnxruntime", routing="branch")).wait_ready()
     try:
-        answer = server.client.post("/classify", files={"image": PHOTO.read_bytes()}).raise_for_status().json()
+        result = server.client.post("/classify", files={"image": PHOTO.read_bytes()}).raise_for_status().json()
     finally:
         server.stop()
-    assert answer["predictions"][0]["label"] in checkpoint.config.labels
-    assert answer["routing"]["blocks"] == 8
-    assert answer["routing"]["dense_macs"] == checkpoint.macs.dense
+    assert result["predictions"][0]["label"] in checkpoint.config.labels
+    assert result["routing"]["blocks"] == 8
+    assert result["routing"]["dense_macs"] == checkpoint.macs.dense

@@ -95,10 +95,10 @@ class S3:
             except OSError:
                 return
             with server:
-                asking = threading.Thread(target=self.pump, args=(client, server, False), daemon=True)
-                asking.start()
+                upstream = threading.Thread(target=self.pump, args=(client, server, False), daemon=True)
+                upstream.start()
                 self.pump(server, client, True)
-                asking.join()
+                upstream.join()
 
     def pump(self, source: socket.socket, target: socket.socket, may_cut: bool) -> None:
         passed = 0
@@ -139,14 +139,14 @@ def hub(folder: Path) -> Iterator[str]:
         def do_GET(self) -> None:
             path, resolved = self.path.partition("?")[0], f"/org/name/resolve/{COMMIT}/"
             if path.startswith(resolved):
-                self.answer((folder / path.removeprefix(resolved)).read_bytes())
+                self.respond((folder / path.removeprefix(resolved)).read_bytes())
             elif path.startswith(f"/api/models/org/name/tree/{COMMIT}"):
                 files = sorted(file for file in folder.rglob("*") if file.is_file())
-                self.answer(json.dumps([described(file) for file in files]).encode())
+                self.respond(json.dumps([described(file) for file in files]).encode())
             else:
-                self.answer(json.dumps({"id": "org/name", "sha": COMMIT}).encode())
+                self.respond(json.dumps({"id": "org/name", "sha": COMMIT}).encode())
 
-        def answer(self, body: bytes) -> None:
+        def respond(self, body: bytes) -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -72,9 +72,9 @@ def serve(loaded: LoadedModel, tmp_path: Path) -> Iterator[Callable[..., Running
         server.stop()
 
 
-def answering(server: Running) -> int:
-    answer = server.client.post("/classify", content=IMAGE, headers=PNG)
-    return int(answer.json()["model"]["version"])
+def served_version(server: Running) -> int:
+    response = server.client.post("/classify", content=IMAGE, headers=PNG)
+    return int(response.json()["model"]["version"])
 
 
 def labels(server: Running) -> list[str]:
@@ -122,7 +122,7 @@ def test_a_bucket_is_served_watched_and_updated_under_load(
     with Load(server.url) as load:
         until(lambda: len(load.statuses) > 3)
         s3.put(repository / NAME / "1", f"watched/{NAME}/2")
-        until(lambda: answering(server) == 2)
+        until(lambda: served_version(server) == 2)
         before = len(load.statuses)
         until(lambda: len(load.statuses) > before + 3)
     assert set(load.statuses) == {200}
@@ -136,19 +136,19 @@ def test_a_broken_download_keeps_the_old_version(s3: S3, repository: Path, serve
     s3.put(repository / NAME / "1", f"broken/{NAME}/2")
     until(lambda: server.container.repository._stale != "", 60)
     assert f"{NAME}/2: " in server.container.repository._stale
-    assert answering(server) == 1
+    assert served_version(server) == 1
     assert [each["version"] for each in server.client.get("/models").json()["models"]] == [1]
     s3.cut = False
-    until(lambda: answering(server) == 2)
+    until(lambda: served_version(server) == 2)
     assert server.container.repository._stale == ""
 
 
 def test_a_request_loads_a_new_version_of_the_bucket(s3: S3, repository: Path, serve: Callable[..., Running]) -> None:
-    s3.put(repository / NAME / "1", f"asked/{NAME}/1")
-    server = serve("s3://bucket/asked", watch_interval=0)
-    s3.put(repository / NAME / "1", f"asked/{NAME}/2")
+    s3.put(repository / NAME / "1", f"loaded/{NAME}/1")
+    server = serve("s3://bucket/loaded", watch_interval=0)
+    s3.put(repository / NAME / "1", f"loaded/{NAME}/2")
     assert server.client.post(f"/v2/repository/models/{NAME}/load").status_code == 200
-    assert answering(server) == 2
+    assert served_version(server) == 2
 
 
 def test_the_cache_is_served_while_the_bucket_cannot_be_reached(
@@ -157,7 +157,7 @@ def test_the_cache_is_served_while_the_bucket_cannot_be_reached(
     s3.put(repository / NAME / "1", f"cached/{NAME}/1")
     serve("s3://bucket/cached").stop()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert answering(serve("s3://bucket/cached", watch_interval=0)) == 1
+    assert served_version(serve("s3://bucket/cached", watch_interval=0)) == 1
 
 
 def test_a_mirror_follows_changes_and_removals(s3: S3, repository: Path, tmp_path: Path) -> None:
@@ -200,11 +200,11 @@ def test_a_repository_of_a_hub_is_mirrored(
     with hub(tmp_path / "hub") as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         server = serve("hf://org/name/models")
-        assert answering(server) == 1
+        assert served_version(server) == 1
         files = open_remote("hf://org/name").files()
         assert {file.checksum and file.checksum[0] for file in files} == {"sha256", "blob"}
         copytree(repository / NAME / "1", tmp_path / "hub" / "models" / NAME / "2")
-        until(lambda: answering(server) == 2)
+        until(lambda: served_version(server) == 2)
 
 
 def test_a_file_with_another_checksum_or_size_is_refused(
@@ -290,6 +290,6 @@ def test_serving_writes_nothing_into_the_repository(
 
     before = state()
     server = serve(folder)
-    assert answering(server) == 1
+    assert served_version(server) == 1
     assert server.client.post(f"/v2/repository/models/{NAME}/load").status_code == 200
     assert state() == before

@@ -77,10 +77,10 @@ def test_a_model_loaded_by_request_during_startup_stays(folder: Path, loaded: Lo
         starting = asyncio.create_task(observed.load_all())
         await asyncio.to_thread(observed.begun.wait, 20)
         add(folder, 2)
-        asked = asyncio.create_task(observed.load(NAME))
-        await asyncio.sleep(0)  # It is loaded before the next model of the startup.
+        loading = asyncio.create_task(observed.load(NAME))
+        await asyncio.sleep(0)  # It now waits for the loading thread, before the next model.
         observed.wait.set()
-        await asyncio.gather(starting, asked)
+        await asyncio.gather(starting, loading)
         assert list(observed.loaded[NAME]) == [2]
         assert observed.events == ["serve 1", "serve 2"]
 

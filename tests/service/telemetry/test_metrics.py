@@ -21,14 +21,14 @@ MINE = {"model": NAME, "version": "1"}
 def classify(server: Running, seed: int, query: str = "", **headers: str) -> dict[str, object]:
     response = server.client.post(f"/classify{query}", content=encoded(picture(seed)), headers=PNG | headers)
     assert response.status_code == 200
-    answer: dict[str, object] = response.json()
-    return answer
+    body: dict[str, object] = response.json()
+    return body
 
 
 def test_metrics_equal_the_sum_of_the_responses(start: Callable[..., Running]) -> None:
     server = start()
-    answers = [classify(server, i, "?explain=true" + q) for i, q in enumerate(["", "", "&execute_threshold=1"])]
-    routings = [answer["routing"] for answer in answers]
+    responses = [classify(server, i, "?explain=true" + q) for i, q in enumerate(["", "", "&execute_threshold=1"])]
+    routings = [body["routing"] for body in responses]
     until(lambda: server.metric("batch_size_sum", **MINE) == 3)
 
     def total(key: str) -> int:
@@ -46,7 +46,7 @@ def test_metrics_equal_the_sum_of_the_responses(start: Callable[..., Running]) -
         block = str(decision + 1)
         assert server.metric("block_executions_total", block=block, **MINE) == executed
         assert server.metric("block_skips_total", block=block, **MINE) == 3 - executed
-    timings = [answer["timing_ms"] for answer in answers]
+    timings = [body["timing_ms"] for body in responses]
     for stage in ("decode", "queue", "inference"):
         seconds = sum(timing[stage] for timing in timings) / 1e3  # type: ignore[index]
         assert server.metric("stage_duration_seconds_sum", stage=stage, **MINE) == pytest.approx(seconds, abs=1e-4)

@@ -21,7 +21,7 @@ def test_span_of_a_request_continues_the_clients_trace(start: Callable[..., Runn
     server, exporter = start(), InMemorySpanExporter()
     server.container.tracing = Tracing(exporter)
     headers = PNG | {"traceparent": PARENT, "x-request-id": "mine"}
-    answer = server.client.post("/classify", content=encoded(picture(0)), headers=headers).json()
+    response = server.client.post("/classify", content=encoded(picture(0)), headers=headers).json()
     server.client.get("/health/live")
     server.container.tracing.provider.force_flush()
     [span] = exporter.get_finished_spans()
@@ -33,9 +33,9 @@ def test_span_of_a_request_continues_the_clients_trace(start: Callable[..., Runn
     assert span.attributes["http.response.status_code"] == 200
     assert span.attributes["skipnet.request_id"] == "mine"
     assert span.attributes["skipnet.model"] == NAME
-    assert span.attributes["skipnet.skipped"] == answer["routing"]["skipped"]
+    assert span.attributes["skipnet.skipped"] == response["routing"]["skipped"]
     inference = span.attributes["skipnet.inference_seconds"]
-    assert inference == pytest.approx(answer["timing_ms"]["inference"] / 1e3, abs=1e-5)
+    assert inference == pytest.approx(response["timing_ms"]["inference"] / 1e3, abs=1e-5)
     assert span.start_time is not None
     assert span.end_time is not None
     assert (span.end_time - span.start_time) / 1e9 >= inference  # type: ignore[operator]

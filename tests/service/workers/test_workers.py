@@ -74,9 +74,9 @@ def scrape(url: str) -> dict[str, float]:
 def test_counters_are_sums_and_never_fall(pair: Process) -> None:
     url = pair.url()
     with ThreadPoolExecutor(4) as pool:
-        answers = pool.map(lambda seed: classify(url, seed).json(), range(48))
+        responses = pool.map(lambda seed: classify(url, seed).json(), range(48))
         scrapes = [scrape(url) for _ in range(12)]
-        routings = [answer["routing"] for answer in answers]
+        routings = [body["routing"] for body in responses]
     until(lambda: scrape(url)[f"skipnet_batch_size_sum 1 {NAME}"] == 48)
     last = scrape(url)
     for before, after in zip(scrapes, [*scrapes[1:], last], strict=True):
@@ -88,9 +88,9 @@ def test_counters_are_sums_and_never_fall(pair: Process) -> None:
     assert last[f"skipnet_request_duration_seconds_count 1 {NAME}"] == 48
     assert last[f"skipnet_model_info 1 {NAME} {NAME} cpu torch"] == 1
     assert last["skipnet_ready"] == 1
-    answered = re.findall(r'POST /classify 200 .*process="(worker \d)"', pair.lines)
-    assert len(answered) == 48
-    assert set(answered) == {"worker 1", "worker 2"}
+    classified = re.findall(r'POST /classify 200 .*process="(worker \d)"', pair.lines)
+    assert len(classified) == 48
+    assert set(classified) == {"worker 1", "worker 2"}
 
 
 def counts(series: str) -> bool:
@@ -152,11 +152,11 @@ def test_an_incomplete_change_names_the_workers_that_changed(repository: Path, t
     asked: list[int] = []
 
     def worker(number: int) -> httpx.AsyncClient:
-        def answer(_: httpx.Request) -> httpx.Response:
+        def respond(_: httpx.Request) -> httpx.Response:
             asked.append(number)
             return httpx.Response(statuses[number - 1], json={"error": "no memory"})
 
-        return httpx.AsyncClient(transport=httpx.MockTransport(answer))
+        return httpx.AsyncClient(transport=httpx.MockTransport(respond))
 
     async def placed(scope: Scope, receive: Receive, send: Send) -> None:
         await collective({**scope, "app": app, "state": {"context": RequestContext("id")}}, receive, send)
@@ -198,7 +198,7 @@ def test_workers_agree_after_concurrent_changes(pair: Process, folder: Path) -> 
         assert set(pool.map(change, ("load", "unload") * 3)) <= {200, 400}
     image = encoded(picture(0))
     found = [httpx.post(f"{url}/classify?version=5", content=image, headers=PNG, timeout=20) for _ in range(12)]
-    assert len({answer.status_code for answer in found}) == 1
+    assert len({each.status_code for each in found}) == 1
 
 
 def test_a_signal_ends_all_workers_after_their_admitted_requests(

@@ -138,15 +138,15 @@ def test_an_output_depends_on_neither_batch_nor_threads(
 ) -> None:
     images = np.concatenate([make_images("cifar10_rnn_gate_38")] * 4)
     thresholds = mixed_thresholds(len(images))
-    whole = engine.run(images, thresholds)
+    together = engine.run(images, thresholds)
     for index in range(8):
         one = engine.run(images[index : index + 1], thresholds[index : index + 1])
         assert_identical(
-            one, Routed(whole.logits[[index]], whole.executed[[index]], whole.probability[[index]], "branch")
+            one, Routed(together.logits[[index]], together.executed[[index]], together.probability[[index]], "branch")
         )
     for threads in (2, 5, 64):
         other = NativeEngine(fold(routed_network), threads)
-        assert_identical(other.run(images, thresholds), whole)
+        assert_identical(other.run(images, thresholds), together)
         assert_identical(other.run(images[:3], thresholds[:3]), engine.run(images[:3], thresholds[:3]))
 
 

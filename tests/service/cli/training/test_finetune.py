@@ -107,10 +107,10 @@ def test_the_gates_are_trained_before_all_weights(finished: Path, pretrained: Pa
 def test_the_service_serves_the_published_network(finished: Path) -> None:
     server = Running(Settings(model_repository=finished / "repository", engine="torch")).wait_ready()
     try:
-        answer = server.client.post("/classify?model=my_photos", content=encoded(picture(0)), headers=PNG)
+        response = server.client.post("/classify?model=my_photos", content=encoded(picture(0)), headers=PNG)
     finally:
         server.stop()
-    assert answer.status_code == 200 and answer.json()["predictions"][0]["label"] in ("dark", "light")
+    assert response.status_code == 200 and response.json()["predictions"][0]["label"] in ("dark", "light")
 
 
 def test_evaluate_finds_the_images_of_the_training(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

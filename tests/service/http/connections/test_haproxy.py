@@ -152,13 +152,13 @@ def test_a_service_that_drains_loses_no_request(behind: Begin, senders: ThreadPo
     begun = threading.Semaphore(0)
 
     def send() -> Counter[int]:
-        answers: Counter[int] = Counter()
+        responses: Counter[int] = Counter()
         with httpx.Client(base_url=proxy.url, timeout=20) as client:
             while not ended.is_set():
                 response = client.post("/classify", content=BODY, headers=PNG)
-                answers[response.status_code] += 1
+                responses[response.status_code] += 1
                 begun.release()
-        return answers
+        return responses
 
     results = [senders.submit(send) for _ in range(4)]
     for _ in range(20):
@@ -168,8 +168,8 @@ def test_a_service_that_drains_loses_no_request(behind: Begin, senders: ThreadPo
     for _ in range(20):
         assert begun.acquire(timeout=20)
     ended.set()
-    answers = sum((each.result() for each in results), Counter())
-    assert answers.keys() == {200, 503}
+    responses = sum((each.result() for each in results), Counter())
+    assert responses.keys() == {200, 503}
     away = classify(proxy, path=f"/v2/models/{NAME}/infer")
     assert (away.status_code, away.headers["retry-after"], type(away.json()["error"])) == (503, "1", str)
 
@@ -197,10 +197,10 @@ def test_a_draining_proxy_finishes_its_requests_and_ends(
 
 def test_each_key_has_its_own_rate(behind: Begin) -> None:
     _, proxy = behind(SKIPNET_KEY_RATE="1")
-    answers = [classify(proxy, **{"X-API-Key": "one"}) for _ in range(12)]
-    statuses = [each.status_code for each in answers]
+    responses = [classify(proxy, **{"X-API-Key": "one"}) for _ in range(12)]
+    statuses = [each.status_code for each in responses]
     assert statuses == sorted(statuses) and set(statuses) == {200, 429}
-    assert answers[-1].headers["retry-after"] == "1"
+    assert responses[-1].headers["retry-after"] == "1"
     assert classify(proxy, **{"X-API-Key": "two"}).status_code == 200
     assert classify(proxy, Authorization="Bearer three").status_code == 200
 

@@ -82,9 +82,9 @@ def test_429s_arrive_through_nginx(server: Running, nginx: Nginx, model: LoadedM
 @pytest.mark.parametrize("status", REFUSED)
 def test_refusals_reach_a_client_that_sends_everything_first(server: Running, status: int) -> None:
     for size in SIZES:
-        answer = send_all_then_read(server, *REFUSED[status], size)
-        assert answer.startswith(b"HTTP/1.1 %d " % status)
-        assert b"\r\nconnection: close\r\n" in answer.lower()
+        response = send_all_then_read(server, *REFUSED[status], size)
+        assert response.startswith(b"HTTP/1.1 %d " % status)
+        assert b"\r\nconnection: close\r\n" in response.lower()
 
 
 def stops_reading(client: socket.socket) -> bool:

@@ -41,7 +41,7 @@ def test_a_head_of_too_many_lines_is_refused(running: Running) -> None:
         assert everything(client).startswith(b"HTTP/1.1 431 ")
     with connect(running) as client:
         client.sendall(b"GET /health/live HTTP/1.1\r\n" + b"a: b\r\n" * MAX_HEADERS + b"\r\n")
-        assert b" 200 " in answers(client, 1)
+        assert b" 200 " in responses(client, 1)
 
 
 def test_pipelined_requests_are_limited(running: Running) -> None:
@@ -91,7 +91,7 @@ def post(path: bytes, body: bytes, *headers: bytes) -> bytes:
     return b"\r\n".join((*lines, b"Content-Length: %d" % len(body), b"", body))
 
 
-def answers(client: socket.socket, count: int) -> bytes:
+def responses(client: socket.socket, count: int) -> bytes:
     """Return the bytes received until ``count`` responses have begun."""
     got = b""
     while got.count(b"HTTP/1.1 ") < count:
@@ -127,14 +127,14 @@ def test_a_body_that_ends_after_the_response_leaves_the_connection_open(
     monkeypatch.setattr(BoundedProtocol, "rest_seconds", 0.05)
     with connect(running) as client:
         client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
-        assert b" 404 " in answers(client, 1)
+        assert b" 404 " in responses(client, 1)
         client.sendall(b"cd")
         with pytest.raises(TimeoutError):
             client.settimeout(0.2)
             client.recv(1)
         client.settimeout(10)
         client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b" 200 " in answers(client, 1)
+        assert b" 200 " in responses(client, 1)
 
 
 def test_trailers_are_dropped(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,9 +149,9 @@ def test_trailers_are_dropped(running: Running, monkeypatch: pytest.MonkeyPatch)
     with connect(running) as client:
         client.sendall(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
         client.sendall(b"a: b\r\n" * 1000 + b"\r\n")
-        assert b" 404 " in answers(client, 1)
+        assert b" 404 " in responses(client, 1)
         client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b" 200 " in answers(client, 1)
+        assert b" 200 " in responses(client, 1)
     assert kept == [2, 1]
 
 
@@ -165,7 +165,7 @@ def test_trailers_that_never_end_are_cut_off(running: Running, trailers: bytes) 
 def test_line_ends_do_not_keep_a_connection_open(start: Callable[..., Running]) -> None:
     with connect(start(keep_alive=1)) as client:
         client.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b" 200 " in answers(client, 1)
+        assert b" 200 " in responses(client, 1)
         client.sendall(b"\r\n")
         assert everything(client) == b""
 
@@ -198,7 +198,7 @@ def test_a_request_of_a_disconnected_client_is_cancelled(start: Callable[..., Ru
     engine_of(model).open.set()
     with connect(server) as client:
         client.sendall(post(b"/classify", encoded(picture(1))))
-        assert b" 200 " in answers(client, 1)
+        assert b" 200 " in responses(client, 1)
     assert server.metric("requests_total", outcome="cancelled") == 1
     assert server.metric("requests_total", outcome="error") == 0
     assert len(engine_of(model).batches) == 2
@@ -207,13 +207,13 @@ def test_a_request_of_a_disconnected_client_is_cancelled(start: Callable[..., Ru
 @pytest.mark.parametrize("pieces", [1, 40])
 def test_an_upgrade_request_is_served_without_an_upgrade(running: Running, pieces: int) -> None:
     image = encoded(picture(0))
-    asking = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__")
-    sent = post(b"/classify", image, *asking) + post(b"/classify", image, *asking) + post(b"/classify", image)
+    upgrade = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__")
+    sent = post(b"/classify", image, *upgrade) + post(b"/classify", image, *upgrade) + post(b"/classify", image)
     size = -(-len(sent) // pieces)
     with connect(running) as client:
         for start in range(0, len(sent), size):
             client.sendall(sent[start : start + size])
-        got = answers(client, 3)
+        got = responses(client, 3)
     assert got.count(b" 200 OK") == 3
     assert len(set(re.findall(rb'"probability":[0-9.]+', got))) <= 10
 
@@ -233,6 +233,6 @@ def test_earlier_requests_do_not_count_towards_the_size_of_a_head(running: Runni
         sent = b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Long: %b\r\n\r\n" % (b"y" * 30_000) * count
     with connect(running) as client:
         client.sendall(sent + b"GET /health/live HTTP/1.1\r\nHost: x")
-        assert b" 431 " not in answers(client, count)
+        assert b" 431 " not in responses(client, count)
         client.sendall(b"\r\n\r\n")
-        assert b" 200 " in answers(client, 1)
+        assert b" 200 " in responses(client, 1)

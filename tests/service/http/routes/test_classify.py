@@ -19,20 +19,20 @@ JPEG = {"content-type": "image/jpeg"}
 
 def test_the_response_equals_the_output_of_the_engine(running: Running, loaded: LoadedModel) -> None:
     image = picture(0)
-    answer = post(running, encoded(image), "?explain=true&top_k=10").json()
+    body = post(running, encoded(image), "?explain=true&top_k=10").json()
     threshold = loaded.checkpoint.config.execute_threshold
     routed = loaded.engine.run(prepare(image, SPEC)[None], np.asarray([threshold], np.float32))
     powers = np.exp(routed.logits[0] - routed.logits[0].max())
     probabilities = powers / powers.sum()
 
-    assert answer["model"] == {"name": NAME, "version": 1, "engine": "torch", "device": "cpu"}
-    indices = [each["index"] for each in answer["predictions"]]
+    assert body["model"] == {"name": NAME, "version": 1, "engine": "torch", "device": "cpu"}
+    indices = [each["index"] for each in body["predictions"]]
     assert indices == np.argsort(-probabilities).tolist()
-    for each in answer["predictions"]:
+    for each in body["predictions"]:
         assert each["label"] == LABELS[each["index"]]
         assert each["probability"] == pytest.approx(probabilities[each["index"]], abs=1e-5)
 
-    routing, executed = answer["routing"], routed.executed[0]
+    routing, executed = body["routing"], routed.executed[0]
     assert [each["block"] for each in routing["decisions"]] == list(range(1, 18))
     assert [each["executed"] for each in routing["decisions"]] == executed.tolist()
     np.testing.assert_allclose([each["probability"] for each in routing["decisions"]], routed.probability[0], atol=1e-5)
@@ -49,14 +49,14 @@ def test_the_response_equals_the_output_of_the_engine(running: Running, loaded: 
 
 
 def test_shape_of_the_response(running: Running) -> None:
-    answer = post(running, encoded(picture(0))).json()
-    assert answer.keys() == {"request_id", "model", "predictions", "routing", "timing_ms"}
-    assert len(answer["predictions"]) == 5
-    assert answer["predictions"][0].keys() == {"label", "index", "probability"}
-    assert answer["routing"].keys() == {
+    body = post(running, encoded(picture(0))).json()
+    assert body.keys() == {"request_id", "model", "predictions", "routing", "timing_ms"}
+    assert len(body["predictions"]) == 5
+    assert body["predictions"][0].keys() == {"label", "index", "probability"}
+    assert body["routing"].keys() == {
         *("blocks", "executed", "skipped", "layers_skipped", "macs", "dense_macs", "saved", "mode")
     }
-    assert answer["timing_ms"].keys() == {"decode", "queue", "inference", "total"}
+    assert body["timing_ms"].keys() == {"decode", "queue", "inference", "total"}
 
 
 def test_skipped_blocks_vary_from_image_to_image(running: Running) -> None:
@@ -124,17 +124,17 @@ def test_concurrent_requests_share_batches_and_get_their_own_results(
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(post, server, encoded(picture(9)))
         until(lambda: server.container.pipeline.batcher.busy_for > 0)
-        answers = [pool.submit(post, server, encoded(picture(i)), "?top_k=5" + thresholds[i % 3]) for i in range(8)]
+        responses = [pool.submit(post, server, encoded(picture(i)), "?top_k=5" + thresholds[i % 3]) for i in range(8)]
         until(lambda: server.container.pipeline.batcher.depth(model) == 8)
         engine_of(model).open.set()
         assert first.result().status_code == 200
-        for i, answer in enumerate(each.result().json() for each in answers):
+        for i, body in enumerate(each.result().json() for each in responses):
             if i % 3 == 0:
-                assert [p["index"] for p in answer["predictions"]] == [p["index"] for p in alone[i]["predictions"]]
-                assert answer["routing"]["skipped"] == alone[i]["routing"]["skipped"]
+                assert [p["index"] for p in body["predictions"]] == [p["index"] for p in alone[i]["predictions"]]
+                assert body["routing"]["skipped"] == alone[i]["routing"]["skipped"]
             else:
-                assert answer["routing"]["skipped"] == (0 if i % 3 == 1 else 17)
-    assert answers[0].result().headers["x-batch-size"] == "8"
+                assert body["routing"]["skipped"] == (0 if i % 3 == 1 else 17)
+    assert responses[0].result().headers["x-batch-size"] == "8"
 
 
 def test_bad_images_do_not_affect_other_images(start: Callable[..., Running], model: LoadedModel) -> None:

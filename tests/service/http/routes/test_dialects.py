@@ -45,8 +45,8 @@ def server(repository: Path, loaded: LoadedModel) -> Iterator[Running]:
 @pytest.fixture
 def best(server: Running) -> list[tuple[str, Any]]:
     """Labels and probabilities of IMAGE by /classify, most probable first."""
-    answer = post(server, IMAGE, "?top_k=10").json()["predictions"]
-    return [(each["label"], pytest.approx(each["probability"], abs=1e-5)) for each in answer]
+    result = post(server, IMAGE, "?top_k=10").json()["predictions"]
+    return [(each["label"], pytest.approx(each["probability"], abs=1e-5)) for each in result]
 
 
 @pytest.mark.parametrize("path", ["", "/", "/predict", "/invocations"])
@@ -72,8 +72,8 @@ def test_parameters_of_hugging_faces_client(server: Running, best: list[Any], lo
 def logits(server: Running) -> NDArray[np.float64]:
     tensor = {"name": "bytes", "datatype": "BYTES", "shape": [1], "data": [B64]}
     body = {"inputs": [tensor], "outputs": [{"name": "logits"}]}
-    answer = server.client.post(f"/v2/models/{NAME}/infer", json=body).json()
-    return np.asarray(answer["outputs"][0]["data"])
+    result = server.client.post(f"/v2/models/{NAME}/infer", json=body).json()
+    return np.asarray(result["outputs"][0]["data"])
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_vertex_ais_instances(server: Running, best: list[Any], instance: Any) -
 def test_execute_threshold_and_model_can_be_chosen(server: Running, loaded: LoadedModel) -> None:
     counted = server.metric("macs_total", kind="executed")
     body = {"inputs": B64, "parameters": {"execute_threshold": 0}}
-    answer = server.client.post(f"/?model={NAME}&version=1", json=body)
-    assert answer.status_code == 200
+    result = server.client.post(f"/?model={NAME}&version=1", json=body)
+    assert result.status_code == 200
     until(lambda: server.metric("macs_total", kind="executed") == counted + loaded.checkpoint.macs.full)
     assert server.client.post("/?model=unknown", content=IMAGE).status_code == 404
     assert server.client.post("/?modell=unknown", content=IMAGE).status_code == 422
@@ -198,8 +198,8 @@ def test_variables_of_vertex_ai(launch: Callable[..., Process], repository: Path
     url = serve.url()
     assert url == f"http://127.0.0.1:{port}"
     until(lambda: httpx.get(f"{url}/v1/endpoints/7/deployedModels/8").status_code == 200, 120)
-    answer = httpx.post(f"{url}/v1/endpoints/7/deployedModels/8:predict", json={"instances": [{"b64": B64}]})
-    assert answer.json()["predictions"][0]["displayNames"]
+    result = httpx.post(f"{url}/v1/endpoints/7/deployedModels/8:predict", json={"instances": [{"b64": B64}]})
+    assert result.json()["predictions"][0]["displayNames"]
 
 
 def test_ports_of_the_platforms(monkeypatch: pytest.MonkeyPatch) -> None:

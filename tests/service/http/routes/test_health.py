@@ -18,9 +18,9 @@ async def never(_: object, __: int) -> bool:
 
 def reasons(server: Running, probe: str = "ready") -> list[str]:
     response = server.client.get(f"/health/{probe}")
-    answer = response.json()
-    assert (response.status_code == 200) == answer[probe] == (not answer["reasons"])
-    return list(answer["reasons"])
+    result = response.json()
+    assert (response.status_code == 200) == result[probe] == (not result["reasons"])
+    return list(result["reasons"])
 
 
 def test_ready_and_live(running: Running) -> None:

@@ -52,9 +52,9 @@ class Shared:
         pass
 
 
-def answering(server: Running) -> int:
-    answer = server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
-    return int(answer.json()["model"]["version"])
+def served_version(server: Running) -> int:
+    classified = server.client.post("/classify", content=encoded(picture(0)), headers=PNG)
+    return int(classified.json()["model"]["version"])
 
 
 def test_load_and_unload(shelf: Callable[..., Running]) -> None:
@@ -67,7 +67,7 @@ def test_load_and_unload(shelf: Callable[..., Running]) -> None:
         client.load_model(NAME)
         assert client.is_model_ready(NAME, "2")
         assert not client.is_model_ready(NAME, "1")
-        assert answering(server) == 2
+        assert served_version(server) == 2
         client.unload_model(NAME)
         assert not client.is_model_ready(NAME)
         assert not client.is_server_ready()
@@ -101,7 +101,7 @@ def test_a_malformed_unload_unloads_nothing(
     for verb in ("unload", "load"):
         response = server.client.post(f"/v2/repository/models/{NAME}/{verb}", json=body)
         assert (response.status_code, response.json()["error"]) == (400, f"the body can't be read: {message}")
-    assert answering(server) == 1
+    assert served_version(server) == 1
 
 
 def test_damaged_version_is_refused_with_the_reason_and_the_old_one_stays(shelf: Callable[..., Running]) -> None:
@@ -112,7 +112,7 @@ def test_damaged_version_is_refused_with_the_reason_and_the_old_one_stays(shelf:
     with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
         with pytest.raises(InferenceServerException, match="safetensors"):
             client.load_model(NAME)
-        assert answering(server) == 1
+        assert served_version(server) == 1
         [entry] = [each for each in client.get_model_repository_index() if each["version"] == "2"]
         assert "safetensors" in entry["reason"]
 
@@ -132,13 +132,13 @@ def test_swaps_under_load_lose_no_request(shelf: Callable[..., Running]) -> None
                 versions.append(response.json()["model"]["version"])
 
     with ThreadPoolExecutor(3) as pool:
-        asking = [pool.submit(ask) for _ in range(3)]
+        requests = [pool.submit(ask) for _ in range(3)]
         for version in range(2, 8):
             copytree(folder / NAME / "1", folder / NAME / str(version))
             assert server.client.post(f"/v2/repository/models/{NAME}/load").status_code == 200
             until(lambda version=version: version in versions)  # type: ignore[misc]
         done = True
-        for each in asking:
+        for each in requests:
             each.result()
     assert set(statuses) == {200}
     assert set(versions) == set(range(1, 8))

@@ -54,10 +54,10 @@ def test_the_page_shows_label_route_and_savings_of_a_photo(browser: Chrome, ship
     browser.get(shipped.url)
     find(browser, "#file").send_keys(str(PHOTO))
     until(lambda: find(browser, "#label").text == "cat", 30)
-    answer = shipped.client.post("/classify", files={"image": PHOTO.read_bytes()}).json()
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#stages i")) == answer["routing"]["blocks"]
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#stages i.run")) == answer["routing"]["executed"]
-    assert saved(browser) == pytest.approx(100 * answer["routing"]["saved"], abs=0.1)
+    response = shipped.client.post("/classify", files={"image": PHOTO.read_bytes()}).json()
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#stages i")) == response["routing"]["blocks"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#stages i.run")) == response["routing"]["executed"]
+    assert saved(browser) == pytest.approx(100 * response["routing"]["saved"], abs=0.1)
     if folder := os.environ.get("SKIPNET_SCREENSHOTS"):
         browser.save_screenshot(f"{folder}/page.png")
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
@@ -135,10 +135,10 @@ def test_the_slider_moves_along_the_curve(browser: Chrome, shipped: Running) -> 
 def test_a_cascade_shows_both_passes(browser: Chrome, shipped: Running, tmp_path: Path) -> None:
     for number in range(100):
         data = encoded(picture(number))
-        answer = shipped.client.post("/classify?model=cifar10_cascade", files={"image": data}).json()["routing"]
-        if answer["escalated"]:
+        response = shipped.client.post("/classify?model=cifar10_cascade", files={"image": data}).json()["routing"]
+        if response["escalated"]:
             break
-    stages = answer["stages"]
+    stages = response["stages"]
     assert len(stages) == 2
     (tmp_path / "unsure.png").write_bytes(data)
     browser.get(shipped.url)

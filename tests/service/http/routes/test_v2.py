@@ -77,21 +77,21 @@ def test_infer_returns_the_output_of_the_engine(
     values = images()
     names = ("logits", "probabilities", "executed", "macs")
     outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in names]
-    answer = client.infer(NAME, [image_input(values, binary_in)], outputs=outputs, request_id="seven")
+    inferred = client.infer(NAME, [image_input(values, binary_in)], outputs=outputs, request_id="seven")
     threshold = np.full(3, loaded.checkpoint.config.execute_threshold, np.float32)
     routed = loaded.engine.run(values, threshold)
-    np.testing.assert_allclose(answer.as_numpy("logits"), routed.logits, atol=1e-4)
-    np.testing.assert_allclose(answer.as_numpy("probabilities").sum(1), 1, atol=1e-5)
-    assert np.array_equal(answer.as_numpy("executed"), routed.executed)
-    assert answer.as_numpy("executed").dtype == bool
-    assert np.array_equal(answer.as_numpy("macs"), loaded.checkpoint.macs.executed(routed.executed))
-    response = answer.get_response()
+    np.testing.assert_allclose(inferred.as_numpy("logits"), routed.logits, atol=1e-4)
+    np.testing.assert_allclose(inferred.as_numpy("probabilities").sum(1), 1, atol=1e-5)
+    assert np.array_equal(inferred.as_numpy("executed"), routed.executed)
+    assert inferred.as_numpy("executed").dtype == bool
+    assert np.array_equal(inferred.as_numpy("macs"), loaded.checkpoint.macs.executed(routed.executed))
+    response = inferred.get_response()
     assert (response["id"], response["model_name"], response["model_version"]) == ("seven", NAME, "1")
 
 
 def test_all_outputs_are_the_default(client: Any) -> None:
-    answer = client.infer(NAME, [image_input(images(1), True)])
-    assert [each["name"] for each in answer.get_response()["outputs"]] == [
+    inferred = client.infer(NAME, [image_input(images(1), True)])
+    assert [each["name"] for each in inferred.get_response()["outputs"]] == [
         *("logits", "probabilities", "executed", "macs")
     ]
 
@@ -102,9 +102,9 @@ def test_encoded_images(client: Any, binary: bool) -> None:
     wire = files if binary else [base64.b64encode(file) for file in files]
     tensor = triton.InferInput("bytes", [3], "BYTES")
     tensor.set_data_from_numpy(np.asarray(wire, object), binary_data=binary)
-    answer = client.infer(NAME, [tensor], outputs=[triton.InferRequestedOutput("logits")])
+    inferred = client.infer(NAME, [tensor], outputs=[triton.InferRequestedOutput("logits")])
     expected = client.infer(NAME, [image_input(images(2), True)], outputs=[triton.InferRequestedOutput("logits")])
-    np.testing.assert_allclose(answer.as_numpy("logits")[:2], expected.as_numpy("logits"), atol=1e-4)
+    np.testing.assert_allclose(inferred.as_numpy("logits")[:2], expected.as_numpy("logits"), atol=1e-4)
 
 
 @pytest.mark.parametrize("data", [["x"], [["x"]]])
@@ -121,11 +121,11 @@ def test_if_one_image_fails_the_others_are_not_computed(start: Callable[..., Run
     engine_of(model).open.clear()
     tensor = triton.InferInput("bytes", [2], "BYTES")
     tensor.set_data_from_numpy(np.asarray([encoded(picture(1)), b"\xff\xd8\xffjunk"], object))
-    with ThreadPoolExecutor(1) as pool, triton.InferenceServerClient(f"127.0.0.1:{server.port}") as asking:
+    with ThreadPoolExecutor(1) as pool, triton.InferenceServerClient(f"127.0.0.1:{server.port}") as other:
         before = pool.submit(server.client.post, "/classify", content=encoded(picture(0)), headers=PNG)
         until(lambda: server.container.pipeline.batcher.busy_for > 0)
         with pytest.raises(InferenceServerException, match="damaged"):
-            asking.infer(NAME, [tensor])
+            other.infer(NAME, [tensor])
         engine_of(model).open.set()
         assert before.result().status_code == 200
     until(lambda: server.metric("dropped_total", reason="request_failed") == 1)
@@ -135,10 +135,10 @@ def test_if_one_image_fails_the_others_are_not_computed(start: Callable[..., Run
 @pytest.mark.parametrize("binary", [True, False])
 def test_classification_extension(client: Any, binary: bool) -> None:
     wanted = triton.InferRequestedOutput("probabilities", binary_data=binary, class_count=3)
-    answer = client.infer(NAME, [image_input(images(2), True)], outputs=[wanted]).as_numpy("probabilities")
+    inferred = client.infer(NAME, [image_input(images(2), True)], outputs=[wanted]).as_numpy("probabilities")
     plain = client.infer(NAME, [image_input(images(2), True)]).as_numpy("probabilities")
-    assert answer.shape == (2, 3)
-    for row, probabilities in zip(answer, plain, strict=True):
+    assert inferred.shape == (2, 3)
+    for row, probabilities in zip(inferred, plain, strict=True):
         for text, index in zip(row, np.argsort(-probabilities)[:3], strict=True):
             value, place, label = (text.decode() if isinstance(text, bytes) else text).split(":")
             assert (int(place), label) == (index, LABELS[index])
@@ -159,23 +159,23 @@ def test_flow_of_tritons_image_client(client: Any) -> None:
     tensor = triton.InferInput(taken["name"], [2, channels, height, width], taken["datatype"])
     tensor.set_data_from_numpy(np.stack([photo, photo]))
     output = triton.InferRequestedOutput(given["name"], class_count=1)
-    answer = client.infer(model, [tensor], request_id="1", model_version="", outputs=[output])
-    rows = answer.as_numpy(given["name"])
+    inferred = client.infer(model, [tensor], request_id="1", model_version="", outputs=[output])
+    rows = inferred.as_numpy(given["name"])
     assert len(rows) == 2
     assert len({row[0] for row in rows}) == 1
 
 
 def test_thresholds(client: Any) -> None:
     for threshold, executed in ((0.0, 17), (1.0, 0)):
-        answer = client.infer(NAME, [image_input(images(2), True)], parameters={"execute_threshold": threshold})
-        assert answer.as_numpy("executed").sum(1).tolist() == [executed] * 2
+        inferred = client.infer(NAME, [image_input(images(2), True)], parameters={"execute_threshold": threshold})
+        assert inferred.as_numpy("executed").sum(1).tolist() == [executed] * 2
 
 
 def test_more_images_than_a_batch(client: Any, running: Running, loaded: LoadedModel) -> None:
     values = np.concatenate([images(7)] * 3)
-    answer = client.infer(NAME, [image_input(values, True)])
+    inferred = client.infer(NAME, [image_input(values, True)])
     thresholds = np.full(21, loaded.checkpoint.config.execute_threshold, np.float32)
-    np.testing.assert_allclose(answer.as_numpy("logits"), loaded.engine.run(values, thresholds).logits, atol=1e-4)
+    np.testing.assert_allclose(inferred.as_numpy("logits"), loaded.engine.run(values, thresholds).logits, atol=1e-4)
     assert running.container.admission.image_count == 0
 
 
