@@ -1,20 +1,7 @@
 """The metrics of one server, for Prometheus. No label has a value that a client chose."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 from weakref import WeakKeyDictionary
-
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    Info,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
 
 from service.errors import OUTCOMES
 from service.inference.admission import REJECT_REASONS
@@ -25,7 +12,7 @@ from service.inference.route import RouteChoice
 from service.repository.loaded_cascade import LoadedCascade
 from service.repository.loaded_model import LoadedModel
 from service.telemetry.cascade_metrics import MARGINS, CascadeMetrics
-from service.telemetry.gpu import GpuCollector
+from service.telemetry.metric_registry import VERSION, MetricRegistry, remove_version
 from service.telemetry.timing import STAGES, Timing
 
 SECONDS = (
@@ -35,46 +22,41 @@ SECONDS = (
 # One bucket per count for small networks, wider ones for deep networks (ResNet-152: 75 blocks, 150 layers).
 BLOCKS = (*range(19), *range(20, 36, 2), 36, 40, 44, 48, 54, 60, 66, 75)
 LAYERS = (*range(37), 39, *range(42, 75, 3), 80, 90, 99, 108, 120, 132, 150)
-VERSION = ("model", "version")
 MODES = ("branch", "mask")
 
 KEPT = 2
 """Retired versions of a model whose counters stay, so that their last values are scraped."""
-
-# They would double the series of a counter. process_start_time_seconds has the same information.
-disable_created_metrics()  # type: ignore[no-untyped-call]
-
-
-Metric = TypeVar("Metric", Counter, Gauge, Histogram)
 
 
 class Metrics:
     """All metrics of one server, in their own registry. Their names begin with skipnet_."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
-        registry.register(GpuCollector())
-
-        self._of_versions: list[Counter | Gauge | Histogram] = []
+        self._made = MetricRegistry()
+        self.registry = self._made.collectors
+        counter, gauge, histogram = self._made.counter, self._made.gauge, self._made.histogram
         self._retired: dict[tuple[str, str], None] = {}  # name and version, oldest first
+        self._add_requests()
+        self._add_batches()
+        self._add_versions()
+        self.cascades = CascadeMetrics(
+            counter,
+            gauge,
+            lambda name, text, labels: histogram(name, text, MARGINS, labels),
+            lambda name, text, labels: histogram(name, text, SECONDS, labels),
+        )
+        self._series: WeakKeyDictionary[LoadedModel, Series] = WeakKeyDictionary()
+        self.ready = gauge("ready", "1 if /health/ready succeeds.", ())
+        self.models_failed = gauge(
+            "models_failed", "Models whose newest version could not be loaded; GET /models says why.", ()
+        )
+        # Each worker adds one: all engines together have as many engine seconds in a second.
+        self.engine_threads = gauge("engine_threads", "Threads that run an engine: one for each device.", ())
+        self.engine_threads.set(1)
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Counter:
-            return noted(Counter(f"skipnet_{name}", text, labels, registry=registry), labels)
-
-        def gauge(name: str, text: str, labels: tuple[str, ...] = VERSION) -> Gauge:
-            return noted(Gauge(f"skipnet_{name}", text, labels, registry=registry), labels)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = VERSION) -> Histogram:
-            return noted(Histogram(f"skipnet_{name}", text, labels, buckets=buckets, registry=registry), labels)
-
-        def noted(metric: Metric, labels: tuple[str, ...]) -> Metric:
-            if set(VERSION) <= set(labels):
-                self._of_versions.append(metric)
-            return metric
-
+    def _add_requests(self) -> None:
+        """Add the metrics of requests and of the queue's limits."""
+        counter, gauge, histogram = self._made.counter, self._made.gauge, self._made.histogram
         self.requests = counter(
             "requests_total",
             "Inference requests by outcome; model and version are empty if no model was found.",
@@ -101,6 +83,9 @@ class Metrics:
             (*VERSION, "reason"),
         )
 
+    def _add_batches(self) -> None:
+        """Add the metrics of blocks, MACs, batches and engine time."""
+        counter, histogram = self._made.counter, self._made.histogram
         self.layers_skipped = histogram("layers_skipped", "Convolutional layers that an image skipped.", LAYERS)
         self.blocks_skipped = histogram("blocks_skipped", "Blocks that an image skipped.", BLOCKS)
         self.executions = counter("block_executions_total", "Images that executed a block.", (*VERSION, "block"))
@@ -122,9 +107,12 @@ class Metrics:
             "dense_sampled_images_total",
             "Images that also ran with every block, to set the dense clock. Their MACs and seconds count as executed.",
         )
-        self.queue_depth = gauge("queue_depth", "Decoded images that wait for the engine.")
+        self.queue_depth = self._made.gauge("queue_depth", "Decoded images that wait for the engine.")
 
-        self.model = Info("skipnet_model", "Engine and device of a served version.", VERSION, registry=registry)
+    def _add_versions(self) -> None:
+        """Add the metrics of versions: their engine, their evaluation, and their degraded routes."""
+        counter, gauge = self._made.counter, self._made.gauge
+        self.model = self._made.info("model", "Engine and device of a served version.")
         self.fallbacks = counter(
             "engine_fallbacks_total",
             "Engines that were unavailable at a load, or whose output differs from the reference engine. "
@@ -151,20 +139,6 @@ class Metrics:
         self.accuracy_loss = counter(
             "degraded_accuracy_loss_total", "Expected loss of accuracy, 0..1, of degraded images, summed over images."
         )
-        self.cascades = CascadeMetrics(
-            counter,
-            gauge,
-            lambda name, text, labels: histogram(name, text, MARGINS, labels),
-            lambda name, text, labels: histogram(name, text, SECONDS, labels),
-        )
-        self._series: WeakKeyDictionary[LoadedModel, Series] = WeakKeyDictionary()
-        self.ready = gauge("ready", "1 if /health/ready succeeds.", ())
-        self.models_failed = gauge(
-            "models_failed", "Models whose newest version could not be loaded; GET /models says why.", ()
-        )
-        # Each worker adds one: all engines together have as many engine seconds in a second.
-        self.engine_threads = gauge("engine_threads", "Threads that run an engine: one for each device.", ())
-        self.engine_threads.set(1)
 
     def add_model(self, model: LoadedModel, depth: Callable[[], int]) -> None:
         """Start a version's series. Those that have counted nothing yet are 0."""
@@ -202,12 +176,12 @@ class Metrics:
         """
         labels = (model.name, str(model.version))
         now = (self.model, self.queue_depth, self.expected_mac_share, self.engine_mode, self.expected_execution_rate)
-        remove(now, labels)
+        remove_version(now, labels)
         self._retired.pop(labels, None)
         self._retired[labels] = None
         for ended in [each for each in self._retired if each[0] == model.name][:-KEPT]:
             del self._retired[ended]
-            remove(self._of_versions, ended)
+            self._made.remove_version(ended)
 
     def count_batch(self, run: BatchRun, results: list[ImageResult]) -> None:
         """Count a batch and the results of its images."""
@@ -276,11 +250,6 @@ class Metrics:
         if series is None:
             series = self._series[model] = Series(self, model)
         return series
-
-
-def remove(metrics: Iterable[Counter | Gauge | Histogram | Info], labels: tuple[str, str]) -> None:
-    for metric in metrics:
-        metric.remove_by_labels(dict(zip(VERSION, labels, strict=True)))
 
 
 class Series:

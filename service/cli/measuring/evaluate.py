@@ -11,7 +11,7 @@ from service.cli.measuring.cascade import evaluate_cascade
 from service.settings import DeviceName, EngineName, Options
 
 if TYPE_CHECKING:
-    from models.checkpoint import Checkpoint, Evaluation
+    from models.checkpoint import CalibrationPoint, Checkpoint, Evaluation
     from models.data.source import Source
     from models.engines.protocol import Engine
 
@@ -91,13 +91,8 @@ class Evaluate(Options):
             print(compare(evaluation, config.evaluation))
             changes["evaluation"] = evaluation
             if self.calibrate:
-                curve = calibrate(checkpoint, engine, validation)
-                for point in curve:
-                    print(
-                        f"threshold {point.threshold:8.6g}: accuracy {point.accuracy:6.2%}, "
-                        f"computation {point.computation_percentage:5.1f} %, MACs {point.mac_share:6.1%} of dense"
-                    )
-                changes["calibration"] = curve
+                changes["calibration"] = curve = calibrate(checkpoint, engine, validation)
+                print(*map(describe_point, curve), sep="\n")
         finally:
             engine.close()
         written = checkpoint.config.model_copy(update=changes)
@@ -182,6 +177,14 @@ def compare(measured: "Evaluation", said: "Evaluation | None") -> str:
             f"{said.computation_percentage:.2f}, {said.macs / 1e6:.2f} M MACs at threshold {said.execute_threshold} "
             f"({said.dataset} {said.split}, {said.images} images, engine {said.engine})"
         )
+    )
+
+
+def describe_point(point: "CalibrationPoint") -> str:
+    """Return a point of the accuracy-compute curve as text."""
+    return (
+        f"threshold {point.threshold:8.6g}: accuracy {point.accuracy:6.2%}, "
+        f"computation {point.computation_percentage:5.1f} %, MACs {point.mac_share:6.1%} of dense"
     )
 
 
