@@ -20,7 +20,7 @@ serve: $(VENV)/.serve ## serve the shipped models on http://$(HOST):$(PORT), on 
 	SKIPNET_HOST=$(HOST) SKIPNET_PORT=$(PORT) exec $(BIN)/skipnet serve
 
 test: $(VENV)/.test build/moto/.installed lint ## run every test in parallel (ARGS='-n 0 -x tests/models/test_macs.py': one file, one test at a time)
-	$(BIN)/python -m pytest --numprocesses auto --durations 10 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --max-worker-restart 0 --durations 10 $(ARGS)
 
 lint: $(VENV)/.test ## check style and types
 	$(BIN)/ruff check .

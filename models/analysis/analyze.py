@@ -13,6 +13,7 @@ from models.analysis.schema import AlterationEffect, Analysis, AppearanceEffect,
 from models.analysis.stability import measure_execution_benefit, measure_flips
 from models.checkpoint import Checkpoint
 from models.errors import UserError
+from models.evaluation.fixed_routes import Load, compare_with_routed
 
 BOUNDS = (2, 8)
 """Largest change of a pixel value (of 255) in an attack."""
@@ -23,6 +24,7 @@ MOST_PATHS = 20
 def analyze(
     checkpoint: Checkpoint,
     runner: Runner,
+    load: Load,
     sample: Sample,
     outputs: Outputs,
     *,
@@ -34,8 +36,9 @@ def analyze(
 ) -> Analysis:
     """Return the analysis of the ``outputs`` of an engine for ``sample``.
 
-    The first ``altered`` images also run in altered copies. The first ``attacked`` images are attacked. ``progress`` is
-    called with the name of each step. Raises UserError for a network without gates.
+    The first ``altered`` images are also run in altered copies, the first ``attacked`` images are attacked. ``load``
+    makes an engine of the checkpoint with other gates. ``progress`` is called with the name of each step. Raises
+    UserError for a network without gates.
     """
     network, macs = checkpoint.network, checkpoint.macs
     if network.gate_kind is None:
@@ -43,6 +46,11 @@ def analyze(
             f"{checkpoint.folder} has no gates, so every image takes the same path: choose a network with gates"
         )
     count = len(network.blocks)
+    correct = outputs.predicted == sample.labels
+    executed_macs = macs.executed(outputs.executed)
+    progress("the same weights along fixed routes")
+    batches = sample.batches(runner.spec)
+    fixed_routes = compare_with_routed(checkpoint, load, batches, correct, outputs.executed)
     part = sample.first(altered)
     few = sample.first(attacked)
     progress(f"{len(part.labels)} images altered in scale, brightness, contrast and blur")
@@ -60,9 +68,9 @@ def analyze(
         execute_threshold=runner.threshold,
         blocks=count,
         groups=block_groups(macs.projections),
-        accuracy=float((outputs.predicted == sample.labels).mean()),
+        accuracy=float(correct.mean()),
         mean_blocks=float(outputs.blocks.mean()),
-        mac_share=float(macs.executed(outputs.executed).mean() / macs.dense),
+        mac_share=float(executed_macs.mean() / macs.dense),
         histogram=np.bincount(outputs.blocks, minlength=count + 1).tolist(),
         accuracy_by_blocks=accuracy_by_blocks(outputs, sample, count),
         execution_rate=[1.0, *outputs.executed.mean(0).tolist()],
@@ -75,6 +83,8 @@ def analyze(
         reliability=reliability,
         execution_benefit=measure_execution_benefit(network, runner, few.pixels, few.labels) if len(few.labels) else [],
         attacks=measure_attacks(network, runner, macs, few, BOUNDS) if len(few.labels) else [],
+        macs=float(executed_macs.mean()),
+        fixed_routes=fixed_routes,
     )
 
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.analysis.sample import Pixels
+from models.analysis.sample import BATCH, Pixels
 from models.engines.protocol import Engine
 from models.errors import needs_extra
 from models.preprocessing import InputSpec, normalise
 
-BATCH = 64
 Quantiles = tuple[float, float, float, float, float]
 """The 5, 25, 50, 75 and 95 % quantiles."""
 

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.data.source import Source
-from models.preprocessing import InputSpec, fit
+from models.preprocessing import InputSpec, fit, normalise
 
 Pixels = NDArray[np.uint8]
+BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,12 @@ class Sample:
     def first(self, count: int) -> "Sample":
         """Return the first ``count`` images."""
         return Sample(self.pixels[:count], self.labels[:count])
+
+    def batches(self, spec: InputSpec) -> list[tuple[Tensor, Tensor]]:
+        """Return the images in batches of at most `BATCH`: normalised float32 [N, 3, H, W] and labels int64 [N]."""
+        starts = range(0, len(self.labels), BATCH)
+        parts = [(self.pixels[start : start + BATCH], self.labels[start : start + BATCH]) for start in starts]
+        return [(torch.from_numpy(normalise(pixels, spec)), torch.from_numpy(labels)) for pixels, labels in parts]
 
 
 def read_sample(source: Source, spec: InputSpec, count: int) -> Sample:

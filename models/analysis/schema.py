@@ -1,6 +1,6 @@
 """The content of analysis.json: the measurements of `skipnet analyze`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 from models.analysis.adversarial import AttackResult
 from models.analysis.routes import Quantiles
 from models.analysis.stability import ExecutionBenefit, FlipRates, ReliabilityBin
+from models.checkpoint import FixedRoute
 from models.errors import UserError
 
 ANALYSIS = "analysis.json"
@@ -59,9 +60,10 @@ class AlterationEffect:
 class Analysis:
     """The routes of a checkpoint on a data set.
 
-    Shares and accuracies are in 0..1. Block counts include the first block. ``groups`` is the group of each block.
-    ``histogram`` is the number of images by executed blocks. Files of older versions call ``appearance`` "looks" and
-    ``execution_benefit`` "worth".
+    Shares and accuracies are in 0..1. Block counts include the first block. ``groups`` is the group of each block,
+    ``histogram`` the number of images by executed blocks. ``macs`` are the mean MACs of an image. ``fixed_routes``
+    compares with the same weights along one route. Files of older versions call ``appearance`` "looks" and
+    ``execution_benefit`` "worth", and have neither MACs nor fixed routes.
     """
 
     model: str
@@ -90,10 +92,12 @@ class Analysis:
         list[ExecutionBenefit], Field(validation_alias=AliasChoices("execution_benefit", "worth"))
     ]
     attacks: list[AttackResult]
+    macs: float | None = None
+    fixed_routes: list[FixedRoute] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the analysis for JSON, with numbers rounded to four digits."""
-        rounded = round_floats(asdict(self))
+        rounded = round_floats(TypeAdapter(Analysis).dump_python(self))
         assert isinstance(rounded, dict)
         return rounded
 

@@ -20,18 +20,32 @@ def compare_fixed_routes(
 ) -> list[FixedRoute]:
     """Return fixed routes of about the same cost as the routed network, and how they compare with it.
 
-    A fixed route executes the k gated blocks that the images execute most often, for every image. k is the routed mean,
-    rounded down and up, and one less. ``batches`` are normalised images [N, 3, H, W] and labels [N]. ``load`` makes an
-    engine of a checkpoint. A fixed route is forced through the gates, whose MACs are not counted.
+    ``batches`` are normalised images [N, 3, H, W] and labels [N]. ``load`` makes an engine of a checkpoint.
     """
     logits, labels, executed = collect_outputs(checkpoint, load, batches, threshold)
-    correct = logits.argmax(1) == labels
+    return compare_with_routed(checkpoint, load, batches, logits.argmax(1) == labels, executed)
+
+
+def compare_with_routed(
+    checkpoint: Checkpoint,
+    load: Load,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    correct: NDArray[np.bool_],
+    executed: NDArray[np.bool_],
+) -> list[FixedRoute]:
+    """Return fixed routes of about the same cost as a routed network, whose decisions [N, B-1] are ``executed``.
+
+    ``correct`` [N] tells which images the routed network classifies correctly. A fixed route executes the k gated
+    blocks that the images execute most often, for every image. k is the routed mean, rounded down and up, and one less.
+    A fixed route is forced through the gates, whose MACs are not counted.
+    """
     mean = executed.sum(1).mean()
     routes = []
     for count in sorted({max(0, int(mean) - 1), int(mean), int(np.ceil(mean))}):
         route = most_executed(executed, count)
         forced = replace(checkpoint, network=force_route(checkpoint.network, route))
-        fixed = collect_outputs(forced, load, batches, 0.5)[0].argmax(1) == labels
+        logits, labels, _ = collect_outputs(forced, load, batches, 0.5)
+        fixed = logits.argmax(1) == labels
         gain, gain_error = paired_gain(correct, fixed)
         macs = int(checkpoint.macs.executed(route[None])[0]) - sum(checkpoint.macs.gates)
         routes.append(

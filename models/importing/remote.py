@@ -8,8 +8,10 @@ from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
 from models.errors import UserError, needs_extra
+from models.remote.files import store_options
 
 HUB = "hf"
+OBJECT_STORES = ("s3://", "gs://")
 SCHEMES = (HUB, "s3", "gs", "https", "http")
 CONFIGS = ("config.json", "preprocessor_config.json")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -79,14 +81,15 @@ def fetch_from_hub(source: str) -> Path:
 def fetch_by_url(source: str, folder: Path) -> Path:
     """Copy a file, or the files of a network in a folder, and return the copy.
 
-    A query, such as a signature, is valid for one file only.
+    A query, such as a signature, is valid for one file only. Credentials of object stores come from the variables AWS_…
+    and GOOGLE_….
     """
     from fsspec.core import url_to_fs
     from obstore.fsspec import register
 
     # fsspec's own libraries for object stores need older versions of packages than our other dependencies do.
     register(["s3", "gs"])
-    store, path = url_to_fs(source)
+    store, path = url_to_fs(source, **(store_options() if source.startswith(OBJECT_STORES) else {}))
     name = Path(urlsplit(source).path).name
     if name not in WEIGHTS and name.endswith(SUFFIXES):
         store.get_file(path, str(folder / name))

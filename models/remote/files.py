@@ -16,8 +16,8 @@ from models.errors import UserError, needs_extra
 
 CHUNK = 1 << 20
 """Bytes."""
-RETRY: Any = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
-"""Seconds of one request. The next check of the repository retries."""
+RETRY = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
+"""Limits of one request."""
 REMOTE = re.compile(r"(s3|gs|hf):/+(.+)")
 MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
@@ -80,6 +80,12 @@ def explained(url: str) -> Iterator[None]:
         ) from error
 
 
+def store_options() -> dict[str, Any]:
+    """Return obstore's options of an object store, which may be reached without TLS if the user's address says so."""
+    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    return {"client_options": {"allow_http": plain}, "retry_config": RETRY}
+
+
 class Bucket:
     """A prefix on S3 or Google Cloud Storage. Credentials are those of the variables AWS_… and GOOGLE_…."""
 
@@ -88,8 +94,7 @@ class Bucket:
 
         self.url = url
         with explained(url):
-            plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-            self._store: Any = from_url(url, client_options={"allow_http": plain}, retry_config=RETRY)
+            self._store: Any = from_url(url, **store_options())
 
     def files(self) -> list[RemoteFile]:
         with explained(self.url):

@@ -4,6 +4,7 @@ import ctypes
 import math
 import time
 from functools import cache
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,8 @@ class NativeEngine:
         self.library = load_library()
         integers = np.asarray(layout.integers, np.int32)
         numbers = np.concatenate(layout.numbers)
+        # The threads and maps of a network serve one call at a time, and no call may outlive it.
+        self.lock = Lock()
         self.handle = self.library.skipnet_create(integers.ctypes, numbers.ctypes)
         if not self.handle:
             raise MemoryError("no memory for the network's weights")
@@ -53,8 +56,6 @@ class NativeEngine:
 
         Raises ValueError for images of another shape, or too small for the network's gates.
         """
-        if not self.handle:
-            raise ValueError("the engine is closed")
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(f"images have the shape {images.shape}, not (N, 3, height, width)")
         check_batch(images, thresholds)
@@ -64,12 +65,16 @@ class NativeEngine:
         logits = np.empty((count, self.classes), np.float32)
         probability = np.empty((count, self.block_count - 1), np.float32)
         executed = np.empty((count, self.block_count - 1), np.bool_)
-        self.convolutions = np.empty((count, self.block_count), np.int32)
+        convolutions = np.empty((count, self.block_count), np.int32)
         spreads = count <= self.most_spread
-        outputs = (logits.ctypes, probability.ctypes, executed.ctypes, self.convolutions.ctypes)
-        status = self.library.skipnet_run(
-            self.handle, self.threads, spreads, images.ctypes, limits.ctypes, count, height, width, *outputs
-        )
+        outputs = (logits.ctypes, probability.ctypes, executed.ctypes, convolutions.ctypes)
+        with self.lock:
+            if not self.handle:
+                raise ValueError("the engine is closed")
+            status = self.library.skipnet_run(
+                self.handle, self.threads, spreads, images.ctypes, limits.ctypes, count, height, width, *outputs
+            )
+        self.convolutions = convolutions
         if status == TOO_SMALL:
             raise ValueError(f"images of {height} x {width} pixels are too small for the network's gates")
         if status == OUT_OF_MEMORY:
@@ -94,10 +99,11 @@ class NativeEngine:
         self.most_spread = min(math.ceil(best[0] / best[1]) - 1, self.threads - 1)
 
     def close(self) -> None:
-        """Release the network's memory. A second call does nothing."""
-        if self.handle:
-            self.library.skipnet_destroy(self.handle)
-            self.handle = None
+        """Release the network's memory after a running call has ended. A second call does nothing."""
+        with self.lock:
+            if self.handle:
+                self.library.skipnet_destroy(self.handle)
+                self.handle = None
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):

@@ -1,11 +1,16 @@
 """skipnet analyze"""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from service.settings import DeviceName, EngineName, Options
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+    from models.engines.protocol import Engine
 
 
 class Analyze(Options):
@@ -40,7 +45,6 @@ class Analyze(Options):
         from models.checkpoint import read_checkpoint
         from models.data.datasets import find_dataset
         from models.data.source import read_source
-        from models.engines import load_engine
         from models.model_card.card import write_card
         from models.persistence.atomic_file import whole_file
         from models.plotting import require_plotting
@@ -52,7 +56,7 @@ class Analyze(Options):
         source = read_source(dataset, "test", self.data).labelled_as(config.labels)
         sample = read_sample(source, config.input, self.images)
         threshold = config.execute_threshold if self.execute_threshold is None else self.execute_threshold
-        engine = load_engine(checkpoint, self.engine, self.device, routing="branch")
+        engine = self.load(checkpoint)
         try:
             runner = Runner(engine, config.input, threshold)
             print(f"{len(sample.labels)} images of {dataset.name}, engine {engine.name}", flush=True)
@@ -60,6 +64,7 @@ class Analyze(Options):
             analysis = analyze(
                 checkpoint,
                 runner,
+                self.load,
                 sample,
                 outputs,
                 dataset=dataset.name,
@@ -86,3 +91,9 @@ class Analyze(Options):
             with whole_file(self.checkpoint / ANALYSIS) as file:
                 file.write(document.encode())
             print("card:", write_card(self.checkpoint))
+
+    def load(self, checkpoint: "Checkpoint") -> "Engine":
+        """Return an engine of the options for a checkpoint."""
+        from models.engines import load_engine
+
+        return load_engine(checkpoint, self.engine, self.device, routing="branch")

@@ -1,4 +1,7 @@
-"""The run of `skipnet train --recipe finetune`: from a pretrained network to a published one with gates."""
+"""The run of `skipnet train --recipe finetune`: from a pretrained network to a published one with gates.
+
+Under torchrun all processes train; the first one checks the images, measures and publishes.
+"""
 
 import re
 from collections.abc import Callable
@@ -7,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from models import SHIPPED
 from models.errors import UserError
-from service.cli.training.options import resumable
 from service.cli.training.publication import publish_once
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ def finetune(options: "Train") -> None:
     from models.finetuning.plan import make_plan
     from models.finetuning.result import write_result
     from models.model_repository import require_labels
+    from models.training.distributed.group import is_first
     from models.training.interruption import stop_on_signals
 
     if options.stages or options.teacher:
@@ -35,12 +38,14 @@ def finetune(options: "Train") -> None:
     plan = make_plan(options.model_copy(update={"output": output, "init": options.import_start(output)}))
     # An error here comes before the training, not after it.
     require_labels(repository, name, plan.train.classes)
-    with resumable("--resume"), stop_on_signals() as stop:
+    with stop_on_signals() as stop:
 
         def check() -> None:
             stop.check(plan.options.folder)
 
         train_all(options, plan, check)
+        if not is_first():
+            return
         print("measuring the dense and the routed network …", flush=True)
         comparison = write_result(plan, options.max_loss / 100, check)
     publish_result(options, plan, comparison, repository, name)
@@ -48,8 +53,27 @@ def finetune(options: "Train") -> None:
 
 def train_all(options: "Train", plan: "Plan", check: Callable[[], None]) -> None:
     """Run or resume the three trainings of a plan. ``check`` raises an exception after a signal."""
-    from models.finetuning.folder_check import check_images
+    from models.training.distributed.group import is_first, wait_for_all
     from models.training.setup.job import make_job
+    from models.training.state import is_finished
+
+    if is_first():
+        prepare_training(options, plan)
+    metrics = options.make_metrics(plan.trainings[-1].arch) if is_first() else None
+    for title, each in zip(TITLES, plan.trainings, strict=True):
+        # The first process has discarded old states, or has written the checkpoint that this training starts from.
+        wait_for_all()
+        check()
+        job = make_job(each)
+        if metrics and not (options.resume and is_finished(each.folder)):
+            print(f"{title}: {each.arch}, {each.epochs} epochs, batch {each.batch}, on {job.device}", flush=True)
+        # If the training is finished, this only compares the options.
+        options.run_job(job, metrics, title)
+
+
+def prepare_training(options: "Train", plan: "Plan") -> None:
+    """Check the images and discard the states of an earlier run, or say that nothing is left to resume."""
+    from models.finetuning.folder_check import check_images
     from models.training.state import discard_state, is_finished
 
     if options.resume and all(is_finished(each.folder) for each in plan.trainings):
@@ -58,14 +82,6 @@ def train_all(options: "Train", plan: "Plan", check: Callable[[], None]) -> None
         for each in plan.trainings:
             discard_state(each.folder)
         print(*check_images(plan.train, plan.validation, plan.spec.resize, options.skip_damaged), sep="\n")
-    metrics = options.make_metrics(plan.trainings[-1].arch)
-    for title, each in zip(TITLES, plan.trainings, strict=True):
-        check()
-        job = make_job(each)
-        if not (options.resume and is_finished(each.folder)):
-            print(f"{title}: {each.arch}, {each.epochs} epochs, batch {each.batch}, on {job.device}", flush=True)
-        # If the training is finished, this only compares the options.
-        options.run_job(job, metrics, title)
 
 
 def publish_result(options: "Train", plan: "Plan", comparison: "Comparison", repository: Path, name: str) -> None:

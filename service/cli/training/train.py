@@ -49,30 +49,28 @@ class Train(RunOptions, JobOptions):
     metrics_host: str = Field("127.0.0.1", description="address of --metrics-port; 0.0.0.0 listens on all")
 
     def cli_cmd(self) -> None:
-        from models.training.distributed.group import process_group, require_one_process
+        from models.training.distributed.group import process_group
         from models.training.setup.hardware import choose_device
 
         self.check()
         self.yield_processor()
-        if self.finetunes:
-            require_one_process("train --recipe finetune")
-            finetune(self)
-            return
         with resumable("--resume"), process_group(choose_device(self.device)):
-            self.train()
+            if self.finetunes:
+                finetune(self)
+            else:
+                self.train()
 
     def train(self) -> None:
         """Train in each process that torchrun has started. The first process reports and publishes."""
         from models.model_repository import require_labels
         from models.training.distributed.group import is_first
-        from models.training.loop import train
         from models.training.setup.job import make_job
         from models.training.state import is_finished
 
         job = make_job(self.model_copy(update={"init": self.import_start(self.folder)}))
         name = self.model or job.architecture.name
         if not is_first():
-            train(job, resume=self.resume, save_every=self.save_every, show=iter)
+            self.run_job(job, None)
             return
         if self.model_repository:
             # An error here comes before hours of training, not after them.
@@ -98,10 +96,12 @@ class Train(RunOptions, JobOptions):
             print("metrics:", metrics.serve(self.metrics_host, self.metrics_port), flush=True)
         return metrics
 
-    def run_job(self, job: "Job", metrics: "TrainingMetrics", title: str = "") -> Path:
-        """Train or resume a job with a progress bar, and return the folder of its checkpoint."""
+    def run_job(self, job: "Job", metrics: "TrainingMetrics | None", title: str = "") -> Path:
+        """Train or resume a job, and return the folder of its checkpoint; with metrics, draw a progress bar."""
         from models.training.loop import train
 
+        if metrics is None:
+            return train(job, resume=self.resume, save_every=self.save_every, show=iter)
         with closing(TrainingBar(title, metrics)) as bar:
             return train(job, resume=self.resume, save_every=self.save_every, show=iter, watcher=bar)
 
@@ -109,7 +109,7 @@ class Train(RunOptions, JobOptions):
         """Return the checkpoint of --init. A network in another format is first imported into ``output``."""
         from models.checkpoint import CheckpointError, read_config
         from models.importing.source import import_source
-        from models.training.distributed.group import require_one_process
+        from models.training.distributed.group import is_first, wait_for_all
 
         if self.init is None:
             return None
@@ -117,12 +117,12 @@ class Train(RunOptions, JobOptions):
             read_config(self.init)
             return self.init
         except CheckpointError:
-            require_one_process("train --init with a network that is not a checkpoint")
             imported = output / "imported"
-        if not (self.resume and imported.is_dir()):
+        if is_first() and not (self.resume and imported.is_dir()):
             # A path joins the two slashes of a URL into one.
             config = import_source(re.sub(r"^(\w+):/", r"\1://", str(self.init)), imported)
             print(f"imported: {imported}, {config.architecture}, {len(config.labels)} classes")
+        wait_for_all()
         return imported
 
     def check(self) -> None:

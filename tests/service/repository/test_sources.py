@@ -10,12 +10,16 @@ from shutil import copytree
 
 import httpx
 import pytest
+import torch
 
 from models.checkpoint import read_checkpoint
+from models.errors import UserError
+from models.importing.source import load_source
 from models.remote.files import RemoteError, RemoteFile, download, open_remote, remote_url
 from models.remote.mirror import Mirror
 from service.repository.loaded_model import LoadedModel
 from service.settings import Settings
+from tests.models.importing.resnets import LABELS, write_transformers
 from tests.service.parts import NAME, PNG, Running, encoded, picture, until
 from tests.service.repository.servers import S3, hub
 
@@ -127,6 +131,18 @@ def test_a_bucket_is_served_watched_and_updated_under_load(
         until(lambda: len(load.statuses) > before + 3)
     assert set(load.statuses) == {200}
     assert server.metric("requests_total", outcome="ok") == server.metric("requests_total")
+
+
+def test_a_network_in_a_bucket_is_imported(s3: S3, tmp_path: Path) -> None:
+    s3.put(write_transformers(tmp_path / "source", 18), "networks/mine")
+    expected = load_source(str(tmp_path / "source"))
+    for source in ("s3://bucket/networks/mine", "s3://bucket/networks/mine/model.safetensors"):
+        found = load_source(source)
+        assert found.config.labels == LABELS and found.config.training.imported_from == source
+        assert torch.equal(found.network.head.weight, expected.network.head.weight)
+    s3.cut = True
+    with pytest.raises(UserError, match=r"s3://bucket/networks/mine can't be read \("):
+        load_source("s3://bucket/networks/mine")
 
 
 def test_a_broken_download_keeps_the_old_version(s3: S3, repository: Path, serve: Callable[..., Running]) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from models import SHIPPED
 from models.analysis.schema import read_analysis
 from models.architectures import find_architecture
-from models.checkpoint import Config, write_checkpoint
+from models.checkpoint import Config, FixedRoute, write_checkpoint
 from models.model_repository import find_version
 from service.cli.main import main
 from tests.models.data.parquet_files import write_parquet
@@ -44,6 +44,13 @@ def test_the_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found["groups"] == [0] * 6 + [1] * 6 + [2] * 6
     assert [row["name"] for row in found["altered"]] == ["scale", "brightness", "contrast", "blur"]
     assert (found["altered_images"], found["attacks"][0]["images"]) == (8, 2)
+    # The images execute 8 to 9 gated blocks on average; a route has no gates to pay for.
+    fixed = found["fixed_routes"]
+    mean = int(found["mean_blocks"] - 1)
+    assert [route["blocks"] for route in fixed] == [mean - 1, mean, mean + 1]
+    assert fixed[0]["macs"] < fixed[1]["macs"] < found["macs"]
+    for route in fixed:
+        assert route["gain"] == pytest.approx(found["accuracy"] - route["accuracy"], abs=2e-4)
 
     charts = {file.stem: file.read_text() for file in output.glob("*.svg")}
     assert {
@@ -67,6 +74,7 @@ def test_the_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "://" not in page
     assert "<script" not in page and not re.findall(r'(?:src|href)="(?!data:image/)', page)
     assert "width=device-width" in page and "prefers-color-scheme:dark" in page and "@media print" in page
+    assert page.count("<td>{:.2f} M</td>".format(fixed[1]["macs"] / 1e6)) == 1
     with Image.open(output / "least.png") as sheet:
         assert sheet.width > 600
 
@@ -76,6 +84,8 @@ def test_the_report(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     written = read_analysis(folder)
     assert written is not None and written.images == IMAGES
+    assert written.fixed_routes == [FixedRoute(**route) for route in fixed]
+    assert "a fixed route of its cost" in listed and listed.count(f"| {mean} |") == 1
     assert "Routes of 30 test images" in (folder / "README.md").read_text()
 
 

@@ -1,5 +1,6 @@
-"""`skipnet train` in several processes that torchrun starts: the weights, a killed process, a signal, publishing."""
+"""`skipnet train` in several processes that torchrun starts: weights, a killed process, a signal, publishing."""
 
+import json
 import os
 import signal
 import socket
@@ -12,12 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from models.checkpoint import read_checkpoint
+from models.architectures import find_architecture
+from models.checkpoint import Config, read_checkpoint, read_config, write_checkpoint
 from models.errors import UserError
 from models.training.recipes import find_recipe
 from models.training.setup.data import check_shares
 from service.cli.main import main
 from tests.models.data.parquet_files import write_parquet
+from tests.service.cli.training.test_finetune import write_photos
+from tests.service.parts import SPEC
 
 TRAIN, VALIDATION = 16, 9
 TOLERANCE = 0.05
@@ -122,6 +126,30 @@ def test_a_signal_stops_all_processes_and_one_resumes(
     assert f"resume with: torchrun --standalone --nproc-per-node 2 --no-python skipnet {options[0]} --arch" in said
     main([*options, "--output", str(tmp_path), "--resume"])
     assert_alike(weights(tmp_path), uninterrupted)
+
+
+def test_fine_tuning_trains_in_all_processes_and_publishes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "my photos")
+    labels = [str(label) for label in range(10)]
+    config = Config(architecture="cifar10_resnet_38", labels=labels, input=SPEC, code="test")
+    write_checkpoint(tmp_path / "network", find_architecture("cifar10_resnet_38").build(), config)
+    precise = ["--compile", "off", "--precision", "float32"]
+    options = ["--data", "my photos", "--recipe", "finetune", "--epochs", "1", "--batch", "8", *precise]
+    publish = ["--model-repository", "repository", "--publish-anyway"]
+    command = ["train", "--init", str(tmp_path / "network"), "--dataset", "imagefolder", *options, *publish]
+    run = start(ONE_HOST, command, tmp_path / "run")
+    said = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, said
+    for once in ("gates alone: ", "measuring the dense", "published: "):
+        assert said.count(once) == 1, said
+    config = read_config(tmp_path / "repository" / "my_photos" / "1")
+    assert config.training.train_images == 24 and len(config.training.stages) == 3
+    for stage, steps in (("dense", 3), ("gates", 3), ("routed", 3)):
+        [line] = (tmp_path / "run" / stage / "log.jsonl").read_text().splitlines()
+        assert json.loads(line)["step"] == steps
 
 
 @pytest.mark.parametrize("verb", ["teach", "reproduce"])
