@@ -84,7 +84,7 @@ Kind = TypeVar("Kind", bound=Callable[[int], OwnGate])
 
 
 def register(kind: str) -> Callable[[Kind], Kind]:
-    """Return a decorator that registers a gate class; its architectures are ``<data>_<kind>_gate_<depth>``.
+    """Return a decorator that registers a gate class. Its architectures are ``<data>_<kind>_gate_<depth>``.
 
     Raises UserError for a name that is in use, or that has other characters than lower-case letters and digits.
     """

@@ -1,4 +1,4 @@
-"""Run tests in parallel: one worker for each CPU, whole modules on one worker, the longest modules first."""
+"""Run tests in parallel: one worker for each CPU, each module on one worker, the longest modules first."""
 
 import os
 

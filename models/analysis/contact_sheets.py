@@ -27,7 +27,7 @@ def draw_sheets(sample: Sample, outputs: Outputs, labels: list[str]) -> dict[str
 
 
 def draw_sheet(chosen: NDArray[np.int64], sample: Sample, outputs: Outputs, labels: list[str]) -> Image.Image:
-    """Return one sheet; each caption has the executed blocks and the class, and a wrong prediction in red."""
+    """Return one sheet. Each caption has the executed blocks and the class, and a wrong prediction in red."""
     rows = -(-len(chosen) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (SIDE + 8) + 8, rows * (SIDE + CAPTION + 8) + 8), BACKGROUND)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)

@@ -34,7 +34,7 @@ class Section:
 
 
 def render_html(analysis: Analysis, charts: Mapping[str, str], sheets: Mapping[str, Image.Image]) -> str:
-    """Return the HTML page with its charts (SVG by name) and contact sheets (by name; there may be none)."""
+    """Return the HTML page with its charts (SVG by name) and contact sheets (by name, possibly none)."""
     return render("report.html", analysis, sections=list_sections(analysis, charts, sheets))
 
 

@@ -57,19 +57,19 @@ class Subject:
         )
 
 
-def forced_subject(architecture: str, images: int, size: int | None = None) -> Subject:
+def forced_subject(architecture: str, count: int, size: int | None = None) -> Subject:
     """Return an architecture with random weights and noise images.
 
     The images have ``size`` pixels a side, by default the architecture's size.
     """
     size = size or find_architecture(architecture).image_size
-    return Subject(architecture, architecture, random_network(architecture), noise(images, size, size), False)
+    return Subject(architecture, architecture, random_network(architecture), noise(count, size, size), False)
 
 
-def forced_checkpoint(checkpoint: Checkpoint, images: int) -> Subject:
+def forced_checkpoint(checkpoint: Checkpoint, count: int) -> Subject:
     """Return the network of a checkpoint with noise images, to be measured along forced routes."""
     spec = checkpoint.config.input
-    pixels = noise(images, spec.height, spec.width)
+    pixels = noise(count, spec.height, spec.width)
     return Subject(checkpoint.name, checkpoint.config.architecture, checkpoint.network, pixels, own_routing=False)
 
 
@@ -81,9 +81,9 @@ def executed_share(checkpoint: Checkpoint) -> float | None:
     return sum(evaluation.execution_rate) / len(evaluation.execution_rate)
 
 
-def noise(images: int, height: int, width: int) -> NDArray[np.float32]:
+def noise(count: int, height: int, width: int) -> NDArray[np.float32]:
     """Return seeded normal noise [images, 3, height, width]."""
-    return np.random.default_rng(0).standard_normal((images, 3, height, width), np.float32)
+    return np.random.default_rng(0).standard_normal((count, 3, height, width), np.float32)
 
 
 def routed_subject(checkpoint: Checkpoint, source: Source) -> Subject:

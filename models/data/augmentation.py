@@ -1,4 +1,4 @@
-"""Augment whole batches on the training device without synchronising with the host."""
+"""Augment batches on the training device without synchronising with the host."""
 
 import torch
 from torch import Tensor

@@ -68,7 +68,9 @@ class ConvolutionalGate:
 
 @dataclass(frozen=True)
 class LayeredGate:
-    """A gate of the user's own: ``layers`` map a feature map with ``channels`` [N, C, H, W] to the logit [N, 1]."""
+    """A registered gate (`models.own_gates`): ``layers`` map a feature map with ``channels`` [N, C, H, W] to the logit
+    [N, 1].
+    """
 
     channels: int
     layers: nn.Module

@@ -102,15 +102,15 @@ def choose_architectures(name: str, init: Path) -> tuple[str, str]:
     return dense, routed.name
 
 
-def choose_batch(images: int) -> int:
+def choose_batch(count: int) -> int:
     """Return the largest power of two that gives 16 steps in an epoch.
 
     It is from 8 to 64 and at most the number of images.
     """
-    batch = 1 << int(math.log2(max(1, images / STEPS_PER_EPOCH)))
-    return min(max(batch, LEAST_BATCH), MOST_BATCH, images)
+    batch = 1 << int(math.log2(max(1, count / STEPS_PER_EPOCH)))
+    return min(max(batch, LEAST_BATCH), MOST_BATCH, count)
 
 
-def choose_epochs(images: int, training: str) -> int:
-    """Return the number of epochs of a training on ``images`` images."""
-    return min(max(round(IMAGES_SEEN[training] / images), LEAST_EPOCHS), MOST_EPOCHS)
+def choose_epochs(count: int, training: str) -> int:
+    """Return the number of epochs of a training on ``count`` images."""
+    return min(max(round(IMAGES_SEEN[training] / count), LEAST_EPOCHS), MOST_EPOCHS)

@@ -20,7 +20,7 @@ SIZES = {SHORT: 2, LONG: 4, LONG8: 8}
 def largest_tile(data: bytes) -> tuple[int, int]:
     """Return width and height of the tiles of a TIFF's first image, or (0, 0) if it has none.
 
-    A tile is decoded as a whole, and may be larger than the image.
+    A tile is decoded completely, and may be larger than the image.
 
     Raises TooManyPieces if the image has more than MAX_READS tiles or strips, or a tag has more numbers. Pillow makes
     Python objects of them.

@@ -34,7 +34,7 @@ class Sparse(BaseModel):
 
 
 class PointRecord(Sparse):
-    """An operating point of SP; see `models.training.recipes.OperatingPoint`."""
+    """An operating point of SP (`models.training.recipes.OperatingPoint`)."""
 
     share: Number
     threshold: Number
@@ -42,7 +42,7 @@ class PointRecord(Sparse):
 
 
 class TrainedStage(Sparse):
-    """One stage of a training: plain, sp or hrl; or "imported", or "soup".
+    """One stage of a training: plain, sp, hrl, "imported" or "soup".
 
     A trained stage has the values of its recipe (`models.training.recipes.Recipe`) and ``name``, the recipe's.
     ``architecture`` is the network that it trained, if that is not the checkpoint's. ``teacher`` is the distillation

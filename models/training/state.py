@@ -37,11 +37,11 @@ class Progress:
     sums: Tensor | None = None
     logged: int = 0
 
-    def add(self, step: Step, images: int, seconds: float, cpu_seconds: float) -> None:
+    def add(self, step: Step, count: int, seconds: float, cpu_seconds: float) -> None:
         """Count a step. The sums stay on its device, so that the host does not wait for them."""
-        sums = step.sums(images)
+        sums = step.sums(count)
         self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
-        self.images += images
+        self.images += count
         self.seconds += seconds
         self.cpu_seconds += cpu_seconds
         self.step += 1

@@ -74,8 +74,8 @@ class Job:
 class Watcher(Protocol):
     """Observes a run, for metrics."""
 
-    def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float, progress: Progress) -> None:
-        """Called after step ``step`` of ``steps``, on ``images`` images at learning rate ``rate``.
+    def stepped(self, recipe: Recipe, step: int, steps: int, count: int, rate: float, progress: Progress) -> None:
+        """Called after step ``step`` of ``steps``, on ``count`` images at learning rate ``rate``.
 
         ``progress`` has the sums of the epoch.
         """

@@ -1,1 +1,1 @@
-"""The load test of `make loadtest`; docs/load.md describes it."""
+"""The load test of `make loadtest`, which docs/load.md describes."""

@@ -21,7 +21,7 @@ from service.benchmark.speed import NETWORK
 
 
 def peers_side_by_side(chosen: argparse.Namespace) -> dict[str, object]:
-    """Measure each server with 64 requests in flight; the peers serve the dense network of the same size."""
+    """Measure each server with 64 requests in flight. The peers serve the dense network of the same size."""
     report: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = read_checkpoint(find_version(SHIPPED, NETWORK, None))

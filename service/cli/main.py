@@ -52,7 +52,7 @@ class HelpFormatter(RawDescriptionHelpFormatter):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the verb in ``arguments``; exit with 2 for a wrong option and with 1 for an error."""
+    """Run the verb in ``arguments``. Exit with 2 for a wrong option and with 1 for an error."""
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal can't print becomes an escape instead of an error.
         if isinstance(stream, TextIOWrapper):

@@ -16,8 +16,8 @@ ENCODINGS = ("gzip", "x-gzip", "deflate")
 class Decompressed:
     """Receives a request's messages with their body decompressed, in messages of at most PIECE bytes.
 
-    It holds one compressed message and one piece. The caller limits the size of the whole body. Raises
-    ServiceError unsupported_media_type for other encodings and bad_request for damaged data.
+    It holds one compressed message and one piece. The caller limits the size of the body. Raises ServiceError
+    unsupported_media_type for other encodings and bad_request for damaged data.
     """
 
     def __init__(self, receive: Receive, encoding: str) -> None:

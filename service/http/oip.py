@@ -193,7 +193,7 @@ def read_images(tensor: InputTensor, binary: memoryview | None, shape: tuple[int
 
 
 def read_files(tensor: InputTensor, binary: memoryview | None) -> list[Payload]:
-    """Return the encoded images of a tensor BYTES [N], or [N, 1] as in Triton's configuration; in JSON, base64."""
+    """Return the encoded images of a tensor BYTES [N], or [N, 1] as in Triton's configuration. JSON has base64."""
     if tensor.datatype != "BYTES" or tensor.shape[0] < 1 or tensor.shape[1:] not in ([], [1]):
         raise bad(f"bytes has to be BYTES [-1], not {tensor.datatype!r} {tensor.shape}")
     if binary is not None:

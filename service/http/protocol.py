@@ -42,7 +42,7 @@ class Phase(Enum):
     """What a connection waits for."""
 
     HEAD = auto()
-    RESPONSE = auto()  # or the body, for which the routes have a timeout of their own
+    RESPONSE = auto()  # or the body, for which the routes have a separate timeout
     REST = auto()  # of a body whose response was sent
     NEXT = auto()  # request
 

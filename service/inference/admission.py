@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from service.repository.loaded_model import LoadedModel
 
 REJECT_REASONS = ("queue_full", "bodies_full", "deadline_out_of_reach", "client_deadline")
-"""Why a request gets a 429; client_deadline: the service's own timeout would have been long enough."""
+"""The reasons of a 429. With client_deadline, the service's own timeout would have been long enough."""
 
 
 class Admission:

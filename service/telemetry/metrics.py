@@ -218,10 +218,10 @@ class Metrics:
         """Count an image that was not computed, for one of DROP_REASONS. Any thread may call this."""
         self.dropped.labels(model.name, str(model.version), reason).inc()
 
-    def count_degraded(self, model: LoadedModel, images: int, loss: float) -> None:
+    def count_degraded(self, model: LoadedModel, count: int, loss: float) -> None:
         """Count images whose route was degraded, each with its expected ``loss`` of accuracy."""
-        self.degraded.labels(model.name, str(model.version)).inc(images)
-        self.accuracy_loss.labels(model.name, str(model.version)).inc(images * loss)
+        self.degraded.labels(model.name, str(model.version)).inc(count)
+        self.accuracy_loss.labels(model.name, str(model.version)).inc(count * loss)
 
     def count_rejected(self, reason: str) -> None:
         """Count a request that got a 429, for one of REJECT_REASONS."""

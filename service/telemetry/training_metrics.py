@@ -39,10 +39,10 @@ class TrainingMetrics:
         server, _ = start_http_server(port, host, self.registry)
         return f"http://{host}:{server.server_port}/metrics"
 
-    def stepped(self, recipe: "Recipe", step: int, steps: int, images: int, rate: float, progress: "Progress") -> None:
+    def stepped(self, recipe: "Recipe", step: int, steps: int, count: int, rate: float, progress: "Progress") -> None:
         del progress  # Reading the sums would make the host wait for the device.
         run = self.architecture, recipe.stage
-        self.images.labels(*run).inc(images)
+        self.images.labels(*run).inc(count)
         self.steps.labels(*run).inc()
         self.progress.labels(*run).set(step / steps)
         self.rate.labels(*run).set(rate)

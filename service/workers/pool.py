@@ -30,7 +30,7 @@ BACKLOG = 2048
 
 
 def serve_with_workers(settings: Settings) -> int:
-    """Serve with ``settings.workers`` processes until a signal or the end of one of them; return the exit code."""
+    """Serve with ``settings.workers`` processes until a signal or the end of one. Return the exit code."""
     configure(settings.log_level, settings.log_format)
     public = bind(settings.host, settings.port, settings.workers)
     host, port = public[0].getsockname()[:2]

@@ -122,11 +122,11 @@ def filled(expression: str) -> str:
     return re.sub(r"=~\"\$(job|instance|model|version|architecture)\"", '=~".*"', expression)
 
 
-def write_dataset(folder: Path, images: int) -> None:
+def write_dataset(folder: Path, count: int) -> None:
     """Write pictures in the format of CIFAR-10 on the hub: ``train.parquet`` with columns img and label."""
     from datasets import Dataset, Features, Image, Value, disable_progress_bars
 
     disable_progress_bars()
-    rows = {"img": [picture(seed, 32, 32) for seed in range(images)], "label": [seed % 10 for seed in range(images)]}
+    rows = {"img": [picture(seed, 32, 32) for seed in range(count)], "label": [seed % 10 for seed in range(count)]}
     folder.mkdir()
     Dataset.from_dict(rows, Features({"img": Image(), "label": Value("int64")})).to_parquet(folder / "train.parquet")

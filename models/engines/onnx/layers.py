@@ -1,4 +1,4 @@
-"""Write the layers of a gate of the user's own (`models.own_gates`) as nodes of an ONNX graph."""
+"""Write the layers of a registered gate (`models.own_gates`) as nodes of an ONNX graph."""
 
 from __future__ import annotations
 

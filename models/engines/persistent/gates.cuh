@@ -34,8 +34,8 @@ struct NoGate {
 };
 
 // The RNN gate. Four threads compute each of the LSTM's 40 pre-activations. While the previous block runs, each of
-// these threads copies its own weights to shared memory. So no gate waits for L2, and no registers are used
-// meanwhile. Every warp keeps the whole state, in ten of its lanes.
+// these threads copies its own weights to shared memory. So no gate waits for L2, and no registers are used meanwhile.
+// Every warp keeps the complete state, in ten of its lanes.
 struct RecurrentGate {
     static constexpr bool DECIDES = true;
     static constexpr int UNITS = 10, ROWS = 4 * UNITS, WORKERS = 4 * ROWS;

@@ -98,7 +98,7 @@ def add(values: Tensor) -> None:
 
 
 def gather(values: Tensor) -> Tensor:
-    """Return the values [...] of every process, as [size, ...]; all must have the same shape."""
+    """Return the values [...] of every process, as [size, ...]. All must have the same shape."""
     values = values.contiguous()[None]
     gathered = values.new_empty(share().size, *values.shape[1:])
     exchange(dist.all_gather_single, gathered, values)

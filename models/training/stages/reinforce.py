@@ -110,12 +110,12 @@ def pure_loss(
     return policy_loss(actions, action_returns, recipe.samples)
 
 
-def draw(images: int, gates: int, recipe: Recipe, random: torch.Generator) -> Tensor:
+def draw(count: int, gates: int, recipe: Recipe, random: torch.Generator) -> Tensor:
     """Return uniform random numbers in 0..1 that select the actions of a step, float32 [samples * images, gates].
 
     If the recipe is ``pure``, one more column selects the class.
     """
-    return torch.rand(recipe.samples * images, gates + recipe.pure, generator=random)
+    return torch.rand(recipe.samples * count, gates + recipe.pure, generator=random)
 
 
 def reinforce_step(

@@ -89,7 +89,7 @@ class Part(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # The gradient of an average is an expanded view without memory of its own, so it is copied.
+        # The gradient of an average is an expanded view without its own memory, so it is copied.
         of_executed, of_all = last_channels(gradients[0]), last_channels(gradients[1]).contiguous()
         (executed,) = context.saved_tensors
         # Join replaced the executed images, so their gradient here is zero. No other tensor shares this memory.
@@ -151,6 +151,6 @@ def gain(gradient: Tensor, difference: Tensor) -> Tensor:
     ``gradient`` is the gradient of the outputs, and ``difference`` the change that the block causes. Both are [N, C, H,
     W].
     """
-    # Sum the pixels first: a bfloat16 sum with a float32 result copies its whole input to float32.
+    # Sum the pixels first: a bfloat16 sum with a float32 result copies its complete input to float32.
     products = last_channels(gradient * difference).flatten(2)
     return products.sum(2).sum(1, dtype=torch.float32)

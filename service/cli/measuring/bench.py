@@ -87,7 +87,7 @@ class Bench(Options):
             self.measure_training(machine)
 
     def measure_engines(self, machine: dict[str, str], subjects: "list[tuple[Subject, list[float]]]") -> None:
-        """Measure the subjects, each with its forced shares; print the table and write it to --output."""
+        """Measure the subjects, each with its forced shares. Print the table and write it to --output."""
         from models.benchmark.curve import draw_curve
         from models.benchmark.markdown_table import draw_table
         from models.benchmark.suite import run_suite
@@ -113,7 +113,7 @@ class Bench(Options):
             (self.output / "curve.svg").write_text(chart, "utf-8")
 
     def measure_cascades(self, machine: dict[str, str], folders: list[Path]) -> None:
-        """Measure the latency of cascades on their test images; print the table and write it to --output."""
+        """Measure the latency of cascades on their test images. Print the table and write it to --output."""
         from models.benchmark.cascade import cascade_images, draw_cascade_table, time_cascade
         from models.cascade.config import read_cascade
         from models.data.datasets import find_dataset

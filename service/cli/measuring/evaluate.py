@@ -110,7 +110,7 @@ class Evaluate(Options):
         return load_engine(checkpoint, self.engine, self.device)
 
     def intact(self, source: "Source", shorter_side: int) -> "Source":
-        """Return the source, without damaged images if --skip-damaged is set; print what was left out."""
+        """Return the source, without damaged images if --skip-damaged is set. Print the images that were left out."""
         from models.data.source import describe
 
         if self.skip_damaged:
@@ -120,7 +120,7 @@ class Evaluate(Options):
         return source
 
     def scale_temperature(self, checkpoint: "Checkpoint", validation: "Source", threshold: float) -> "Checkpoint":
-        """Return the checkpoint after temperature scaling; its config records the temperature."""
+        """Return the checkpoint after temperature scaling. Its config records the temperature."""
         from models.engines import load_engine
         from models.evaluation.temperature import measure_temperature, scale_temperature
 

@@ -29,7 +29,7 @@ def finetune(options: "Train") -> None:
     from models.training.interruption import stop_on_signals
 
     if options.stages or options.teacher:
-        raise UserError("recipe finetune has stages and a teacher of its own: leave out --stages and --teacher")
+        raise UserError("recipe finetune sets its stages and its teacher: leave out --stages and --teacher")
     if options.data is None:
         raise UserError("recipe finetune trains on a folder of images: name it with --data")
     name = options.model or model_name(options.data)

@@ -27,8 +27,8 @@ class TrainingBar:
         self.bar: Any = None
         self.read = 0.0
 
-    def stepped(self, recipe: "Recipe", step: int, steps: int, images: int, rate: float, progress: "Progress") -> None:
-        self.beside.stepped(recipe, step, steps, images, rate, progress)
+    def stepped(self, recipe: "Recipe", step: int, steps: int, count: int, rate: float, progress: "Progress") -> None:
+        self.beside.stepped(recipe, step, steps, count, rate, progress)
         if self.bar is None:
             self.bar = self.tqdm(
                 total=steps, initial=step - 1, unit="step", file=sys.stdout, mininterval=INTERVAL, bar_format=FORMAT

@@ -112,10 +112,10 @@ class RecordingWatcher:
         self.steps: list[tuple[int, int, int]] = []
         self.records: list[dict[str, object]] = []
 
-    def stepped(self, recipe: Recipe, step: int, steps: int, images: int, rate: float, progress: Progress) -> None:
+    def stepped(self, recipe: Recipe, step: int, steps: int, count: int, rate: float, progress: Progress) -> None:
         assert recipe.stage == "sp" and progress.step == step and progress.sums is not None
         assert rate == learning_rate(recipe, step - 1, steps)
-        self.steps.append((step, steps, images))
+        self.steps.append((step, steps, count))
 
     def logged(self, record: dict[str, object]) -> None:
         self.records.append(record)

@@ -184,7 +184,7 @@ def test_a_signal_between_trainings_prints_the_command_that_resumes(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stages", "sp"], "recipe finetune has stages and a teacher of its own: leave out --stages and --teacher"),
+        (["--stages", "sp"], "recipe finetune sets its stages and its teacher: leave out --stages and --teacher"),
         (["--arch", "cifar10_resnet_38"], "cifar10_resnet_38 has no gates: name a network with gates with --arch"),
         (["--arch", "imagenet_rnn_gate_18"], "is a cifar10_resnet_38, not a imagenet_resnet_18"),
         (
