@@ -13,7 +13,7 @@ Schedule = Literal["paper", "short"]
 Group = Literal["table", "ablations", "recipe", "grown", "distilled-long", "static"]
 
 TEACHER_NETWORKS = ("small", "small-logits", "large", "large-logits")
-"""Teachers other than rows: a network of `models.training.distillation`, used online, or the logits of one."""
+"""Teachers other than rows: a network of `models.training.distillation` as an online teacher, or its logits."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -22,12 +22,12 @@ class Row:
 
     ``routing`` is the architecture's name without data set and depth. ``changes`` replace values of ``recipe``.
 
-    A run starts from the checkpoint of the row ``start``, by the run of the same seed or of ``start_seed``; without
-    ``start`` it starts from random weights. A ``start_depth`` says that the start is a network of another depth, which
-    another command trains. With ``kept_blocks`` the run starts from the static subnetwork of the start: that number
-    of its most executed blocks (`models.experiments.subnetwork`). A row with ``soup`` is not trained: its weights are
-    the mean of the start's and of those of the rows in ``soup``. ``teacher`` is one of `TEACHER_NETWORKS`, or a row
-    whose run of seed 0 is the teacher; by default the start is.
+    A run starts from the checkpoint of the row ``start``, trained with the same seed or with ``start_seed``. Without
+    ``start`` it starts from random weights. With ``start_depth``, the start is a network of another depth, which
+    another command trains. With ``kept_blocks``, the run starts from the static subnetwork of the start: that number of
+    its most executed blocks (`models.experiments.subnetwork`). A row with ``soup`` is not trained: its weights are the
+    mean of those of the start and of the rows in ``soup``. ``teacher`` is one of `TEACHER_NETWORKS`, or a row whose run
+    with seed 0 is the teacher. By default the start is the teacher.
 
     ``at_most`` is a computation percentage (0..100). The execute threshold is then the one with the best accuracy on
     the validation images among those that compute no more.
@@ -51,9 +51,9 @@ class Row:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The rows whose checkpoints it needs: its start, and the other rows of its soup."""
+        """The rows whose checkpoints are needed: the start, and the other rows of the soup."""
         return () if self.start is None else (self.start, *self.soup)
 
     def seed_of_start(self, seed: int) -> int:
-        """Return the seed of the run that the run of ``seed`` starts from."""
+        """Return the seed of the run from which the run with ``seed`` starts."""
         return seed if self.start_seed is None else self.start_seed

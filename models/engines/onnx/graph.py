@@ -1,8 +1,8 @@
-"""Write a folded network as one self-contained ONNX graph, node by node.
+"""Write a folded network as one ONNX graph, node by node.
 
 In mode "branch" every gated block is the ``then`` branch of an ``If`` node. Its weights are initialisers *inside* that
-branch, because only there does ONNX Runtime arrange them for the CPU. Such a graph takes one image. In mode "mask"
-every block is computed for a batch of any size, and ``Where`` selects the output.
+branch, because ONNX Runtime arranges only those for the CPU. Such a graph takes one image. In mode "mask" every block
+is computed for a batch of any size, and ``Where`` selects the output.
 
 Inputs: ``images`` [N, 3, H, W], normalised float32, and for a network with gates ``thresholds`` [N], float32.
 Outputs: ``logits`` [N, classes] and, for a network with gates, ``probabilities`` [N, B-1] float32 and ``executed``
@@ -231,7 +231,7 @@ def recurrent_logit(builder: GraphBuilder, gate: RecurrentGate, x: str, state: G
 
 
 def shared_weight(builder: GraphBuilder, name: str, value: NDArray[np.float32]) -> str:
-    """Add an initialiser that several nodes read, unless it is there already."""
+    """Add an initialiser that several nodes read, if it does not exist yet."""
     if all(weight.name != name for weight in builder.weights):
         builder.weight(value, name)
     return name
@@ -251,10 +251,10 @@ def mask(builder: GraphBuilder, block: FoldedBlock, x: str, decision: str) -> st
 
 
 def branch(builder: GraphBuilder, block: FoldedBlock, x: str, decision: str, number: int) -> str:
-    """Return the output of block ``number`` from an ``If`` that runs the block or passes its shortcut on."""
+    """Return the output of block ``number`` from an ``If`` that runs the block or returns its shortcut."""
     skip = builder.shortcut(block, x)
     if builder.block_size == 1:
-        # OpenVINO accepts no condition with more than one axis. ONNX Runtime's own layout is ours alone.
+        # OpenVINO accepts no condition with more than one axis. Graphs in the blocked layout run only in ONNX Runtime.
         decision = builder.node("Reshape", decision, builder.weight(np.array([1], np.int64)))
     then = GraphBuilder(f"block_{number}/", builder.block_size)
     executed = then.execute(block, x, skip)

@@ -27,7 +27,7 @@ FUNCTIONS: dict[type[nn.Module], str] = {
 def layered_logit(builder: GraphBuilder, gate: LayeredGate, x: str) -> str:
     """Return the logit [N, 1] of a gate for the map ``x``.
 
-    Raises EngineError for a gate that is no sequence, or for a layer that has no operator here.
+    Raises EngineError for a gate that is not a sequence, or for a layer without an operator here.
     """
     if not isinstance(gate.layers, nn.Sequential):
         raise unknown(gate.layers)

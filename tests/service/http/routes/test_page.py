@@ -147,7 +147,7 @@ def test_a_cascade_shows_both_passes(browser: Chrome, shipped: Running, tmp_path
     until(lambda: find(browser, "#label").text != "", 30)
     rows = browser.find_elements(By.CSS_SELECTOR, ".stage")
     assert len(rows) == 2
-    for row, stage, ending in zip(rows, stages, (", so the photo went on", ""), strict=True):
+    for row, stage, ending in zip(rows, stages, (", so the photo was escalated", ""), strict=True):
         text = row.find_element(By.CSS_SELECTOR, "p").text
         assert f"{stage['model']}: confidence {stage['margin']:.3f}{ending}" in text and text.endswith(ending)
         assert len(row.find_elements(By.CSS_SELECTOR, "i")) == stage["blocks"]
