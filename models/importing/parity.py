@@ -1,8 +1,8 @@
 """Read parity cases: outputs of the public SkipNet code for given weights and images, one file (.npz) per network.
 
-A case holds ``images`` [N, h, w, 3] uint8, ``logits`` [N, classes], and for a SkipNet ``executed`` and
-``gate_probability`` [N, B-1]; ``meta`` is JSON: the architecture, how images become the network's input, and for each
-weight of the public code either a stored array ("p:<key>") or a rule to draw it by.
+A case has ``images`` [N, h, w, 3] uint8, ``logits`` [N, classes], and for a SkipNet ``executed`` and
+``gate_probability`` [N, B-1]. ``meta`` is JSON with the architecture and the preprocessing. For each weight of the
+public code it has either a stored array ("p:<key>") or a rule to draw it by.
 """
 
 import json

@@ -28,8 +28,8 @@ class Job:
 
     ``batches`` returns a recipe's batches, and ``validate`` measures a network on the validation images. ``mixed`` runs
     convolutions in bfloat16. ``teacher`` is a network, or its logits [N, classes] for all images. ``teacher_name`` is
-    its name in the stages' records. ``origins`` are the files of the network to start from and of the teacher,
-    ``about`` is the training record without its stages, ``earlier`` are the stages before the run, and ``data`` is a
+    its name in the stages' records. ``origins`` are the files of the network to start from and of the teacher.
+    ``about`` is the training record without its stages, and ``earlier`` are the stages before the run. ``data`` is a
     line that describes the data for the user.
     """
 

@@ -11,10 +11,10 @@ Private to uvicorn, for which it is pinned to a minor version:
 - the attributes `cycle` and `pipeline`, read to know whether a response is pending, and `send_400_response`,
   overridden to respond with 431.
 
-uvicorn's other protocol, for h11, has a limit on heads and would need neither. But h11 is written in Python: it takes a
-fifth more of the event loop's time for a request (a 32x32 PNG to POST /classify, medians of interleaved runs: 1.23 ms
-against 1.02) and 0.62 s for one read of 256 KiB in chunks of one byte (httptools 0.013 s), in which no other request
-advances.
+uvicorn's other protocol, for h11, has a limit on heads and would need neither. But h11 is written in Python. For a
+request it takes a fifth more of the event loop's time (a 32x32 PNG to POST /classify, medians of interleaved runs: 1.23
+ms against 1.02). One read of 256 KiB in chunks of one byte takes 0.62 s (httptools 0.013 s), and blocks all other
+requests.
 """
 
 import asyncio
