@@ -37,7 +37,7 @@ def validation_source(source: Source, training: TrainingRecord) -> Source:
     """Return the validation images of a checkpoint, given its training record.
 
     ``source`` are the training images. An imported checkpoint does not record its split. Then the images are the
-    validation images of a run here. Raises UserError if the recorded images are gone.
+    validation images of a run here. Raises UserError if the recorded images no longer exist.
     """
     if training.validation_files is not None and isinstance(source.examples, FolderImages):
         return source.select(find_files(source, training.validation_files))
@@ -77,7 +77,7 @@ def has_validation_folder(source: Source) -> bool:
 def validation_folder(source: Source) -> Source:
     """Return the validation images from the folder beside the training images ``source``, with its labels.
 
-    Raises UserError if the folder is gone, or has a class that ``source`` lacks.
+    Raises UserError if the folder no longer exists, or has a class that ``source`` lacks.
     """
     assert isinstance(source.examples, FolderImages)
     found = read_source(source.dataset, "validation", source.examples.folder.parent)
@@ -111,7 +111,7 @@ def stratified_positions(source: Source, share: float, least: int, most: int) ->
 def find_data(dataset: DatasetInfo, training: TrainingRecord) -> Path | None:
     """Return the folder of the images that a checkpoint was trained on, or None for the hub.
 
-    Raises UserError if the images are not on the hub and their folder is gone.
+    Raises UserError if the images are not on the hub and their folder no longer exists.
     """
     if training.data is None or training.dataset != dataset.name:
         return None

@@ -47,9 +47,9 @@ def test_recorded_files_are_found_among_added_ones(tmp_path: Path) -> None:
     assert names(validation_source(grown, record)) == ["cat/3.png", "dog/0.png"]
     (tmp_path / "dog" / "0.png").unlink()
     assert names(validation_source(read_source(FOLDER, "train", tmp_path), record)) == ["cat/3.png"]
-    gone = TrainingRecord(validation_files=("owl/0.png",))
+    removed = TrainingRecord(validation_files=("owl/0.png",))
     with pytest.raises(UserError, match=r"none of the 1 validation images, such as owl/0\.png, is in"):
-        validation_source(grown, gone)
+        validation_source(grown, removed)
 
 
 def test_a_folder_of_validation_images_is_used_with_the_labels_of_training(tmp_path: Path) -> None:

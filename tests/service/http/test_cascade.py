@@ -98,7 +98,7 @@ def test_predictions_macs_and_metrics_are_those_of_the_stages(server: Running) -
         for seed in range(IMAGES)
     ]
     sure = [float(confidence(one)[0]) for one, _ in shares]
-    # Half of the images are escalated, whatever the random weights are.
+    # Half of the images are escalated with any random weights.
     margin = float(np.sort(sure)[IMAGES // 2 - 1 : IMAGES // 2 + 1].mean())
     found = [classify(server, seed, f"model={CASCADE}&min_margin={margin}") for seed in range(IMAGES)]
     for seed, result in enumerate(found):
