@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 GPU := $(or $(wildcard /dev/nvidia0),$(shell command -v nvidia-smi))
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format bench loadtest verify-gpu dashboards containers image clean
+.PHONY: help install serve test lint format bench loadtest verify-gpu dashboards rules schemas containers image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,10 +43,15 @@ loadtest: $(VENV)/.test build/peers/.installed ## run a load test of the service
 dashboards: $(VENV)/.test ## write deploy/grafana/dashboards from deploy/dashboards
 	$(BIN)/python -m deploy.dashboards
 
-containers: $(VENV)/.containers ## check Dockerfile, compose files and Kubernetes base with a linter and schemas
+rules: $(VENV)/.test ## write the rules of deploy/prometheus as a resource for Kubernetes
+	$(BIN)/python -m deploy.tools.prometheus_rules
+
+schemas: build/crds/.installed ## write the schemas of KEDA's, KServe's and the Prometheus operator's resources for the tests
+	build/crds/bin/python -m deploy.tools.crd_schemas
+
+containers: $(VENV)/.containers ## check Dockerfile and compose files with a linter and schemas
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
-	$(BIN)/kubernetes-validate --strict --quiet $(filter-out %kustomization.yaml %podmonitor.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
 image: $(VENV)/.test ## build and test the image without a container engine (as root; needs buildah, debootstrap)
 	$(BIN)/python -m pytest -m image --log-cli-level INFO tests/image
@@ -76,6 +81,13 @@ build/peers/.installed: service/benchmark/peers/requirements.txt
 build/moto/.installed: tests/service/repository/moto.txt
 	$(PYTHON) -m venv build/moto
 	build/moto/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
+# Packages that carry the definitions of custom resources. KServe's files are read, and what it depends on is not needed.
+build/crds/.installed: deploy/tools/crds.txt
+	$(PYTHON) -m venv build/crds
+	build/crds/bin/python -m pip install --quiet --requirement $<
+	build/crds/bin/python -m pip install --quiet --no-deps kserve==0.21.0
 	touch $@
 
 $(VENV)/.containers: pyproject.toml | $(VENV)/bin/python

@@ -10,11 +10,13 @@ import yaml
 
 from tests.deploy.parts import DEPLOY, LOADER_BYTES
 
-BASE = DEPLOY / "kubernetes"
+KUBERNETES = DEPLOY / "kubernetes"
+BASE = KUBERNETES / "base"
 
 
 def read(name: str) -> Any:
-    return yaml.safe_load((BASE / f"{name}.yaml").read_text())
+    folder = KUBERNETES if name in ("maintenance", "training") else BASE
+    return yaml.safe_load((folder / f"{name}.yaml").read_text())
 
 
 def fill(shipped: Path, volume: Path, before: str = "") -> subprocess.CompletedProcess[str]:
@@ -109,8 +111,8 @@ def test_replicas_run_on_different_nodes_and_a_drain_leaves_one() -> None:
     assert budget["maxUnavailable"] < read("autoscaler")["spec"]["minReplicas"]
 
 
-def test_the_base_has_every_file_except_those_applied_by_hand() -> None:
-    files = {file.name for file in BASE.glob("*.yaml")} - {"kustomization.yaml", "maintenance.yaml", "training.yaml"}
+def test_the_base_has_every_file() -> None:
+    files = {file.name for file in BASE.glob("*.yaml")} - {"kustomization.yaml"}
     assert set(read("kustomization")["resources"]) == files
 
 
