@@ -1,8 +1,8 @@
 """Write the JSON schemas of the custom resources in deploy/kubernetes, for the tests.
 
-The definitions come from packages, in an environment of their own (`make schemas`): those of KEDA and the Prometheus
-operator from the cloudcoil models, those of KServe from its SDK. The schemas are closed: a field that the definition
-does not have is an error. KServe's leave the types of Kubernetes itself open.
+`make schemas` installs packages with the definitions in a separate environment: the cloudcoil models for KEDA and the
+Prometheus operator, and KServe's SDK. The schemas are closed: a field that the definition does not have is an error. In
+KServe's schemas, the types of Kubernetes itself may have any field.
 """
 
 import ast
@@ -26,7 +26,7 @@ SCALARS = {"str": "string", "int": "integer", "bool": "boolean", "float": "numbe
 
 
 def closed(node: Any) -> Any:
-    """Return a schema without prose and nulls, in which objects have no other properties than the named ones."""
+    """Return a schema without descriptions and nulls, in which objects have only the named properties."""
     if isinstance(node, list):
         return [closed(each) for each in node]
     if not isinstance(node, dict):
@@ -48,7 +48,7 @@ def closed(node: Any) -> Any:
 
 
 def used(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema with only those definitions that it refers to, directly or not."""
+    """Return a schema with only the definitions that it refers to, directly or indirectly."""
     definitions, names = schema.pop("$defs"), set[str]()
     new = set(references(schema))
     while new:
@@ -64,7 +64,7 @@ def references(node: Any) -> Iterator[str]:
 def kserve_definitions() -> dict[str, Any]:
     """Return the schema of each class of KServe's SDK.
 
-    Its files are read, because importing them needs all packages that it depends on.
+    Its files are parsed, because an import needs all packages that the SDK depends on.
     """
     found = importlib.util.find_spec("kserve")
     assert found is not None and found.submodule_search_locations, "run `make schemas`"

@@ -1,4 +1,4 @@
-"""Manifests as real Kustomize renders them, and the schemas of their resources."""
+"""Render the manifests with Kustomize, and validate their resources."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def render(folder: Path) -> list[Resource]:
 
 
 def render_all_components(folder: Path) -> list[Resource]:
-    """Return the resources of an overlay, written into ``folder``, of the base with every component and the proxy."""
+    """Write an overlay of the base, every component and the proxy into ``folder``, and return its resources."""
     components = [DEPLOY / "haproxy", *(KUBERNETES / "components" / name for name in COMPONENTS)]
     overlay = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -47,7 +47,7 @@ def only(resources: list[Resource], kind: str) -> Resource:
 
 
 def validate(resource: Resource) -> None:
-    """Check a resource and the pod that KServe makes of it. Raises jsonschema.ValidationError."""
+    """Check a resource and the pod that KServe creates for it. Raises jsonschema.ValidationError."""
     if schema := SCHEMAS.get(resource["kind"]):
         jsonschema.Draft202012Validator(schema).validate(resource)
     else:
@@ -55,7 +55,7 @@ def validate(resource: Resource) -> None:
 
 
 def pod_of(resources: list[Resource]) -> Resource:
-    """Return the specification of the service's pods: the Deployment's, or what KServe makes of its two resources."""
+    """Return the specification of the service's pods, from the Deployment or from KServe's two resources."""
     if deployments := [each for each in resources if each["kind"] == "Deployment"]:
         [deployment] = deployments
         pod: Resource = deployment["spec"]["template"]["spec"]

@@ -90,13 +90,13 @@ def test_a_pod_has_the_time_that_its_requests_need_to_end(name: str, overlays: d
     for proxy in (each for each in pod.get("initContainers", []) if each["name"] == "proxy"):
         [*_, script] = proxy["lifecycle"]["preStop"]["exec"]["command"]
         [(waits, signal)] = re.findall(r"sleep (\d+); kill -(\w+) 1", script)
-        # Other pods get new connections by then, and the open ones are closed while the service still answers.
+        # Other pods get new connections by then, and the open ones are closed while the service still responds.
         assert 0 < float(waits) < hook + pause
         assert signal == "USR1", "the signal by which HAProxy ends without closing connections that it serves"
     for resource in overlays[name]:
         annotations = resource["metadata"].get("annotations", {})
-        if answer := annotations.get("haproxy.org/timeout-server"):
-            assert float(answer.removesuffix("s")) > longest
+        if timeout_server := annotations.get("haproxy.org/timeout-server"):
+            assert float(timeout_server.removesuffix("s")) > longest
         if resource["kind"] == "InferenceService":
             assert resource["spec"]["predictor"]["timeout"] > longest
 
@@ -142,7 +142,7 @@ def test_traffic_reaches_a_port_of_the_pods_that_the_policy_opens(overlays: dict
     assert tls["hosts"] == [only(overlays["production"], "Ingress")["spec"]["rules"][0]["host"]]
 
 
-def test_a_gpu_is_asked_for_and_used(overlays: dict[str, list[Resource]]) -> None:
+def test_a_gpu_is_requested_and_used(overlays: dict[str, list[Resource]]) -> None:
     service = service_of(pod_of(overlays["components"]))
     assert service["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert variables(service)["SKIPNET_DEVICE"] == "cuda"
@@ -189,7 +189,9 @@ def test_kserve_scales_by_the_queries_of_keda(overlays: dict[str, list[Resource]
     ]
 
 
-def test_the_queries_count_what_waits_and_never_give_nan(overlays: dict[str, list[Resource]], tmp_path: Path) -> None:
+def test_the_queries_count_waiting_images_and_never_return_nan(
+    overlays: dict[str, list[Resource]], tmp_path: Path
+) -> None:
     queue, latency = (
         each["metadata"]["query"] for each in only(overlays["production"], "ScaledObject")["spec"]["triggers"]
     )
