@@ -30,7 +30,7 @@ CASCADE: Literal["cascade"] = "cascade"
 
 
 class CheckpointError(UserError):
-    """A checkpoint can't be read or written. The message says what to do."""
+    """A checkpoint cannot be read or written. The message says what to do."""
 
 
 Label = Annotated[str, AfterValidator(lambda name: unicodedata.normalize("NFC", name))]
@@ -144,7 +144,7 @@ def code_version() -> str:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint folder.
 
-    Raises CheckpointError if a file is missing or damaged, the weights don't fit the architecture, or the folder
+    Raises CheckpointError if a file is missing or damaged, the weights do not fit the architecture, or the folder
     holds a pickle instead of safetensors.
     """
     config = read_config(folder)
@@ -155,7 +155,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} can't be read as safetensors ({error}); copy it again") from error
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read as safetensors ({error}); copy it again") from error
     fit_state(network, {key: value.float() for key, value in state.items()}, folder / WEIGHTS)
     return Checkpoint(folder, config, network.eval())
 
@@ -210,7 +210,7 @@ def read_config(folder: Path) -> Config:
     try:
         complete = (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
     except OSError as error:
-        raise CheckpointError(f"{folder} can't be read: {error}") from error
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
     if not complete:
         pickles = sorted(file.name for pattern in ("*.pth*", "*.pt", "*.bin") for file in folder.glob(pattern))
         if pickles:
@@ -226,7 +226,7 @@ def read_config(folder: Path) -> Config:
     try:
         return Config.model_validate_json((folder / CONFIG).read_bytes().removeprefix(codecs.BOM_UTF8))
     except (OSError, ValidationError) as error:
-        raise CheckpointError(f"{folder / CONFIG} can't be read: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
 
 
 def write_checkpoint(folder: Path, network: SkipNet, config: Config, half: bool = False) -> None:
@@ -269,5 +269,5 @@ def is_version(folder: Path) -> bool:
     """Return whether a folder's name is a version number without leading zeros."""
     try:
         return folder.name.isdecimal() and folder.name == str(int(folder.name)) and folder.is_dir()
-    except OSError:  # The folder exists but can't be read. Loading it reports the error.
+    except OSError:  # The folder exists but cannot be read. Loading it reports the error.
         return True

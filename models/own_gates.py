@@ -89,7 +89,7 @@ def register(kind: str) -> Callable[[Kind], Kind]:
     Raises UserError for a name that is in use, or that has other characters than lower-case letters and digits.
     """
     if not KIND.fullmatch(kind) or kind in TAKEN or kind in KINDS:
-        raise UserError(f"{kind!r} can't name a kind of gate: choose unused lower-case letters and digits")
+        raise UserError(f"{kind!r} cannot name a kind of gate: choose unused lower-case letters and digits")
 
     def add(gate: Kind) -> Kind:
         KINDS[kind] = gate
@@ -102,7 +102,7 @@ def register(kind: str) -> Callable[[Kind], Kind]:
 def load_files(paths: str) -> None:
     """Import the Python files in ``paths``, once.
 
-    Raises UserError if one can't be imported.
+    Raises UserError if one cannot be imported.
     """
     for path in filter(None, paths.split(os.pathsep)):
         known = set(KINDS)
@@ -114,7 +114,7 @@ def load_files(paths: str) -> None:
         except Exception as error:  # The user's file may raise any exception.
             for kind in set(KINDS) - known:
                 del KINDS[kind]
-            raise UserError(f"{path}, named by {VARIABLE}, can't be imported: {error}") from error
+            raise UserError(f"{path}, named by {VARIABLE}, cannot be imported: {error}") from error
 
 
 def own_kinds() -> dict[str, Callable[[int], OwnGate]]:

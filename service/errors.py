@@ -86,7 +86,7 @@ class ServiceError(Exception):
 
 
 def not_ready(message: str, *, closing: bool = False) -> ServiceError:
-    """Return the error for a request that can't be served now. Another replica or a later attempt may serve it."""
+    """Return the error for a request that cannot be served now. Another replica or a later attempt may serve it."""
     return ServiceError(Code.NOT_READY, message, {"Retry-After": "1"} | ({"Connection": "close"} if closing else {}))
 
 
@@ -104,7 +104,7 @@ def error_response(scope: Scope, error: ServiceError, status: int | None = None)
     if context := scope.get("state", {}).get("context"):
         context.fields["code"] = error.code
         context.outcome = error.outcome
-    # A message may quote characters of the client that can't be encoded in UTF-8.
+    # A message may quote characters of the client that cannot be encoded in UTF-8.
     message = error.message.encode(errors="backslashreplace").decode()
     detail: dict[str, Any] = {"code": error.code, "message": message}
     content = {"error": message if has_plain_error(scope) else detail}

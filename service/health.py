@@ -7,7 +7,7 @@ from service.repository.watcher import Watcher
 
 
 class Health:
-    """Judges the state of a server's repository and engine thread. Use it in the event loop."""
+    """Determines the state of a server's repository and engine thread. Use it in the event loop."""
 
     def __init__(self, repository: Repository, watcher: Watcher, batcher: Batcher, request_timeout: float) -> None:
         self.draining = False  # SIGTERM was received: not ready, but requests are still served

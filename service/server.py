@@ -74,7 +74,7 @@ def open_many_files() -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     except (OSError, ValueError) as error:  # The system may allow less than the hard limit.
-        log.warning("the limit on open files can't be raised: %s", error)
+        log.warning("the limit on open files cannot be raised: %s", error)
 
 
 def build(

@@ -122,4 +122,4 @@ def read_analysis(folder: Path) -> Analysis | None:
     try:
         return TypeAdapter(Analysis).validate_json(path.read_bytes())
     except ValidationError as error:
-        raise UserError(f"{path} can't be read: run `skipnet analyze … --write` again ({error})") from error
+        raise UserError(f"{path} cannot be read: run `skipnet analyze … --write` again ({error})") from error

@@ -139,7 +139,7 @@ def read_cascade_config(folder: Path) -> CascadeConfig:
     try:
         return CascadeConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, ValidationError) as error:
-        raise CheckpointError(f"{folder / CONFIG} can't be read as a cascade: {error}") from error
+        raise CheckpointError(f"{folder / CONFIG} cannot be read as a cascade: {error}") from error
 
 
 def read_cascade(folder: Path) -> Cascade:
@@ -158,7 +158,7 @@ def read_cascade(folder: Path) -> Cascade:
         try:
             checkpoint = read_checkpoint(source)
         except CheckpointError as error:
-            raise CheckpointError(f"{place}, can't be used: {error}") from error
+            raise CheckpointError(f"{place}, cannot be used: {error}") from error
         if (checkpoint.config.labels, checkpoint.config.input) != (config.labels, config.input):
             raise CheckpointError(f"{place}, differs in labels or input from the cascade; build the cascade again")
         stages.append(checkpoint)

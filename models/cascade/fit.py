@@ -52,7 +52,7 @@ def fit_cascade(
     ``labels`` [N] are the validation images' classes. At the operating point each stage escalates the share
     ``escalate`` of the images that reach it. ``budget`` is the mean MACs over the last stage's dense MACs. With it, the
     share is the largest of `SHARES` that keeps the budget. Labels do not influence this choice, so few validation
-    images suffice. Raises UserError if the stages do not fit together or the budget can't be met.
+    images suffice. Raises UserError if the stages do not fit together or the budget cannot be met.
     """
     require_alike(checkpoints)
     dense = checkpoints[-1].macs.dense
@@ -69,7 +69,7 @@ def fit_cascade(
         within = [share for share in SHARES if point(own, share).mac_share <= budget]
         if not within:
             least = point(own, 0).mac_share
-            raise UserError(f"the budget {budget:g} can't be met: the first stage alone takes {least:.4f}")
+            raise UserError(f"the budget {budget:g} cannot be met: the first stage alone takes {least:.4f}")
         escalate = within[-1]
     chosen = point(own, escalate)
     points = [point(choice, share) for choice in itertools.product(*outputs) for share in SHARES]
@@ -104,7 +104,7 @@ def require_alike(checkpoints: Sequence[Checkpoint]) -> None:
     for other in checkpoints[1:]:
         for name in ("labels", "input"):
             if getattr(first.config, name) != getattr(other.config, name):
-                raise UserError(f"{first.folder} and {other.folder} can't form a cascade: their {name} differ")
+                raise UserError(f"{first.folder} and {other.folder} cannot form a cascade: their {name} differ")
 
 
 def margins_for(

@@ -142,7 +142,7 @@ def scan(folder: Path) -> list["os.DirEntry[str]"]:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith((".", "__MACOSX"))]
     except OSError as error:
-        raise UserError(f"the folder {folder} can't be read: {error.strerror}") from error
+        raise UserError(f"the folder {folder} cannot be read: {error.strerror}") from error
 
 
 def suffix_of(path: str) -> str:

@@ -49,7 +49,7 @@ class TableImages:
 def load_from_hub(dataset: DatasetInfo, splits: Sequence[str]) -> TableImages:
     """Return splits of a data set on the hub, in order.
 
-    Raises UserError if the hub can't be reached.
+    Raises UserError if the hub cannot be reached.
     """
     datasets = import_datasets()
     try:
@@ -74,7 +74,7 @@ def read_parquet(dataset: DatasetInfo, splits: Sequence[Sequence[Path]], data: P
     """
     if any(part in str(data.absolute()) for part in GLOB_CHARACTERS):
         characters = " ".join(GLOB_CHARACTERS)
-        raise UserError(f"parquet files can't be read from {data}: rename the folder without {characters}")
+        raise UserError(f"parquet files cannot be read from {data}: rename the folder without {characters}")
     datasets = import_datasets()
     try:
         tables = [
@@ -83,7 +83,7 @@ def read_parquet(dataset: DatasetInfo, splits: Sequence[Sequence[Path]], data: P
         ]
     except (ValueError, datasets.exceptions.DatasetsError) as error:
         names = ", ".join(file.name for files in splits for file in files)
-        raise UserError(f"{names} of {data} can't be read ({error}); copy it again") from error
+        raise UserError(f"{names} of {data} cannot be read ({error}); copy it again") from error
     return TableImages(joined(tables), dataset, ", ".join(str(file) for files in splits for file in files[:1]))
 
 

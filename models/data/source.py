@@ -28,7 +28,7 @@ SPLIT_NAMES = ("train", "training", "testing", *TEST_SPLITS)
 
 
 class DamagedImage(UserError):
-    """An image of a data set can't be read. The message names its file."""
+    """An image of a data set cannot be read. The message names its file."""
 
 
 class Examples(Protocol):
@@ -56,7 +56,7 @@ class Source:
     """A selection of images of a split.
 
     ``positions`` are indices into ``examples``. If ``numbers`` is given, it maps the classes of ``examples`` to other
-    labels. ``damaged`` names the images that were left out because they can't be read.
+    labels. ``damaged`` names the images that were left out because they cannot be read.
     """
 
     examples: Examples
@@ -83,7 +83,7 @@ class Source:
         except (ImageError, OSError) as error:
             reason = error.strerror or error if isinstance(error, OSError) else error
             raise DamagedImage(
-                f"{self.examples.name(position)} can't be read: {reason}. Replace or remove it, or leave damaged "
+                f"{self.examples.name(position)} cannot be read: {reason}. Replace or remove it, or leave damaged "
                 "images out with --skip-damaged"
             ) from error
         return image, label if self.numbers is None else self.numbers[label]

@@ -79,7 +79,7 @@ def write_result(file: Path, result: Result) -> None:
 def read_result(file: Path) -> Result:
     """Return a results file.
 
-    Raises UserError if it can't be read.
+    Raises UserError if it cannot be read.
     """
     try:
         return Result.model_validate_json(file.read_bytes())

@@ -26,7 +26,7 @@ def check_images(train: Source, validation: Source, shorter_side: int, skip_dama
     damaged = {**find_damaged(train, shorter_side), **find_damaged(validation, shorter_side)}
     if damaged and not skip_damaged:
         raise UserError(
-            f"{len(damaged)} images can't be read:\n{list_lines(describe_damage(damaged))}\n"
+            f"{len(damaged)} images cannot be read:\n{list_lines(describe_damage(damaged))}\n"
             "Replace or remove them, or leave them out with --skip-damaged"
         )
     trained, validated = (Counter(intact_labels(source, damaged)) for source in (train, validation))
@@ -54,7 +54,7 @@ def intact_labels(source: Source, damaged: dict[str, str]) -> list[int]:
 
 
 def find_damaged(source: Source, shorter_side: int) -> dict[str, str]:
-    """Return the reasons why images can't be decoded, by the names of their files."""
+    """Return the reasons why images cannot be decoded, by the names of their files."""
 
     def reason(index: int) -> tuple[str, str] | None:
         try:

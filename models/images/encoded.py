@@ -49,7 +49,7 @@ class EncodedImage:
     ``full_size`` is the image's width and height. ``hidden_size`` is that of the largest picture or tile that the
     decoder makes internally, which may be larger. It is (0, 0) if there is none.
 
-    Raises ImageError if the header can't be read.
+    Raises ImageError if the header cannot be read.
     """
 
     def __init__(self, data: bytes, formats: tuple[str, ...] = FORMATS, shorter_side: int = 0) -> None:
@@ -67,7 +67,7 @@ class EncodedImage:
         except UnidentifiedImageError as error:
             raise ImageError(f"it is not a {', '.join(formats)} file, or its header is damaged") from error
         except Exception as error:  # Decoders raise many types of exceptions.
-            raise ImageError(f"its header can't be read: {error}") from error
+            raise ImageError(f"its header cannot be read: {error}") from error
         self.full_size = self.image.size
         self.draft()
 

@@ -11,7 +11,7 @@ MAX_EXIF = 1 << 20
 
 
 class ImageError(UserError):
-    """An image file can't be decoded."""
+    """An image file cannot be decoded."""
 
 
 class ImageTooLarge(ImageError):

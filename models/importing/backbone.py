@@ -84,7 +84,7 @@ def recognise(state: Names, source: str) -> Architecture:
 
 
 def refusal(source: str, reason: str, remedy: str) -> UserError:
-    return UserError(f"{source} {reason}, which can't be imported; the nearest that can is {remedy}")
+    return UserError(f"{source} {reason}, which cannot be imported; the nearest that can is {remedy}")
 
 
 def count_blocks(state: Names) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ def load_public(source: Path, arch: str, name: str) -> Checkpoint:
 
     ``arch`` may have the public code's spelling mistakes. The number of classes is that of the weights. If the data set
     has another number, the labels are the class numbers. Raises UserError if the architecture is unknown, or if the
-    file can't be read or has other weights.
+    file cannot be read or has other weights.
     """
     architecture = find_architecture(arch)
     public, others = read_weights(source)

@@ -38,7 +38,7 @@ def local_copy(source: str) -> Iterator[Path]:
 
     ``source`` is hf://ORG/NAME[@REVISION], or a file or folder at s3://, gs://, https:// or http://. The hub's library
     stores files in its own cache. Other copies are deleted afterwards. Raises UserError if the extra "remote" is
-    missing, or the source can't be read.
+    missing, or the source cannot be read.
     """
     with TemporaryDirectory(prefix="skipnet-import-") as folder:
         yield fetch(source, Path(folder))
@@ -55,7 +55,7 @@ def fetch(source: str, folder: Path) -> Path:
             name, reason = public_name(source), type(error).__name__
             if name == source:  # Otherwise the message could contain a secret.
                 reason = next(iter(str(error).splitlines()), "") or reason
-            raise UserError(f"{name} can't be read ({reason}): check the address and your access") from error
+            raise UserError(f"{name} cannot be read ({reason}): check the address and your access") from error
 
 
 def fetch_from_hub(source: str) -> Path:
@@ -70,7 +70,7 @@ def fetch_from_hub(source: str) -> Path:
     def copy(name: str) -> Path | None:
         try:
             return Path(hf_hub_download(found[1], name, revision=found[2]))
-        except LocalEntryNotFoundError:  # The hub can't be reached.
+        except LocalEntryNotFoundError:  # The hub cannot be reached.
             raise
         except EntryNotFoundError:
             return None

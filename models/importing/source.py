@@ -60,7 +60,7 @@ def load_source(source: str, arch: str | None = None, labels: Sequence[str] | No
     timm, or the public SkipNet code), a folder of transformers or timm with its config.json, or the URL of one of them
     (`models.importing.remote`). ``arch`` is necessary only for weights of the public code. ``labels`` replace the
     source's labels. If there are none, the labels are class numbers. If the source has no preprocessing, it is
-    torchvision's. Raises UserError if the source can't be read, is a network that does not run here, or has another
+    torchvision's. Raises UserError if the source cannot be read, is a network that does not run here, or has another
     number of classes than ``labels``.
     """
     remote = is_remote(source)
@@ -80,7 +80,7 @@ def read_source(path: Path, name: str, arch: str | None) -> Checkpoint:
     try:
         spec, labels = describe(found)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{name}: {CONFIG} can't be read ({type(error).__name__}: {error}); copy it again") from error
+        raise UserError(f"{name}: {CONFIG} cannot be read ({type(error).__name__}: {error}); copy it again") from error
     # Weights of transformers can also be alone in a file.
     return build(found, transformers_folder.rename_to_torchvision(state), spec, labels)
 
@@ -140,9 +140,9 @@ def read_json(file: Path, missing: Mapping[str, Any] | None = None) -> Mapping[s
             raise UserError(f"{file} is missing, which says how images are prepared: copy it too") from error
         return missing
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} can't be read as JSON: {error}") from error
+        raise UserError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} can't be read: it holds no JSON object")
+        raise UserError(f"{file} cannot be read: it holds no JSON object")
     return content
 
 
@@ -171,7 +171,7 @@ def with_labels(checkpoint: Checkpoint, labels: list[str], source: str) -> Check
     try:
         config = Config.model_validate(checkpoint.config.model_dump() | {"labels": labels})
     except ValidationError as error:
-        raise UserError(f"these labels can't be used: {error}") from error
+        raise UserError(f"these labels cannot be used: {error}") from error
     return Checkpoint(checkpoint.folder, config, checkpoint.network)
 
 

@@ -21,7 +21,7 @@ REASONS = {
     r"resnet\d+_(gn|clip)\w*": "has other layers than a plain ResNet",
     r"(gluon_)?resnet\d+": "has a depth that no plain ResNet here has",
 }
-"""The reason why a network of timm can't be imported, by the beginning of its name."""
+"""The reason why a network of timm cannot be imported, by the beginning of its name."""
 HARMLESS: dict[str, tuple[Any, ...]] = {"in_chans": (3,), "global_pool": ("avg",), "output_stride": (32,)}
 """The values of timm's ``model_args`` that do not change a plain ResNet."""
 UNSEEN = ("num_classes", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last", "img_size", "pretrained")

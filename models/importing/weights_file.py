@@ -25,7 +25,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 def read_weights(source: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the state dict in a file without prefixes, and the other values in the file.
 
-    Raises UserError if the file can't be read without running code, or has no state dict.
+    Raises UserError if the file cannot be read without running code, or has no state dict.
     """
     saved = read_file(source)
     others: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def read_file(source: Path) -> dict[str, Any]:
             raise UserError(f"{source} is neither a file of torch.save nor a safetensors file: choose one of these")
         saved = torch.load(source, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"{source} can't be read: {error.strerror or error}") from error
+        raise UserError(f"{source} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise UserError(f"{source} is a damaged safetensors file ({error}): copy it again") from error
     # torch's message is left out, because it advises to load without weights_only.

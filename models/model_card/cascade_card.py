@@ -25,7 +25,7 @@ A cascade: images of which a cheap network is unsure are escalated to a more acc
 def write_cascade_card(folder: Path) -> Path:
     """Write the figures into a cascade's card, or into a new card, and return its path.
 
-    Raises CheckpointError if the cascade can't be read or an existing card lacks the marks.
+    Raises CheckpointError if the cascade cannot be read or an existing card lacks the marks.
     """
     cascade, card = read_cascade(folder), folder / CARD
     figures = draw_figures(cascade)

@@ -130,5 +130,5 @@ def find_teacher(stage: TrainedStage) -> str | None:
     """Return the teacher of a stage, if it had one: see `parse_teacher`, or "checkpoint"."""
     if not stage.distillation_weight:
         return None
-    # Early configs don't name the teacher. Those of this recipe used the logits of the only teacher.
+    # Early configs do not name the teacher. Those of this recipe used the logits of the only teacher.
     return stage.teacher or ("small-logits" if stage.name == "distilled" else "checkpoint")

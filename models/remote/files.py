@@ -23,7 +23,7 @@ MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 class RemoteError(UserError):
-    """A remote prefix can't be read, or a file is not as announced."""
+    """A remote prefix cannot be read, or a file is not as announced."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def explained(url: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise RemoteError(
-            f"{url} can't be read: {reason}; check the address, the network and the credentials"
+            f"{url} cannot be read: {reason}; check the address, the network and the credentials"
         ) from error
 
 

@@ -34,8 +34,8 @@ class Mirror:
     def refresh(self) -> None:
         """Download new and changed versions, and remove those that no longer exist.
 
-        If a version can't be downloaded, its old content stays, and the others are downloaded. If the remote side can't
-        be read or is empty, nothing changes. Raises RemoteError or OSError.
+        If a version cannot be downloaded, its old content stays, and the others are downloaded. If the remote folder is
+        empty or cannot be read, nothing changes. Raises RemoteError or OSError.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():

@@ -21,7 +21,7 @@ def make_soup(folders: Sequence[Path], target: Path) -> None:
     """Write a checkpoint whose weights and batch norm statistics are the means of those in ``folders``.
 
     Its execute threshold is 0.5. Raises UserError for fewer than two checkpoints, for checkpoints of different
-    networks, labels or data, and for a checkpoint that can't be read.
+    networks, labels or data, and for a checkpoint that cannot be read.
     """
     if len(folders) < 2:
         raise UserError("a model soup needs two checkpoints or more: name another")
@@ -42,12 +42,12 @@ def require_alike(first: Checkpoint, other: Checkpoint, both: str) -> None:
     """Raise UserError if two checkpoints are of different networks or were trained on different images."""
     for name in ("architecture", "labels", "input"):
         if getattr(first.config, name) != getattr(other.config, name):
-            raise UserError(f"{both} can't be averaged: their {name} is not the same")
+            raise UserError(f"{both} cannot be averaged: their {name} is not the same")
     for name in ("dataset", "validation_images"):
         one, another = getattr(first.config.training, name), getattr(other.config.training, name)
         if one != another:
             raise UserError(
-                f"{both} can't be averaged: {name.replace('_', ' ')} is {one} of one, {another} of the other"
+                f"{both} cannot be averaged: {name.replace('_', ' ')} is {one} of one, {another} of the other"
             )
 
 

@@ -59,7 +59,7 @@ class Classify(EngineOptions):
                 with decoder.decode(file.read_bytes(), spec.resize) as decoded:
                     image = prepare(decoded, spec)
             except (ServiceError, OSError) as error:
-                reason = f"can't be read: {error.strerror or error}" if isinstance(error, OSError) else error
+                reason = f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else error
                 print(f"skipnet: {file}: {reason}", file=sys.stderr)
                 wrong += 1
                 continue

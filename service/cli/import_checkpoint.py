@@ -52,4 +52,4 @@ class Import(Options):
         try:
             return self.labels.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
-            raise UserError(f"--labels {self.labels} can't be read: {error}") from error
+            raise UserError(f"--labels {self.labels} cannot be read: {error}") from error

@@ -54,7 +54,7 @@ class HelpFormatter(RawDescriptionHelpFormatter):
 def main(arguments: list[str] | None = None) -> None:
     """Run the verb in ``arguments``. Exit with 2 for a wrong option and with 1 for an error."""
     for stream in (sys.stdout, sys.stderr):
-        # A character that the terminal can't print becomes an escape instead of an error.
+        # A character that the terminal cannot print becomes an escape instead of an error.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     verb, *options = (sys.argv[1:] if arguments is None else arguments) or ["--help"]

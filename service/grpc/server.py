@@ -77,7 +77,7 @@ class GrpcServer:
         try:
             self.port = self._server.add_insecure_port(f"{host}:{self.port}")
         except RuntimeError as error:
-            log.error("gRPC can't listen at %s, port %d: %s", settings.host, self.port, error)
+            log.error("gRPC cannot listen at %s, port %d: %s", settings.host, self.port, error)
             return False
         await self._server.start()
         log.info("listening", extra={"fields": {"grpc": f"{host}:{self.port}"}})

@@ -56,4 +56,4 @@ class Decompressed:
         return {"type": "http.request", "body": piece, "more_body": more}
 
     def damaged(self, reason: str) -> ServiceError:
-        return ServiceError(Code.BAD_REQUEST, f"the body can't be decompressed as {self.encoding}: {reason}")
+        return ServiceError(Code.BAD_REQUEST, f"the body cannot be decompressed as {self.encoding}: {reason}")

@@ -49,7 +49,7 @@ async def read_form(request: Request, max_size: int) -> bytes:
     except MultiPartException as error:
         raise ServiceError(
             Code.BAD_REQUEST,
-            f"the multipart body can't be read: {error.message.rstrip('.')}; send one image, in the part `image`",
+            f"the multipart body cannot be read: {error.message.rstrip('.')}; send one image, in the part `image`",
         ) from error
     try:
         return await image_of(form)

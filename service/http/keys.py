@@ -90,14 +90,14 @@ def checked(keys: list[str], kind: str) -> list[str]:
 def read_keys(file: Path | None) -> list[str]:
     """Return the keys in a file: one per line. Blank lines and comments after a `#` that begins a word are ignored.
 
-    Raises UserError if the file can't be read or holds no key, and for a line that is not a key, with its number.
+    Raises UserError if the file cannot be read or holds no key, and for a line that is not a key, with its number.
     """
     if file is None:
         return []
     try:
         lines = file.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the keys in {file} can't be read: {error}") from error
+        raise UserError(f"the keys in {file} cannot be read: {error}") from error
     keys: list[str] = []
     for number, line in enumerate(lines, start=1):
         key = COMMENT.sub("", line).strip()

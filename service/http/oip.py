@@ -290,7 +290,7 @@ def tensor_of(name: str, results: Sequence[ImageResult]) -> NDArray[Any]:
 def classified(values: NDArray[Any], labels: list[str], output: RequestedOutput) -> NDArray[Any]:
     """Return the most probable classes of each image as b"value:index:label", [N, k]."""
     if output.name not in ("logits", "probabilities"):
-        raise bad(f"the output {output.name} can't be classified; logits and probabilities can")
+        raise bad(f"the output {output.name} cannot be classified; logits and probabilities can")
     order = np.argsort(-values, axis=1, kind="stable")[:, : output.parameters.classification]
     rows = [[f"{row[i]:f}:{i}:{labels[i]}".encode() for i in best] for row, best in zip(values, order, strict=True)]
     return np.asarray(rows, object)

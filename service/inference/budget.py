@@ -72,7 +72,7 @@ def threshold_for(calibration: "list[CalibrationPoint]", budget: float) -> float
     if budget < shares[-1]:
         raise ServiceError(
             Code.INVALID_PARAMETER,
-            f"compute_budget {budget:g} can't be met: with every gated block skipped, an image costs {shares[-1]:.4f}",
+            f"compute_budget {budget:g} cannot be met: with every gated block skipped, an image costs {shares[-1]:.4f}",
         )
     first = int(np.argmax(shares <= budget))  # the most expensive point within the budget
     best = max(range(first, len(points)), key=lambda i: points[i].accuracy)

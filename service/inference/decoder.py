@@ -109,7 +109,7 @@ class Decoder:
         except ImageTooLarge as error:
             raise ServiceError(Code.IMAGE_TOO_LARGE, f"the image has too many pixels; {self.pixel_limit()}") from error
         except TooManyPieces as error:
-            raise ServiceError(Code.DAMAGED_IMAGE, f"the image can't be read: {error}") from error
+            raise ServiceError(Code.DAMAGED_IMAGE, f"the image cannot be read: {error}") from error
         except ImageError as error:
             if looks_like_image(data):
                 raise ServiceError(
@@ -152,7 +152,7 @@ def pixels(encoded: EncodedImage) -> Image.Image:
     try:
         return encoded.decode()
     except ImageError as error:
-        raise ServiceError(Code.DAMAGED_IMAGE, f"the image can't be read: {error}") from error
+        raise ServiceError(Code.DAMAGED_IMAGE, f"the image cannot be read: {error}") from error
 
 
 def memory_of(encoded: EncodedImage) -> int:
@@ -189,7 +189,7 @@ def is_single_scan(encoded: EncodedImage) -> bool:
 
 
 def count_scan_components(data: bytes) -> int:
-    """Return the number of components in a JPEG's first scan, or 0 if its segments can't be parsed."""
+    """Return the number of components in a JPEG's first scan, or 0 if its segments cannot be parsed."""
     place = len(START_OF_IMAGE)
     while place + 5 <= len(data):
         marker, length = data[place : place + 2], int.from_bytes(data[place + 2 : place + 4])

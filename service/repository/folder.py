@@ -38,7 +38,7 @@ def current_snapshot(folder: Path) -> Path:
 def scan(folder: Path, names: Collection[str] | None = None) -> dict[str, list[int]]:
     """Return the models in a repository with their versions, ascending. ``names`` selects and orders the models.
 
-    A model without a version is left out. Raises OSError or LoadError if the folder can't be read.
+    A model without a version is left out. Raises OSError or LoadError if the folder cannot be read.
     """
     from models.model_repository import model_names
 
@@ -75,7 +75,7 @@ def models_of(folder: Path) -> list[str]:
 def versions_of(folder: Path, name: str) -> list[int]:
     """Return a model's versions.
 
-    Raises LoadError if the model's name is invalid or the folder can't be read.
+    Raises LoadError if the model's name is invalid or the folder cannot be read.
     """
     from models.checkpoint import CheckpointError
     from models.model_repository import versions
@@ -89,7 +89,7 @@ def versions_of(folder: Path, name: str) -> list[int]:
 def ignored(folder: Path) -> dict[Path, str]:
     """Return the paths that look like a model or a version but are not one, with the reason.
 
-    Hidden folders are left out, because a version has such a name while it is copied. Models that can't be read are
+    Hidden folders are left out, because a version has such a name while it is copied. Models that cannot be read are
     left out too, because loading them reports the reason.
     """
     found: dict[Path, str] = {}
@@ -113,7 +113,7 @@ def ignored_in_model(model: Path) -> dict[Path, str]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder that are not hidden, by name. Return none if it can't be read."""
+    """Return the folders in a folder that are not hidden, by name. Return none if it cannot be read."""
     try:
         return [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     except OSError:  # An example is lost+found, which only root may read.

@@ -168,7 +168,7 @@ class LoadedCascade(LoadedModel):
         within = [point for point in curve if point.mac_share <= budget]
         if not within:
             least = f"; the least is {curve[0].mac_share:.4f}" if curve else ": this cascade has no curve"
-            raise ServiceError(Code.INVALID_PARAMETER, f"compute_budget {budget:g} can't be met{least}")
+            raise ServiceError(Code.INVALID_PARAMETER, f"compute_budget {budget:g} cannot be met{least}")
         point = within[-1]
         return RouteChoice((*point.thresholds, *point.margins), point.accuracy)
 

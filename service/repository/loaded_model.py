@@ -160,7 +160,7 @@ class LoadedModel:
         Raises ServiceError invalid_parameter.
         """
         if min_margin is not None:
-            raise ServiceError(Code.INVALID_PARAMETER, f"{self.name} is not a cascade: min_margin can't be set")
+            raise ServiceError(Code.INVALID_PARAMETER, f"{self.name} is not a cascade: min_margin cannot be set")
         config = self.checkpoint.config
         threshold = choose_threshold(config, execute_threshold, compute_budget)
         expected = None if compute_budget is None else expected_accuracy(config.calibration, threshold)

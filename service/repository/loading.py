@@ -24,7 +24,7 @@ EngineType = TypeVar("EngineType", bound="Engine")
 
 
 class LoadError(UserError):
-    """A version can't be loaded. The message says why and what to do."""
+    """A version cannot be loaded. The message says why and what to do."""
 
 
 def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> LoadedModel:
@@ -46,7 +46,7 @@ def load_version(folder: Path, options: EngineOptions, max_batch_size: int) -> L
     except CheckpointError as error:
         raise LoadError(str(error)) from error
     except Exception as error:
-        raise LoadError(f"{folder} can't run on {options.engine}, {options.device}: {error}") from error
+        raise LoadError(f"{folder} cannot run on {options.engine}, {options.device}: {error}") from error
     try:
         warm_up(model, max_batch_size)
     except Exception:

@@ -196,7 +196,7 @@ class Repository:
         try:
             in_folder = await asyncio.to_thread(scan, self.folder)
         except (OSError, LoadError) as error:
-            log.error("the index lists loaded versions only: %s can't be read: %s", self.folder, error)
+            log.error("the index lists loaded versions only: %s cannot be read: %s", self.folder, error)
         else:
             known |= {(name, version) for name, versions in in_folder.items() for version in versions}
         return [self._entry(name, version) for name, version in sorted(known)]

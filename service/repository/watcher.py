@@ -59,7 +59,7 @@ class Watcher:
             found = await repository.in_thread(lambda: scan(folder, models_of(folder)))
             self._report(await repository.in_thread(lambda: ignored(folder)))
         except (OSError, LoadError) as error:
-            log.error("nothing is served: %s can't be read: %s", folder, error)
+            log.error("nothing is served: %s cannot be read: %s", folder, error)
             return False
         if not found:
             exists = await repository.in_thread(folder.is_dir)
@@ -97,7 +97,7 @@ class Watcher:
                     repository.forget_problems(found, {name for name, _ in repository.problems})
             except (OSError, LoadError) as error:
                 if str(error) != trouble:
-                    log.error("new versions are not found: %s can't be read: %s", folder, error)
+                    log.error("new versions are not found: %s cannot be read: %s", folder, error)
                 trouble = str(error)
                 continue
             trouble = ""

@@ -89,7 +89,7 @@ class Tracing:
 
     def close(self) -> None:
         """Send the last spans within CLOSE_TIMEOUT, so that a slow collector does not delay the end of the process."""
-        # The provider's own timeout is 30 seconds and can't be set.
+        # The provider's own timeout is 30 seconds and cannot be set.
         sending = threading.Thread(target=self.provider.shutdown, name="last spans", daemon=True)
         sending.start()
         sending.join(CLOSE_TIMEOUT)

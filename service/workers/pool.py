@@ -52,7 +52,7 @@ def bind(host: str, port: int, count: int) -> list[socket.socket]:
     Raises UserError.
     """
     if not hasattr(socket, "SO_REUSEPORT"):
-        raise UserError("this system can't distribute connections among several workers; leave --workers out")
+        raise UserError("this system cannot distribute connections among several workers; leave --workers out")
     sockets: list[socket.socket] = []
     try:
         [family, *_, address] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -68,7 +68,7 @@ def bind(host: str, port: int, count: int) -> list[socket.socket]:
             sockets[-1].bind(address)
             sockets[-1].listen(BACKLOG)
     except OSError as error:
-        raise UserError(f"can't listen at {host}, port {port}: {error.strerror}") from error
+        raise UserError(f"cannot listen at {host}, port {port}: {error.strerror}") from error
     return sockets
 
 

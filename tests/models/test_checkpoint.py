@@ -44,9 +44,9 @@ def test_files_have_the_default_permissions(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "can't be read as safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "cannot be read as safetensors"),
         (lambda folder: (folder / "model.safetensors").unlink(), "should hold model.safetensors"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json can't be read"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda folder: edit(folder, architecture="cifar10_rnn_gate_74"), "does not hold the weights"),
         (lambda folder: edit(folder, architecture="resnet"), "unknown architecture 'resnet'"),
         (lambda folder: edit(folder, labels=["one"]), "check `architecture` and `labels`"),
@@ -132,7 +132,7 @@ def test_a_model_is_not_replaced_by_one_with_other_labels(folder: Path, tmp_path
     with pytest.raises(CheckpointError, match="cats/1 has other labels, which clients of cats rely on: choose another"):
         publish(other, repository, "cats")
     assert publish(other, repository, "pets").name == "1"
-    # No client uses a model that can't be read.
+    # No client uses a model that cannot be read.
     (repository / "cats" / "1" / "config.json").unlink()
     assert publish(other, repository, "cats").name == "2"
 

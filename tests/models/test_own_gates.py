@@ -216,7 +216,7 @@ def test_command_of_the_page_measures_the_gate(
 @pytest.mark.parametrize("kind", ["rnn", "Squeeze", "a_b", "squeeze", ""])
 def test_names_in_use_or_invalid_are_refused(kind: str) -> None:
     assert "squeeze" in own_gates.own_kinds()
-    with pytest.raises(UserError, match="can't name a kind of gate"):
+    with pytest.raises(UserError, match="cannot name a kind of gate"):
         own_gates.register(kind)
 
 
@@ -232,7 +232,7 @@ def test_file_that_cannot_be_imported_is_named(
     if text is not None:
         (tmp_path / "bad.py").write_text(text)
     monkeypatch.setenv("SKIPNET_GATES", str(tmp_path / "bad.py"))
-    with pytest.raises(UserError, match=f"bad.py, named by SKIPNET_GATES, can't be imported: .*{reason}"):
+    with pytest.raises(UserError, match=f"bad.py, named by SKIPNET_GATES, cannot be imported: .*{reason}"):
         find_architecture(ARCHITECTURE)
 
 

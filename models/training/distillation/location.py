@@ -26,7 +26,7 @@ def parse_teacher(name: str) -> tuple[str, str] | None:
 def teacher_name(file: Path) -> str:
     """Return the name in a stage's record of the teacher, or of its logits, in a file."""
     with safe_open(file, "pt") as opened:
-        # The earliest files don't name their network, because only one existed.
+        # The earliest files do not name their network, because only one existed.
         network: str = (opened.metadata() or {}).get("network", "small")
     network = LEGACY_TEACHERS.get(network, network)
     return network if is_network(file) else f"{network}{LOGITS}"

@@ -47,7 +47,7 @@ def read_teacher_logits(file: Path, dataset: str, count: int, classes: int) -> T
             logits: Tensor = opened.get_tensor(KEY if KEY in opened.keys() else LEGACY_KEY).float()  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{file} can't be read as a teacher's logits ({error}); delete it and train the teacher again"
+            f"{file} cannot be read as a teacher's logits ({error}); delete it and train the teacher again"
         ) from error
     if found_dataset != dataset or logits.shape != (count, classes):
         raise UserError(

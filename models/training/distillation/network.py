@@ -122,7 +122,7 @@ def read_teacher(file: Path, dataset: str, classes: int) -> TeacherNetwork:
         network.load_state_dict(weights)
     except (OSError, SafetensorError, KeyError, IndexError, RuntimeError) as error:
         raise UserError(
-            f"{file} can't be read as a teacher ({error}); delete it and train the teacher again"
+            f"{file} cannot be read as a teacher ({error}); delete it and train the teacher again"
         ) from error
     if (found_dataset, found_classes) != (dataset, classes):
         raise UserError(

@@ -137,7 +137,7 @@ def train_teacher(
     epochs = epochs or config.epochs
     train, validation = split_positions(source, held_out, limit)
     if len(train) < BATCH:
-        raise UserError(f"{len(train)} training images don't fill a teacher's batch of {BATCH}; take more images")
+        raise UserError(f"{len(train)} training images do not fill a teacher's batch of {BATCH}; take more images")
     dataset, (pixels, labels) = source.dataset, source.in_memory(source.dataset.size)
     prepare_process(seed)
     batches = MemoryBatches(pixels[train], labels[train], dataset, dataset.size, BATCH, seed, device)

@@ -25,7 +25,7 @@ TIMEOUT = timedelta(minutes=30)
 
 
 class ProcessLost(UserError):
-    """Another process of the run has ended or can't be reached."""
+    """Another process of the run has ended or cannot be reached."""
 
 
 def started_processes() -> int:
@@ -50,7 +50,7 @@ def process_group(device: str) -> Iterator[None]:
 
     If ``device`` is cuda, each process has its own GPU.
 
-    Raises UserError if this host has fewer GPUs than processes, and ProcessLost if another process can't be reached.
+    Raises UserError if this host has fewer GPUs than processes, and ProcessLost if another process cannot be reached.
     """
     if started_processes() == 1:
         yield
@@ -89,7 +89,7 @@ def exchange(collective: Callable[..., Any], *arguments: Any, **options: Any) ->
         collective(*arguments, **options)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise ProcessLost(f"another process of the run has ended or can't be reached ({reason})") from error
+        raise ProcessLost(f"another process of the run has ended or cannot be reached ({reason})") from error
 
 
 def add(values: Tensor) -> None:

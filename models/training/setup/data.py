@@ -45,7 +45,7 @@ def with_normalisation(dataset: DatasetInfo, options: JobOptions) -> DatasetInfo
 
 
 def check_size(architecture: Architecture, size: int) -> None:
-    """Raise UserError if a block's map is one pixel, since batch norm can't compute the variance of a single value."""
+    """Raise UserError if a block's map is one pixel, since batch norm cannot compute the variance of a single value."""
     shrinks = 4 if architecture.stem == "cifar" else 32
     if architecture.gates is not None and size <= shrinks:
         raise UserError(
@@ -104,7 +104,7 @@ def input_spec(dataset: DatasetInfo, size: int) -> InputSpec:
 
 def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: JobOptions, device: torch.device) -> Batches:
     if recipe.batch > len(train):
-        raise UserError(f"{len(train)} training images don't fill a batch of {recipe.batch}; set --batch")
+        raise UserError(f"{len(train)} training images do not fill a batch of {recipe.batch}; set --batch")
     if not fits_memory(train, spec):
         return StreamedBatches(train, spec, recipe.batch, options.seed, device, options.workers, share())
     images, labels = pixels(train, spec.resize)
@@ -112,11 +112,11 @@ def make_batches(train: Source, spec: InputSpec, recipe: Recipe, options: JobOpt
 
 
 def check_shares(recipes: Sequence[Recipe], validation: Sized, processes: int) -> None:
-    """Raise UserError if the processes of a run can't have equal shares of a batch, or a validation image each."""
+    """Raise UserError if the processes of a run cannot have equal shares of a batch, or a validation image each."""
     for recipe in recipes:
         if processes > 1 and recipe.batch % (2 * processes):
             raise UserError(
-                f"{processes} processes can't share a batch of {recipe.batch} in pairs of images: "
+                f"{processes} processes cannot share a batch of {recipe.batch} in pairs of images: "
                 f"set --batch to a multiple of {2 * processes}"
             )
     if len(validation) < processes:

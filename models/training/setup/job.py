@@ -32,7 +32,7 @@ from models.training.types import Job
 def make_job(options: JobOptions) -> Job:
     """Build the job that the options describe.
 
-    Raises UserError for options that don't fit each other.
+    Raises UserError for options that do not fit each other.
     """
     prepare_process(options.seed)
     device = torch.device(choose_device(options.device))
@@ -93,7 +93,7 @@ def compiles(options: JobOptions, architecture: Architecture, device: torch.devi
     """
     if share().size > 1:
         if options.compile == "on":
-            raise UserError("several processes can't compile the step: leave out --compile on")
+            raise UserError("several processes cannot compile the step: leave out --compile on")
         return False
     return options.compile == "on" or (options.compile == "auto" and gains_by_compiling(architecture, device, mixed))
 

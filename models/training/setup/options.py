@@ -98,7 +98,7 @@ class JobOptions(NetworkOptions):
         "fifth of each class",
     )
     skip_damaged: bool = Field(
-        False, description="leave out images that can't be read; decodes all of them once before training"
+        False, description="leave out images that cannot be read; decodes all of them once before training"
     )
     size: int | None = Field(
         None, ge=32, le=2048, description="side of the input in pixels; default: the architecture's"

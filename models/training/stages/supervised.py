@@ -67,7 +67,7 @@ def supervised_step(
     logits, labels, computation = global_batch(logits), global_batch(labels), global_batch(routing.computation)
     teacher_logits = None if teacher_logits is None else global_batch(teacher_logits)
     loss = classification_loss(logits, labels, teacher_logits, recipe)
-    judge = logits.detach().float() if teacher_logits is None else teacher_logits
+    reference = logits.detach().float() if teacher_logits is None else teacher_logits
     for point, part in zip(recipe.operating_points, parts, strict=True):
         if part.start == part.stop:
             continue
@@ -75,7 +75,7 @@ def supervised_step(
         if recipe.per_sample_spread is None:
             cost = (computation[part].mean() - target).clamp(min=0) ** 2
         else:
-            offset = recipe.per_sample_spread * annealing * (difficulty_rank(judge[part], labels[part]) - 0.5)
+            offset = recipe.per_sample_spread * annealing * (difficulty_rank(reference[part], labels[part]) - 0.5)
             cost = ((computation[part] - (target + offset)) ** 2).mean()
         loss = loss + recipe.target_rate_weight * point.share * cost
     correct = (logits.argmax(1) == labels).sum()

@@ -28,7 +28,7 @@ class Evaluate(Options):
     engine: EngineName = Field("auto", description="engine that runs the network")
     device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N")
     execute_threshold: float | None = Field(None, ge=0, le=1, description="default: the checkpoint's own")
-    skip_damaged: bool = Field(False, description="leave out images that can't be read")
+    skip_damaged: bool = Field(False, description="leave out images that cannot be read")
     calibrate: bool = Field(False, description="also measure the accuracy-compute curve, on validation images")
     half: bool = Field(
         False,

@@ -126,7 +126,7 @@ class Train(RunOptions, JobOptions):
         return imported
 
     def check(self) -> None:
-        """Raise UserError for options that don't fit each other."""
+        """Raise UserError for options that do not fit each other."""
         if not self.arch and not self.finetunes:
             raise UserError("--arch is missing: name the architecture to train, for instance cifar10_rnn_gate_38")
         if self.stages == "hrl" and self.init is None:

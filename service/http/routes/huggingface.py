@@ -87,5 +87,5 @@ def scores_of(result: ImageResult, function: str) -> NDArray[np.float32]:
         return result.probabilities
     if function == "none":
         return result.logits
-    # This computes the sigmoid by tanh, which can't overflow.
+    # This computes the sigmoid by tanh, which cannot overflow.
     return ((1 + np.tanh(result.logits / 2)) / 2).astype(np.float32)

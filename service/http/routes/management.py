@@ -88,7 +88,7 @@ async def read_message(request: Request, model: type[Content]) -> Content:
     except ValidationError as error:
         problem = error.errors()[0]
         known = ChangeParameters if "parameters" in problem["loc"][:-1] else model
-        raise ServiceError(Code.BAD_REQUEST, f"the body can't be read: {describe_problem(problem, known)}") from error
+        raise ServiceError(Code.BAD_REQUEST, f"the body cannot be read: {describe_problem(problem, known)}") from error
 
 
 async def read_instruction(request: Request) -> bytes:

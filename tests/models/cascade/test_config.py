@@ -39,7 +39,7 @@ def test_a_missing_stage_is_named(write: Write, tmp_path: Path, stage: str) -> N
 def test_a_damaged_stage_is_named(write: Write, tmp_path: Path, stage: str) -> None:
     shutil.copytree(write().parents[1], tmp_path / "repository")
     (tmp_path / "repository" / stage / "1" / "model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(CheckpointError, match=rf"{stage} version 1, can't be used"):
+    with pytest.raises(CheckpointError, match=rf"{stage} version 1, cannot be used"):
         read_cascade(tmp_path / "repository" / "cascade" / "1")
 
 

@@ -47,7 +47,7 @@ def test_a_budget_is_kept(stages: Path, labels: NDArray[np.int64]) -> None:
     config = fit_cascade(checkpoints, outputs, labels, budget=0.65)
     chosen = next(each for each in config.curve if each.margins == (config.stages[0].margin,))
     assert 0.6 < chosen.mac_share <= 0.65
-    with pytest.raises(UserError, match=r"budget 0.4 can't be met: the first stage alone takes 0.5"):
+    with pytest.raises(UserError, match=r"budget 0.4 cannot be met: the first stage alone takes 0.5"):
         fit_cascade(checkpoints, outputs, labels, budget=0.4)
 
 

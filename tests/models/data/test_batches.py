@@ -92,4 +92,4 @@ def test_a_damaged_image_is_named_by_any_worker(tmp_path: Path, workers: int) ->
     batches = StreamedBatches(source, input_spec(source.dataset, 48), batch=4, seed=1, device=CPU, workers=workers)
     with pytest.raises(DamagedImage) as caught:
         list(batches.epoch(0))
-    assert str(caught.value).startswith(f"{damaged} can't be read") and "Traceback" not in str(caught.value)
+    assert str(caught.value).startswith(f"{damaged} cannot be read") and "Traceback" not in str(caught.value)

@@ -103,7 +103,7 @@ def test_any_path_is_read(tmp_path: Path, name: str) -> None:
 def test_parquet_files_below_a_pattern_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     write_parquet(tmp_path / name / "train.parquet", np.zeros((2, 32, 32, 3), np.uint8), [0, 1])
-    with pytest.raises(UserError, match=r"parquet files can't be read from .*: rename the folder"):
+    with pytest.raises(UserError, match=r"parquet files cannot be read from .*: rename the folder"):
         read_source(find_dataset("cifar10"), "train", tmp_path / name)
 
 
@@ -206,7 +206,7 @@ def test_a_damaged_image_is_named_and_can_be_left_out(
     else:
         file.write_bytes(damage(file.read_bytes()))
     source = train_source(tmp_path)
-    with pytest.raises(DamagedImage, match=f"{file} can't be read: .*{reason}.* with --skip-damaged"):
+    with pytest.raises(DamagedImage, match=f"{file} cannot be read: .*{reason}.* with --skip-damaged"):
         source.in_memory(32)
     intact = source.without_damaged(32)
     assert intact.damaged == (str(file),) and len(intact) == 5

@@ -34,7 +34,7 @@ def test_parquet_in_the_hubs_schema(name: str, tmp_path: Path, pixels: np.ndarra
 
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "test.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"test.parquet of .* can't be read \(.*\); copy it again"):
+    with pytest.raises(UserError, match=r"test.parquet of .* cannot be read \(.*\); copy it again"):
         read_source(CIFAR10, "test", tmp_path)
 
 

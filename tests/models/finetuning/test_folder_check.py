@@ -116,7 +116,7 @@ def test_every_damaged_image_is_named_with_the_reason(photos: Path) -> None:
     (photos / "dog" / "4.png").unlink()
     (photos / "dog" / "4.png").symlink_to("absent.png")
     os.truncate(photos / "cat" / "0.png", 20)
-    with pytest.raises(UserError, match="4 images can't be read:") as raised:
+    with pytest.raises(UserError, match="4 images cannot be read:") as raised:
         check(photos)
     message = str(raised.value)
     reasons = {"cat/0.png": "header", "cat/1.png": "truncated", "dog/3.png": "not a JPEG", "dog/4.png": "No such file"}

@@ -114,7 +114,7 @@ def test_other_files_are_refused_without_torchs_advice(tmp_path: Path, content: 
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises((UserError, ValueError), match=r"a\.pth\.tar can't be read: No such file"):
+    with pytest.raises((UserError, ValueError), match=r"a\.pth\.tar cannot be read: No such file"):
         import_source(str(tmp_path / "a.pth.tar"), tmp_path / "out", "cifar10_rnn_gate_38")
 
 

@@ -81,14 +81,14 @@ def test_file_of_a_web_server_is_recorded_without_secrets(url: str, tmp_path: Pa
     assert (config.architecture, config.training.imported_from) == ("imagenet_resnet_18", f"{url}/mine.pth")
     with pytest.raises(UserError) as refused:
         load_source(f"{secret}/missing.pth?signature=secret")
-    assert str(refused.value).startswith(f"{url}/missing.pth can't be read (")
+    assert str(refused.value).startswith(f"{url}/missing.pth cannot be read (")
     assert "password" not in str(refused.value) and "signature" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("missing.pth", r"missing.pth can't be read \(.*check the address"),
+        ("missing.pth", r"missing.pth cannot be read \(.*check the address"),
         ("empty", "holds no model.safetensors or pytorch_model.bin: name the weights file"),
     ],
 )
@@ -100,7 +100,7 @@ def test_missing_network_of_a_web_server_is_named(url: str, source: str, message
 def test_an_unreachable_hub_is_not_reported_as_missing_weights(tmp_path: Path) -> None:
     done = run_import("hf://tests/resnet-18", tmp_path / "out", "http://127.0.0.1:9")
     assert done.returncode == 1
-    assert "hf://tests/resnet-18 can't be read" in done.stderr
+    assert "hf://tests/resnet-18 cannot be read" in done.stderr
 
 
 def run_import(source: str, output: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
@@ -124,7 +124,7 @@ def test_network_of_a_model_hub(url: str, files: Path, tmp_path: Path) -> None:
 def test_missing_network_of_a_model_hub_is_named(url: str, tmp_path: Path) -> None:
     done = run_import("hf://tests/missing", tmp_path / "out", url)
     assert done.returncode == 1
-    assert "hf://tests/missing can't be read" in done.stderr or "hf://tests/missing holds no" in done.stderr
+    assert "hf://tests/missing cannot be read" in done.stderr or "hf://tests/missing holds no" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -159,7 +159,7 @@ def test_weights_of_a_skipnet_without_its_architecture_are_refused(tmp_path: Pat
         ({"num_channels": 1}, "another number of channels"),
         ({"model_type": "convnext"}, r"another family \(convnext\).*resnet50"),
         ({"depths": [2, 2, 2, 2]}, "has 2, 2, 2, 2 bottleneck blocks"),
-        ({"depths": 3}, "config.json can't be read"),
+        ({"depths": 3}, "config.json cannot be read"),
     ],
 )
 def test_other_networks_of_transformers_are_refused_by_name(
@@ -187,7 +187,7 @@ def test_other_networks_of_transformers_are_refused_by_name(
         ({"architecture": "efficientnet_b0"}, "another family .*nearest that can is resnet50"),
         ({"model_args": {"output_stride": 16}}, "output_stride = 16"),
         ({"pretrained_cfg": PRETRAINED | {"crop_mode": "border"}}, "'border'"),
-        ({"pretrained_cfg": PRETRAINED | {"mean": None}}, "config.json can't be read"),
+        ({"pretrained_cfg": PRETRAINED | {"mean": None}}, "config.json cannot be read"),
         ({"label_names": ["one"]}, "has 4 classes, but labels for 1"),
     ],
 )

@@ -92,17 +92,17 @@ def test_the_first_layer_whitens_patches(data: Path) -> None:
 
 
 def test_a_killed_teacher_resumes_to_the_same_logits(data: Path, tmp_path: Path) -> None:
-    whole = teach_in(tmp_path / "whole", data)
+    complete = teach_in(tmp_path / "complete", data)
     with pytest.raises(Killed):
         teach_in(tmp_path / "killed", data, show=KilledAfter(6), save_every=0)
     assert not (tmp_path / "killed" / LOGITS_FILE).exists()
-    assert torch.equal(teach_in(tmp_path / "killed", data), whole)
+    assert torch.equal(teach_in(tmp_path / "killed", data), complete)
     given = (tmp_path / "killed" / LOGITS_FILE).stat()
-    assert torch.equal(teach_in(tmp_path / "killed", data), whole)
+    assert torch.equal(teach_in(tmp_path / "killed", data), complete)
     assert (tmp_path / "killed" / LOGITS_FILE).stat() == given  # A finished run does not compute the logits again.
     with pytest.raises(UserError, match="epochs=2"):
         teach_in(tmp_path / "killed", data, epochs=3)
-    assert len((tmp_path / "whole" / "log.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "complete" / "log.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_teacher_fits_its_training_images(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_a_diverging_teacher_is_an_error(data: Path, tmp_path: Path, monkeypatch
 
 def test_too_few_images_for_a_teacher_are_an_error(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher_training, "BATCH", 33)
-    with pytest.raises(UserError, match="32 training images don't fill a teacher's batch of 33"):
+    with pytest.raises(UserError, match="32 training images do not fill a teacher's batch of 33"):
         teach_in(tmp_path, data)
 
 
@@ -150,7 +150,7 @@ def test_logits_of_other_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds NaN or infinity"):
         read_teacher_logits(file, "cifar10", 7, 10)
     file.write_bytes(b"half a file")
-    with pytest.raises(UserError, match="can't be read as a teacher's logits"):
+    with pytest.raises(UserError, match="cannot be read as a teacher's logits"):
         read_teacher_logits(file, "cifar10", 7, 10)
 
 
@@ -195,7 +195,7 @@ def test_a_teacher_of_another_data_set_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"for cifar10 in 10 classes, not for {dataset} in {classes}"):
             read_teacher(file, dataset, classes)
     write_teacher_logits(file, torch.zeros(7, 10), "cifar10", "small")
-    with pytest.raises(UserError, match="can't be read as a teacher"):
+    with pytest.raises(UserError, match="cannot be read as a teacher"):
         read_teacher(file, "cifar10", 10)
 
 

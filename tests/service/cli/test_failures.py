@@ -20,7 +20,7 @@ from service.errors import not_ready
 ROOT = Path(__file__).parents[3]
 PHOTO = ROOT / "tests" / "photos" / "cat.jpg"
 NOWHERE = Path("/proc/skipnet")
-"""A folder that can't be created."""
+"""A folder that cannot be created."""
 
 
 def skipnet(*arguments: str, output: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -112,7 +112,7 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 def test_other_characters_become_escapes(tmp_path: Path) -> None:
     done = skipnet("classify", str(tmp_path / "猫.jpg"), PYTHONIOENCODING="latin-1")
     assert done.returncode == 1
-    assert b"\\u732b.jpg: can't be read: No such file" in done.stderr and b"Traceback" not in done.stderr
+    assert b"\\u732b.jpg: cannot be read: No such file" in done.stderr and b"Traceback" not in done.stderr
 
 
 def test_a_full_disk_behind_stdout_is_one_line() -> None:

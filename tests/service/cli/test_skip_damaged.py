@@ -30,7 +30,7 @@ def test_damaged_images_are_named_or_left_out(data: Path, capsys: pytest.Capture
     train = ["train", "--arch", "cifar10_resnet_38", "--dataset", "imagefolder", "--data", str(data), "--size", "32"]
     train += ["--recipe", "short", "--epochs", "1", "--batch", "4", "--held-out", "3", "--compile", "off"]
     train += ["--output", str(data / "run")]
-    assert failure(train, capsys).startswith(f"skipnet: {data}/train/dog/3.png can't be read: ")
+    assert failure(train, capsys).startswith(f"skipnet: {data}/train/dog/3.png cannot be read: ")
     main([*train, "--skip-damaged"])
     skipped = f"skipped by suffix: 1 (.txt 1); skipped as damaged: 1 ({data}/train/dog/3.png)"
     assert f"data: 11 images of 2 classes (cat, dog); {skipped}\n" in capsys.readouterr().out
@@ -38,7 +38,7 @@ def test_damaged_images_are_named_or_left_out(data: Path, capsys: pytest.Capture
     assert read_config(checkpoint).training.train_images in (8, 9)
 
     evaluate = ["evaluate", str(checkpoint), "--data", str(data), "--engine", "torch"]
-    assert failure(evaluate, capsys).startswith(f"skipnet: {data}/val/dog/3.png can't be read: ")
+    assert failure(evaluate, capsys).startswith(f"skipnet: {data}/val/dog/3.png cannot be read: ")
     main([*evaluate, "--skip-damaged"])
     told = capsys.readouterr().out
     assert f"skipped as damaged: 1 ({data}/val/dog/3.png)" in told and "imagefolder test, 11 images" in told

@@ -149,4 +149,4 @@ def test_workers_share_the_port(launch: Callable[..., Process], repository: Path
 def test_a_port_in_use_ends_with_a_reason(launch: Callable[..., Process], server: Running, repository: Path) -> None:
     serve = launch("--model-repository", str(repository), "--grpc-port", str(port_of(server)))
     assert serve.process.wait(60) == 1
-    assert "gRPC can't listen at 127.0.0.1" in serve.lines
+    assert "gRPC cannot listen at 127.0.0.1" in serve.lines

@@ -17,7 +17,7 @@ FUZZ = settings(
 )
 
 numbers = st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([10**400, -(10**400)])
-# It includes halves of surrogate pairs, which JSON can encode and UTF-8 can't.
+# It includes halves of surrogate pairs, which JSON can encode and UTF-8 cannot.
 texts = st.text(st.characters(), max_size=20) | st.just("\ud800")
 scalars = st.none() | st.booleans() | numbers | texts
 trees = st.recursive(

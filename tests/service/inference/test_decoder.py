@@ -57,7 +57,7 @@ def test_a_truncated_image_is_refused(kind: str, share: float) -> None:
 
 @pytest.mark.parametrize("side", [1001, 9_000, 15_000, 2_000_000_000])
 def test_too_many_pixels_are_refused_by_the_header(side: int) -> None:
-    """The file has no pixels. Decoding them would answer damaged_image."""
+    """The file has no pixels. Decoding them would return damaged_image."""
     assert refusal(png(side, side, 8, 2, b"")) == Code.IMAGE_TOO_LARGE
 
 
@@ -155,13 +155,13 @@ def test_a_jpeg_with_too_many_scans_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "PNG, pixels"])
 def test_a_file_in_very_many_pieces_is_refused(kind: str) -> None:
-    whole = encoded(picture(0), kind[:4].rstrip(","))
+    complete = encoded(picture(0), kind[:4].rstrip(","))
     if kind == "JPEG":
-        made = whole[:2] + b"\xff\xe5\x00\x02" * MAX_READS + whole[2:]
+        made = complete[:2] + b"\xff\xe5\x00\x02" * MAX_READS + complete[2:]
     else:
-        at = whole.index(b"IDAT") - 4
+        at = complete.index(b"IDAT") - 4
         many = png_chunk(b"prVt" if kind == "PNG" else b"IDAT") * MAX_READS
-        made = whole[:at] + many + whole[at:]
+        made = complete[:at] + many + complete[at:]
     with pytest.raises(ServiceError, match="in more than 100,000 pieces; save it again") as caught:
         decode(made)
     assert caught.value.code == Code.DAMAGED_IMAGE

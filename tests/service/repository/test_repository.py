@@ -33,7 +33,7 @@ def test_the_index_lists_loaded_models_if_the_folder_cannot_be_read(
         ]
 
     run(scenario)
-    assert f"{folder} can't be read: [Errno {errno.ESTALE}] Stale file handle" in caplog.text
+    assert f"{folder} cannot be read: [Errno {errno.ESTALE}] Stale file handle" in caplog.text
 
 
 def test_a_model_card_does_not_change_a_version(folder: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_network_in_a_bucket_is_imported(s3: S3, tmp_path: Path) -> None:
         assert found.config.labels == LABELS and found.config.training.imported_from == source
         assert torch.equal(found.network.head.weight, expected.network.head.weight)
     s3.cut = True
-    with pytest.raises(UserError, match=r"s3://bucket/networks/mine can't be read \("):
+    with pytest.raises(UserError, match=r"s3://bucket/networks/mine cannot be read \("):
         load_source("s3://bucket/networks/mine")
 
 
@@ -205,7 +205,7 @@ def test_a_file_damaged_in_the_cache_is_downloaded_again(s3: S3, repository: Pat
 
 
 def test_a_bucket_that_does_not_exist_is_an_error(s3: S3, tmp_path: Path) -> None:  # noqa: ARG001
-    with pytest.raises(RemoteError, match=r"s3://nowhere/models can't be read: .*404"):
+    with pytest.raises(RemoteError, match=r"s3://nowhere/models cannot be read: .*404"):
         Mirror("s3://nowhere/models", tmp_path).refresh()
 
 

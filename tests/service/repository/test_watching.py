@@ -107,7 +107,7 @@ def test_watching_retries_a_folder_that_cannot_be_read(
         watching.cancel()
 
     run(scenario)
-    assert caplog.text.count(f"{folder} can't be read: [Errno {errno.ESTALE}] Stale file handle") == 1
+    assert caplog.text.count(f"{folder} cannot be read: [Errno {errno.ESTALE}] Stale file handle") == 1
 
 
 def test_folders_with_names_that_are_not_accepted_are_ignored_and_logged_once_with_the_reason(

@@ -169,7 +169,7 @@ def test_a_batch_that_processes_cannot_share_is_refused() -> None:
     check_shares([recipe], images, 3)
     check_shares([recipe], images, 1)
     with pytest.raises(
-        UserError, match="2 processes can't share a batch of 6 in pairs of images: set --batch to a mult"
+        UserError, match="2 processes cannot share a batch of 6 in pairs of images: set --batch to a mult"
     ):
         check_shares([recipe], images, 2)
     with pytest.raises(UserError, match="3 validation images are too few for 4 processes"):

@@ -100,7 +100,7 @@ def test_a_malformed_unload_unloads_nothing(
     server = shelf()
     for verb in ("unload", "load"):
         response = server.client.post(f"/v2/repository/models/{NAME}/{verb}", json=body)
-        assert (response.status_code, response.json()["error"]) == (400, f"the body can't be read: {message}")
+        assert (response.status_code, response.json()["error"]) == (400, f"the body cannot be read: {message}")
     assert served_version(server) == 1
 
 
