@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from models.macs import Mode
 
 EngineType = TypeVar("EngineType", bound="Engine")
+SLOW_S = 0.25
+"""Seconds of a dense batch."""
 
 
 class LoadError(UserError):
@@ -110,7 +112,8 @@ def load_on_devices(
 def warm_up(model: LoadedModel, max_batch_size: int) -> None:
     """Run, check and time batches of 1, 2, 4, … ``max_batch_size`` images.
 
-    They run dense, and with every block skipped.
+    They run dense, at the model's threshold, and with every block skipped. On a CPU, larger batches than the first that
+    takes `SLOW_S` are not run, because their time is proportional to their size.
 
     Sets the model's mode and dense clock. Raises LoadError if the output has the wrong shape or is not finite.
     """
@@ -127,8 +130,12 @@ def warm_up_device(model: LoadedModel, device: int, sizes: list[int]) -> "tuple[
     """Warm up the engine of one device. Return the mode of the last batch and the dense seconds of each size."""
     images = np.random.default_rng(0).standard_normal((sizes[-1], *model.shape)).astype(np.float32)
     engine, times = model.engines[device], []
+    thresholds = (1.0, model.threshold, 0.0) if model.gated else (model.threshold,)
     for size in sizes:
-        for threshold in (1.0, model.threshold, 0.0):
+        if times and times[-1] > SLOW_S and engine.device == "cpu":
+            times.append(times[-1] * size / sizes[len(times) - 1])
+            continue
+        for threshold in thresholds:
             routed, _ = timed(engine, images[:size], threshold)
             verify(model, routed.logits, (size, len(model.labels)))
             verify(model, routed.probability, (size, model.blocks - 1))
@@ -137,7 +144,7 @@ def warm_up_device(model: LoadedModel, device: int, sizes: list[int]) -> "tuple[
                 raise LoadError(f"{model}: the engine {engine.name} does not apply the execute threshold")
         # The first run of a size also allocates buffers and compiles kernels, so it takes longer.
         seconds = model.run_dense(images[:size], device)
-        times.append(seconds if seconds > 0.25 else model.run_dense(images[:size], device))
+        times.append(seconds if seconds > SLOW_S else model.run_dense(images[:size], device))
     return routed.mode, times
 
 

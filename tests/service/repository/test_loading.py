@@ -14,6 +14,7 @@ from models.checkpoint import Checkpoint
 from models.engines import factory
 from models.engines.protocol import Engine, EngineError, Routed
 from models.engines.selection import OnFallback
+from service.repository import loading
 from service.repository.loaded_model import LoadedModel
 from service.repository.loading import LoadError, load_version, warm_up
 from service.settings import EngineOptions
@@ -48,6 +49,17 @@ def test_warm_up_runs_and_times_every_batch_size(loaded: LoadedModel) -> None:
         seen = {float(batch[0]) for batch in engine.batches if len(batch) == size}
         assert {0.0, 1.0} < seen
     assert all(seconds > 0 for seconds in model.clock.warm)
+
+
+def test_warm_up_infers_the_times_of_batches_that_take_long(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "SLOW_S", 0.0)
+    engine = ControlledEngine(loaded.engine)
+    model = replace(loaded, engine=engine)
+    warm_up(model, max_batch_size=6)
+    assert {len(batch) for batch in engine.batches} == {1}
+    assert model.clock.warm == pytest.approx([size * model.clock.warm[0] for size in (1, 2, 4, 6)])
 
 
 @pytest.mark.parametrize(
