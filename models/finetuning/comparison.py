@@ -111,7 +111,7 @@ def choose_threshold(curve: list[CalibrationPoint], dense_accuracy: float, max_l
 
 
 def time_engines(
-    dense: Engine, routed: Engine, source: Source, spec: InputSpec, threshold: float, seconds: float = TIMED_SECONDS
+    dense: Engine, routed: Engine, source: Source, spec: InputSpec, threshold: float
 ) -> tuple[float, float]:
     """Return the milliseconds of an image in two engines, from interleaved runs of single images."""
     images = [
@@ -124,5 +124,5 @@ def time_engines(
         for image in images:
             engine.run(image, thresholds)
 
-    times = interleave({"dense": lambda: run(dense), "routed": lambda: run(routed)}, seconds)
+    times = interleave({"dense": lambda: run(dense), "routed": lambda: run(routed)}, TIMED_SECONDS)
     return tuple(1e3 * times[name].median / len(images) for name in ("dense", "routed"))  # type: ignore[return-value]

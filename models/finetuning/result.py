@@ -39,9 +39,10 @@ def write_result(plan: Plan, max_loss: float, between: Callable[[], None]) -> Co
     validation = intact(plan.validation, plan)
     batches = list(prepared_batches(validation, spec))
     with closing(load_engine(dense, device=device)) as dense_engine:
-        with closing(load_engine(routed, device=device)) as engine:
+        with closing(load_engine(routed, device=device, routing="branch")) as engine:
             curve = calibrate(routed, engine, validation)
             between()
+            branching = engine.name
             accuracy = float(correct_images(dense_engine, batches, 0.5).mean())
             threshold = choose_threshold(curve, accuracy, max_loss)
             temperature = fit_temperature(engine, batches, threshold)
@@ -52,9 +53,9 @@ def write_result(plan: Plan, max_loss: float, between: Callable[[], None]) -> Co
             batches = list(prepared_batches(test, spec))
 
         def load(checkpoint: Checkpoint) -> Engine:
-            return load_engine(checkpoint, device=device)
+            return load_engine(checkpoint, branching, device, routing="branch")
 
-        with closing(load(final)) as engine:
+        with closing(load_engine(final, device=device)) as engine:
             evaluation = measure(final, engine, test, split, threshold)
             between()
             lost, lost_error = paired_gain(

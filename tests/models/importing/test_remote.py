@@ -97,17 +97,28 @@ def test_missing_network_of_a_web_server_is_named(url: str, source: str, message
         load_source(f"{url}/{source}")
 
 
-def test_an_unreachable_hub_is_not_reported_as_missing_weights(tmp_path: Path) -> None:
-    done = run_import("hf://tests/resnet-18", tmp_path / "out", "http://127.0.0.1:9")
-    assert done.returncode == 1
-    assert "hf://tests/resnet-18 cannot be read" in done.stderr
+@pytest.fixture(scope="module", autouse=True)
+def unreachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """An import from a hub that cannot be reached. It starts first, because the hub's library retries for 23 s."""
+    process = start_import("hf://tests/resnet-18", tmp_path_factory.mktemp("hub") / "out", "http://127.0.0.1:9")
+    yield process
+    process.kill()
+    process.communicate()
 
 
 def run_import(source: str, output: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
-    """Import in a separate process, because huggingface_hub reads its address when it is imported."""
+    """Import in a separate process and return its output."""
+    process = start_import(source, output, endpoint)
+    stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def start_import(source: str, output: Path, endpoint: str) -> subprocess.Popen[str]:
+    """Start an import in a separate process, because huggingface_hub reads its address when it is imported."""
     environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(output.parent / "hub"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     command = [sys.executable, "-m", "service.cli.main", "import", source, "--output", str(output)]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=os.environ | environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_network_of_a_model_hub(url: str, files: Path, tmp_path: Path) -> None:
@@ -147,3 +158,9 @@ def test_local_paths_are_not_remote() -> None:
     assert not any(map(is_remote, ("a/b", "C:/a", "./https", "file.pth", "ftp://host/a")))
     assert public_name("https://user:secret@host/a.pth?key=1") == "https://host/a.pth"
     assert public_name("hf://org/name@v1") == "hf://org/name@v1"
+
+
+def test_an_unreachable_hub_is_not_reported_as_missing_weights(unreachable: subprocess.Popen[str]) -> None:
+    _, stderr = unreachable.communicate()
+    assert unreachable.returncode == 1
+    assert "hf://tests/resnet-18 cannot be read" in stderr

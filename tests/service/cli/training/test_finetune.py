@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder, find_architecture(DENSE).build(), Config(architecture=DENSE, labels=labels, input=spec, code="test")
     )
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_timing() -> Iterator[None]:
+    """The tests do not compare times, so they measure them briefly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.finetuning.comparison.TIMED_SECONDS", 0.1)
+        yield
 
 
 def arguments(pretrained: Path, *options: str) -> list[str]:
