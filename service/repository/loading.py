@@ -129,7 +129,8 @@ def warm_up(model: LoadedModel, max_batch_size: int) -> None:
 def warm_up_device(model: LoadedModel, device: int, sizes: list[int]) -> "tuple[Mode, list[float]]":
     """Warm up the engine of one device. Return the mode of the last batch and the dense seconds of each size."""
     images = np.random.default_rng(0).standard_normal((sizes[-1], *model.shape)).astype(np.float32)
-    engine, times = model.engines[device], []
+    engine = model.engines[device]
+    times: list[float] = []
     thresholds = (1.0, model.threshold, 0.0) if model.gated else (model.threshold,)
     for size in sizes:
         if times and times[-1] > SLOW_S and engine.device == "cpu":
