@@ -47,9 +47,14 @@ def prepare(image: Image.Image, spec: InputSpec) -> NDArray[np.float32]:
 
 def normalise(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]:
     """Return network inputs float32 [..., 3, H, W] for pixels uint8 [..., H, W, 3]."""
-    scale = 1 / (255 * np.asarray(spec.std, np.float32))
-    shift = np.asarray(spec.mean, np.float32) / np.asarray(spec.std, np.float32)
+    scale, shift = normalisation(spec)
     return np.ascontiguousarray(np.moveaxis(pixels.astype(np.float32) * scale - shift, -1, -3))
+
+
+def normalisation(spec: InputSpec) -> NDArray[np.float32]:
+    """Return two rows [2, 3], by which pixels 0..255 are normalised: pixel * scale - shift, for each colour."""
+    scale = 1 / (255 * np.asarray(spec.std, np.float32))
+    return np.stack([scale, np.asarray(spec.mean, np.float32) / np.asarray(spec.std, np.float32)])
 
 
 def fit(image: Image.Image, spec: InputSpec) -> Image.Image:

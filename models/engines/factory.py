@@ -3,14 +3,18 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.checkpoint import Checkpoint
 from models.engines.folding import FoldedNetwork, fold
 from models.engines.native.engine import NativeEngine
 from models.engines.onnx.engine import OnnxRuntimeEngine
-from models.engines.protocol import Engine, EngineError
+from models.engines.protocol import Engine, EngineError, PixelEngine
 from models.engines.torch.engine import TorchEngine
 from models.engines.torch.reference import ReferenceEngine
 from models.macs import Mode
+from models.preprocessing import normalisation
 
 MODES: dict[str, tuple[Mode, ...]] = {
     "native": ("branch",),
@@ -48,7 +52,7 @@ def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mo
         return OnnxRuntimeEngine(folded, device, mode, threads)
     if name in CPU_ONLY:
         return build_native(checkpoint, folded, name, threads)
-    return build_on_gpu(folded, name, device, mode)
+    return build_on_gpu(folded, name, device, mode, normalisation(checkpoint.config.input))
 
 
 def build_native(checkpoint: Checkpoint, folded: FoldedNetwork, name: str, threads: int) -> NativeEngine:
@@ -67,14 +71,14 @@ def build_native(checkpoint: Checkpoint, folded: FoldedNetwork, name: str, threa
     return engine
 
 
-def build_on_gpu(folded: FoldedNetwork, name: str, device: str, mode: Mode) -> Engine:
+def build_on_gpu(folded: FoldedNetwork, name: str, device: str, mode: Mode, scales: NDArray[np.float32]) -> PixelEngine:
     """Return an engine that needs a GPU. Its modules are imported here, so that a CPU needs no CUDA library."""
     from models.engines.cuda_graph import engine as cuda_graph
     from models.engines.persistent import engine as persistent
 
     if name == "persistent":
-        return persistent.PersistentEngine(folded, device)
-    return cuda_graph.CudaGraphEngine(folded, device, mode)
+        return persistent.PersistentEngine(folded, device, scales)
+    return cuda_graph.CudaGraphEngine(folded, device, mode, normalisation=scales)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Define the interface that every engine implements."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,21 @@ class Engine(Protocol):
         ...
 
 
-def check_batch(images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> None:
+@runtime_checkable
+class PixelEngine(Engine, Protocol):
+    """An engine that normalises images on its device, so that a quarter of the bytes goes there."""
+
+    def run_pixels(self, pixels: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> Routed:
+        """Classify decoded images [N, H, W, 3]: as ``run`` of what ``models.preprocessing.normalise`` makes of them."""
+        ...
+
+
+def closed(engine: Engine) -> EngineError:
+    """Return the error of an engine on a GPU that is asked to run after it was closed."""
+    return EngineError(f"the engine {engine.name} on {engine.device} is closed")
+
+
+def check_batch(images: NDArray[np.float32] | NDArray[np.uint8], thresholds: NDArray[np.float32]) -> None:
     """Raise ValueError for an empty batch or a wrong number of thresholds: a library may abort on either."""
     count = len(images)
     if count == 0:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.engines.folding import FoldedNetwork
-from models.engines.protocol import EngineError, Routed, check_batch, plain_output
+from models.engines.protocol import EngineError, Routed, check_batch, closed, plain_output
 from models.engines.torch.forward import arrange, forward
 from models.engines.torch.skipping import BucketSkipping, bucket_sizes, mask
 from models.gates import Limits
@@ -39,8 +39,14 @@ class CudaGraphEngine:
     name = "cuda_graph"
 
     def __init__(
-        self, folded: FoldedNetwork, device: str, mode: Mode = "mask", dtype: torch.dtype = torch.float16
+        self,
+        folded: FoldedNetwork,
+        device: str,
+        mode: Mode = "mask",
+        dtype: torch.dtype = torch.float16,
+        normalisation: NDArray[np.float32] | None = None,
     ) -> None:
+        """``normalisation`` is that of pixels (``models.preprocessing``); without it they are not changed."""
         if mode == "branch" and device != "cpu" and folded.gates:
             require_conditional_nodes()
         self.device = device
@@ -49,11 +55,23 @@ class CudaGraphEngine:
         self.stream = None if device == "cpu" else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with self.on_stream():
             self.network = arrange(folded, device, dtype)
+            scales = torch.tensor([[1.0], [0.0]]).repeat(1, 3) if normalisation is None else torch.tensor(normalisation)
+            self.normalisation = scales.to(device)
         self.captured: dict[tuple[int, ...], CapturedForward] = {}
         self.largest = LARGEST[mode]
+        self.closed = False
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """Run a batch, as ``Engine.run`` does."""
+        """Run a batch, as ``Engine.run`` does. Raises EngineError if the engine is closed."""
+        return self.route(images, thresholds)
+
+    def run_pixels(self, pixels: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> Routed:
+        """Run decoded images, as ``PixelEngine.run_pixels`` does. Raises EngineError if the engine is closed."""
+        return self.route(pixels, thresholds)
+
+    def route(self, images: NDArray[np.float32] | NDArray[np.uint8], thresholds: NDArray[np.float32]) -> Routed:
+        if self.closed:
+            raise closed(self)
         check_batch(images, thresholds)
         limits = Limits.of(thresholds).logits
         with torch.inference_mode(), self.on_stream():
@@ -67,13 +85,14 @@ class CudaGraphEngine:
 
     def run_parts(self, images: Tensor, limits: Tensor) -> list[Tensor]:
         """Run the batch in parts. Each result has class logits and gate logits side by side, on the host."""
-        step = min(self.largest, largest_batch(self.mode, *images.shape[2:]))
+        height, width = images.shape[1:3] if images.dtype == torch.uint8 else images.shape[2:]
+        step = min(self.largest, largest_batch(self.mode, height, width))
         outputs: list[Tensor] = []
         for start in range(0, len(images), step):
             part = slice(start, start + step)
             size = next_power_of_two(len(images[part]))
             try:
-                outputs.append(self.capture_for(images[part].shape).run(images[part], limits[part]))
+                outputs.append(self.capture_for(images[part]).run(images[part], limits[part]))
                 continue
             except RuntimeError as error:
                 if size == 1 or not is_out_of_memory(error):
@@ -83,11 +102,11 @@ class CudaGraphEngine:
             return outputs + self.run_parts(images[start:], limits[start:])
         return outputs
 
-    def capture_for(self, shape: tuple[int, ...]) -> "CapturedForward":
-        """Return the captured forward pass with room for a batch of ``shape``. Capture it if there is none."""
-        shape = next_power_of_two(shape[0]), *shape[1:]
+    def capture_for(self, images: Tensor) -> "CapturedForward":
+        """Return the captured forward pass with room for a batch. Capture it if there is none."""
+        shape = next_power_of_two(len(images)), *images.shape[1:]
         if shape not in self.captured:
-            self.captured[shape] = CapturedForward(self, shape)
+            self.captured[shape] = CapturedForward(self, shape, images.dtype)
         return self.captured[shape]
 
     def on_stream(self) -> AbstractContextManager[object]:
@@ -101,15 +120,21 @@ class CudaGraphEngine:
 
     def close(self) -> None:
         """Release the captured graphs and their memory."""
+        self.closed = True
         self.captured.clear()
 
 
 class CapturedForward:
-    """The forward pass of one batch size, between an input and an output buffer on the device."""
+    """The forward pass of one batch size, between an input and an output buffer on the device.
 
-    def __init__(self, engine: CudaGraphEngine, shape: tuple[int, ...]) -> None:
-        self.network, self.dtype = engine.network, engine.dtype
-        self.images = torch.zeros(shape, device=engine.device)
+    The input is normalised images [N, 3, H, W], or pixels [N, H, W, 3] if ``kind`` is torch.uint8.
+    """
+
+    def __init__(self, engine: CudaGraphEngine, shape: tuple[int, ...], kind: torch.dtype = torch.float32) -> None:
+        self.network, self.dtype, self.normalisation = engine.network, engine.dtype, engine.normalisation
+        self.images = torch.zeros(shape, dtype=kind, device=engine.device)
+        # The device reads pinned memory without a copy in between.
+        self.staged = None if engine.stream is None else torch.zeros(shape, dtype=kind, pin_memory=True)
         self.limits = torch.full(shape[:1], torch.inf, device=engine.device)
         # A plain ResNet has no decisions, so it needs no conditional nodes.
         branches = engine.mode == "branch" and bool(self.network.gates)
@@ -118,7 +143,12 @@ class CapturedForward:
 
     def forward(self) -> Tensor:
         """Return class logits and gate logits [N, classes + B-1], float32, of the images in the buffer."""
-        images = self.images.to(self.dtype, memory_format=torch.channels_last)
+        images = self.images
+        if images.dtype == torch.uint8:
+            scale, shift = self.normalisation
+            # Two operations, as on the host, so that they round alike.
+            images = images.float().mul_(scale).sub_(shift).permute(0, 3, 1, 2)
+        images = images.to(self.dtype, memory_format=torch.channels_last)
         return torch.cat(forward(self.network, images, self.limits, self.skipping or mask), 1)
 
     def capture(self, stream: torch.cuda.Stream) -> Callable[[], Tensor]:
@@ -143,14 +173,22 @@ class CapturedForward:
         return replay
 
     def run(self, images: Tensor, limits: Tensor) -> Tensor:
-        """Fill the buffers, replay the graph, and copy the result to the host. Only the copy waits for the device.
+        """Fill the buffers, replay the graph, and copy the result to the host."""
+        self.fill(images, limits)
+        return self.fetch(self.replay(), len(images))
 
-        Padding images skip every block.
-        """
-        self.images[: len(images)].copy_(images)
-        self.limits[: len(images)].copy_(limits)
-        self.limits[len(images) :].fill_(torch.inf)
-        return self.replay()[: len(images)].cpu()
+    def fill(self, images: Tensor, limits: Tensor) -> None:
+        """Copy a batch to the buffers. Padding images skip every block."""
+        count = len(images)
+        if self.staged is not None:
+            images = self.staged[:count].copy_(images)
+        self.images[:count].copy_(images, non_blocking=True)
+        self.limits[:count].copy_(limits)
+        self.limits[count:].fill_(torch.inf)
+
+    def fetch(self, output: Tensor, count: int) -> Tensor:
+        """Copy the results of ``count`` images to the host: the only wait for the device."""
+        return output[:count].cpu()
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -7,6 +7,7 @@ it uses as a table (docs/gpu-kernel.md).
 import re
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from cuda.core import ObjectCode
 
 SOURCE = Path(__file__).with_name("persistent.cu")
-THREADS, SHARED_BYTES = 256, 79616
+THREADS, SHARED_BYTES = 256, 82688
 """The size of a launch. convolution.cuh has the same numbers."""
 GATES = {None: "NoGate", "rnn": "RecurrentGate", "feedforward_1": "PooledGate", "feedforward_2": "StridedGate"}
 """The kernel's template argument for each kind of gate."""
@@ -63,10 +64,11 @@ def kernel_name(gates: str | None) -> str:
     return f"route<{GATES[gates]}>"
 
 
+@cache
 def compile_kernel(gates: str | None, architecture: str) -> "tuple[ObjectCode, str]":
     """Return the kernel for a kind of gate as a cubin for ``architecture`` (such as sm_90), and the compiler's log.
 
-    Raises EngineError if the compiler is missing or fails.
+    It is compiled once for all models of this process. Raises EngineError if the compiler is missing or fails.
     """
     try:
         from cuda.core import Program, ProgramOptions

@@ -23,7 +23,9 @@ constexpr int LSTM = GATE + 2 * SUM_BYTES, LSTM_BYTES = (12 * 40 + 20) * 4;
 constexpr int PREFETCH = LSTM + LSTM_BYTES, PREFETCH_BYTES = (40 * 64 + 40) * 4;
 // Values of the current image. No registers remain for them.
 constexpr int IMAGE = PREFETCH + PREFETCH_BYTES, NEXT_IMAGE = IMAGE + 4, LIMIT = IMAGE + 8;
-constexpr int SHARED_BYTES = IMAGE + 16;
+// The next image's pixels. They arrive while the current image is computed.
+constexpr int STAGED = IMAGE + 16, STAGED_BYTES = 32 * 32 * 3;
+constexpr int SHARED_BYTES = STAGED + STAGED_BYTES;
 
 // ---- Maps ----------------------------------------------------------------------------------------------
 

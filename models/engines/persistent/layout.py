@@ -13,6 +13,8 @@ from models.gates import RNN_WIDTH
 
 Words = NDArray[np.uint8]
 ROWS = 4 * RNN_WIDTH
+WIDEST = 64
+"""The channels of the last blocks."""
 LANE = np.arange(32)
 ROW = (LANE % 4 * 2)[:, None] + np.array([0, 1, 8, 9])
 """[32 lanes, 4]: the rows of B (input channels) that a lane holds in its two registers of two fp16 numbers."""
@@ -39,8 +41,8 @@ def filter_streams(folded: FoldedNetwork) -> list[Words]:
 def gate_stream(folded: FoldedNetwork) -> Words:
     """Return the stream of all gates.
 
-    RNN gates begin with their shared weights and end with room for one more gate, which the kernel copies but does not
-    use.
+    RNN gates begin with their shared weights and end with room for one more gate of the widest blocks, which the kernel
+    copies but does not use: it copies the next gate's weights whenever it evaluates one.
     """
     parts: list[Words] = []
     for index, gate in enumerate(folded.gates):
@@ -53,7 +55,7 @@ def gate_stream(folded: FoldedNetwork) -> Words:
         averaged = pixels(folded, index) // (16 if gate.pools else 4)
         parts.append(as_bytes(np.append(gate.weight.numpy() / averaged, [gate.bias, 0, 0, 0])))
     if parts and isinstance(folded.gates[0], RecurrentGate):
-        parts.append(np.zeros_like(parts[-1]))
+        parts.append(np.zeros(ROWS * (WIDEST + 1) * 4, np.uint8))
     return np.concatenate(parts) if parts else np.zeros(16, np.uint8)
 
 

@@ -68,17 +68,25 @@ DEVICE float2 unpack(unsigned both) {
     return two;
 }
 
+// Returns x * scale - shift with two roundings, as numpy computes it, and not as one fused operation.
+DEVICE float normalise(float x, float scale, float shift) { return __fsub_rn(__fmul_rn(x, scale), shift); }
+
 // Return the value `mine` of lane `lane`, or of the lane whose number differs in the bits of `mask`.
 DEVICE float shuffle(float mine, int lane) { return __shfl_sync(0xffffffffu, mine, lane); }
 DEVICE float shuffle_xor(float mine, int mask) { return __shfl_xor_sync(0xffffffffu, mine, mask); }
 
 // Thread blocks take images from one queue. A thread block whose image skips many blocks takes the next image sooner.
-// The last thread block to leave resets the queue for the next launch.
+// The last thread block to leave resets the queue for the next launch. The results are in host memory: it then writes
+// `ticket` to `done`, after every result of every thread block.
 struct Queue {
     unsigned next, left;
 };
 
 DEVICE int take_image(Queue* queue) { return int(gridDim.x + atomicAdd(&queue->next, 1u)); }
-DEVICE void leave(Queue* queue) {
-    if (atomicInc(&queue->left, gridDim.x - 1) == gridDim.x - 1) queue->next = 0;
+DEVICE void leave(Queue* queue, volatile unsigned* done, unsigned ticket) {
+    __threadfence_system();
+    if (atomicInc(&queue->left, gridDim.x - 1) != gridDim.x - 1) return;
+    queue->next = 0;
+    __threadfence_system();
+    *done = ticket;
 }

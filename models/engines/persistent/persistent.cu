@@ -87,17 +87,47 @@ DEVICE const uint4* reduce(Router<Gate>& router, const uint4* stream, int map, i
     return stream + Reducing::WORDS + Keeping::WORDS;
 }
 
-// Reads an image [3][32][32] into a map whose other 13 channels are zero, so that the stem is an ordinary
-// convolution.
-DEVICE void read_image(const float* image, int target) {
-    constexpr int PIXELS = Map1::SIDE * Map1::SIDE;
-    for (int i = thread_number(); i < PIXELS; i += THREADS) {
-        const int y = i / Map1::SIDE, x = i % Map1::SIDE;
-        const float red = fetch(image + i), green = fetch(image + PIXELS + i), blue = fetch(image + 2 * PIXELS + i);
+// The images of a batch in host memory: normalised, float [3][32][32], or pixels as they were decoded, unsigned char
+// [32][32][3].
+struct Images {
+    const void* images;
+    const float* normalisation;  // of pixels: the scales of the three colours and then what is subtracted; or null
+
+    // Starts to copy an image's pixels to shared memory.
+    DEVICE void request(int image) const {
+        constexpr int WORDS = STAGED_BYTES / 16;
+        const int word = thread_number();
+        if (normalisation != nullptr && word < WORDS)
+            copy_async(STAGED + word * 16, static_cast<const uint4*>(images) + size_t(image) * WORDS + word);
+    }
+
+    // Reads an image into a map whose other 13 channels are zero, so that the stem is an ordinary convolution. Pixels
+    // must have been requested.
+    DEVICE void read(int image, int target) const {
+        constexpr int PIXELS = Map1::SIDE * Map1::SIDE;
+        if (normalisation == nullptr) {
+            const float* colours = static_cast<const float*>(images) + size_t(image) * 3 * PIXELS;
+            for (int i = thread_number(); i < PIXELS; i += THREADS)
+                write(target, i, fetch(colours + i), fetch(colours + PIXELS + i), fetch(colours + 2 * PIXELS + i));
+            return;
+        }
+        wait_for_copies();
+        __syncthreads();
+        for (int i = thread_number(); i < PIXELS; i += THREADS)
+            write(target, i, colour(i, 0), colour(i, 1), colour(i, 2));
+    }
+
+    DEVICE float colour(int pixel, int which) const {
+        const float value = read_shared<unsigned char>(STAGED + pixel * 3 + which);
+        return normalise(value, fetch(normalisation + which), fetch(normalisation + 3 + which));
+    }
+
+    static DEVICE void write(int target, int pixel, float red, float green, float blue) {
+        const int y = pixel / Map1::SIDE, x = pixel % Map1::SIDE;
         write_shared(target + Map1::offset(y, x, 0), uint4{pack(red, green), pack(blue, 0.0f), 0u, 0u});
         write_shared(target + Map1::offset(y, x, 1), uint4{0u, 0u, 0u, 0u});
     }
-}
+};
 
 // The head: an average and a linear layer with weights [64][row] and biases [row]. A row is the classes, rounded up
 // to 4.
@@ -112,33 +142,38 @@ DEVICE void classify(const uint4* stream, float* logits, int classes) {
     }
 }
 
-// Inputs: images [count][3][32][32] and limits [count] (models/gates.py). Outputs: logits [count][classes], and
-// probability and executed [count][blocks - 1]. Launch up to `count` thread blocks of THREADS threads with
-// SHARED_BYTES of dynamic shared memory. Two fit on a multiprocessor with 158 KB of it, with at most 128 registers
-// per thread.
+// Inputs: images and execute thresholds [count]. Outputs: logits [count][classes], and probability and executed
+// [count][blocks - 1]; then `ticket` in `done`. Launch up to `count` thread blocks of THREADS threads with SHARED_BYTES
+// of dynamic shared memory. Two fit on a multiprocessor with 164 KB of it, with at most 128 registers per thread.
 template <class Gate>
 __global__ void __launch_bounds__(THREADS, 2)
-    route(const float* images, const float* limits, const uint4* stem_and_group1, const uint4* group2,
-          const uint4* group3, const uint4* head, const uint4* gates, float* logits, float* probability,
-          unsigned char* executed, Queue* queue, int count, int blocks1, int blocks2, int blocks3, int classes) {
+    route(const void* pictures, const float* normalisation, const float* thresholds, const uint4* stem_and_group1,
+          const uint4* group2, const uint4* group3, const uint4* head, const uint4* gates, float* logits,
+          float* probability, unsigned char* executed, Queue* queue, volatile unsigned* done, unsigned ticket, int count,
+          int blocks1, int blocks2, int blocks3, int classes) {
     using Stem = Convolution<Map1, Map1, 1>;
+    const Images images{pictures, normalisation};
     if (threadIdx.x < ZERO_BYTES / 4) write_shared(ZEROS + threadIdx.x * 4, 0u);
     Gate gate(gates);
+    images.request(blockIdx.x);
     for (int image = blockIdx.x; image < count; image = read_shared<int>(NEXT_IMAGE)) {
         Router<Gate> router{gate, probability, executed, blocks1 + blocks2 + blocks3 - 1, 0};
+        images.read(image, RIGHT);
         gate.begin(gates);
-        read_image(images + size_t(image) * 3 * Map1::SIDE * Map1::SIDE, RIGHT);
         Stem stem(stem_and_group1);
         __syncthreads();
         // All threads have read the previous values. The next image's number is read long before it is needed.
         if (threadIdx.x == 0) {
             write_shared(IMAGE, image);
             write_shared(NEXT_IMAGE, take_image(queue));
-            write_shared(LIMIT, fetch(limits + image));
+            // As models/gates.py: at threshold 0 every block is executed, although a sigmoid can round to 0.
+            const float threshold = fetch(thresholds + image);
+            write_shared(LIMIT, threshold <= 0.0f ? -1.0f : threshold);
         }
         stem.accumulate(RIGHT);
         stem.template finish<RELU | STORE>(LEFT);
         __syncthreads();
+        if (read_shared<int>(NEXT_IMAGE) < count) images.request(read_shared<int>(NEXT_IMAGE));
         const uint4* group1 = stem_and_group1 + Stem::WORDS;
         execute_block<Map1>(group1, LEFT, RIGHT);
         run_group<Map1>(router, group1 + 2 * Stem::WORDS, blocks1, LEFT, RIGHT);
@@ -148,5 +183,6 @@ __global__ void __launch_bounds__(THREADS, 2)
         run_group<Map3>(router, rest3, blocks3, LEFT, LEFT + Map3::BYTES);
         classify(head, logits + size_t(read_shared<int>(IMAGE)) * classes, classes);
     }
-    if (threadIdx.x == 0) leave(queue);
+    __syncthreads();
+    if (threadIdx.x == 0) leave(queue, done, ticket);
 }

@@ -71,8 +71,13 @@ def to_fake(part: Any, mode: FakeTensorMode) -> Any:
     return replace(part, **{field.name: to_fake(getattr(part, field.name), mode) for field in fields(part)})  # type: ignore[type-var]
 
 
-def fake_captured(network: FoldedNetwork, mode: Mode, images: int, side: int) -> CapturedForward:
-    engine = SimpleNamespace(network=network, dtype=torch.float16, device="cuda:0", mode=mode, stream=None)
+def fake_captured(network: FoldedNetwork, mode: Mode, images: int, side: int, decoded: bool = False) -> CapturedForward:
+    scales = torch.ones(2, 3, device="cuda:0")
+    engine = SimpleNamespace(
+        network=network, dtype=torch.float16, device="cuda:0", mode=mode, stream=None, normalisation=scales
+    )
+    if decoded:
+        return CapturedForward(engine, (images, side, side, 3), torch.uint8)  # type: ignore[arg-type]
     return CapturedForward(engine, (images, 3, side, side))  # type: ignore[arg-type]
 
 
@@ -81,7 +86,7 @@ def test_nothing_waits_for_the_device(
     mode: Mode, folded: FoldedNetwork, pictures: NDArray[np.float32], images: int
 ) -> None:
     with fake_cuda(folded) as network:
-        captured = fake_captured(network, mode, images, pictures.shape[-1])
+        captured = fake_captured(network, mode, images, pictures.shape[-1], decoded=images == 8)
         with Trace() as trace:
             output = captured.forward()
     assert (output.device.type, output.dtype) == ("cuda", torch.float32)

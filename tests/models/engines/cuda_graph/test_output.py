@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from models.engines.cuda_graph import engine as cuda_graph
 from models.engines.cuda_graph.engine import CapturedForward, CudaGraphEngine, largest_batch
 from models.engines.folding import FoldedNetwork
-from models.engines.protocol import Engine, Routed
+from models.engines.protocol import Engine, EngineError, Routed
 from models.engines.torch.forward import average
 from models.engines.torch.reference import ReferenceEngine
 from models.macs import Mode
 from models.network import SkipNet
+from models.preprocessing import InputSpec, normalisation, normalise
 
 NEAR = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
 """The distance of a probability to its threshold at which rounding may change a decision, and the tolerance of logits.
@@ -65,6 +66,29 @@ def test_a_batch_without_images_is_refused(folded: FoldedNetwork, pictures: NDAr
         CudaGraphEngine(folded, "cpu").run(pictures[:0], np.zeros(0, np.float32))
 
 
+@pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38"], indirect=True)
+def test_pixels_give_the_same_bits_as_normalised_images(mode: Mode, folded: FoldedNetwork) -> None:
+    """Batches of five are padded to eight."""
+    spec = InputSpec(height=32, width=32, resize=32, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    thresholds = np.float32([0.5, 0, 1, 0.5, 0.4])
+    engine = CudaGraphEngine(folded, "cpu", mode, torch.float32, normalisation(spec))
+    expected, output = engine.run(normalise(pixels, spec), thresholds), engine.run_pixels(pixels, thresholds)
+    np.testing.assert_array_equal(output.logits, expected.logits)
+    np.testing.assert_array_equal(output.executed, expected.executed)
+    assert len(engine.captured) == 2
+
+
+@pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38"], indirect=True)
+def test_a_closed_engine_refuses(folded: FoldedNetwork, pictures: NDArray[np.float32]) -> None:
+    """It would capture anew, and hold the memory that it released."""
+    engine = CudaGraphEngine(folded, "cpu")
+    engine.close()
+    with pytest.raises(EngineError, match="the engine cuda_graph on cpu is closed"):
+        engine.run(pictures[:1], np.zeros(1, np.float32))
+    assert engine.captured == {}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_makes_the_same_decisions(
     mode: Mode, dtype: torch.dtype, folded: FoldedNetwork, reference: Engine, pictures: NDArray[np.float32]
@@ -112,7 +136,7 @@ def test_a_batch_without_memory_is_split(
     failed: list[weakref.ref[CapturedForward]] = []
 
     class LimitedForward(CapturedForward):
-        def __init__(self, engine: CudaGraphEngine, shape: tuple[int, ...]) -> None:
+        def __init__(self, engine: CudaGraphEngine, shape: tuple[int, ...], kind: torch.dtype) -> None:
             assert not any(captured() for captured in failed), "a failed capture still holds its memory"
             failed.append(weakref.ref(self))
             tried.append(shape[0])
@@ -123,7 +147,7 @@ def test_a_batch_without_memory_is_split(
                     if shape[0] == 8:
                         raise RuntimeError("capture was invalidated")
             failed.clear()
-            super().__init__(engine, shape)
+            super().__init__(engine, shape, kind)
 
     monkeypatch.setattr(cuda_graph, "CapturedForward", LimitedForward)
     engine, most = CudaGraphEngine(folded, "cpu", "branch", torch.float32), 2

@@ -1,24 +1,22 @@
 // Compiles the persistent kernel for KIND_OF_GATE as a CPU library that is called with the arguments of a launch.
 
+#include <utility>
+
 #include "shim.hpp"
 
 #include "persistent.cu"
 
 namespace {
 
-struct Launch {
-    const float *images, *limits;
-    const uint4 *group1, *group2, *group3, *head, *gates;
-    float *logits, *probability;
-    unsigned char* executed;
-    Queue* queue;
-    int count, blocks1, blocks2, blocks3, classes;
-} launch;
+void** arguments;
 
-void classify_images() {
-    const Launch& l = launch;
-    route<KIND_OF_GATE>(l.images, l.limits, l.group1, l.group2, l.group3, l.head, l.gates, l.logits, l.probability,
-                l.executed, l.queue, l.count, l.blocks1, l.blocks2, l.blocks3, l.classes);
+template <class... Types, size_t... At>
+void call(void (*kernel)(Types...), std::index_sequence<At...>) {
+    kernel(*static_cast<Types*>(arguments[At])...);
+}
+
+template <class... Types> void call(void (*kernel)(Types...)) {
+    call(kernel, std::make_index_sequence<sizeof...(Types)>());
 }
 
 }  // namespace
@@ -26,9 +24,14 @@ void classify_images() {
 extern "C" int shared_bytes() { return SHARED_BYTES; }
 extern "C" int threads() { return THREADS; }
 
-extern "C" void run_kernel(unsigned grid, uint64_t order, const Launch* given, shim::Counts* counts) {
-    launch = *given;
+// `given` are pointers to the kernel's arguments, as cuLaunchKernel takes them. The kernel may read the global memory of
+// `ranges`. The first of them are the logits.
+extern "C" void run_kernel(unsigned grid, uint64_t order, void** given, shim::Counts* counts,
+                           const shim::Range* ranges, size_t count) {
+    arguments = given;
+    shim::results = ranges[0];
+    shim::ranges.assign(ranges, ranges + count);
     gridDim.x = grid;
-    shim::run(grid, THREADS, SHARED_BYTES, order, classify_images);
+    shim::run(grid, THREADS, SHARED_BYTES, order, [] { call(route<KIND_OF_GATE>); });
     *counts = shim::counts;
 }

@@ -19,19 +19,10 @@ from models.engines.persistent.build import GATES, SOURCE
 from models.engines.persistent.engine import gate_kind
 from models.engines.persistent.layout import filter_streams, gate_stream
 from models.engines.protocol import Routed
-from models.gates import Limits
 
 HERE = Path(__file__).parent
 KERNEL = SOURCE.parent
 OPTIONS = ("-std=c++17", "-O2", "-march=native", "-fno-math-errno", "-Wno-unknown-pragmas", "-shared", "-fPIC")
-
-
-class Launch(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("images", "limits", "group1", "group2", "group3", "head", "gates")),
-        *((name, ctypes.c_void_p) for name in ("logits", "probability", "executed", "queue")),
-        *((name, ctypes.c_int) for name in ("count", "blocks1", "blocks2", "blocks3", "classes")),
-    ]
 
 
 @dataclass(frozen=True)
@@ -67,16 +58,16 @@ def build(gate: str, *mutations: tuple[str, str]) -> Path:
     # Other workers that need the same library wait for it.
     with FileLock(library.with_suffix(".lock")):
         if not library.exists():
-            compile_library(texts, options, library)
+            compile_program(texts, "driver.cpp", options, library)
     return library
 
 
-def compile_library(texts: dict[str, str], options: Sequence[str], library: Path) -> None:
+def compile_program(texts: dict[str, str], program: str, options: Sequence[str], library: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, text in texts.items():
             (Path(folder) / name).write_text(text)
         made = Path(folder) / library.name
-        command = [os.environ.get("CXX") or "c++", *options, str(Path(folder) / "driver.cpp"), "-o", str(made)]
+        command = [os.environ.get("CXX") or "c++", *options, str(Path(folder) / program), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, text=True)
         made.replace(library)
 
@@ -92,32 +83,42 @@ class SimulatedEngine:
         self.folded, self.grid, self.order = folded, grid, order
         # Aligned like GPU memory. The shim counts unaligned loads.
         self.weights = [aligned(words) for words in (*filter_streams(folded), gate_stream(folded))]
+        self.normalisation: NDArray[np.float32] | None = None
+        """Of pixels [6]: the colours' scales and what is subtracted. None if the images are normalised."""
         self.queue = np.zeros(2, np.uint32)
         self.counts = Counts(*[0] * 10)
 
-    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """Run a batch, as ``Engine.run`` does, and set ``counts``."""
+    def run(self, images: NDArray[Any], thresholds: NDArray[np.float32]) -> Routed:
+        """Run a batch, as ``Engine.run`` does, and set ``counts``. With a ``normalisation``, images are pixels."""
         count, blocks = len(images), len(self.folded.blocks)
-        images, limits = np.ascontiguousarray(images), Limits.of(thresholds).probabilities.numpy()
+        pictures, thresholds = np.ascontiguousarray(images), np.ascontiguousarray(thresholds)
+        done, ticket = np.zeros(1, np.uint32), 7
         logits = np.full((count, len(self.folded.head_bias)), np.nan, np.float32)
         probability = np.full((count, blocks - 1), np.nan, np.float32)
         executed = np.full((count, blocks - 1), 255, np.uint8)
         widths = [len(block.residual[-1].bias) for block in self.folded.blocks]
-        arrays: tuple[NDArray[Any], ...] = images, limits, *self.weights, logits, probability, executed, self.queue
-        launch = Launch(
-            *(array.ctypes.data for array in arrays),
-            count,
-            *(widths.count(width) for width in (16, 32, 64)),
-            len(self.folded.head_bias),
+        arrays: tuple[NDArray[Any] | None, ...] = (
+            *(pictures, self.normalisation, thresholds, *self.weights),
+            *(logits, probability, executed, self.queue, done),
         )
+        numbers = ticket, count, *(widths.count(width) for width in (16, 32, 64)), len(self.folded.head_bias)
+        arguments = [ctypes.c_void_p(None if array is None else array.ctypes.data) for array in arrays]
+        arguments += map(ctypes.c_int, numbers)
+        pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        # The logits come first.
+        readable = [logits, *(array for array in arrays if array is not None)]
+        ranges = np.array([(array.ctypes.data, array.ctypes.data + array.nbytes) for array in readable], np.uintp)
         counted = np.zeros(10, np.int64)
         self.library.run_kernel(
             ctypes.c_uint(min(self.grid, count)),
             ctypes.c_uint64(self.order),
-            ctypes.byref(launch),
+            pointers,
             ctypes.c_void_p(counted.ctypes.data),
+            ctypes.c_void_p(ranges.ctypes.data),
+            ctypes.c_size_t(len(ranges)),
         )
         self.counts = Counts(*counted.tolist())
+        assert done[0] == ticket, "the host was not told that the results are there"
         if not self.folded.gates:
             return Routed(logits, np.ones_like(executed, np.bool_), np.ones_like(probability), "branch")
         assert executed.max(initial=0) <= 1, "a decision was not stored"

@@ -2,16 +2,19 @@
 
 import ctypes
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
 from models.engines.folding import fold
 from models.engines.persistent import build as persistent_build
+from models.engines.persistent import gpu
 from models.engines.persistent.build import ARCHITECTURES, GATES, SHARED_BYTES, THREADS, resources
 from models.engines.persistent.engine import PersistentEngine, suits
 from models.engines.protocol import EngineError
 from models.evaluation.forced_routes import random_network
 from tests.models.engines.persistent.simulated import build
+from tests.models.engines.persistent.standin import standin
 
 pytest.importorskip("cuda.core", reason="the package cuda-core is missing: pip install -e '.[test]'")
 
@@ -37,13 +40,30 @@ def test_python_and_the_kernel_agree_on_the_launch() -> None:
 
 def test_a_compiler_error_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(persistent_build.GATES, "rnn", "NoSuchGate")
-    with pytest.raises(EngineError, match=r"NVRTC cannot compile the persistent engine for sm_90: .*NoSuchGate"):
-        persistent_build.compile_kernel("rnn", "sm_90")
+    with pytest.raises(EngineError, match=r"NVRTC cannot compile the persistent engine for sm_86: .*NoSuchGate"):
+        persistent_build.compile_kernel("rnn", "sm_86")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++")
+def test_the_engine_loads_what_the_compiler_made() -> None:
+    """For the GPU's own architecture, and under the name that the compiler gave to the kernel."""
+    with standin(computes=False) as (seen, settings):
+        settings.compute = 90
+        engine = PersistentEngine(fold(random_network("cifar10_rnn_gate_38")), "cuda:0")
+        assert engine.thread_blocks == 2 * settings.multiprocessors
+        engine.close()
+        settings.compute = 75
+        with pytest.raises(EngineError, match=r"compute capability 8\.0 or more, not 7\.5; choose the engine torch"):
+            PersistentEngine(fold(random_network("cifar10_rnn_gate_38")), "cuda:0")
+        assert (seen.contexts, seen.pinned, seen.device) == (0, 0, 0)
 
 
 def test_the_error_names_the_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(EngineError, match="needs a GPU"):
+    def absent(_: int) -> None:
+        raise RuntimeError("libcuda.so.1 cannot be found")
+
+    monkeypatch.setattr(gpu, "find_driver", lambda: SimpleNamespace(cuInit=absent, cuLaunchKernel=None))
+    with pytest.raises(EngineError, match=r"needs a GPU and its driver: libcuda\.so\.1 cannot be found"):
         PersistentEngine(fold(random_network("cifar10_rnn_gate_38")), "cuda:0")
 
 

@@ -12,6 +12,7 @@ from models.blocks import BasicBlock
 from models.engines.folding import FoldedNetwork, fold
 from models.engines.torch.reference import ReferenceEngine
 from models.network import SkipNet
+from models.preprocessing import InputSpec, normalisation, normalise
 from tests.models.engines.persistent.simulated import SimulatedEngine, build
 from tests.models.engines.persistent.test_work import expected_work
 
@@ -36,7 +37,11 @@ MUTATIONS = {
     "swizzle of later channels": ("^ (chunk << 5)", "+ (chunk << 5)"),
     "row below the map": ("unsigned(y + row) >= unsigned(In::SIDE)", "unsigned(y + row) > unsigned(In::SIDE)"),
     "fragment of the other eight channels": ("pixels, weight.z, weight.w", "pixels, weight.w, weight.z"),
-    "bias of the other eight channels": ("biases + half * 4", "biases + 4 - half * 4"),
+    "barrier before the host is told": (
+        "    __syncthreads();\n    if (threadIdx.x == 0) leave",
+        "    if (threadIdx.x == 0) leave",
+    ),
+    "waiting for the pixels": ("        wait_for_copies();\n        __syncthreads();", "        __syncthreads();"),
     "skipped block that runs": (
         "if (router.template executes<M, M>(map, spare)) execute",
         "router.template executes<M, M>(map, spare), execute",
@@ -68,23 +73,26 @@ def libraries() -> dict[str, Path]:
         return dict(zip(names, pool.map(one, names), strict=True))
 
 
-def find_faults(folded: FoldedNetwork, network: SkipNet, library: Path) -> set[str]:
-    """Return the checks that a kernel fails."""
-    images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+def find_faults(folded: FoldedNetwork, network: SkipNet, library: Path, decoded: bool = False) -> set[str]:
+    """Return the checks that a kernel fails, on normalised images or on pixels."""
+    noise = np.random.default_rng(0).standard_normal((3, 32, 32, 3))
+    pixels = np.clip(128 + 77 * noise, 0, 255).astype(np.uint8)
     thresholds = np.array([0.5, 0.0, 1.0], np.float32)
+    images = normalise(pixels, SPEC)
     expected = ReferenceEngine(network).run(images, thresholds)
     found = set()
     outputs = []
     for order in (1, 2):
         engine = SimulatedEngine(folded, grid=1, order=order, library=library)
-        output = engine.run(images, thresholds)
+        engine.normalisation = normalisation(SPEC) if decoded else None
+        output = engine.run(pixels if decoded else images, thresholds)
         outputs.append(output)
         if engine.counts.races:
             found.add("race")
         if engine.counts.outside:
             found.add("outside")
         # Only the reads of the strided convolutions of the two projecting blocks share banks.
-        if engine.counts.conflicts > STRIDED_CONFLICTS * len(images):
+        if engine.counts.conflicts > STRIDED_CONFLICTS * len(pixels):
             found.add("conflict")
         work = sum(expected_work(folded, executed)[0] for executed in output.executed)
         if engine.counts.multiplies != work:
@@ -99,17 +107,19 @@ def find_faults(folded: FoldedNetwork, network: SkipNet, library: Path) -> set[s
 
 
 STRIDED_CONFLICTS = 2080
+SPEC = InputSpec(height=32, width=32, resize=32, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3))
 
 
 def test_the_kernel_passes(network: SkipNet, libraries: dict[str, Path]) -> None:
     probability = ReferenceEngine(network).run(np.zeros((1, 3, 32, 32), np.float32), np.ones(1, np.float32)).probability
     assert (np.abs(probability - 0.5) > 1e-3).all()
-    assert find_faults(fold(network), network, libraries[""]) == set()
+    for decoded in (False, True):
+        assert find_faults(fold(network), network, libraries[""], decoded) == set()
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_fault_is_found(mutation: str, network: SkipNet, libraries: dict[str, Path]) -> None:
-    found = find_faults(fold(network), network, libraries[mutation])
+    found = find_faults(fold(network), network, libraries[mutation], decoded=mutation == "waiting for the pixels")
     if mutation.startswith("barrier"):
         # The order of the warps does not matter.
         assert "race" in found

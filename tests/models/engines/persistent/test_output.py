@@ -83,6 +83,17 @@ def test_every_gate_and_stage(architecture: str, varied_network: Build, make_ima
         assert 0.1 < expected.executed[2:].mean() < 0.9
 
 
+@pytest.mark.parametrize("blocks", [(2, 2, 1), (1, 1, 1)])
+def test_groups_may_have_one_block(blocks: tuple[int, ...]) -> None:
+    """Then the last gate is narrower than the weights that the kernel copies for a gate after it."""
+    torch.manual_seed(3)
+    network = SkipNet(stem="cifar", block=BasicBlock, blocks=blocks, classes=5, gates="rnn").eval()
+    images, thresholds = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32), np.float32([0, 1])
+    engine = SimulatedEngine(fold(network))
+    agree(engine.run(images, thresholds), ReferenceEngine(network).run(images, thresholds), thresholds)
+    assert_no_fault(engine)
+
+
 def test_depth_and_classes_are_known_only_at_run_time(varied_network: Build, make_images: Images) -> None:
     """One compiled kernel runs 38 layers with 10 classes and 152 layers with 100."""
     network, images = varied_network("cifar100_rnn_gate_152"), make_images("cifar100_rnn_gate_152")[3:4]

@@ -26,7 +26,8 @@ def instructions(convolution: Convolution, side: int) -> int:
 
 def expected_work(folded: FoldedNetwork, executed: NDArray[np.bool_]) -> tuple[int, int]:
     """Return tensor-core instructions and barriers of one image with decisions [B-1]."""
-    multiplies, barriers = instructions(folded.stem, 32), 2
+    # One barrier precedes the message to the host that the results are there.
+    multiplies, barriers = instructions(folded.stem, 32), 2 + 1
     for index, block in enumerate(folded.blocks):
         side = 32 * 16 // len(block.residual[-1].bias)
         runs = index == 0 or bool(executed[index - 1])

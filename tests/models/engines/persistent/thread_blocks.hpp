@@ -5,7 +5,8 @@
 // may run as far ahead as barriers permit. Shared memory starts as NaN. Asynchronous copies arrive as late as they may.
 //
 // Every access to shared memory is checked: it must be in bounds and aligned, and no two threads may access one word
-// between two barriers if one of them writes. This finds a missing barrier in any order.
+// between two barriers if one of them writes. This finds a missing barrier in any order. Loads from global memory must
+// be aligned and inside of one array of the launch.
 
 #pragma once
 
@@ -67,7 +68,13 @@ struct Block {
     int64_t barriers = 0;
 };
 
+struct Range {  // of global memory
+    uintptr_t start, end;
+};
+
 inline Counts counts;
+inline std::vector<Range> ranges;
+inline Range results;  // NaN before the launch
 inline jmp_buf scheduler;
 inline Block* block;
 inline int thread;
@@ -112,9 +119,20 @@ inline bool inside(int at, int bytes) {
     return good;
 }
 
+// Counts a load from outside of the launch's arrays. The range of the last load is tried first.
+inline bool readable(const void* from, size_t bytes) {
+    static size_t last = 0;
+    const auto start = reinterpret_cast<uintptr_t>(from);
+    const auto holds = [&](const Range& range) { return start >= range.start && start + bytes <= range.end; };
+    if (last < ranges.size() && holds(ranges[last])) return true;
+    last = size_t(std::find_if(ranges.begin(), ranges.end(), holds) - ranges.begin());
+    if (last == ranges.size()) ++counts.outside;
+    return last < ranges.size();
+}
+
 // Counts a race: one thread writes a word, and another reads or writes it with no barrier between them.
 inline void touch(int at, int bytes, bool writes, int who) {
-    for (int i = at / 4; i < (at + bytes) / 4; ++i) {
+    for (int i = at / 4; i <= (at + bytes - 1) / 4; ++i) {
         Word& word = block->words[i];
         const bool written = word.written == block->barriers && word.writer != who;
         const bool read = word.read == block->barriers && word.reader != who;
