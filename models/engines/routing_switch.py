@@ -18,6 +18,10 @@ from models.macs import Mode
 
 SHARES = (0.0, 0.5, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32)
+LARGE_SIZES = (128, 512)
+"""Sizes that are also measured on a GPU, where the cost of a decision and the work of a block grow differently."""
+LARGE_PIXELS = 512 * 32 * 32
+"""The most pixels of a batch of one of ``LARGE_SIZES``."""
 RUNS = 5
 CALIBRATION_LIMIT_S = 1.0
 MARGIN = 0.05
@@ -105,7 +109,7 @@ def calibrate(branch: Engine, mask: Engine, shape: tuple[int, int, int]) -> dict
     """Return the costs by batch size, up to the size whose measurement exceeds ``CALIBRATION_LIMIT_S``."""
     costs: dict[int, Costs] = {}
     generator = np.random.default_rng(0)
-    for size in SIZES:
+    for size in sizes_for(branch.device, shape):
         images = generator.standard_normal((size, *shape), np.float32)
         # Images at threshold 0 execute every block and images at threshold 1 none, so a mixture forces a share. Batch
         # size 1 has no mixture. There, half of the blocks are assumed to take the mean of the two times.
@@ -117,6 +121,13 @@ def calibrate(branch: Engine, mask: Engine, shape: tuple[int, int, int]) -> dict
         if 2 * RUNS * (sum(branching) + masking) > CALIBRATION_LIMIT_S:
             break
     return costs
+
+
+def sizes_for(device: str, shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Return the batch sizes to measure on a device with images of ``shape`` (3, H, W)."""
+    if device == "cpu":
+        return SIZES
+    return SIZES + tuple(size for size in LARGE_SIZES if size * shape[1] * shape[2] <= LARGE_PIXELS)
 
 
 def forced_thresholds(share: float, size: int) -> NDArray[np.float32]:

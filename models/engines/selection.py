@@ -14,8 +14,8 @@ from models.engines.factory import CPU_ONLY, GPU_ONLY, MODES, build, closing_on_
 from models.engines.folding import fold
 from models.engines.protocol import Engine, EngineError
 from models.engines.routing_switch import RoutingSwitch, median_seconds
-from models.engines.subprocess_check import check_in_subprocess
-from models.engines.verification import IMAGES, IMAGES_ON_CPU, Verification
+from models.engines.subprocess_check import DeviceTaken, check_in_subprocess
+from models.engines.verification import IMAGES, IMAGES_ON_CPU, Verification, recorded_sizes
 from models.machine import available_cpus
 from models.macs import Mode
 
@@ -47,7 +47,28 @@ def select(
         raise EngineError(f"unknown engine {name!r}; choose auto, {', '.join(MODES)}")
     if routing not in (*get_args(Mode), "auto"):
         raise EngineError(f"unknown routing {routing!r}; choose auto, {', '.join(get_args(Mode))}")
-    selection = Selection(checkpoint, find_device(device, name), threads or available_cpus(), on_fallback)
+    found = find_device(device, name)
+    try:
+        return select_on(checkpoint, name, found, threads, routing, on_fallback)
+    except EngineError as error:
+        if device != "auto" or found == "cpu" or name in GPU_ONLY:
+            raise
+        log.warning("%s cannot serve, the device auto falls back to the CPU: %s", found, error)
+        if on_fallback is not None:
+            on_fallback(LAST_RESORT if name == "auto" else name, str(error))
+    return select_on(checkpoint, name, "cpu", threads, routing, on_fallback)
+
+
+def select_on(
+    checkpoint: Checkpoint,
+    name: str,
+    device: str,
+    threads: int | None,
+    routing: str,
+    on_fallback: OnFallback | None,
+) -> Engine:
+    """Return an engine on a device that is not auto, as ``select`` does."""
+    selection = Selection(checkpoint, device, threads or available_cpus(), on_fallback)
     modes: tuple[Mode, ...] = ("mask",) if routing == "mask" else ("branch",)
     if routing == "auto":
         modes = ("branch", "mask") if name == "auto" else MODES[name]
@@ -84,12 +105,13 @@ def find_device(device: str, engine: str) -> str:
 def find_devices(devices: str, engine: str) -> list[str]:
     """Return the devices of an option: one, several with commas between them, or with "all" every GPU that torch sees.
 
-    A device may be named more than once. Raises EngineError as `find_device` does.
+    A device may be named more than once. "auto" stays auto: `load_engine` falls back from a GPU that cannot serve.
+    Raises EngineError as `find_device` does.
     """
     if devices == "all":
         found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if engine not in CPU_ONLY else []
         return found or ["cpu"]
-    return [find_device(device, engine) for device in devices.split(",")]
+    return [device if device == "auto" else find_device(device, engine) for device in devices.split(",")]
 
 
 class Selection:
@@ -157,11 +179,16 @@ class Selection:
         Raises EngineError.
         """
         if (name, mode) in CHECKED_IN_SUBPROCESS and self.checkpoint.folder.is_dir():
-            check_in_subprocess(self.checkpoint.folder, name, self.device, mode)
+            try:
+                check_in_subprocess(self.checkpoint.folder, name, self.device, mode)
+            except DeviceTaken as error:
+                log.warning("%s is checked in this process only, because no other may use the GPU: %s", name, error)
         with closing_on_error() as opened:
             engine = opened.enter_context(closing(build(self.checkpoint, name, self.device, self.threads, mode)))
             if name not in COMPARED_ELSEWHERE and (name, self.device) != ("reference", "cpu"):
-                self.verification.check(engine)
+                # On a GPU an engine has code or a graph of its own for each size. All of them are compared.
+                _, height, width = image_shape(self.checkpoint)
+                self.verification.check(engine, () if self.device == "cpu" else recorded_sizes(height, width))
             return engine
 
     def report_fallback(self, name: str, reason: str) -> None:

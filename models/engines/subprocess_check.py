@@ -17,11 +17,20 @@ LIMIT_S = 180.0
 KILL_WAIT_S = 5.0
 
 
+TAKEN = ("busy or unavailable", "CUDA_ERROR_DEVICE_UNAVAILABLE")
+"""What torch and the driver say in a second process, if the GPU's compute mode is EXCLUSIVE_PROCESS."""
+
+
+class DeviceTaken(EngineError):
+    """Another process holds the GPU, so the check could not run."""
+
+
 def check_in_subprocess(folder: Path, name: str, device: str, mode: str) -> None:
     """Compare an engine with the reference engine in a subprocess, on the checkpoint in ``folder``.
 
     Raises EngineError with the reason in one line if the outputs differ, the engine cannot run, or the process died or
     hung.
+    Raises DeviceTaken if this process holds the GPU and no other may use it.
     """
     run_check([sys.executable, "-m", "models.engines.subprocess_check", str(folder), name, device, mode], LIMIT_S)
 
@@ -30,6 +39,7 @@ def run_check(command: list[str], limit_s: float) -> None:
     """Run the check ``command``.
 
     Raises EngineError if it fails or takes longer than ``limit_s`` seconds.
+    Raises DeviceTaken if it could not use the GPU.
     """
     with TemporaryFile("w+") as stderr:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
@@ -46,7 +56,8 @@ def run_check(command: list[str], limit_s: float) -> None:
     if status < 0:
         raise EngineError(f"its check was killed by signal {-status}")
     if status > 0:
-        raise EngineError(lines[-1] if lines else f"its check exited with status {status}")
+        reason = lines[-1] if lines else f"its check exited with status {status}"
+        raise (DeviceTaken if any(phrase in reason for phrase in TAKEN) else EngineError)(reason)
 
 
 def main(folder: str, name: str, device: str, mode: str) -> None:

@@ -1,15 +1,17 @@
 """Compare an engine with the reference engine on a few images before it serves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
-from models.engines.protocol import Engine, EngineError, Routed
+from models.engines.protocol import Engine, EngineError, PixelEngine, Routed
 from models.engines.torch.reference import ReferenceEngine
+from models.preprocessing import InputSpec, normalisation, normalise
 
 IMAGES = 5
 """The number of images of a case. It is not a power of two, so engines that pad batches must pad this one."""
@@ -18,6 +20,17 @@ TOLERANCE = 0.02
 a tenth of it."""
 IMAGES_ON_CPU = 2
 """The number for large networks. It is smaller, because their reference takes seconds."""
+LARGEST = 1024
+"""The largest batch that is compared on a GPU, if it has no more than ``MOST_PIXELS``."""
+MOST_PIXELS = 64 * 224 * 224
+FEW_THREAD_BLOCKS = (1, 2)
+
+
+@runtime_checkable
+class Queueing(Engine, Protocol):
+    """An engine whose thread blocks take images from a queue. A batch of at most ``thread_blocks`` never queues."""
+
+    thread_blocks: int
 
 
 class Disagreement(EngineError):
@@ -37,10 +50,16 @@ class Case:
 
     def single(self, index: int) -> "Case":
         """Return the case of one image alone."""
-        one = slice(index, index + 1)
+        return self.select(slice(index, index + 1))
+
+    def repeated(self, count: int) -> "Case":
+        """Return the case of a batch of ``count`` images, which repeats these."""
+        return self.select(np.arange(count) % len(self.images))
+
+    def select(self, which: slice | NDArray[np.intp]) -> "Case":
         expected = self.expected
-        alone = Routed(expected.logits[one], expected.executed[one], expected.probability[one], expected.mode)
-        return Case(self.images[one], self.thresholds[one], alone)
+        chosen = Routed(expected.logits[which], expected.executed[which], expected.probability[which], expected.mode)
+        return Case(self.images[which], self.thresholds[which], chosen)
 
 
 class Verification:
@@ -66,8 +85,8 @@ class Verification:
             cases.append(Case(images, thresholds, reference.run(images, thresholds)))
         return cases
 
-    def check(self, engine: Engine) -> None:
-        """Run every case as a batch, and some images of it alone.
+    def check(self, engine: Engine, sizes: Sequence[int] = ()) -> None:
+        """Run every case as a batch, some images of it alone, and the first case in batches of ``sizes``.
 
         If the reference engine's own output is not finite, the weights are at fault and nothing is compared. Raises
         Disagreement.
@@ -79,6 +98,42 @@ class Verification:
             for index in range(self.images // 2):
                 alone = case.single(index)
                 compare(engine.run(alone.images, alone.thresholds), alone)
+            if isinstance(engine, Queueing):
+                check_queue(engine, case)
+            if isinstance(engine, PixelEngine):
+                check_pixels(engine, case, self.checkpoint.config.input)
+            if case is self.cases[0]:
+                for size in sizes:
+                    many = case.repeated(size)
+                    compare(engine.run(many.images, many.thresholds), many)
+                    if isinstance(engine, PixelEngine):
+                        check_pixels(engine, many, self.checkpoint.config.input)
+
+
+def recorded_sizes(height: int, width: int) -> list[int]:
+    """Return the powers of two up to the largest batch that is compared, for images of ``height`` x ``width``."""
+    largest = min(LARGEST, MOST_PIXELS // (height * width))
+    return [1 << power for power in range(largest.bit_length())]
+
+
+def check_queue(engine: Queueing, case: Case) -> None:
+    """Let thread blocks take a second image and more, as in batches larger than the GPU. Raises Disagreement."""
+    all_blocks = engine.thread_blocks
+    try:
+        for engine.thread_blocks in FEW_THREAD_BLOCKS:
+            compare(engine.run(case.images, case.thresholds), case)
+    finally:
+        engine.thread_blocks = all_blocks
+
+
+def check_pixels(engine: PixelEngine, case: Case, spec: InputSpec) -> None:
+    """Compare the engine with itself on the images of a case as pixels. Raises Disagreement."""
+    scale, shift = normalisation(spec)
+    colours = (np.moveaxis(case.images, 1, 3) + shift) / scale
+    pixels = np.clip(np.round(colours), 0, 255).astype(np.uint8)
+    images = normalise(pixels, spec)
+    expected = engine.run(images, case.thresholds)
+    compare(engine.run_pixels(pixels, case.thresholds), Case(images, case.thresholds, expected))
 
 
 def compare(output: Routed, case: Case) -> None:

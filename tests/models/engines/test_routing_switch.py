@@ -126,6 +126,24 @@ def test_every_batch_size_has_its_own_mode(clock: Clock) -> None:
     assert [switch.mode(size) for size in (1, 2, 3, 16, 31, 1000)] == ["branch", "branch", *["mask"] * 4]
 
 
+@pytest.mark.parametrize(("device", "largest", "mode"), [("cuda:0", 512, "mask"), ("cpu", 32, "branch")])
+def test_large_batches_are_measured_on_a_gpu(clock: Clock, device: str, largest: int, mode: Mode) -> None:
+    """Masking that costs as much as branching on 100 images pays above that. A CPU does not spend the time."""
+
+    class Batching(TimedEngine):
+        def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+            before = self.clock.now
+            routed = super().run(images, thresholds)
+            self.clock.now = before + 1e-3
+            return routed
+
+    branch = TimedEngine("branch", clock, 1e-5, 0, device=device)
+    switch = RoutingSwitch(branch, Batching("mask", clock, 0, 0, device=device), SHAPE)
+    assert max(switch.costs) == largest
+    assert [switch.mode(size) for size in (32, 512, 1024)] == ["branch", mode, mode]
+    assert routing_switch.sizes_for(device, (3, 224, 224)) == routing_switch.SIZES
+
+
 def test_calibration_of_a_slow_network_stops_early(clock: Clock) -> None:
     branch = TimedEngine("branch", clock, 1, 1)
     switch = RoutingSwitch(branch, TimedEngine("mask", clock, 0, 1), SHAPE)

@@ -1,5 +1,6 @@
 """A failed check in a subprocess always has a reason of one line."""
 
+import re
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from models import SHIPPED
 from models.engines.protocol import EngineError
-from models.engines.subprocess_check import check_in_subprocess, run_check
+from models.engines.subprocess_check import DeviceTaken, check_in_subprocess, run_check
 from models.model_repository import find_version
 
 SHIPPED_CHECKPOINT = find_version(SHIPPED, "cifar10_rnn_gate_38", None)
@@ -34,6 +35,18 @@ def test_without_cuda_the_reason_comes_from_torch() -> None:
 def test_the_reason_names_what_ended_the_process(code: str, reason: str) -> None:
     with pytest.raises(EngineError, match=reason):
         run_check([sys.executable, "-c", code], 60)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "AcceleratorError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+        "the CUDA driver refuses cuDevicePrimaryCtxRetain: CUDA_ERROR_DEVICE_UNAVAILABLE",
+    ],
+)
+def test_a_gpu_that_only_one_process_may_use_is_no_fault_of_the_engine(reason: str) -> None:
+    with pytest.raises(DeviceTaken, match=re.escape(reason)):
+        run_check([sys.executable, "-c", f"import sys; sys.exit({reason!r})"], 60)
 
 
 def test_a_check_that_hangs_is_killed() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from models.engines.folding import FoldedNetwork, fold
 from models.engines.persistent import engine as persistent
 from models.engines.protocol import Engine, EngineError, Routed
 from models.engines.routing_switch import RoutingSwitch
+from models.engines.selection import Selection
+from models.engines.subprocess_check import DeviceTaken
 from models.engines.torch.engine import TorchEngine
-from models.engines.verification import IMAGES, Disagreement, Verification
+from models.engines.verification import IMAGES, Disagreement, Verification, recorded_sizes
 from models.macs import Mode
 from models.model_repository import find_version
+from models.preprocessing import InputSpec, normalisation, normalise
 
 Change = Callable[[Routed], Routed]
 
@@ -58,7 +62,8 @@ class Faulty:
 def test_correct_engines_pass(
     verification: Verification, checkpoint: Checkpoint, mode: Mode, dtype: torch.dtype
 ) -> None:
-    verification.check(CudaGraphEngine(fold(checkpoint.network), "cpu", mode, dtype))
+    scales = normalisation(checkpoint.config.input)
+    verification.check(CudaGraphEngine(fold(checkpoint.network), "cpu", mode, dtype, scales))
 
 
 def flip_last_decision(routed: Routed) -> Routed:
@@ -106,6 +111,44 @@ def test_wrong_outputs_are_found(verification: Verification, checkpoint: Checkpo
         verification.check(Faulty(TorchEngine(fold(checkpoint.network)), change, size))
 
 
+class Queue(Faulty):
+    """An engine whose output is changed if its thread blocks take a second image."""
+
+    thread_blocks = 264
+
+    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
+        self.size = len(images) if self.thread_blocks < len(images) else 0
+        return super().run(images, thresholds)
+
+
+class Pixels(Faulty):
+    """An engine that takes pixels, and whose output for them is changed."""
+
+    def run_pixels(self, pixels: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> Routed:
+        assert (pixels.dtype, pixels.shape[1:]) == (np.uint8, (32, 32, 3))
+        images = normalise(pixels, InputSpec(height=32, width=32, resize=32, mean=(0.5,) * 3, std=(0.25,) * 3))
+        return self.change(self.engine.run(images, thresholds))
+
+
+def unchanged(routed: Routed) -> Routed:
+    return routed
+
+
+@pytest.mark.parametrize("checkpoint", ["cifar10_rnn_gate_38"], indirect=True)
+@pytest.mark.parametrize("change", [unchanged, shift_logit])
+def test_queues_pixels_and_recorded_sizes_are_compared(
+    verification: Verification, checkpoint: Checkpoint, change: Change
+) -> None:
+    torch_engine = TorchEngine(fold(checkpoint.network))
+    queue = Queue(torch_engine, change)
+    for engine in (queue, Pixels(torch_engine, change, 0), Faulty(torch_engine, change, 16)):
+        with nullcontext() if change is unchanged else pytest.raises(Disagreement, match="logits differ by"):
+            verification.check(engine, [8, 16])
+    assert queue.thread_blocks == 264
+    assert recorded_sizes(32, 32) == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    assert recorded_sizes(224, 224)[-1] == 64
+
+
 def test_cases_have_different_routes(verification: Verification, checkpoint: Checkpoint) -> None:
     own, *others = (case.expected.executed for case in verification.cases)
     if checkpoint.network.gate_kind is None:
@@ -127,9 +170,12 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "find_device", lambda *_: "cuda:0")
     monkeypatch.setattr(selection, "available_cpus", lambda: 1)
     monkeypatch.setattr(routing_switch, "SIZES", (1, 2))
+    monkeypatch.setattr(selection, "recorded_sizes", lambda *_: [2])
     monkeypatch.setattr(factory, "TorchEngine", build_eager)
     monkeypatch.setattr(
-        cuda_graph, "CudaGraphEngine", lambda folded, _, mode: graph(folded, "cpu", mode, torch.float32)
+        cuda_graph,
+        "CudaGraphEngine",
+        lambda folded, _, mode, normalisation: graph(folded, "cpu", mode, torch.float32, normalisation),
     )
 
 
@@ -138,7 +184,7 @@ def rnn_checkpoint(varied_checkpoint: Callable[[str], Checkpoint]) -> Checkpoint
     return varied_checkpoint("cifar10_rnn_gate_38")
 
 
-def raising(*_: object) -> Engine:
+def raising(*_: object, **__: object) -> Engine:
     raise RuntimeError("nvrtc: error: invalid value for --gpu-architecture\nand more lines")
 
 
@@ -146,11 +192,11 @@ def unavailable(*_: object) -> Engine:
     raise EngineError("cuda-core is not installed")
 
 
-def faulty(change: Change) -> Callable[[FoldedNetwork, str], Engine]:
-    return lambda folded, _: Faulty(TorchEngine(folded), change)
+def faulty(change: Change) -> Callable[..., Engine]:
+    return lambda folded, *_: Faulty(TorchEngine(folded), change)
 
 
-BROKEN: dict[str, tuple[Callable[[FoldedNetwork, str], Engine], str]] = {
+BROKEN: dict[str, tuple[Callable[..., Engine], str]] = {
     "a wrong decision": (faulty(flip_last_decision), "but the reference"),
     "wrong logits": (faulty(shift_logit), "logits differ by"),
     "a compile error": (raising, "RuntimeError: nvrtc: error: invalid value for --gpu-architecture$"),
@@ -233,12 +279,38 @@ def test_engines_that_can_hang_are_checked_in_a_subprocess_first(monkeypatch: py
 
 
 @pytest.mark.usefixtures("cuda_here")
-def test_wrong_output_is_never_served(rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the last resort differs too, the GPU itself is at fault."""
+def test_a_gpu_that_only_this_process_may_use_is_checked_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the compute mode EXCLUSIVE_PROCESS no subprocess can use it."""
+
+    def taken(*_: object) -> None:
+        raise DeviceTaken("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    shipped = read_checkpoint(find_version(SHIPPED, "cifar10_rnn_gate_38", None))
+    monkeypatch.setattr(selection, "check_in_subprocess", taken)
+    monkeypatch.setattr(persistent, "PersistentEngine", faulty(lambda routed: routed))
+    chosen = Selection(shipped, "cuda:0", 1, None)
+    assert chosen.verified("persistent", "branch").name == "persistent"
+    monkeypatch.setattr(persistent, "PersistentEngine", faulty(shift_logit))
+    with pytest.raises(Disagreement):
+        chosen.verified("persistent", "branch")
+
+
+@pytest.mark.usefixtures("cuda_here")
+def test_a_gpu_whose_last_resort_is_wrong_never_serves(
+    rnn_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The GPU itself is at fault. The device auto then means the CPU."""
     for module, name in ((persistent, "PersistentEngine"), (cuda_graph, "CudaGraphEngine"), (factory, "TorchEngine")):
-        monkeypatch.setattr(module, name, lambda folded, *_: Faulty(TorchEngine(folded), shift_logit))
-    with pytest.raises(Disagreement, match="logits"):
-        load_engine(rnn_checkpoint)
+        monkeypatch.setattr(module, name, lambda folded, *_, **__: Faulty(TorchEngine(folded), shift_logit))
+    monkeypatch.setattr(selection, "CANDIDATES", selection.CANDIDATES | {"cpu": ("onnxruntime",)})
+    reported: list[str] = []
+    engine = load_engine(rnn_checkpoint, threads=1, routing="branch", on_fallback=lambda name, _: reported.append(name))
+    assert (engine.name, engine.device) == ("onnxruntime", "cpu")
+    assert reported == ["persistent", "cuda_graph", "torch"]
+    assert "cuda:0 cannot serve, the device auto falls back to the CPU: its output differs" in caplog.text
+    for choice in ({"device": "cuda:0"}, {"engine": "persistent"}):
+        with pytest.raises(Disagreement, match="logits"):
+            load_engine(rnn_checkpoint, routing="branch", **choice)
 
 
 @pytest.mark.usefixtures("cuda_here")

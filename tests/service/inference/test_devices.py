@@ -143,3 +143,5 @@ def test_a_server_on_two_devices_has_the_results_and_metrics_of_one(folder: Path
 def test_devices_are_named_by_one_option() -> None:
     assert find_devices("cpu,cpu", "auto") == ["cpu", "cpu"]
     assert find_devices("all", "native") == ["cpu"]
+    # Resolved when an engine is selected, which can fall back from a GPU to the CPU.
+    assert find_devices("auto", "auto") == ["auto"]
