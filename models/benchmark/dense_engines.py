@@ -1,21 +1,15 @@
 """Dense engines: engines that run the ResNet without gates and may be the fastest."""
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
+from models.benchmark.gpu import dense_torch
 from models.benchmark.other_engines import other_engines
 from models.checkpoint import Checkpoint
 from models.engines.factory import build
-from models.engines.protocol import Engine, Routed, plain_output
+from models.engines.protocol import Engine
 from models.macs import Mode
-from models.network import SkipNet
 
 ON_CPU: dict[str, tuple[str, Mode]] = {
     "onnxruntime, batch as one": ("onnxruntime", "mask"),
@@ -28,7 +22,14 @@ ON_CUDA: dict[str, tuple[str, Mode]] = {
     "cuda_graph": ("cuda_graph", "mask"),
     "persistent": ("persistent", "branch"),
 }
-TENSORRT = "torch_tensorrt"
+TORCH_ON_CUDA: dict[str, dense_torch.Form] = {
+    "torch, operator by operator": dense_torch.operators,
+    "torch, fused cuDNN": dense_torch.fused,
+    "torch, fused cuDNN in a CUDA graph": dense_torch.fused_graph,
+    "torch.compile max-autotune": dense_torch.autotuned,
+    "TensorRT": dense_torch.tensorrt,
+}
+"""All have folded batch norm, half precision, the channels-last layout and input from pinned memory."""
 
 
 def dense_engines(
@@ -36,9 +37,8 @@ def dense_engines(
 ) -> dict[str, Callable[[], Engine]]:
     """Return the functions that build the dense engines of a plain ResNet, by the engines' names in tables.
 
-    On a CPU these are our own, and with ``others`` those that a user may install instead. On CUDA these are our own,
-    and engines in half precision and the channels-last layout: eager, compiled by ``torch.compile`` in mode
-    max-autotune, and by TensorRT if torch_tensorrt is installed.
+    On a CPU these are our own, and with ``others`` those that a user may install instead. On CUDA these are our own, and
+    the forms of ``TORCH_ON_CUDA``, TensorRT only if torch_tensorrt is installed.
     """
     ours = ON_CPU if device == "cpu" else ON_CUDA
     makers: dict[str, Callable[[], Engine]] = {
@@ -49,47 +49,9 @@ def dense_engines(
     if device == "cpu" and others:
         makers |= other_engines(checkpoint, threads)
     if device != "cpu":
-        makers["torch, operator by operator"] = partial(DenseTorch, checkpoint.network, device)
-        makers["torch.compile max-autotune"] = partial(DenseTorch, checkpoint.network, device, compile_autotuned)
-        if find_spec(TENSORRT):
-            makers["TensorRT"] = partial(DenseTorch, checkpoint.network, device, compile_tensorrt)
+        makers |= {
+            label: partial(dense_torch.DenseTorch, checkpoint.network, device, form)
+            for label, form in TORCH_ON_CUDA.items()
+            if form is not dense_torch.tensorrt or find_spec(dense_torch.TENSORRT)
+        }
     return makers
-
-
-Function = Callable[[Tensor], Tensor]
-
-
-class DenseTorch:
-    """A plain ResNet as a user of torch would serve it: in ``dtype`` and channels last."""
-
-    name = "torch"
-
-    def __init__(
-        self,
-        network: SkipNet,
-        device: str,
-        compiled: Callable[[Function], Function] = lambda function: function,
-        dtype: torch.dtype = torch.float16,
-    ) -> None:
-        self.device, self.dtype = device, dtype
-        self.blocks = len(network.blocks)
-        self.network = copy.deepcopy(network).to(device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.function = compiled(lambda images: self.network(images)[0])
-
-    def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """See ``Engine.run``."""
-        del thresholds  # A plain ResNet has no gates.
-        with torch.inference_mode():
-            x = torch.from_numpy(images).to(self.device).to(self.dtype, memory_format=torch.channels_last)
-            return plain_output(self.function(x).float().cpu().numpy(), self.blocks, "mask")
-
-    def close(self) -> None:
-        """See ``Engine.close``."""
-
-
-def compile_autotuned(function: Function) -> Function:
-    return torch.compile(function, mode="max-autotune")
-
-
-def compile_tensorrt(function: Function) -> Function:
-    return torch.compile(function, backend=TENSORRT, dynamic=False)

@@ -12,19 +12,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.benchmark.captured_steps import STAGES, compare_captured
-from models.benchmark.captured_steps import TOLERANCE as GRADIENT_TOLERANCE
+from models.benchmark.gpu.captured_steps import STAGES, compare_captured
+from models.benchmark.gpu.captured_steps import TOLERANCE as GRADIENT_TOLERANCE
 from models.checkpoint import Checkpoint
 from models.engines.cuda_graph.engine import CudaGraphEngine
 from models.engines.factory import MODES, describe
 from models.engines.folding import fold
-from models.engines.protocol import Engine
+from models.engines.protocol import Engine, PixelEngine
 from models.engines.selection import CANDIDATES, Selection
 from models.engines.torch.reference import ReferenceEngine
 from models.engines.verification import TOLERANCE, Verification
 from models.evaluation.agreement import compare_engines
 from models.importing.parity import read_case
 from models.macs import Mode
+from models.preprocessing import normalisation
 from models.training.recipes import Stage
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -54,8 +55,10 @@ def gpu_engines(checkpoint: Checkpoint, device: str) -> dict[str, Callable[[], E
     }
 
 
-def eager_engine(checkpoint: Checkpoint, mode: Mode) -> Engine:
-    engine = CudaGraphEngine(fold(checkpoint.network), "cpu", mode)
+def eager_engine(checkpoint: Checkpoint, mode: Mode) -> PixelEngine:
+    engine = CudaGraphEngine(
+        fold(checkpoint.network), "cpu", mode, normalisation=normalisation(checkpoint.config.input)
+    )
     Verification(checkpoint).check(engine)
     return engine
 

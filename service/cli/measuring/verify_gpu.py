@@ -14,7 +14,8 @@ from service.settings import DeviceName, Options
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from models.benchmark.gpu_checks import Check
+    from models.benchmark.gpu.checks import Check
+    from models.benchmark.gpu.time_split import Split
     from models.benchmark.subject import Subject
     from models.benchmark.suite import Measurement
     from models.checkpoint import Checkpoint
@@ -36,6 +37,11 @@ class VerifyGpu(Options):
         None, description="folder of the checkpoints' data set, or a folder with one sub-folder for each data set"
     )
     images: int | None = Field(None, ge=1, description="number of test images to compare decisions on; default: all")
+    quick: bool = Field(
+        False,
+        description="ten minutes: outputs of 1, 265 and 1,024 images, time in parts (Python, copy, launch, kernel), "
+        "conditions, training steps",
+    )
     bench: bool = Field(True, description="also measure speed and energy, which needs a GPU")
     model: str = Field(FORCED, description="architectures to measure with forced routes")
     batches: str = Field("1,8,32,128,1024", pattern=NUMBERS, description="batch sizes, for instance 1,8,32")
@@ -49,7 +55,7 @@ class VerifyGpu(Options):
         import json
         from dataclasses import asdict
 
-        from models.benchmark.gpu_tables import draw_tables
+        from models.benchmark.gpu.tables import SPLIT_HEADING, draw_tables, split_line
         from models.engines.selection import find_device
         from models.machine import describe_gpu, describe_machine
 
@@ -59,21 +65,33 @@ class VerifyGpu(Options):
         self.output.mkdir(parents=True, exist_ok=True)
         checks: list[Check] = []
         measurements: list[Measurement] = []
+        splits: list[Split] = []
+        conditions: dict[str, float] = {}
 
         def write() -> None:
             document = {
                 "machine": machine,
                 "checks": [asdict(check) for check in checks],
                 "rows": [each.as_dict() for each in measurements],
+                "splits": [asdict(split) for split in splits],
+                "conditions": conditions,
             }
             (self.output / "report.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-            (self.output / "report.md").write_text(draw_tables(machine, checks, measurements), "utf-8")
+            page = draw_tables(machine, checks, measurements, splits, conditions)
+            (self.output / "report.md").write_text(page, "utf-8")
 
-        for check in self.checks(device):
+        for check in self.quick_checks(device) if self.quick else self.checks(device):
             print(f"{'ok  ' if check.passed else 'FAIL'} {check.network}, {check.engine}: {check.found}", flush=True)
             checks.append(check)
             write()
-        if self.bench and device != "cpu":
+        if self.quick:
+            print(SPLIT_HEADING)
+            for split in self.quick_times(device, conditions):
+                print(split_line(split), flush=True)
+                splits.append(split)
+                write()
+            write()
+        elif self.bench and device != "cpu":
             print(heading())
 
             def add(measurement: "Measurement") -> None:
@@ -91,7 +109,7 @@ class VerifyGpu(Options):
         """Yield the checks of parity cases, checkpoints with gates, and training steps."""
         from functools import partial
 
-        from models.benchmark.gpu_checks import check_checkpoint, check_parity, check_training
+        from models.benchmark.gpu.checks import check_checkpoint, check_parity, check_training
         from models.evaluation.metrics import prepared_batches
 
         cases = sorted(self.parity.glob("*.npz")) if self.parity else []
@@ -105,6 +123,35 @@ class VerifyGpu(Options):
             yield from check_checkpoint(checkpoint, device, batches, self.images)
         if device != "cpu":
             yield from check_training(device)
+
+    def quick_checks(self, device: str) -> "Iterator[Check]":
+        """Yield the checks of the quick form: batch sizes, and training steps."""
+        from models.benchmark.gpu.checks import check_training
+        from models.benchmark.gpu.quick import compare_sizes
+
+        for checkpoint in self.quick_checkpoints():
+            yield from compare_sizes(checkpoint, device)
+        if device != "cpu":
+            yield from check_training(device)
+
+    def quick_times(self, device: str, conditions: dict[str, float]) -> "Iterator[Split]":
+        """Yield times in parts, and put the costs of ``conditions`` there."""
+        from models.benchmark.gpu.conditions import condition_costs
+        from models.benchmark.gpu.quick import split_times
+        from models.engines.factory import describe
+
+        try:
+            conditions.update(condition_costs(device))
+        except Exception as error:  # of torch or of the driver: the times are still to be had
+            print(f"conditions are left out: {describe(error)}")
+        yield from split_times(self.quick_checkpoints(), device)
+
+    def quick_checkpoints(self) -> "list[Checkpoint]":
+        """Return the newest versions of the networks that the quick form measures, or of all if it finds none."""
+        from models.benchmark.gpu.quick import MODELS
+
+        newest = {each.name: each for each in sorted(self.checkpoints(), key=lambda found: found.version)}
+        return [newest[name] for name in MODELS if name in newest] or list(newest.values())
 
     def checkpoints(self) -> "list[Checkpoint]":
         from models.checkpoint import WEIGHTS, read_checkpoint

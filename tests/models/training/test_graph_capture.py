@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from models.architectures import find_architecture
-from models.benchmark import captured_steps
-from models.benchmark.gpu_checks import check_training
+from models.benchmark.gpu import captured_steps
+from models.benchmark.gpu.checks import check_training
 from models.training.graph_capture import WARM_UP_RUNS, CapturedStep
 from models.training.objective import Step
 from models.training.recipes import Stage, find_recipe

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from models import SHIPPED
-from models.benchmark import gpu_checks as acceptance
-from models.benchmark.gpu_checks import check_checkpoint, check_parity, gpu_engines
+from models.benchmark.gpu import checks as acceptance
+from models.benchmark.gpu.checks import check_checkpoint, check_parity, gpu_engines
 from models.checkpoint import Checkpoint, read_checkpoint
 from models.data.augmentation import normalise
 from models.data.datasets import find_dataset

@@ -2,24 +2,31 @@
 
 import itertools
 import json
+import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from models import machine
-from models.benchmark import dense_engines, gpu_checks, suite
+from models.benchmark import dense_engines, suite
+from models.benchmark.gpu import checks as gpu_checks
+from models.benchmark.gpu import dense_torch, quick
 from models.checkpoint import Checkpoint
 from models.engines import selection
 from models.engines.cuda_graph.engine import CudaGraphEngine
 from models.engines.folding import fold
+from models.engines.persistent import gpu as persistent_gpu
+from models.engines.persistent.build import GATES, kernel_name
 from models.engines.protocol import Engine, EngineError
 from models.engines.torch.engine import TorchEngine
 from models.engines.torch.reference import ReferenceEngine
 from models.macs import Mode
 from service.cli.main import main
+from tests.models.engines.persistent.standin import standin
 from tests.service.parts import NAME
 
 PARTS = ["--model", NAME, "--batches", "2", "--shares", "0,1", "--seconds", "0.01"]
@@ -95,13 +102,13 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
             return CudaGraphEngine(fold(checkpoint.network), "cpu", mode, torch.float32)
         return ReferenceEngine(checkpoint.network)
 
-    real = dense_engines.DenseTorch
+    real = dense_torch.DenseTorch
 
-    def eager(network: Any, device: str, compiled: Any = None) -> Engine:
+    def eager(network: Any, device: str, form: dense_torch.Form) -> Engine:
         assert device == "cuda:0"
-        if compiled is not None:
+        if form is not dense_torch.operators:
             raise RuntimeError("no working C++ compiler\nwith details")
-        return real(network, "cpu", dtype=torch.float32)
+        return real(network, "cpu", form, torch.float32)
 
     monkeypatch.setattr(selection, "find_device", lambda *_: "cuda:0")
     monkeypatch.setattr(machine, "describe_gpu", lambda _: {"gpu": "a graphics card"})
@@ -116,7 +123,7 @@ def cuda_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_checks, "compare_captured", lambda *_: (0.0, 0.2))
     monkeypatch.setattr(suite, "build", build)
     monkeypatch.setattr(dense_engines, "build", build)
-    monkeypatch.setattr(dense_engines, "DenseTorch", eager)
+    monkeypatch.setattr(dense_torch, "DenseTorch", eager)
     counter = itertools.count()
     monkeypatch.setattr(suite, "open_meter", lambda _: lambda: float(next(counter)))
     monkeypatch.setattr(suite, "joules_per_run", lambda run, read: -(read() - read()) + 0 * bool(run()))
@@ -148,3 +155,52 @@ def test_speed_and_energy_are_compared_with_the_best_dense_engine(
     assert {line.count("|") for line in lines[lines.index(heading) :] if line.startswith("|")} == {10}
     assert "persistent at batch 2 is left out: cuda-core is not installed" in caplog.text
     assert "torch.compile max-autotune at batch 2 is left out: RuntimeError: no working C++ compiler" in caplog.text
+
+
+def quick_rows(document: dict[str, Any]) -> set[tuple[str, str, int]]:
+    for row in document["splits"]:
+        parts = [row[part] for part in ("python", "copy", "launch", "kernel")]
+        assert min(parts[1:]) > 0
+        assert sum(parts) == pytest.approx(row["total"])
+    return {(row["network"], row["engine"], row["batch"]) for row in document["splits"]}
+
+
+def test_quick_runs_to_its_end_on_a_cpu(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is known to work before there is a GPU."""
+    monkeypatch.setattr(quick, "PHOTO_NETWORKS", ("imagenet_rnn_gate_18",))
+    monkeypatch.setattr(quick, "SHARES", (0.5,))
+    code, said, _, document, page = verify("--device", "cpu", "--quick")
+    assert code == 0
+    assert [(check["engine"], check["passed"]) for check in document["checks"]] == [
+        ("cuda_graph:branch", True),
+        ("cuda_graph:mask", True),
+    ]
+    assert "in batches of 1, 3 images, and as pixels" in said
+    engines = "cuda_graph:branch", "cuda_graph:mask"
+    expected = {(NAME, engine, size) for engine in engines for size in (1, 2)}
+    assert quick_rows(document) == expected | {("imagenet_rnn_gate_18", engine, 1) for engine in engines}
+    assert {row["routing"] for row in document["splits"]} == {
+        "dense",
+        "50% of the blocks",
+    }
+    assert set(document["conditions"]) == {"taken", "not taken"}
+    assert page.count(f"| {NAME} | dense | cuda_graph:mask |") == 2
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here: install g++")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver already")
+@pytest.mark.usefixtures("cuda_here")
+def test_quick_measures_the_kernel_with_one_and_two_thread_blocks(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the driver that computes nothing."""
+    compiled = SimpleNamespace(code=b"\x7fELF", symbol_mapping={kernel_name(gates): b"route" for gates in GATES})
+    monkeypatch.setattr(persistent_gpu, "compile_kernel", lambda *_: (compiled, ""))
+    monkeypatch.setattr(quick, "gpu_engines", lambda *_: {})
+    monkeypatch.setattr(quick, "PHOTO_NETWORKS", ())
+    monkeypatch.setattr(quick, "PLANS", {"cuda": quick.Plan((1,), (1, 300), (), 32, 0.0)})
+    with standin(computes=False) as (seen, _):
+        code, _, _, document, _ = verify("--quick")
+        assert (code, seen.contexts, seen.pinned) == (0, 0, 0)
+    rows = [row for row in document["splits"] if row["engine"] == "persistent:branch"]
+    assert {(row["batch"], row["thread_blocks"]) for row in rows} == {(1, 4), (300, 4), (300, 2)}
+    assert len(rows) == 3 * 4
+    assert quick_rows(document)
