@@ -37,8 +37,8 @@ def dense_engines(
 ) -> dict[str, Callable[[], Engine]]:
     """Return the functions that build the dense engines of a plain ResNet, by the engines' names in tables.
 
-    On a CPU these are our own, and with ``others`` those that a user may install instead. On CUDA these are our own, and
-    the forms of ``TORCH_ON_CUDA``, TensorRT only if torch_tensorrt is installed.
+    On a CPU these are our own, and with ``others`` those that a user may install instead. On CUDA these are our own,
+    and the forms of ``TORCH_ON_CUDA``. TensorRT is one of them if torch_tensorrt is installed.
     """
     ours = ON_CPU if device == "cpu" else ON_CUDA
     makers: dict[str, Callable[[], Engine]] = {

@@ -29,8 +29,7 @@ def check_in_subprocess(folder: Path, name: str, device: str, mode: str) -> None
     """Compare an engine with the reference engine in a subprocess, on the checkpoint in ``folder``.
 
     Raises EngineError with the reason in one line if the outputs differ, the engine cannot run, or the process died or
-    hung.
-    Raises DeviceTaken if this process holds the GPU and no other may use it.
+    hung. Raises DeviceTaken if this process holds the GPU and no other may use it.
     """
     run_check([sys.executable, "-m", "models.engines.subprocess_check", str(folder), name, device, mode], LIMIT_S)
 
@@ -38,8 +37,8 @@ def check_in_subprocess(folder: Path, name: str, device: str, mode: str) -> None
 def run_check(command: list[str], limit_s: float) -> None:
     """Run the check ``command``.
 
-    Raises EngineError if it fails or takes longer than ``limit_s`` seconds.
-    Raises DeviceTaken if it could not use the GPU.
+    Raises EngineError if it fails or takes longer than ``limit_s`` seconds. Raises DeviceTaken if it could not use the
+    GPU.
     """
     with TemporaryFile("w+") as stderr:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)

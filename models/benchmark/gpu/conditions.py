@@ -16,7 +16,9 @@ RUNS = 20
 def condition_costs(device: str) -> dict[str, float]:
     """Return the microseconds of one condition whose branch runs one small operator: "taken" and "not taken".
 
-    On the CPU the same function runs eagerly. Raises EngineError if torch cannot capture conditions.
+    On the CPU the same function runs eagerly.
+
+    Raises EngineError if torch cannot capture conditions.
     """
     if device != "cpu":
         require_conditional_nodes()
