@@ -1,6 +1,7 @@
 """What a condition costs in a captured CUDA graph, if its block runs and if it does not."""
 
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -27,7 +28,7 @@ def condition_costs(device: str) -> dict[str, float]:
     costs = {}
     for name, value in (("taken", True), ("not taken", False)):
         predicate = torch.tensor(value, device=device)
-        seconds = median_seconds(captured(lambda predicate=predicate: conditions(predicate, x), device), device)
+        seconds = median_seconds(captured(partial(conditions, predicate, x), device), device)
         costs[name] = max(0.0, seconds - plain) / CONDITIONS * 1e6
     return costs
 

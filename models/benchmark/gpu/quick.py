@@ -116,26 +116,22 @@ def split_sizes(
     engine: PixelEngine, subject: Subject, sizes: tuple[int, ...], seconds: float, routing: str, label: str
 ) -> Iterator[Split]:
     """Yield a row for each size, for the persistent kernel also with half of its thread blocks: one on each SM."""
-    threshold = 0.5
     for size in sizes:
         grids = [0]
         if isinstance(engine, PersistentEngine):
-            grids = [engine.thread_blocks] if size < engine.thread_blocks else [engine.thread_blocks, half(engine)]
+            most = engine.thread_blocks
+            grids = [most] if size < most else [most, max(1, most // 2)]
         for grid in grids:
             if isinstance(engine, PersistentEngine):
                 engine.thread_blocks = grid
             try:
-                parts = split_time(engine, noise_pixels(size, *subject.images.shape[2:]), threshold, seconds)
+                parts = split_time(engine, noise_pixels(size, *subject.images.shape[2:]), 0.5, seconds)
             except Exception as error:
                 log.warning("%s at batch %d is left out: %s", label, size, describe(error))
                 return
             yield Split(subject.name, routing, label, size, grid, **parts)
         if isinstance(engine, PersistentEngine):
             engine.thread_blocks = grids[0]
-
-
-def half(engine: PersistentEngine) -> int:
-    return max(1, engine.thread_blocks // 2)
 
 
 def noise_pixels(count: int, height: int, width: int) -> NDArray[np.uint8]:

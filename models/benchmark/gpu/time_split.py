@@ -41,7 +41,7 @@ def split_time(engine: PixelEngine, pixels: NDArray[np.uint8], threshold: float,
     """Run a batch of ``pixels`` [N, H, W, 3] for about ``seconds``; return its time in parts, by ``Split``'s names."""
     thresholds = np.full(len(pixels), threshold, np.float32)
     engine.run_pixels(pixels, thresholds)  # allocates, and captures a graph
-    rows = []
+    rows: list[list[float]] = []
     end = perf_counter() + seconds
     with timed_stages(engine) as taken:
         while len(rows) < LEAST_RUNS or perf_counter() < end:

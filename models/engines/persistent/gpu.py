@@ -91,7 +91,7 @@ class Gpu:
         with self.current():
             address = call(self.driver.cuMemHostAlloc, size, flags)
         self.owned.append((self.driver.cuMemFreeHost, address))
-        memory = (ctypes.c_byte * size).from_address(int(address))
+        memory: Any = (ctypes.c_byte * size).from_address(int(address))
         return np.frombuffer(memory, dtype).reshape(shape)
 
     def stream(self) -> Any:

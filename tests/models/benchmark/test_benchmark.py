@@ -10,14 +10,15 @@ from models.architectures import find_architecture
 from models.benchmark import timing
 from models.benchmark import training_steps as training
 from models.benchmark.curve import draw_curve
-from models.benchmark.dense_engines import DenseTorch
 from models.benchmark.energy import joules_per_run, open_meter
+from models.benchmark.gpu.dense_torch import DenseTorch, Function, operators
 from models.benchmark.markdown_table import draw_table
 from models.benchmark.other_engines import other_engines
 from models.benchmark.subject import Subject
 from models.benchmark.suite import OWN_ROUTING, PUBLIC_CODE, Measurement, run_suite
 from models.benchmark.timing import interleave
 from models.evaluation.forced_routes import force_route, random_network, spread_evenly, without_gates
+from models.network import SkipNet
 
 
 @pytest.mark.parametrize("name", ["cifar10_rnn_gate_38", "cifar10_feedforward_38", "cifar10_feedforward_110"])
@@ -131,15 +132,19 @@ def test_dense_torch_has_the_output_of_the_network(compiled: bool) -> None:
     """torch's tracer replaces max-autotune and TensorRT, which begin with it."""
     plain = without_gates(random_network("cifar10_rnn_gate_38"), find_architecture("cifar10_rnn_gate_38"))
     trace = partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
-    engine = DenseTorch(plain, "cpu", trace if compiled else lambda function: function, dtype=torch.float32)
+
+    def form(network: SkipNet, device: str, dtype: torch.dtype) -> Function:
+        function = operators(network, device, dtype)
+        return trace(function) if compiled else function
+
+    engine = DenseTorch(plain, "cpu", form, torch.float32)
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
     with torch.inference_mode():
         expected, _ = plain(torch.from_numpy(images))
     result = engine.run(images, np.zeros(2, np.float32))
     np.testing.assert_allclose(result.logits, expected.numpy(), rtol=1e-4, atol=1e-4)
     assert result.executed.all()
-    half = DenseTorch(plain, "cpu", dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in half.network.parameters()} == {torch.bfloat16}
+    half = DenseTorch(plain, "cpu", operators, torch.bfloat16)
     assert np.isfinite(half.run(images, np.zeros(2, np.float32)).logits).all()
 
 

@@ -125,7 +125,7 @@ class Pixels(Faulty):
     """An engine that takes pixels, and whose output for them is changed."""
 
     def run_pixels(self, pixels: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> Routed:
-        assert (pixels.dtype, pixels.shape[1:]) == (np.uint8, (32, 32, 3))
+        assert (pixels.dtype.name, pixels.shape[1:]) == ("uint8", (32, 32, 3))
         images = normalise(pixels, InputSpec(height=32, width=32, resize=32, mean=(0.5,) * 3, std=(0.25,) * 3))
         return self.change(self.engine.run(images, thresholds))
 
@@ -308,9 +308,9 @@ def test_a_gpu_whose_last_resort_is_wrong_never_serves(
     assert (engine.name, engine.device) == ("onnxruntime", "cpu")
     assert reported == ["persistent", "cuda_graph", "torch"]
     assert "cuda:0 cannot serve, the device auto falls back to the CPU: its output differs" in caplog.text
-    for choice in ({"device": "cuda:0"}, {"engine": "persistent"}):
+    for name, device in (("auto", "cuda:0"), ("persistent", "auto")):
         with pytest.raises(Disagreement, match="logits"):
-            load_engine(rnn_checkpoint, routing="branch", **choice)
+            load_engine(rnn_checkpoint, name, device, routing="branch")
 
 
 @pytest.mark.usefixtures("cuda_here")

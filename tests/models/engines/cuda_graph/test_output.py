@@ -71,7 +71,7 @@ def test_pixels_give_the_same_bits_as_normalised_images(mode: Mode, folded: Fold
     """Batches of five are padded to eight."""
     spec = InputSpec(height=32, width=32, resize=32, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
     pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    thresholds = np.float32([0.5, 0, 1, 0.5, 0.4])
+    thresholds = np.array([0.5, 0, 1, 0.5, 0.4], np.float32)
     engine = CudaGraphEngine(folded, "cpu", mode, torch.float32, normalisation(spec))
     expected, output = engine.run(normalise(pixels, spec), thresholds), engine.run_pixels(pixels, thresholds)
     np.testing.assert_array_equal(output.logits, expected.logits)

@@ -102,7 +102,7 @@ class SimulatedEngine:
             *(logits, probability, executed, self.queue, done),
         )
         numbers = ticket, count, *(widths.count(width) for width in (16, 32, 64)), len(self.folded.head_bias)
-        arguments = [ctypes.c_void_p(None if array is None else array.ctypes.data) for array in arrays]
+        arguments: list[Any] = [ctypes.c_void_p(None if array is None else array.ctypes.data) for array in arrays]
         arguments += map(ctypes.c_int, numbers)
         pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         # The logits come first.

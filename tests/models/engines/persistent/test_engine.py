@@ -45,7 +45,7 @@ def pixels() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), np.uint8)
 
 
-THRESHOLDS = np.float32([0.5, 0, 1, 0.45, 0.55, 1, 1, 0, 0.5, 0.5, 0])
+THRESHOLDS = np.array([0.5, 0, 1, 0.45, 0.55, 1, 1, 0, 0.5, 0.5, 0], np.float32)
 
 
 @pytest.fixture

@@ -88,7 +88,10 @@ def test_groups_may_have_one_block(blocks: tuple[int, ...]) -> None:
     """Then the last gate is narrower than the weights that the kernel copies for a gate after it."""
     torch.manual_seed(3)
     network = SkipNet(stem="cifar", block=BasicBlock, blocks=blocks, classes=5, gates="rnn").eval()
-    images, thresholds = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32), np.float32([0, 1])
+    images, thresholds = (
+        np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32),
+        np.array([0, 1], np.float32),
+    )
     engine = SimulatedEngine(fold(network))
     agree(engine.run(images, thresholds), ReferenceEngine(network).run(images, thresholds), thresholds)
     assert_no_fault(engine)
