@@ -142,8 +142,8 @@ def public_sp_step(network: SkipNet, pixels: NDArray[np.uint8]) -> Callable[[], 
         for index, block in enumerate(network.blocks[1:]):
             logit, state = network.gate_logit(index, x, state)
             mask = decide(index, logit)[:, None, None, None]
-            beside, executed = block.shortcut(x), block(x)  # type: ignore[operator]
-            x = mask.expand_as(executed) * executed + (1 - mask).expand_as(beside) * beside
+            identity, executed = block.shortcut(x), block(x)  # type: ignore[operator]
+            x = mask.expand_as(executed) * executed + (1 - mask).expand_as(identity) * identity
         return cross_entropy(network.classify(x), labels)
 
     recipe = find_recipe("paper", "sp")

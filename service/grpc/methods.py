@@ -82,12 +82,12 @@ async def model_infer(call: Invocation) -> Any:
         context.model, context.version = loaded.name, str(loaded.version)
         container.admission.refuse_if_saturated(loaded)
         async with container.json_turn.take(size, call.deadline):
-            asked = await asyncio.to_thread(read_call, request, loaded, container.admission.max_images)
+            parsed = await asyncio.to_thread(read_call, request, loaded, container.admission.max_images)
         timing.receive = perf_counter() - timing.started
         allowed = call.headers.get("x-degrade", "").lower() != "false"
-        route = container.degradation.route(loaded, asked.parameters, allowed)
-        results = await run(call, asked, loaded, route)
-        response = await asyncio.to_thread(respond, request, asked, results, loaded, route)
+        route = container.degradation.route(loaded, parsed.parameters, allowed)
+        results = await run(call, parsed, loaded, route)
+        response = await asyncio.to_thread(respond, request, parsed, results, loaded, route)
         timing.finish()
         container.metrics.observe_request(loaded, timing, context.request_id, results, route)
     context.fields |= {"images": len(results), "skipped": sum(each.skipped for each in results)}
@@ -99,15 +99,15 @@ def read_call(request: Any, loaded: LoadedModel, max_images: int) -> Call:
     return call_of(members, binary, loaded.shape, max_images, v2.datatypes_of(loaded))
 
 
-async def run(call: Invocation, asked: Call, loaded: LoadedModel, route: RouteChoice) -> list[ImageResult]:
+async def run(call: Invocation, parsed: Call, loaded: LoadedModel, route: RouteChoice) -> list[ImageResult]:
     """Return the results of a call's images."""
     timing, deadline = call.context.timing, call.deadline
-    if asked.parameters.timeout is not None:
-        deadline = min(deadline, timing.started + asked.parameters.timeout / 1e6)
-    with call.container.admission.admit(len(asked.payloads), loaded, deadline, timing.started):
+    if parsed.parameters.timeout is not None:
+        deadline = min(deadline, timing.started + parsed.parameters.timeout / 1e6)
+    with call.container.admission.admit(len(parsed.payloads), loaded, deadline, timing.started):
         return await call.container.pipeline.run(
             loaded,
-            asked.payloads,
+            parsed.payloads,
             threshold=route.threshold,
             deadline=deadline,
             timing=timing,
@@ -116,15 +116,15 @@ async def run(call: Invocation, asked: Call, loaded: LoadedModel, route: RouteCh
         )
 
 
-def respond(request: Any, asked: Call, results: list[ImageResult], loaded: LoadedModel, route: RouteChoice) -> Any:
+def respond(request: Any, parsed: Call, results: list[ImageResult], loaded: LoadedModel, route: RouteChoice) -> Any:
     """Return the ModelInferResponse, with every tensor as raw bytes."""
     response = message_class("ModelInferResponse")(
-        model_name=request.model_name, model_version=str(loaded.version), id=asked.id
+        model_name=request.model_name, model_version=str(loaded.version), id=parsed.id
     )
     if route.accuracy_loss is not None:
         response.parameters["degraded"].bool_param = True
         response.parameters["expected_accuracy_loss"].double_param = round(route.accuracy_loss, 4)
-    for output, datatype, values, content in output_tensors(asked, results, loaded.labels):
+    for output, datatype, values, content in output_tensors(parsed, results, loaded.labels):
         response.outputs.add(name=output.name, datatype=datatype, shape=values.shape)
         response.raw_output_contents.append(content)
     return response

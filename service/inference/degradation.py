@@ -96,9 +96,9 @@ class Degradation:
 
     def route(self, model: "LoadedModel", request: RouteRequest, allowed: bool) -> RouteChoice:
         """Return the route of a request: under load a cheaper one, if that is ``allowed`` and the request sets none."""
-        asked = (request.execute_threshold, request.compute_budget, request.min_margin)
-        usual = model.choose_route(*asked)
-        return self.choose(model, usual) if allowed and asked == (None, None, None) else usual
+        requested = (request.execute_threshold, request.compute_budget, request.min_margin)
+        usual = model.choose_route(*requested)
+        return self.choose(model, usual) if allowed and requested == (None, None, None) else usual
 
     def choose(self, model: "LoadedModel", usual: RouteChoice) -> RouteChoice:
         """Return ``usual``, the route of a request that sets none, or a cheaper one under load."""

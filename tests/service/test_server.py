@@ -202,13 +202,13 @@ def test_a_mistyped_variable_is_logged(launch: Callable[..., Process], tmp_path:
     assert "SKIPNET_RECIPE" not in serve.lines and "secret" not in serve.lines
 
 
-@pytest.mark.parametrize(("keys", "told"), [({}, True), ({"SKIPNET_API_KEYS": '["key"]'}, False)])
+@pytest.mark.parametrize(("keys", "warned"), [({}, True), ({"SKIPNET_API_KEYS": '["key"]'}, False)])
 def test_missing_management_keys_are_logged_at_the_start(
-    launch: Callable[..., Process], tmp_path: Path, keys: dict[str, str], told: bool
+    launch: Callable[..., Process], tmp_path: Path, keys: dict[str, str], warned: bool
 ) -> None:
     serve = launch("--model-repository", str(tmp_path), "--host", "0.0.0.0", **keys)
     assert serve.process.wait(60) == 1
-    assert ("no API keys: every client that reaches 0.0.0.0 may load and unload models" in serve.lines) == told
+    assert ("no API keys: every client that reaches 0.0.0.0 may load and unload models" in serve.lines) == warned
 
 
 def test_the_limit_on_open_files_is_raised() -> None:

@@ -40,8 +40,8 @@ def run_explored(block: Block, x: Tensor, decision: Tensor, random: torch.Genera
     # Drawn for the global batch, and only if an image of it skips the block, as in one process.
     drawn = None if everywhere == images else share_of_batch().take(torch.rand(images, generator=random)).to(x.device)
     if executes.all():
-        beside = block.shortcut(x)
-        outputs: Tensor = Executed.apply(block.execute(x, beside), beside, decision)  # type: ignore[no-untyped-call]
+        identity = block.shortcut(x)
+        outputs: Tensor = Executed.apply(block.execute(x, identity), identity, decision)  # type: ignore[no-untyped-call]
         return outputs
     assert drawn is not None
     explored = (~executes & (drawn < share)).nonzero().squeeze(1)
@@ -61,22 +61,22 @@ def run_parts(
     executes = everywhere > 0 if uses_batch_statistics(block.residual) else len(executed) > 0
     if not executes and len(explored) == 0:
         return shortcut
-    beside, kept = Part.apply(shortcut, executed)  # type: ignore[no-untyped-call]
-    chosen = take(x, executed) if block.projects else beside
-    computed = block.execute(chosen, beside) if executes else beside
+    identity, kept = Part.apply(shortcut, executed)  # type: ignore[no-untyped-call]
+    chosen = take(x, executed) if block.projects else identity
+    computed = block.execute(chosen, identity) if executes else identity
     missed = explore(block, x, shortcut, explored)
-    outputs: Tensor = Join.apply(kept, computed, beside, decision, executed, explored, missed, share)  # type: ignore[no-untyped-call]
+    outputs: Tensor = Join.apply(kept, computed, identity, decision, executed, explored, missed, share)  # type: ignore[no-untyped-call]
     return outputs
 
 
 @torch.no_grad()
 def explore(block: Block, x: Tensor, shortcut: Tensor, explored: Tensor) -> Tensor:
     """Return the change of the output if the block ran for the images ``explored``, which skip it."""
-    beside = take(shortcut, explored)
+    identity = take(shortcut, explored)
     if len(explored) == 0:
-        return beside
+        return identity
     with running_statistics(block.residual):
-        return block.execute(take(x, explored) if block.projects else beside, beside) - beside
+        return block.execute(take(x, explored) if block.projects else identity, identity) - identity
 
 
 class Part(torch.autograd.Function):
@@ -100,16 +100,16 @@ class Executed(torch.autograd.Function):
     """Return the outputs of a block that every image executes, and propagate the gradient of the decisions."""
 
     @staticmethod
-    def forward(context: Any, computed: Tensor, beside: Tensor, decision: Tensor) -> Tensor:
+    def forward(context: Any, computed: Tensor, identity: Tensor, decision: Tensor) -> Tensor:
         del decision
-        context.save_for_backward(computed, beside)
+        context.save_for_backward(computed, identity)
         return computed.view_as(computed)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor]:
         (gradient,) = gradients
-        computed, beside = context.saved_tensors
-        return gradient, None, gain(gradient, computed - beside)
+        computed, identity = context.saved_tensors
+        return gradient, None, gain(gradient, computed - identity)
 
 
 class Join(torch.autograd.Function):
@@ -120,14 +120,14 @@ class Join(torch.autograd.Function):
         context: Any,
         kept: Tensor,
         computed: Tensor,
-        beside: Tensor,
+        identity: Tensor,
         decision: Tensor,
         executed: Tensor,
         explored: Tensor,
         missed: Tensor,
         share: float,
     ) -> Tensor:
-        context.save_for_backward(executed, *((explored, computed, beside, missed) if decision.requires_grad else ()))
+        context.save_for_backward(executed, *((explored, computed, identity, missed) if decision.requires_grad else ()))
         context.share = share
         return last_channels(kept).index_copy(0, executed, last_channels(computed)).permute(0, 3, 1, 2)
 
@@ -138,9 +138,9 @@ class Join(torch.autograd.Function):
         of_executed = take(gradient, executed)
         of_decision = None
         if outputs:
-            explored, computed, beside, missed = outputs
+            explored, computed, identity, missed = outputs
             of_decision = torch.zeros(len(gradient), device=gradient.device)
-            of_decision[executed] = gain(of_executed, computed - beside)
+            of_decision[executed] = gain(of_executed, computed - identity)
             of_decision[explored] = gain(take(gradient, explored), missed) / context.share
         return gradient, of_executed, None, of_decision, None, None, None, None
 

@@ -164,18 +164,19 @@ class Evaluate(Options):
         return after
 
 
-def compare(measured: "Evaluation", said: "Evaluation | None") -> str:
+def compare(measured: "Evaluation", recorded: "Evaluation | None") -> str:
     """Compare figures with those in config.json, and return the result as text. The engine may differ."""
-    if said is None:
+    if recorded is None:
         return "config.json has no figures yet"
-    same = measured.model_dump(exclude={"engine"}) == said.model_dump(exclude={"engine"})
+    same = measured.model_dump(exclude={"engine"}) == recorded.model_dump(exclude={"engine"})
     return (
         "as in config.json"
         if same
         else (
-            f"config.json says          accuracy {said.accuracy:.2%}, computation percentage "
-            f"{said.computation_percentage:.2f}, {said.macs / 1e6:.2f} M MACs at threshold {said.execute_threshold} "
-            f"({said.dataset} {said.split}, {said.images} images, engine {said.engine})"
+            f"config.json says          accuracy {recorded.accuracy:.2%}, computation percentage "
+            f"{recorded.computation_percentage:.2f}, {recorded.macs / 1e6:.2f} M MACs at threshold "
+            f"{recorded.execute_threshold} ({recorded.dataset} {recorded.split}, {recorded.images} images, engine "
+            f"{recorded.engine})"
         )
     )
 

@@ -100,8 +100,8 @@ def publish_result(options: "Train", plan: "Plan", comparison: "Comparison", rep
         raise UserError(f"the network was not published:\n{listed}\nTo publish it as it is: --resume --publish-anyway")
     for problem in problems:
         print("warning:", problem)
-    folder, said = publish_once(plan.result, repository, name, options.resume)
-    print(f"{said}: {folder}", f"card: {write_card(folder)}", sep="\n")
+    folder, message = publish_once(plan.result, repository, name, options.resume)
+    print(f"{message}: {folder}", f"card: {write_card(folder)}", sep="\n")
 
 
 def model_name(data: Path) -> str:

@@ -19,16 +19,16 @@ FORMAT = "{desc}: {percentage:3.0f}%|{bar:20}| step {n_fmt} of {total_fmt} [{ela
 class TrainingBar:
     """A bar for each stage: a `models.training.types.Watcher` that also calls another watcher."""
 
-    def __init__(self, title: str, beside: "Watcher") -> None:
+    def __init__(self, title: str, inner: "Watcher") -> None:
         with needs_extra("training", "the progress bar"):
             from tqdm import tqdm
 
-        self.tqdm, self.title, self.beside = tqdm, title, beside
+        self.tqdm, self.title, self.inner = tqdm, title, inner
         self.bar: Any = None
         self.read = 0.0
 
     def stepped(self, recipe: "Recipe", step: int, steps: int, count: int, rate: float, progress: "Progress") -> None:
-        self.beside.stepped(recipe, step, steps, count, rate, progress)
+        self.inner.stepped(recipe, step, steps, count, rate, progress)
         if self.bar is None:
             self.bar = self.tqdm(
                 total=steps, initial=step - 1, unit="step", file=sys.stdout, mininterval=INTERVAL, bar_format=FORMAT
@@ -50,7 +50,7 @@ class TrainingBar:
             self.bar = None
 
     def logged(self, record: dict[str, Any]) -> None:
-        self.beside.logged(record)
+        self.inner.logged(record)
 
 
 def epoch_of(recipe: "Recipe", step: int, steps: int) -> str:

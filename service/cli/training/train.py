@@ -84,8 +84,8 @@ class Train(RunOptions, JobOptions):
         print("checkpoint:", folder)
         if self.model_repository:
             warn_of_routing(folder, self)
-            published, said = publish_once(folder, self.model_repository, name, self.resume)
-            print(f"{said}: {published}")
+            published, message = publish_once(folder, self.model_repository, name, self.resume)
+            print(f"{message}: {published}")
 
     def make_metrics(self, architecture: str) -> "TrainingMetrics":
         """Return the metrics of the run, which are served if --metrics-port is set."""

@@ -195,10 +195,10 @@ def test_hint_about_a_pickle_in_a_checkpoint_folder_can_be_followed(tmp_path: Pa
 def test_command_says_what_to_do_next(tmp_path: Path, trained: SkipNet, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(trained.state_dict(), tmp_path / "weights.pth")
     main(["import", str(tmp_path / "weights.pth"), "--arch", "cifar10_rnn_gate_38", "--output", str(tmp_path / "out")])
-    said = capsys.readouterr().out
-    assert "cifar10_rnn_gate_38, 4 classes" in said
-    assert f"write the names of the classes into `labels` in {tmp_path / 'out' / 'config.json'}" in said
-    assert f"skipnet evaluate {tmp_path / 'out'} --dataset cifar10 --data FOLDER --write" in said
+    output = capsys.readouterr().out
+    assert "cifar10_rnn_gate_38, 4 classes" in output
+    assert f"write the names of the classes into `labels` in {tmp_path / 'out' / 'config.json'}" in output
+    assert f"skipnet evaluate {tmp_path / 'out'} --dataset cifar10 --data FOLDER --write" in output
 
 
 def test_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:

@@ -271,9 +271,9 @@ def test_command_reads_labels_from_a_file(
     command = ["import", str(tmp_path / "a.pth"), "--output", str(tmp_path / "out"), "--labels"]
     main([*command, str(tmp_path / "labels.txt")])
     assert read_checkpoint(tmp_path / "out").config.labels == LABELS
-    said = capsys.readouterr().out
-    assert "imagenet_resnet_18, 4 classes" in said
-    assert "shorter side 256, crop 224x224, bilinear" in said
+    output = capsys.readouterr().out
+    assert "imagenet_resnet_18, 4 classes" in output
+    assert "shorter side 256, crop 224x224, bilinear" in output
     (tmp_path / "labels.txt").write_text("one\ntwo")
     with pytest.raises(SystemExit):
         main([*command, str(tmp_path / "labels.txt")])

@@ -42,10 +42,10 @@ def test_commands_give_options_that_are_not_the_default() -> None:
 def test_commands_start_from_earlier_ones_and_overwrite_none(shipped: Path) -> None:
     ended: list[str] = []
     for command in list_commands(read_checkpoint(shipped).config):
-        said = dict(re.findall(r"--(\S+) (\S+)", command))
-        if "stages" in said:
-            assert "init" not in said or said["init"] in ended
-            ended.append(f"{said.get('output', 'runs/' + said['arch'])}/{said['stages']}")
+        options = dict(re.findall(r"--(\S+) (\S+)", command))
+        if "stages" in options:
+            assert "init" not in options or options["init"] in ended
+            ended.append(f"{options.get('output', 'runs/' + options['arch'])}/{options['stages']}")
     assert len(set(ended)) == len(ended) > 0
 
 

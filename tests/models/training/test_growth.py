@@ -132,5 +132,5 @@ def test_the_card_names_the_network_of_each_stage(plan: Plan, trained: SkipNet) 
     assert "--arch cifar10_resnet_38 " in before
     assert "--arch cifar10_rnn_gate_74 " in last
     assert "| plain, `cifar10_resnet_38` | distilled |" in draw_training(replace(read_checkpoint(TRAINED), config=grew))
-    said = dict(re.findall(r"--(\S+) (\S+)", before))
-    assert f"--init {said.get('output', 'runs/' + said['arch'])}/plain " in last
+    written = dict(re.findall(r"--(\S+) (\S+)", before))
+    assert f"--init {written.get('output', 'runs/' + written['arch'])}/plain " in last

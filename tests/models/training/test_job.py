@@ -30,8 +30,8 @@ def test_training_keeps_the_normalisation_of_an_imported_start(pixels: np.ndarra
     public = input_spec(CIFAR10, 32).model_copy(update={"std": (0.2023, 0.1994, 0.2010)})
     for name in ("rnn_gate", "resnet"):
         arch = find_architecture(f"cifar10_{name}_38")
-        told = {"imported_from": f"{name}.pth.tar"}
-        config = Config(architecture=arch.name, labels=labels, input=public, training=told, code="test")
+        training = {"imported_from": f"{name}.pth.tar"}
+        config = Config(architecture=arch.name, labels=labels, input=public, training=training, code="test")
         write_checkpoint(tmp_path / name, arch.build(), config)
     options = JobOptions(
         arch="cifar10_rnn_gate_38", dataset="cifar10", output=tmp_path / "run", data=tmp_path, stages="hrl",

@@ -17,8 +17,8 @@ def leave(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
 
 def test_the_parts_are_in_the_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert leave(monkeypatch, "--help") == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"separated by commas: {', '.join(PARTS)}; default: all" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert f"separated by commas: {', '.join(PARTS)}; default: all" in output
 
 
 def test_an_unknown_part_is_refused_before_the_run(

@@ -105,8 +105,8 @@ def test_a_home_that_is_the_root_folder_is_named(monkeypatch: pytest.MonkeyPatch
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     done = skipnet("classify", str(PHOTO), "--engine", "torch", PYTHONIOENCODING="latin-1")
     assert (done.returncode, done.stderr) == (0, b"")
-    said = done.stdout.decode("latin-1")
-    assert "cat" in said and "#" in said and "\\u" not in said
+    output = done.stdout.decode("latin-1")
+    assert "cat" in output and "#" in output and "\\u" not in output
 
 
 def test_other_characters_become_escapes(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ def outcome(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object
         main(list(arguments))
     except SystemExit as leave:
         code = leave.code
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -84,14 +84,14 @@ def test_only_the_requested_verb_is_imported() -> None:
     code = (
         "import sys; sys.argv = ['skipnet']; from service.cli.main import main; main(); print('torch' in sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert said.endswith("False\n")
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output.endswith("False\n")
 
 
 def test_server_is_imported_without_torch_so_that_it_binds_its_socket_first() -> None:
     code = "import sys; import service.server; print('torch' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert said == "False\n"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert output == "False\n"
 
 
 def test_every_verb_has_a_module_and_every_module_a_verb() -> None:

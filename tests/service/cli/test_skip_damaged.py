@@ -40,5 +40,5 @@ def test_damaged_images_are_named_or_left_out(data: Path, capsys: pytest.Capture
     evaluate = ["evaluate", str(checkpoint), "--data", str(data), "--engine", "torch"]
     assert failure(evaluate, capsys).startswith(f"skipnet: {data}/val/dog/3.png cannot be read: ")
     main([*evaluate, "--skip-damaged"])
-    told = capsys.readouterr().out
-    assert f"skipped as damaged: 1 ({data}/val/dog/3.png)" in told and "imagefolder test, 11 images" in told
+    output = capsys.readouterr().out
+    assert f"skipped as damaged: 1 ({data}/val/dog/3.png)" in output and "imagefolder test, 11 images" in output

@@ -56,9 +56,9 @@ def test_level_and_stream(capsys: pytest.CaptureFixture[str]) -> None:
         configure("warning", "json")
         logging.getLogger("skipnet.test").info("quiet")
         logging.getLogger("skipnet.test").warning("loud", extra={"fields": {"n": 1}})
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert json.loads(said.err)["message"] == "loud"
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert json.loads(output.err)["message"] == "loud"
     finally:
         root.handlers[:], root.level = handlers, level
         logging.captureWarnings(False)

@@ -149,11 +149,11 @@ def test_an_incomplete_change_names_the_workers_that_changed(repository: Path, t
     app = create_app(Settings(model_repository=repository))
     collective = Collective(app, [tmp_path / "worker-1"])
     statuses = [200, 400, 200]
-    asked: list[int] = []
+    called: list[int] = []
 
     def worker(number: int) -> httpx.AsyncClient:
         def respond(_: httpx.Request) -> httpx.Response:
-            asked.append(number)
+            called.append(number)
             return httpx.Response(statuses[number - 1], json={"error": "no memory"})
 
         return httpx.AsyncClient(transport=httpx.MockTransport(respond))
@@ -169,7 +169,7 @@ def test_an_incomplete_change_names_the_workers_that_changed(repository: Path, t
     response = asyncio.run(unload())
     assert response.status_code == 400
     assert response.json() == {"error": "worker 2 of 3 refused; only those before it have changed: no memory"}
-    assert asked == [1, 2]
+    assert called == [1, 2]
     statuses[0] = 400
     assert asyncio.run(unload()).json() == {"error": "no memory"}
 
@@ -191,8 +191,8 @@ def test_workers_agree_after_concurrent_changes(pair: Process, folder: Path) -> 
     copytree(folder / NAME / "1", folder / NAME / "5")
 
     def change(what: str) -> int:
-        asked = f"{url}/v2/repository/models/{NAME}/{what}"
-        return httpx.post(asked, json={"parameters": {"version": 5}}, headers=BOSS, timeout=120).status_code
+        address = f"{url}/v2/repository/models/{NAME}/{what}"
+        return httpx.post(address, json={"parameters": {"version": 5}}, headers=BOSS, timeout=120).status_code
 
     with ThreadPoolExecutor(6) as pool:
         assert set(pool.map(change, ("load", "unload") * 3)) <= {200, 400}

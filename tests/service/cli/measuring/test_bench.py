@@ -32,13 +32,13 @@ def routings(table: str, network: str) -> list[str]:
 
 def test_a_model_is_measured_at_forced_shares_and_its_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["bench", MODEL, "--shares", "0", *FEW, "--output", str(tmp_path)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     evaluation = read_config(find_version(SHIPPED, MODEL, None)).evaluation
     assert evaluation is not None
     own = f"{sum(evaluation.execution_rate) / len(evaluation.execution_rate):.0%}"
-    assert f"{MODEL} executes {own} of its gated blocks on average; --data measures its decisions" in said
-    assert routings(said, MODEL) == ["0% of the blocks", f"{own} of the blocks"]
-    assert "ms per batch" in said and "images/s" not in said
+    assert f"{MODEL} executes {own} of its gated blocks on average; --data measures its decisions" in output
+    assert routings(output, MODEL) == ["0% of the blocks", f"{own} of the blocks"]
+    assert "ms per batch" in output and "images/s" not in output
     assert {row["architecture"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]} == {MODEL}
     assert "| ms per batch |" in (tmp_path / "table.md").read_text()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bench.json", "curve.svg", "table.md"]
@@ -58,9 +58,9 @@ def test_an_architecture_has_random_weights(capsys: pytest.CaptureFixture[str]) 
 def test_an_unknown_name_is_refused_before_the_measurements(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["bench", "resnet_of_mine", *FEW])
-    said = capsys.readouterr()
-    assert left.value.code == 1 and said.out == ""
-    assert "holds no resnet_of_mine, but" in said.err and "cifar10_rnn_gate_38" in said.err
+    output = capsys.readouterr()
+    assert left.value.code == 1 and output.out == ""
+    assert "holds no resnet_of_mine, but" in output.err and "cifar10_rnn_gate_38" in output.err
 
 
 def test_a_cascade_is_measured_beside_its_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,10 +139,10 @@ def test_resume_of_a_finished_run_says_that_there_is_nothing_to_train(
     pretrained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(arguments(pretrained, "--publish-anyway", "--resume"))
-    said = capsys.readouterr().out
-    assert "nothing to train" in said and "published before: repository/my_photos/1" in said
-    assert re.search(r"dense  accuracy .*% \(95 % confidence: .* M MACs, .* ms an image", said)
-    assert "Routing paid" in said or "Routing did not pay" in said
+    output = capsys.readouterr().out
+    assert "nothing to train" in output and "published before: repository/my_photos/1" in output
+    assert re.search(r"dense  accuracy .*% \(95 % confidence: .* M MACs, .* ms an image", output)
+    assert "Routing paid" in output or "Routing did not pay" in output
     with pytest.raises(SystemExit):
         main(arguments(pretrained, "--resume", "--seed", "5"))
     assert "belongs to a run with seed=0" in capsys.readouterr().err
@@ -161,9 +161,9 @@ def test_a_network_that_loses_too_much_is_not_published(
         main(arguments(pretrained, "--resume"))
     assert left.value.code == 1
     # Two thirds of the validation images are dark.
-    said = capsys.readouterr().err
-    assert "the network was not published:\n" in said and "  it loses 33.3 points of accuracy to its dense" in said
-    assert "--resume --publish-anyway" in said and not (copy / "repository" / "my_photos" / "2").exists()
+    output = capsys.readouterr().err
+    assert "the network was not published:\n" in output and "  it loses 33.3 points of accuracy to its dense" in output
+    assert "--resume --publish-anyway" in output and not (copy / "repository" / "my_photos" / "2").exists()
     main(arguments(pretrained, "--resume", "--max-loss", "34", "--publish-anyway"))
     assert (copy / "repository" / "my_photos" / "2" / "README.md").is_file()
 
@@ -187,7 +187,7 @@ def test_a_signal_between_trainings_prints_the_command_that_resumes(
     with pytest.raises(SystemExit) as left:
         main(given)
     assert left.value.code == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM" in (said := capsys.readouterr().err) and said.endswith("--resume\n")
+    assert "stopped by SIGTERM" in (output := capsys.readouterr().err) and output.endswith("--resume\n")
 
 
 @pytest.mark.parametrize(

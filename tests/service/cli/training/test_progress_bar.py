@@ -16,9 +16,9 @@ def test_the_bar_shows_epoch_step_loss_accuracy_and_the_time_left(capsys: pytest
     bar = TrainingBar("dense network", TrainingMetrics("cifar10_resnet_38"))
     for step in (3, 4, 5, 6):
         bar.stepped(recipe, step, 6, 8, 0.1, Progress(step=step, images=8, sums=torch.tensor([4.0, 6.0, 8.0])))
-    said = capsys.readouterr().out
-    assert "dense network, epoch 3 of 3: 100%" in said and "step 6 of 6 [" in said
-    assert "left, loss 0.500, accuracy 75.0%]\n" in said
+    output = capsys.readouterr().out
+    assert "dense network, epoch 3 of 3: 100%" in output and "step 6 of 6 [" in output
+    assert "left, loss 0.500, accuracy 75.0%]\n" in output
     assert bar.bar is None
 
 

@@ -34,15 +34,15 @@ def test_there_is_a_warning_if_a_fixed_route_is_as_good(
     write_classes(tmp_path / "photos", cat=6, dog=6)
     options = JobOptions(arch=NAME, dataset="imagefolder", data=tmp_path / "photos", device="cpu")
     warn_of_routing(tmp_path / "trained", options)
-    said = capsys.readouterr().out
-    assert ("warning: on 8 validation images routing by image gains nothing." in said) == gated
-    assert ("9 gated blocks for every image" in said) == gated
+    output = capsys.readouterr().out
+    assert ("warning: on 8 validation images routing by image gains nothing." in output) == gated
+    assert ("9 gated blocks for every image" in output) == gated
 
 
 def test_a_resumed_run_publishes_the_same_weights_once(tmp_path: Path) -> None:
     write_random(tmp_path / "run", seed=0)
-    first, said = publish_once(tmp_path / "run", tmp_path / "repository", "mine", resumed=True)
-    assert (first.name, said) == ("1", "published")
+    first, message = publish_once(tmp_path / "run", tmp_path / "repository", "mine", resumed=True)
+    assert (first.name, message) == ("1", "published")
     assert publish_once(tmp_path / "run", tmp_path / "repository", "mine", resumed=True) == (first, "published before")
     assert publish_once(tmp_path / "run", tmp_path / "repository", "mine", resumed=False)[0].name == "2"
     checkpoint = read_checkpoint(tmp_path / "run")

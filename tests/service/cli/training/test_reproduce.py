@@ -30,8 +30,8 @@ def test_a_row_is_trained_reported_and_not_trained_again(
         f"--data {data} --output {tmp_path / 'runs'}"
     )
     main(line.split())
-    said = capsys.readouterr().out
-    assert "cifar10_38/short/plain-3: plain ResNet" in said and "| 1/1 [" in said and "test: accuracy" in said
+    output = capsys.readouterr().out
+    assert "cifar10_38/short/plain-3: plain ResNet" in output and "| 1/1 [" in output and "test: accuracy" in output
     [result] = read_results([tmp_path / "runs" / "results"])
     # The command repeats the row. It does not contain the folder of the data.
     assert result.command == (

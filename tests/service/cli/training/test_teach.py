@@ -18,8 +18,8 @@ def test_a_teacher_writes_its_logits_and_is_not_trained_again(
     write_cifar10(tmp_path / "data", 40, 8)
     line = f"teach cifar10 --data {tmp_path / 'data'} --output {tmp_path / 'teacher'} --epochs 1 --held-out 16"
     main(line.split())
-    said = capsys.readouterr().out
-    assert "| 3/3 [" in said and f"teacher logits: {tmp_path / 'teacher' / 'teacher_logits.safetensors'}" in said
+    output = capsys.readouterr().out
+    assert "| 3/3 [" in output and f"teacher logits: {tmp_path / 'teacher' / 'teacher_logits.safetensors'}" in output
     written = read_teacher_logits(tmp_path / "teacher" / "teacher_logits.safetensors", "cifar10", 40, 10)
     main(line.split())
     assert "3step" not in capsys.readouterr().out

@@ -99,17 +99,17 @@ def test_a_run_on_two_hosts_survives_a_killed_process(
     wait_for_state(outputs[0], runs[0])
     [child] = Path(f"/proc/{runs[1].pid}/task/{runs[1].pid}/children").read_text().split()
     os.kill(int(child), signal.SIGKILL)
-    said = [run.communicate(timeout=120)[0] for run in runs]
+    printed = [run.communicate(timeout=120)[0] for run in runs]
     assert all(run.returncode for run in runs)
-    assert "skipnet: another process of the run has ended" in said[0]
-    assert "resume from the last saved state with: torchrun --nproc-per-node 1 --no-python skipnet train" in said[0]
+    assert "skipnet: another process of the run has ended" in printed[0]
+    assert "resume from the last saved state with: torchrun --nproc-per-node 1 --no-python skipnet train" in printed[0]
     assert not (tmp_path / "models").exists() and not outputs[1].exists()
 
     run = start(ONE_HOST, [*options, *repository, "--resume"], outputs[0])
-    said[0] = run.communicate(timeout=300)[0]
-    assert run.returncode == 0, said[0]
+    printed[0] = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, printed[0]
     assert_alike(weights(outputs[0]), uninterrupted)
-    assert said[0].count("published:") == 1
+    assert printed[0].count("published:") == 1
     assert [version.name for version in (tmp_path / "models" / "pair").iterdir()] == ["1"]
     assert len((outputs[0] / "log.jsonl").read_text().splitlines()) == 5
 
@@ -120,10 +120,10 @@ def test_a_signal_stops_all_processes_and_one_resumes(
     run = start(ONE_HOST, options, tmp_path)
     wait_for_state(tmp_path, run)
     run.send_signal(signal.SIGTERM)
-    said = run.communicate(timeout=120)[0]
+    output = run.communicate(timeout=120)[0]
     assert run.returncode
-    assert said.count("skipnet: stopped by SIGTERM; the state is saved in") == 1
-    assert f"resume with: torchrun --standalone --nproc-per-node 2 --no-python skipnet {options[0]} --arch" in said
+    assert output.count("skipnet: stopped by SIGTERM; the state is saved in") == 1
+    assert f"resume with: torchrun --standalone --nproc-per-node 2 --no-python skipnet {options[0]} --arch" in output
     main([*options, "--output", str(tmp_path), "--resume"])
     assert_alike(weights(tmp_path), uninterrupted)
 
@@ -141,10 +141,10 @@ def test_fine_tuning_trains_in_all_processes_and_publishes_once(
     publish = ["--model-repository", "repository", "--publish-anyway"]
     command = ["train", "--init", str(tmp_path / "network"), "--dataset", "imagefolder", *options, *publish]
     run = start(ONE_HOST, command, tmp_path / "run")
-    said = run.communicate(timeout=300)[0]
-    assert run.returncode == 0, said
+    output = run.communicate(timeout=300)[0]
+    assert run.returncode == 0, output
     for once in ("gates alone: ", "measuring the dense", "published: "):
-        assert said.count(once) == 1, said
+        assert output.count(once) == 1, output
     config = read_config(tmp_path / "repository" / "my_photos" / "1")
     assert config.training.train_images == 24 and len(config.training.stages) == 3
     for stage, steps in (("dense", 3), ("gates", 3), ("routed", 3)):

@@ -45,15 +45,15 @@ def test_the_commands_on_a_card_train_with_the_values_of_its_stages(shipped: Pat
     lines = [shlex.split(line) for line in list_commands(config) if line.startswith("skipnet train ")]
     assert len(lines) == len(stages) > 0
     for line, stage in zip(lines, stages, strict=True):
-        said = Train(_cli_parse_args=line[2:])
-        [asked] = STAGES[said.stages or ""]
-        recipe = as_json(override(find_recipe(said.recipe, asked), said))
+        options = Train(_cli_parse_args=line[2:])
+        [stage_name] = STAGES[options.stages or ""]
+        recipe = as_json(override(find_recipe(options.recipe, stage_name), options))
         # Early checkpoints have another key for the target rate. The teacher is not a part of the recipe.
-        beside = ("architecture", "seed", "target", "teacher")
-        told = stage.model_dump(mode="json")
-        assert recipe | {key: value for key, value in told.items() if key not in beside} == recipe
-        assert said.seed == (config.training.seed if stage.seed is None else stage.seed)
-        assert stage.architecture in (None, said.arch)
+        others = ("architecture", "seed", "target", "teacher")
+        values = stage.model_dump(mode="json")
+        assert recipe | {key: value for key, value in values.items() if key not in others} == recipe
+        assert options.seed == (config.training.seed if stage.seed is None else stage.seed)
+        assert stage.architecture in (None, options.arch)
 
 
 def test_the_changes_of_a_stage_reproduce_its_recipe() -> None:
@@ -137,8 +137,8 @@ def test_hrl_alone_needs_a_trained_network(capsys: pytest.CaptureFixture[str]) -
 def test_the_help_and_the_error_list_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl if --init has gates already" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "plain, sp, hrl or sp,hrl; default: sp,hrl, or hrl if --init has gates already" in output
     with pytest.raises(SystemExit) as left:
         main(["train", "--arch", "cifar10_rnn_gate_38", "--dataset", "cifar10", "--stages", "hrl,sp"])
     assert left.value.code == 2

@@ -77,13 +77,15 @@ def test_a_connection_stays_open_after_a_refusal(
     assert client.response()[0] == 200
 
 
-@pytest.mark.parametrize("asked", ["close", None])
+@pytest.mark.parametrize("header", ["close", None])
 def test_a_connection_closes_if_the_client_requests_it(
-    saturated: Callable[..., tuple[Running, Connection]], connect_to: Callable[[Running], Connection], asked: str | None
+    saturated: Callable[..., tuple[Running, Connection]],
+    connect_to: Callable[[Running], Connection],
+    header: str | None,
 ) -> None:
     server, _ = saturated()
     client = connect_to(server)
-    client.send(ask(Connection=asked) if asked else ask().replace(b"HTTP/1.1", b"HTTP/1.0"))
+    client.send(ask(Connection=header) if header else ask().replace(b"HTTP/1.1", b"HTTP/1.0"))
     status, headers, _ = client.response()
     assert (status, headers["connection"]) == (429, "close")
     assert client.ended()
