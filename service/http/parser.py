@@ -10,6 +10,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD = 32 << 10
 """Bytes of a request line with its headers, and of the trailers after a chunked body."""
+LINE_BYTES = 4
+"""Bytes of a header line beside its name and value: a colon, a space and the line end."""
 MAX_HEADERS = 100
 """Header lines of a request. Many short lines take fifty times their bytes in memory."""
 MAX_PIPELINED = 64
@@ -24,10 +26,10 @@ class Parser:
 
     def __init__(self, protocol: HttpToolsProtocol) -> None:
         self.protocol = protocol
-        self.on_url = protocol.on_url
         self.in_head = self.in_body = False
         self.too_large = False  # whether a limit ended the parsing
         self.unparsed = 0  # bytes of a head or of trailers since the last progress
+        self.head_bytes = 0  # of the current head or trailers, as far as httptools has parsed them
         self.progress = False
         self.restart()
 
@@ -51,6 +53,7 @@ class Parser:
         self.progress = False
         self.parse(data)
         self.unparsed = 0 if self.progress else self.unparsed + len(data)
+        # For a head that is not complete. `on_url` and `on_header` see those that are.
         self.limit(self.unparsed, MAX_HEAD)
 
     def limit(self, amount: int, most: int) -> None:
@@ -88,9 +91,19 @@ class Parser:
     def on_message_begin(self) -> None:
         self.limit(len(self.protocol.pipeline), MAX_PIPELINED - 1)
         self.in_head = self.progress = True
+        self.head_bytes = 0
         self.protocol.on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        self.count_head(len(url))
+        self.protocol.on_url(url)
+
+    def count_head(self, size: int) -> None:
+        self.head_bytes += size
+        self.limit(self.head_bytes, MAX_HEAD)
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        self.count_head(len(name) + len(value) + LINE_BYTES)
         # Trailers are dropped.
         if self.in_head:
             self.limit(len(self.protocol.headers), MAX_HEADERS - 1)
@@ -98,6 +111,7 @@ class Parser:
 
     def on_headers_complete(self) -> None:
         self.progress = True
+        self.head_bytes = 0
         if not self.asks_to_upgrade:
             self.in_head, self.in_body = False, True
             self.protocol.on_headers_complete()

@@ -44,6 +44,21 @@ def test_a_head_of_too_many_lines_is_refused(running: Running) -> None:
         assert b" 200 " in responses(client, 1)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"y" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\nX-Long: " + b"y" * 40_000 + b"\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + (b"X-Long: " + b"y" * 1_000 + b"\r\n") * 40 + b"\r\n",
+    ],
+    ids=["path", "line", "lines"],
+)
+def test_a_large_head_that_arrives_complete_is_refused(running: Running, head: bytes) -> None:
+    with connect(running) as client:
+        client.sendall(head)
+        assert everything(client).startswith(b"HTTP/1.1 431 ")
+
+
 def test_pipelined_requests_are_limited(running: Running) -> None:
     waiting: list[int] = []
     begin = Parser.on_message_begin
