@@ -1,11 +1,12 @@
 """Read the folder of a model repository."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from service.repository.loading import LoadError
+from service.repository.promotion import PROMOTIONS, read_history, usual_version
 
 Files = tuple[tuple[str, int, int], ...]
 """Path without links, size in bytes and time of change in ns of a checkpoint's files.
@@ -13,6 +14,11 @@ Files = tuple[tuple[str, int, int], ...]
 A changed version is recognised by them. If a link is changed to another file, size and time may be the same.
 """
 
+Beside = Mapping[str, Collection[int]]
+"""Versions of each model that are loaded beside the usual one, for a canary or a shadow."""
+
+Wanted = tuple[str, int, bool]
+"""A model, a version, and whether it is the usual one."""
 
 BAD_MODEL_NAME = (
     "a model's name has letters, digits, '_', '-' and '.', at most 100, and begins with a letter or digit; rename the "
@@ -47,21 +53,33 @@ def scan(folder: Path, names: Collection[str] | None = None) -> dict[str, list[i
     return {name: versions for name, versions in found.items() if versions}
 
 
-def files_of(folder: Path) -> Files:
-    """Return the current state of a version's checkpoint files. The model card is not one of them."""
+def files_of(folder: Path, promoted: bool = True) -> Files:
+    """Return the current state of a version's checkpoint files. The model card is not one of them.
+
+    With ``promoted``, the file with the model's promotions is one of them: a promoted version is loaded again.
+    """
     from models.checkpoint import CONFIG, WEIGHTS
 
-    found = [(file, file.stat()) for file in (folder / CONFIG, folder / WEIGHTS) if file.exists()]
+    files = [folder / CONFIG, folder / WEIGHTS, *([folder.parent / PROMOTIONS] if promoted else ())]
+    found = [(file, file.stat()) for file in files if file.exists()]
     return tuple((os.path.realpath(file), stat.st_size, stat.st_mtime_ns) for file, stat in found)
 
 
-def newest_files(folder: Path) -> dict[tuple[str, int], Files]:
-    """Return the newest version of every model and its files."""
-    newest = {}
+def wanted_files(folder: Path, beside: Beside) -> dict[Wanted, Files]:
+    """Return the versions to serve and their files: the usual version of every model, and those beside it.
+
+    A model whose promotions cannot be read is left out.
+    """
+    wanted = {}
     for name, versions in scan(folder).items():
-        with suppress(OSError):  # The folder is being moved.
-            newest[name, versions[-1]] = files_of(folder / name / str(versions[-1]))
-    return newest
+        extra = beside.get(name, ())
+        with suppress(LoadError):
+            usual = usual_version(read_history(folder / name), versions, extra)
+            for version in [each for each in versions if each == usual or each in extra]:
+                with suppress(OSError):  # The folder is being moved.
+                    files = files_of(folder / name / str(version), version == usual)
+                    wanted[name, version, version == usual] = files
+    return wanted
 
 
 def models_of(folder: Path) -> list[str]:

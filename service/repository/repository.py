@@ -2,19 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
 from models.errors import UserError
-from service.errors import Code, ServiceError, not_ready
-from service.repository.folder import Files, current_snapshot, files_of, scan, versions_of
+from service.repository.folder import Beside, Files, current_snapshot, files_of, scan, versions_of
 from service.repository.loaded_model import LoadedModel
+from service.repository.loaded_versions import LoadedVersions
 from service.repository.loading import LoadError
+from service.repository.promotion import Change, read_history, usual_version, write_history
 
 log = logging.getLogger("skipnet.repository")
 
@@ -39,12 +40,11 @@ class Entry:
     reason: str = ""
 
 
-class Repository:
+class Repository(LoadedVersions):
     """The versions in ``folder`` and the loaded ones.
 
-    Every method runs in the event loop. Versions are loaded in a thread, one at a time. ``on_loaded`` is called with a
-    model when new requests begin to use it. ``on_retired`` is called when its last request has ended. ``refresh``
-    updates the folder if it is a copy of another.
+    Every method runs in the event loop. Versions are loaded in a thread, one at a time. ``refresh`` updates the folder
+    if it is a copy of another. The other arguments are those of `LoadedVersions`.
     """
 
     def __init__(
@@ -55,19 +55,14 @@ class Repository:
         on_retired: Callable[[LoadedModel], None],
         default: str | None = None,
         refresh: Callable[[], None] | None = None,
+        beside: Beside | None = None,
     ) -> None:
+        super().__init__(on_loaded, on_retired, default, beside)
         self._folder = folder
         self._refresh = refresh
         self._stale = ""  # why the last refresh failed
-        self.default = default  # the model of requests that name none
-        self.loaded: dict[str, dict[int, LoadedModel]] = {}  # by name and version
-        self.loading: set[tuple[str, int]] = set()
-        self.problems: dict[tuple[str, int], str] = {}  # why the last load of a version failed
         self.tried: dict[tuple[str, int], Files] = {}  # a version's files when it was last loaded
         self._load = load
-        self._on_loaded = on_loaded
-        self._on_retired = on_retired
-        self._pinned: set[tuple[str, int]] = set()  # loaded by number: a newer version does not replace it
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._changing = asyncio.Lock()
 
@@ -94,7 +89,7 @@ class Repository:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def load(self, name: str, version: int | None = None) -> LoadedModel:
-        """Load a version by number beside the others, or the newest version in place of an older one.
+        """Load a version by number beside the others, or the usual version in place of the one before.
 
         The others are served in the meantime. If the load fails, nothing changes.
 
@@ -104,25 +99,94 @@ class Repository:
         async with self._changing:
             found = await self.in_thread(lambda: versions_of(self.folder, name))
             self.forget_problems({name: found}, [name])
-            number = version if version is not None else max(found, default=None)
-            if number is None or number not in found:
-                raise LoadError(f"{self.folder} holds no {name}{f'/{version}' if version is not None else ''}")
-            return await self._load_version(name, number, pinned=version is not None)
+            if version is not None:
+                return await self._load_version(name, self._existing(name, version, found), pinned=True)
+            history = await self._history(name)
+            usual = usual_version(history, found, self.beside.get(name, ()))
+            model = await self._load_version(name, self._existing(name, usual, found), pinned=False)
+            self.note_promotion(name, history)
+            self._forget_tried(name, model.version)
+            return model
 
-    async def load_newest_loadable(self, name: str) -> None:
-        """Load a model's newest version, or the next older one that can be loaded. Failures are logged."""
+    def _forget_tried(self, name: str, version: int) -> None:
+        """Forget the files of a model's other versions, so that they are loaded again when they are the usual one."""
+        kept = {version, *self.beside.get(name, ())}
+        self.tried = {key: files for key, files in self.tried.items() if key[0] != name or key[1] in kept}
+
+    def _existing(self, name: str, version: int | None, found: Collection[int]) -> int:
+        """Return a version that is among those ``found`` in the folder. Raises LoadError."""
+        if version is None or version not in found:
+            raise LoadError(f"{self.folder} holds no {name}{f'/{version}' if version is not None else ''}")
+        return version
+
+    async def _history(self, name: str) -> list[int]:
+        """Return a model's promotions. Raises LoadError."""
+        return await self.in_thread(lambda: read_history(self.folder / name))
+
+    async def load_usual(self, name: str) -> None:
+        """Load a model's usual version, or the next older one that can be loaded. Failures are logged."""
         async with self._changing:
             try:
                 versions = await self.in_thread(lambda: versions_of(self.folder, name))
+                history = await self._history(name)
             except LoadError as error:
                 log.error("%s is not served: %s", name, error)
                 return
-            for version in reversed(versions):
+            self.note_promotion(name, history)
+            usual = usual_version(history, versions, self.beside.get(name, ()))
+            if usual is not None and usual not in versions:
+                log.error("the promoted version %s/%d is not in the folder", name, usual)
+            older = [version for version in versions if usual is not None and version <= usual]
+            for version in reversed(older):
                 if version in self.loaded.get(name, ()):  # A request has loaded it in the meantime.
                     return
                 with suppress(LoadError):
                     await self._load_version(name, version)
                     return
+
+    async def load_beside(self, found: Mapping[str, Collection[int]]) -> None:
+        """Load the versions of canaries and shadows that are in ``found``, those in the folder. Failures are logged."""
+        for name, versions in self.beside.items():
+            for version in sorted(versions):
+                if version not in found.get(name, ()):
+                    log.error("%s/%d, of a canary or a shadow, is not in the folder", name, version)
+                elif version not in self.loaded.get(name, ()):
+                    with suppress(LoadError):
+                        await self.load(name, version)
+
+    async def change_promotions(self, name: str, change: Change) -> tuple[int, int | None]:
+        """Change a model's promotions, serve the resulting version, and return it and the one served before.
+
+        If the version cannot be loaded or the promotions cannot be written, nothing changes. Raises LoadError.
+        """
+        if self._refresh is not None:
+            raise LoadError(
+                "a remote model repository has no promotions: publish the version once more, under a higher number"
+            )
+        async with self._changing:
+            folder = self.folder / name
+            found = await self.in_thread(lambda: versions_of(self.folder, name))
+            written = await self._history(name)
+            history = change(written, found)
+            number = self._existing(name, usual_version(history, found, self.beside.get(name, ())), found)
+            before = self.usual(name)
+            model = self.loaded.get(name, {}).get(number)
+            fresh = model is None
+            if model is None:
+                model = await self._load_version(name, number, pinned=True)
+            try:
+                if history != written:
+                    await self.in_thread(lambda: write_history(folder, history))
+            except LoadError:
+                if fresh:
+                    self.remove(model)
+                raise
+            self.tried[name, number] = await self.in_thread(lambda: files_of(folder / str(number)))
+            self.note_promotion(name, history)
+            self.pinned.discard((name, number))
+            self._forget_tried(name, number)
+            self.retire_others(model)
+            return number, None if before is None else before.version
 
     async def unload(self, name: str, version: int | None = None) -> None:
         """Unload a version, or every version of a model.
@@ -134,57 +198,10 @@ class Repository:
             if not versions or (version is not None and version not in versions):
                 raise LoadError(f"{name}{f'/{version}' if version is not None else ''} is not served")
             for model in [versions[version]] if version is not None else list(versions.values()):
-                self._pinned.discard((name, model.version))
-                del versions[model.version]
-                self._retire(model)
-                log.info("%s is no longer served", model)
+                self.remove(model)
             if not versions:
-                del self.loaded[name]
                 # The model is unloaded, so a newer version that failed to load is no longer a problem.
                 self.forget_problems({}, {name})
-
-    def resolve(self, name: str | None, version: int | None) -> LoadedModel:
-        """Return the model for a request: by default the newest loaded version of the default model.
-
-        Raises ServiceError not_ready if it is being loaded or could not be loaded, else model_not_found.
-        """
-        wanted = name if name is not None else self.default
-        if wanted is None:
-            raise not_ready("no model is loaded yet; GET /health/ready says why")
-        versions = self.loaded.get(wanted, {})
-        if version is not None and version in versions:
-            return versions[version]
-        if version is None and versions:
-            return versions[max(versions)]
-        if any(wanted == loading and version in (None, number) for loading, number in self.loading):
-            raise not_ready(f"{wanted} is being loaded; try again")
-        if name is None and not versions:
-            raise not_ready(
-                f"the default model {wanted} is not loaded; GET /models says why if it is in the repository, and "
-                f"POST /v2/repository/models/{wanted}/load loads it"
-            )
-        if any(wanted == failed and version in (None, number) for failed, number in self.problems):
-            raise not_ready(f"{wanted} could not be loaded; GET /models says why")
-        raise ServiceError(
-            Code.MODEL_NOT_FOUND,
-            f"no model {wanted!r}{'' if version is None else f' version {version}'} is served; "
-            "GET /models lists the models that are, and those that could be loaded",
-        )
-
-    @contextmanager
-    def lease(self, name: str | None, version: int | None) -> Iterator[LoadedModel]:
-        """Yield the model for a request. It is not closed before the `with` block ends.
-
-        Raises as `resolve` does.
-        """
-        model = self.resolve(name, version)
-        model.leases += 1
-        try:
-            yield model
-        finally:
-            model.leases -= 1
-            if model.retired and not model.leases:
-                self._on_retired(model)
 
     async def index(self) -> list[Entry]:
         """Return every version that is in the folder, loaded, or failed.
@@ -201,17 +218,6 @@ class Repository:
             known |= {(name, version) for name, versions in in_folder.items() for version in versions}
         return [self._entry(name, version) for name, version in sorted(known)]
 
-    @property
-    def failed(self) -> int:
-        """The number of models whose newest version could not be loaded. An older version is served, or none."""
-        return len({name for name, version in self.problems if version >= max(self.loaded.get(name, ()), default=-1)})
-
-    def forget_problems(self, found: Mapping[str, list[int]], names: Collection[str]) -> None:
-        """Remove the problems of versions of ``names`` that are not in ``found``, those in the folder."""
-        for name, version in [key for key in self.problems if key[0] in names]:
-            if version not in found.get(name, ()):
-                del self.problems[name, version]
-
     async def in_thread(self, work: Callable[[], Result]) -> Result:
         """Return the result of ``work``, run in the loading thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -224,7 +230,7 @@ class Repository:
         key, folder = (name, version), self.folder / name / str(version)
         self.loading.add(key)
         try:
-            self.tried[key] = await self.in_thread(lambda: files_of(folder))
+            self.tried[key] = await self.in_thread(lambda: files_of(folder, promoted=not pinned))
             model = await self.in_thread(lambda: self._load(folder))
         except Exception as error:
             self.problems[key] = str(error)
@@ -235,32 +241,13 @@ class Repository:
             self.loading.discard(key)
         self.problems.pop(key, None)
         if pinned:
-            self._pinned.add(key)
+            self.pinned.add(key)
         elif pinned is not None:
-            self._pinned.discard(key)
-        self._switch(model)
+            self.pinned.discard(key)
+        self.put(model)
         self.default = self.default or name
         log.info("serving %s with %s on %s", model, model.engine.name, model.device)
         return model
-
-    def _switch(self, model: LoadedModel) -> None:
-        """Use a model for new requests. Requests with an older version keep it."""
-        versions = self.loaded.setdefault(model.name, {})
-        replaced = versions.pop(model.version, None)
-        versions[model.version] = model
-        self._on_loaded(model)
-        others: list[int] = []
-        if (model.name, model.version) not in self._pinned:
-            # If one of them is newer, it was removed from the folder to roll back to this version.
-            others = [v for v in versions if v != model.version and (model.name, v) not in self._pinned]
-        for old in [replaced, *(versions.pop(v) for v in others)]:
-            if old is not None:
-                self._retire(old)
-
-    def _retire(self, model: LoadedModel) -> None:
-        model.retired = True
-        if not model.leases:
-            self._on_retired(model)
 
     def _entry(self, name: str, version: int) -> Entry:
         problem = self.problems.get((name, version), "")

@@ -5,7 +5,7 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
-from service.repository.folder import Files, ignored, models_of, newest_files, scan
+from service.repository.folder import Files, Wanted, ignored, models_of, scan, wanted_files
 from service.repository.loading import LoadError
 from service.repository.repository import Repository
 
@@ -47,10 +47,11 @@ class Watcher:
         return failed and not self._repository.loaded and not self._interval
 
     async def load_all(self) -> bool:
-        """Load the newest loadable version of every model, the default model first. Return whether any was loaded.
+        """Load every model's usual version or an older one, the default model first. Return whether any was loaded.
 
-        Failures are logged and listed in the index. The first model is the default even if it could not be loaded.
-        Another model would return other labels, and replicas might differ in their default.
+        The versions of canaries and shadows follow. Failures are logged and listed in the index. The first model is the
+        default even if it could not be loaded. Another model would return other labels, and replicas might differ in
+        their default.
         """
         repository = self._repository
         await repository.refresh()
@@ -67,13 +68,14 @@ class Watcher:
         repository.default = repository.default or next(iter(found), None)
         if found and repository.default not in found:
             log.error("the default model %s is not in %s, but %s", repository.default, folder, ", ".join(found))
-        newest = {(name, versions[-1]) for name, versions in found.items()}
-        repository.loading |= newest
+        expected = {(name, versions[-1]) for name, versions in found.items()}
+        repository.loading |= expected
         try:
             for name in sorted(found, key=lambda name: name != repository.default):
-                await repository.load_newest_loadable(name)
+                await repository.load_usual(name)
         finally:
-            repository.loading -= newest
+            repository.loading -= expected
+        await repository.load_beside(found)
         return bool(repository.loaded)
 
     async def watch(self) -> None:
@@ -83,14 +85,14 @@ class Watcher:
         loaded again only when its files change. A folder that cannot be read is logged once and retried.
         """
         repository = self._repository
-        before: dict[tuple[str, int], Files] = {}
+        before: dict[Wanted, Files] = {}
         trouble = ""
         while True:
             await asyncio.sleep(self._interval)
             await repository.refresh()
             folder = repository.folder
             try:
-                now = await asyncio.to_thread(newest_files, folder)
+                now = await asyncio.to_thread(wanted_files, folder, repository.beside)
                 self._report(await asyncio.to_thread(ignored, folder))
                 if repository.problems:
                     found = await asyncio.to_thread(scan, folder)
@@ -101,10 +103,10 @@ class Watcher:
                 trouble = str(error)
                 continue
             trouble = ""
-            for (name, version), files in now.items():
-                if before.get((name, version)) == files != repository.tried.get((name, version)):
+            for (name, version, usual), files in now.items():
+                if before.get((name, version, usual)) == files != repository.tried.get((name, version)):
                     with suppress(LoadError):
-                        await repository.load(name)
+                        await repository.load(name, None if usual else version)
             before = now
 
     def _report(self, ignored_paths: dict[Path, str]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import json
 import re
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -19,9 +20,10 @@ from service.http.paths import route_path
 from service.http.routes.management import read_instruction
 from service.workers.merging import OPENMETRICS, MergedMetrics
 
-CHANGE = re.compile(r"/v2/repository/models/[^/]+/(load|unload)")
+CHANGE = re.compile(r"/v2/repository/models/[^/]+/(load|unload|promote|rollback)")
 PROBE = re.compile(r"(/v2)?/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 METRICS = "/metrics"
+ROLL_BACK = b"/rollback"
 
 RESPONSE_TIMEOUT = 2.0
 """Seconds within which a worker must respond to a probe or send its metrics."""
@@ -30,10 +32,10 @@ RESPONSE_TIMEOUT = 2.0
 class Collective:
     """Forwards requests that concern all workers to each of them. Other requests pass through.
 
-    A probe fails if it fails in any worker. ``probes`` are the paths of the dialects' probes. A load or unload goes to
-    one worker after the other until one refuses. Only one load or unload runs at a time, so that all workers serve the
-    same versions. Metrics are merged. If a worker does not respond, the request for metrics fails, because a sum
-    without one worker would look like a restart.
+    A probe fails if it fails in any worker. ``probes`` are the paths of the dialects' probes. A load, unload, promotion
+    or rollback goes to one worker after the other until one refuses. Only one of them runs at a time, so that all
+    workers serve the same versions. Metrics are merged. If a worker does not respond, the request for metrics fails,
+    because a sum without one worker would look like a restart.
     """
 
     def __init__(self, app: ASGIApp, workers: Sequence[Path], probes: Collection[str] = ()) -> None:
@@ -82,14 +84,19 @@ class Collective:
             return await self.change_all(request, body)
 
     async def change_all(self, request: Request, body: bytes) -> Response:
+        path: bytes = request.scope["raw_path"]
         for done, worker in enumerate(self.workers):
-            response = await self.ask(worker, request, None, content=body)
+            response = await self.ask(worker, request, None, content=body, path=path)
             if response.is_error and done:
                 refused = f"worker {done + 1} of {len(self.workers)} refused; only those before it have changed"
                 message = f"{refused}: {response.json()['error']}"
                 return error_response(request.scope, ServiceError(Code.BAD_REQUEST, message), response.status_code)
             if response.is_error:
                 break
+            if path.endswith(ROLL_BACK):
+                # The others follow the first: a second rollback would go one version further.
+                path = path.removesuffix(ROLL_BACK) + b"/promote"
+                body = json.dumps({"parameters": {"version": int(response.json()["version"])}}).encode()
         return to_response(response)
 
     async def ask(
@@ -99,12 +106,13 @@ class Collective:
         timeout: float | None,
         accept: str | None = None,
         content: bytes = b"",
+        path: bytes | None = None,
     ) -> httpx.Response:
         given = Headers(scope=request.scope)
         headers = {name: given[name] for name in ("authorization", "x-api-key", "x-request-id") if name in given}
         if accept:
             headers["accept"] = accept
-        url = httpx.URL("http://worker").copy_with(raw_path=request.scope["raw_path"])
+        url = httpx.URL("http://worker").copy_with(raw_path=path or request.scope["raw_path"])
         return await worker.request(request.method, url, headers=headers, content=content, timeout=timeout)
 
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.checkpoint import read_checkpoint
 from models.preprocessing import prepare
 from service.repository.loaded_model import LoadedModel
-from service.repository.loading import load_version
+from service.repository.loading import LoadError, load_version
 from service.settings import EngineOptions, Settings
-from tests.service.parts import NAME, ControlledEngine, Process, Running, engine_of, picture, write_random
+from tests.service.parts import NAME, ControlledEngine, Process, Running, Shared, engine_of, picture, write_random
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +84,24 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     yield begin
     for each in launched:
         each.end()
+
+
+@pytest.fixture
+def shelf(repository: Path, tmp_path: Path, loaded: LoadedModel) -> Iterator[Callable[..., Running]]:
+    """Start servers on a copy of the repository that reads versions for real and shares one engine."""
+    folder = Path(copytree(repository, tmp_path / "repository"))
+    started: list[Running] = []
+
+    def load(version: Path) -> LoadedModel:
+        try:
+            return replace(loaded, checkpoint=read_checkpoint(version), engine=Shared(loaded))
+        except ValueError as error:
+            raise LoadError(str(error)) from error
+
+    def begin(**settings: object) -> Running:
+        started.append(Running(Settings(model_repository=folder, **settings), load))  # type: ignore[arg-type]
+        return started[-1].wait_ready()
+
+    yield begin
+    for server in started:
+        server.stop()

@@ -86,6 +86,16 @@ class ControlledEngine:
         self.closed = True
 
 
+class Shared:
+    """An engine that outlives the versions that run in it."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.name, self.device, self.run = loaded.engine.name, loaded.engine.device, loaded.engine.run
+
+    def close(self) -> None:
+        pass
+
+
 def engine_of(model: LoadedModel) -> ControlledEngine:
     """Return the engine of the fixture ``model``, for a test to hold."""
     assert isinstance(model.engine, ControlledEngine)

@@ -1,20 +1,24 @@
 """Manage the model repository by the extension of the Open Inference Protocol."""
 
 from collections.abc import Awaitable
+from functools import partial
 from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.container import Container
 from service.errors import Code, ServiceError, describe_problem
 from service.http.body import deadline_of, read_body
 from service.http.oip import NullIsAbsent
 from service.http.request_context import context_of
 from service.http.routes.dependencies import KEYED, ContainerHere, container_of, failing, taking
 from service.repository.loading import LoadError
+from service.repository.promotion import Change, promote, roll_back
 from service.repository.repository import State
 
 Content = TypeVar("Content", bound=BaseModel)
+Result = TypeVar("Result")
 
 MAX_BODY = 4 << 10
 """Bytes. Requests here need about a hundred."""
@@ -42,6 +46,36 @@ class ChangeParameters(NullIsAbsent):
     unload_dependents: bool = Field(
         default=False, description="Triton's client sends it; it is the same for every model"
     )
+
+
+class PromoteParameters(NullIsAbsent):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int | None = Field(default=None, ge=0, description="default: the newest in the repository")
+
+
+class RollBackParameters(NullIsAbsent):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PromoteRequest(NullIsAbsent):
+    model_config = ConfigDict(extra="forbid")
+
+    parameters: PromoteParameters = PromoteParameters()
+
+
+class RollBackRequest(NullIsAbsent):
+    model_config = ConfigDict(extra="forbid")
+
+    parameters: RollBackParameters = RollBackParameters()
+
+
+class Promoted(BaseModel):
+    """The version that answers requests without a version now, and the one that did before."""
+
+    name: str
+    version: str
+    before: str | None
 
 
 class ChangeRequest(NullIsAbsent):
@@ -80,6 +114,32 @@ async def unload(request: Request, container: ContainerHere, model: str) -> None
     await change(container.repository.unload(model, (await read_message(request, ChangeRequest)).parameters.version))
 
 
+@router.post(
+    "/models/{model}/promote", summary="Promote a version", responses=ERRORS, openapi_extra=taking(PromoteRequest)
+)
+async def promote_version(request: Request, container: ContainerHere, model: str) -> Promoted:
+    """Let one version answer from now on, also after restarts and when newer versions are published.
+
+    If it cannot be loaded, nothing changes and the error says why.
+    """
+    version = (await read_message(request, PromoteRequest)).parameters.version
+    return await change(move(container, model, partial(promote, version=version)))
+
+
+@router.post(
+    "/models/{model}/rollback", summary="Roll a model back", responses=ERRORS, openapi_extra=taking(RollBackRequest)
+)
+async def roll_back_version(request: Request, container: ContainerHere, model: str) -> Promoted:
+    """Promote the version that was promoted before, or the version before in the repository."""
+    await read_message(request, RollBackRequest)
+    return await change(move(container, model, partial(roll_back, beside=container.repository.beside.get(model, ()))))
+
+
+async def move(container: Container, model: str, how: Change) -> Promoted:
+    version, before = await container.repository.change_promotions(model, how)
+    return Promoted(name=model, version=str(version), before=None if before is None else str(before))
+
+
 async def read_message(request: Request, model: type[Content]) -> Content:
     """Read the body, which may be missing. Triton's client sends JSON without the content type that FastAPI needs."""
     body = await read_instruction(request)
@@ -87,7 +147,8 @@ async def read_message(request: Request, model: type[Content]) -> Content:
         return model.model_validate_json(body or b"{}")
     except ValidationError as error:
         problem = error.errors()[0]
-        known = ChangeParameters if "parameters" in problem["loc"][:-1] else model
+        inner = "parameters" in problem["loc"][:-1]
+        known = type(model.model_fields["parameters"].default) if inner else model
         raise ServiceError(Code.BAD_REQUEST, f"the body cannot be read: {describe_problem(problem, known)}") from error
 
 
@@ -111,8 +172,8 @@ async def read_short(request: Request) -> bytes:
     return body
 
 
-async def change(doing: Awaitable[object]) -> None:
+async def change(doing: Awaitable[Result]) -> Result:
     try:
-        await doing
+        return await doing
     except LoadError as error:
         raise ServiceError(Code.BAD_REQUEST, str(error)) from error

@@ -45,6 +45,7 @@ class RepositoryEntry(BaseModel):
     state: State
     reason: str = Field("", description="why it is not served, or why a later load of it failed")
     default: bool = Field(description="whether it is the default model of requests")
+    promoted: bool | None = Field(None, description="true if it was promoted; newer versions wait for their promotion")
     served: ServedVersion | None = None
 
 
@@ -59,14 +60,15 @@ async def models(container: ContainerHere) -> Models:
 
 
 def describe(container: Container, entry: Entry) -> RepositoryEntry:
-    versions = container.repository.loaded.get(entry.name, {})
-    loaded = versions.get(entry.version)
+    repository = container.repository
+    loaded = repository.loaded.get(entry.name, {}).get(entry.version)
     listed = RepositoryEntry(
         name=entry.name,
         version=entry.version,
         state=entry.state,
         reason=entry.reason,
-        default=loaded is not None and entry.name == container.repository.default and entry.version == max(versions),
+        default=loaded is not None and entry.name == repository.default and loaded is repository.usual(entry.name),
+        promoted=repository.promoted.get(entry.name) == entry.version or None,
     )
     if loaded is not None:
         listed.served = ServedVersion(

@@ -117,7 +117,7 @@ def test_infer(running: Running, request: Any, behind: bytes, header: str | None
 @given(path=st.text(st.characters(exclude_categories=["Cs"]), max_size=30), body=st.binary(max_size=60))
 def test_management(running: Running, path: str, body: bytes) -> None:
 
-    for verb in ("load", "unload"):
+    for verb in ("load", "unload", "promote", "rollback"):
         if path != NAME:
             response = running.client.post(f"/v2/repository/models/{quote(path, safe='')}/{verb}", content=body)
             assert response.status_code in (307, 400, 404, 405)

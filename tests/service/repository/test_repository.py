@@ -52,7 +52,7 @@ def test_a_switch_keeps_the_old_version_until_its_last_request_ends(folder: Path
     async def scenario() -> None:
         observed = ObservedRepository(folder, loaded)
         await observed.load(NAME, 1)
-        observed._pinned.clear()
+        observed.pinned.clear()
         with observed.lease(NAME, None) as old, observed.lease(NAME, None):
             await observed.load(NAME)
             assert observed.resolve(NAME, None).version == 2

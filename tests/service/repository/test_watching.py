@@ -11,7 +11,7 @@ import pytest
 
 from service.errors import Code, ServiceError
 from service.repository import watcher
-from service.repository.folder import Files, newest_files
+from service.repository.folder import Beside, Files, Wanted, wanted_files
 from service.repository.loaded_model import LoadedModel
 from service.repository.repository import State
 from service.repository.watcher import Watcher
@@ -92,13 +92,13 @@ def test_watching_retries_a_folder_that_cannot_be_read(
 ) -> None:
     looks = [0]
 
-    def newest_after_an_error(folder: Path) -> dict[tuple[str, int], Files]:
+    def wanted_after_an_error(folder: Path, beside: Beside) -> dict[Wanted, Files]:
         looks[0] += 1
         if looks[0] <= 3:  # The error is logged once.
             raise OSError(errno.ESTALE, "Stale file handle")
-        return newest_files(folder)
+        return wanted_files(folder, beside)
 
-    monkeypatch.setattr(watcher, "newest_files", newest_after_an_error)
+    monkeypatch.setattr(watcher, "wanted_files", wanted_after_an_error)
 
     async def scenario() -> None:
         observed = ObservedRepository(folder, loaded)

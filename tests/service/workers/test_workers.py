@@ -8,7 +8,8 @@ import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
+from typing import Any
 
 import httpx
 import pytest
@@ -134,6 +135,26 @@ def test_loads_and_unloads_reach_every_worker(pair: Process, folder: Path) -> No
     assert versions() == {0}
     assert manage("load", version=1).status_code == 200
     assert versions() == {1}
+
+
+def test_a_rollback_takes_every_worker_to_the_same_version(pair: Process, folder: Path) -> None:
+    url = pair.url()
+
+    def manage(what: str, **parameters: int) -> Any:
+        asked = f"{url}/v2/repository/models/{NAME}/{what}"
+        return httpx.post(asked, json={"parameters": parameters}, headers=BOSS, timeout=120).json()
+
+    for version in (11, 12, 13):
+        copytree(folder / NAME / "1", folder / NAME / str(version))
+        assert manage("promote", version=version)["version"] == str(version)
+    assert manage("rollback") == {"name": NAME, "version": "12", "before": "13"}
+    assert {classify(url, seed).json()["model"]["version"] for seed in range(12)} == {12}
+    # As it was before.
+    (folder / NAME / "promoted.json").unlink()
+    for version in (11, 12, 13):
+        rmtree(folder / NAME / str(version))
+    assert manage("unload") is None
+    assert manage("load", version=1) is None
 
 
 def test_the_key_is_checked_before_the_body_is_read(pair: Process) -> None:

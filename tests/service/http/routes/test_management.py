@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,43 +13,10 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from models.checkpoint import read_checkpoint
-from service.repository.folder import Files, newest_files
+from service.repository.folder import Beside, Files, Wanted, wanted_files
 from service.repository.loaded_model import LoadedModel
-from service.repository.loading import LoadError
 from service.settings import Settings
 from tests.service.parts import NAME, PNG, Running, encoded, picture, until
-
-
-@pytest.fixture
-def shelf(repository: Path, tmp_path: Path, loaded: LoadedModel) -> Iterator[Callable[..., Running]]:
-    """Start servers on a copy of the repository that reads versions for real and shares one engine."""
-    folder = Path(copytree(repository, tmp_path / "repository"))
-    started: list[Running] = []
-
-    def load(version: Path) -> LoadedModel:
-        try:
-            return replace(loaded, checkpoint=read_checkpoint(version), engine=Shared(loaded))
-        except ValueError as error:
-            raise LoadError(str(error)) from error
-
-    def begin(**settings: object) -> Running:
-        started.append(Running(Settings(model_repository=folder, **settings), load))  # type: ignore[arg-type]
-        return started[-1].wait_ready()
-
-    yield begin
-    for server in started:
-        server.stop()
-
-
-class Shared:
-    """An engine that outlives the versions that run in it."""
-
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.name, self.device, self.run = loaded.engine.name, loaded.engine.device, loaded.engine.run
-
-    def close(self) -> None:
-        pass
 
 
 def served_version(server: Running) -> int:
@@ -171,15 +138,15 @@ def test_watching_begins_after_the_startup(
 ) -> None:
     over, looks = threading.Event(), []
 
-    def look(folder: Path) -> dict[tuple[str, int], Files]:
+    def look(folder: Path, beside: Beside) -> dict[Wanted, Files]:
         looks.append(over.is_set())
-        return newest_files(folder)
+        return wanted_files(folder, beside)
 
     def load(_: Path) -> LoadedModel:
         assert over.wait(20)
         return replace(loaded)
 
-    monkeypatch.setattr("service.repository.watcher.newest_files", look)
+    monkeypatch.setattr("service.repository.watcher.wanted_files", look)
     server = Running(Settings(model_repository=repository, watch_interval=0.001), load)
     try:
         for _ in range(20):
