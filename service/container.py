@@ -1,7 +1,8 @@
 """Build the parts of one server from its settings, and connect them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -19,6 +20,8 @@ from service.repository.loaded_model import LoadedModel
 from service.repository.loading import load_version
 from service.repository.repository import Repository
 from service.repository.watcher import Watcher
+from service.rollout.canary import Canary
+from service.rollout.shares import parse_shares, versions_beside
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
 
@@ -40,6 +43,7 @@ class Container:
         self.metrics = Metrics()
         self.pipeline = Pipeline(settings, self.metrics.count_batch, self.metrics.count_dropped)
         mirror = mirror_of(settings)
+        canaries = parse_shares(settings.canary, "--canary")
         self.repository = Repository(
             settings.model_repository if mirror is None else mirror.folder,
             load or partial(load_version, options=settings, max_batch_size=settings.max_batch_size),
@@ -47,7 +51,9 @@ class Container:
             self._remove_model,
             settings.default_model,
             None if mirror is None else mirror.refresh,
+            versions_beside(canaries),
         )
+        self.canary = Canary(canaries, settings.canary_header, self.repository.is_loaded)
         self.watcher = Watcher(self.repository, settings.watch_interval)
         batcher = self.pipeline.batcher
         self.admission = Admission(
@@ -70,6 +76,14 @@ class Container:
         self.metrics.degraded_share.set_function(lambda: self.degradation.share)
         self.metrics.engine_busy.set_function(lambda: batcher.busy_for)
         self._close_by: float | None = None  # in seconds of perf_counter()
+
+    def lease(
+        self, model: str | None, version: int | None, headers: Mapping[str, str]
+    ) -> AbstractContextManager[LoadedModel]:
+        """Provide the model of a request, as `LoadedVersions.lease` does; without a version it may be a canary."""
+        if version is None:
+            version = self.canary.version_for(model or self.repository.default, headers)
+        return self.repository.lease(model, version)
 
     async def start(self) -> None:
         """Start the threads and begin to load models.

@@ -15,6 +15,7 @@ EngineName = Literal["auto", "native", "native_int16", "onnxruntime", "persisten
 DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 DeviceNames = Annotated[str, Field(pattern=r"^(auto|all|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$")]
 Dialect = Literal["huggingface", "vertex", "sagemaker"]
+Canary = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}=\d{1,18}:(0(\.\d+)?|1(\.0+)?)$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -98,6 +99,17 @@ class Settings(EngineOptions):
         description="model of requests that name none; default: the first by name, models without gates last",
     )
 
+    canary: Annotated[list[Canary], NoDecode, BeforeValidator(split_at_commas)] = Field(
+        default=[],
+        description="versions that answer a share, 0..1, of the requests that name none, as MODEL=VERSION:SHARE with "
+        "commas between them; see docs/rollout.md",
+    )
+    canary_header: str = Field(
+        default="X-Client-ID",
+        pattern=r"^[A-Za-z0-9-]+$",
+        description="request header whose value decides between a canary and the usual version, so that a client "
+        "always gets the same; without it, chance decides",
+    )
     watch_interval: Seconds = Field(
         default=0, description="seconds between checks for new versions; 0: load new versions on request only"
     )

@@ -78,7 +78,7 @@ async def model_infer(call: Invocation) -> Any:
     async with container.json_turn.take(size, call.deadline):
         request = await asyncio.to_thread(read_message, "ModelInferRequest", call.message)
     version = v2.number(request.model_version or None)
-    with container.repository.lease(v2.plain_name(request.model_name), version) as loaded:
+    with container.lease(v2.plain_name(request.model_name), version, call.headers) as loaded:
         context.model, context.version = loaded.name, str(loaded.version)
         container.admission.refuse_if_saturated(loaded)
         async with container.json_turn.take(size, call.deadline):

@@ -52,7 +52,7 @@ class ClassifyQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="default: the server's default model")
-    version: int | None = Field(None, ge=0, description="default: the newest that is served")
+    version: int | None = Field(None, ge=0, description="default: the promoted or the newest one")
     top_k: int = Field(5, ge=1, le=1000, description="predictions to return, at most one per class")
     execute_threshold: float | None = Field(
         None,
@@ -131,7 +131,7 @@ async def classify(request: Request) -> Response:
     headers = read_parameters(ClassifyHeaders, request.headers)
     deadline = deadline_of(timing.started, container.settings.request_timeout, headers.timeout)
     container.health.require_accepting()
-    with container.repository.lease(query.model, query.version) as loaded:
+    with container.lease(query.model, query.version, request.headers) as loaded:
         context.model, context.version = loaded.name, str(loaded.version)
         container.admission.refuse_if_saturated(loaded)
         route = container.degradation.route(loaded, query, headers.degrade)

@@ -34,7 +34,7 @@ class ModelQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="default: the server's default model")
-    version: int | None = Field(None, ge=0, description="default: the newest that is served")
+    version: int | None = Field(None, ge=0, description="default: the promoted or the newest one")
 
 
 class ComputeParameters(BaseModel):
@@ -69,7 +69,7 @@ async def run(
     headers = read_parameters(ClassifyHeaders, request.headers)
     deadline = deadline_of(timing.started, container.settings.request_timeout, headers.timeout)
     container.health.require_accepting()
-    with container.repository.lease(query.model, query.version) as loaded:
+    with container.lease(query.model, query.version, request.headers) as loaded:
         context.model, context.version = loaded.name, str(loaded.version)
         container.admission.refuse_if_saturated(loaded)
         images = await read_images(request, container, deadline, read)

@@ -173,7 +173,7 @@ async def infer(
     timing = context.timing
     deadline = deadline_of(timing.started, container.settings.request_timeout, x_request_timeout)
     container.health.require_accepting()
-    with container.repository.lease(plain_name(model), number(version)) as loaded:
+    with container.lease(plain_name(model), number(version), request.headers) as loaded:
         context.model, context.version = loaded.name, str(loaded.version)
         container.admission.refuse_if_saturated(loaded)
         body = await read_body(request.body(), deadline)
