@@ -14,13 +14,16 @@ from service.health import Health
 from service.http.body import JsonTurn
 from service.http.keys import inference_keys, management_keys
 from service.inference.admission import Admission
+from service.inference.batch import BatchRun
 from service.inference.degradation import Degradation, Limits
 from service.inference.pipeline import Pipeline
+from service.inference.result import ImageResult
 from service.repository.loaded_model import LoadedModel
 from service.repository.loading import load_version
 from service.repository.repository import Repository
 from service.repository.watcher import Watcher
 from service.rollout.canary import Canary
+from service.rollout.shadow import Shadow
 from service.rollout.shares import parse_shares, versions_beside
 from service.settings import Settings
 from service.telemetry.metrics import Metrics
@@ -41,9 +44,9 @@ class Container:
     def __init__(self, settings: Settings, load: Callable[[Path], LoadedModel] | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.pipeline = Pipeline(settings, self.metrics.count_batch, self.metrics.count_dropped)
+        self.pipeline = Pipeline(settings, self._count_batch, self.metrics.count_dropped)
         mirror = mirror_of(settings)
-        canaries = parse_shares(settings.canary, "--canary")
+        canaries, shadows = parse_shares(settings.canary, "--canary"), parse_shares(settings.shadow, "--shadow")
         self.repository = Repository(
             settings.model_repository if mirror is None else mirror.folder,
             load or partial(load_version, options=settings, max_batch_size=settings.max_batch_size),
@@ -51,11 +54,12 @@ class Container:
             self._remove_model,
             settings.default_model,
             None if mirror is None else mirror.refresh,
-            versions_beside(canaries),
+            versions_beside(canaries, shadows),
         )
         self.canary = Canary(canaries, settings.canary_header, self.repository.is_loaded)
         self.watcher = Watcher(self.repository, settings.watch_interval)
         batcher = self.pipeline.batcher
+        self.shadow = Shadow(shadows, self.repository, batcher, self.metrics.shadows)
         self.admission = Admission(
             settings.max_queue_size,
             settings.max_bodies_size,
@@ -113,6 +117,11 @@ class Container:
         self.pipeline.batcher.add_threads(len(model.engines))
         self.metrics.engine_threads.set(self.pipeline.batcher.threads)
         self.metrics.add_model(model, partial(self.pipeline.batcher.depth, model))
+        self.shadow.add_model(model)
+
+    def _count_batch(self, run: BatchRun, results: list[ImageResult]) -> None:
+        self.metrics.count_batch(run, results)
+        self.shadow.observe(run, results)
 
     def _remove_model(self, model: LoadedModel) -> None:
         if model.version not in self.repository.loaded.get(model.name, {}):

@@ -16,6 +16,7 @@ DeviceName = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 DeviceNames = Annotated[str, Field(pattern=r"^(auto|all|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$")]
 Dialect = Literal["huggingface", "vertex", "sagemaker"]
 Canary = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}=\d{1,18}:(0(\.\d+)?|1(\.0+)?)$")]
+Shadow = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}=(\d{1,18}|dense):(0(\.\d+)?|1(\.0+)?)$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -110,6 +111,12 @@ class Settings(EngineOptions):
         description="request header whose value decides between a canary and the usual version, so that a client "
         "always gets the same; without it, chance decides",
     )
+    shadow: Annotated[list[Shadow], NoDecode, BeforeValidator(split_at_commas)] = Field(
+        default=[],
+        description="versions that answer a sample of the images once more when the engine is idle, for comparison, as "
+        "MODEL=VERSION:SHARE, or MODEL=dense:SHARE for every block; see docs/rollout.md",
+    )
+
     watch_interval: Seconds = Field(
         default=0, description="seconds between checks for new versions; 0: load new versions on request only"
     )

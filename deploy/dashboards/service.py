@@ -24,6 +24,9 @@ FAILED = f'{INSTANCE}, outcome=~"error|deadline|unavailable"'
 JUDGED = f'{INSTANCE}, outcome!~"bad_input|cancelled|client_deadline|rejected"'
 IMAGES = f'{VERSION}, block="0"'
 """The first block runs for every image."""
+FAILED_BY_VERSION = f'{VERSION}, outcome=~"error|deadline|unavailable"'
+AGREED = f'{VERSION}, outcome="agreed"'
+COMPARED = f'{VERSION}, outcome=~"agreed|differed"'
 EACH = "model, version"
 DURATION = "skipnet_request_duration_seconds"
 
@@ -34,6 +37,7 @@ def board() -> Dashboard:
         "Now": numbers(),
         "Requests": requests(),
         "Queue and batches": batches(),
+        "Versions": versions(),
         "Process": process(),
         "GPU": gpu(),
     }
@@ -186,6 +190,45 @@ def batches() -> list[Built]:
                 ),
                 "block {{block}}",
             ),
+        ),
+    ]
+
+
+def versions() -> list[Built]:
+    each = "model, version, shadow"
+    return [
+        series_panel(
+            "Requests by version",
+            "Inference requests per second by version, with any outcome. With --canary the canary has its share.",
+            "reqps",
+            Target(rate("skipnet_requests_total", VERSION, EACH), "{{model}}/{{version}}"),
+        ),
+        series_panel(
+            "Errors by version",
+            "Share of a version's requests that failed. A canary above the usual version is no version to promote.",
+            "percentunit",
+            Target(
+                f"{rate('skipnet_requests_total', FAILED_BY_VERSION, EACH)}"
+                f" / {rate('skipnet_requests_total', VERSION, EACH)}",
+                "{{model}}/{{version}}",
+            ),
+        ),
+        series_panel(
+            "Shadow agreement",
+            "Share of the sampled images to which the shadow gave the same label, with --shadow. With dense, "
+            "routing costs at most what is missing to 100 %.",
+            "percentunit",
+            Target(
+                f"{rate('skipnet_shadow_images_total', AGREED, each)}"
+                f" / {rate('skipnet_shadow_images_total', COMPARED, each)}",
+                "{{model}}/{{version}} and {{shadow}}",
+            ),
+        ),
+        series_panel(
+            "Shadow images",
+            "Sampled images by outcome. Dropped: the engine was busy, so the sample is smaller than asked for.",
+            "reqps",
+            Target(rate("skipnet_shadow_images_total", VERSION, "outcome"), "{{outcome}}"),
         ),
     ]
 

@@ -50,6 +50,7 @@ class Batcher:
         self.failure: BaseException | None = None
         self._queues: dict[LoadedModel, deque[ImageTask]] = {}
         self._prepared: Batch | None = None
+        self._idle_work: deque[Callable[[int], None]] = deque()
         self._lanes: list[Lane] = []
         self._recent: deque[tuple[int, float]] = deque(maxlen=32)  # image count and seconds of the last batches
         self._changed = threading.Condition()
@@ -155,6 +156,15 @@ class Batcher:
                     queue.remove(task)
                     self.is_wanted(task)
 
+    def when_idle(self, work: Callable[[int], None]) -> None:
+        """Call ``work`` with the number of a device in the device's engine thread when no image waits.
+
+        Images that arrive in the meantime wait until it returns. It must not raise.
+        """
+        with self._changed:
+            self._idle_work.append(work)
+            self._changed.notify()
+
     def retire(self, model: "LoadedModel") -> None:
         """Make each engine thread close its engine of a model that no request uses."""
         with self._changed:
@@ -167,8 +177,12 @@ class Batcher:
     def _main(self, lane: Lane) -> None:
         try:
             while (batch := self._take(lane)) is not None:
-                lane.running, lane.busy_since = batch, perf_counter()
-                self._run(batch, lane.index)
+                lane.busy_since = perf_counter()
+                if isinstance(batch, Batch):
+                    lane.running = batch
+                    self._run(batch, lane.index)
+                else:
+                    batch(lane.index)
                 lane.running, lane.busy_since = None, None
                 del batch  # It would keep the weights of an unloaded model in memory until the next batch.
         except BaseException as error:
@@ -183,8 +197,8 @@ class Batcher:
             for task in left:
                 task.fail(ServiceError(Code.ENGINE_FAILED, ENGINE_DEAD))
 
-    def _take(self, lane: Lane) -> Batch | None:
-        """Wait for images and return the next batch.
+    def _take(self, lane: Lane) -> Batch | Callable[[int], None] | None:
+        """Wait for images and return the next batch, or without images the next work for an idle engine.
 
         Returns None if the batcher is closed and empty, or if another thread has died.
         """
@@ -201,6 +215,8 @@ class Batcher:
                     oldest = min((queue[0].queued_at for queue in self._queues.values() if queue), default=None)
                     if oldest is None and self._closing:
                         return None
+                    if oldest is None and self._idle_work:
+                        return self._idle_work.popleft()
                     self._changed.wait(None if oldest is None else max(0, oldest + self.delay - perf_counter()))
             if batch is not None and batch.tasks:
                 return batch

@@ -13,6 +13,7 @@ from service.repository.loaded_cascade import LoadedCascade
 from service.repository.loaded_model import LoadedModel
 from service.telemetry.cascade_metrics import MARGINS, CascadeMetrics
 from service.telemetry.metric_registry import VERSION, MetricRegistry, remove_version
+from service.telemetry.shadow_metrics import ShadowMetrics
 from service.telemetry.timing import STAGES, Timing
 
 SECONDS = (
@@ -45,6 +46,7 @@ class Metrics:
             lambda name, text, labels: histogram(name, text, MARGINS, labels),
             lambda name, text, labels: histogram(name, text, SECONDS, labels),
         )
+        self.shadows = ShadowMetrics(counter)
         self._series: WeakKeyDictionary[LoadedModel, Series] = WeakKeyDictionary()
         self.ready = gauge("ready", "1 if /health/ready succeeds.", ())
         self.models_failed = gauge(

@@ -45,7 +45,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     gated = cascade.stages[0].name
     # Batches that also run dense would add MACs that no response reports.
     options = ("--routing", "branch", "--max-queue-size", "4", "--max-batch-size", "4", "--dense-sample-interval", "0")
-    serve = Process(folder / "log", "--model-repository", str(folder / "models"), *options)
+    shadow = ("--shadow", f"{gated}=dense:1")
+    serve = Process(folder / "log", "--model-repository", str(folder / "models"), *options, *shadow)
     try:
         with httpx.Client(base_url=serve.url(), timeout=TIMEOUT) as client:
             # The default model is ready first.
