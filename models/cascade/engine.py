@@ -17,6 +17,8 @@ from models.engines.routing_switch import run_untracked
 from models.macs import Mode
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from models.engines.selection import OnFallback
 
 ALWAYS, NEVER = np.float32(2), np.float32(-1)
@@ -157,6 +159,7 @@ def load_cascade_engine(
     threads: int | None = None,
     routing: str = "auto",
     on_fallback: "OnFallback | None" = None,
+    cache: "Path | None" = None,
 ) -> CascadeEngine:
     """Return an engine that runs a cascade, each stage on its own engine.
 
@@ -164,7 +167,7 @@ def load_cascade_engine(
     """
     with ExitStack() as opened:
         engines = [
-            opened.enter_context(closing(load_engine(stage, engine, device, threads, routing, on_fallback)))
+            opened.enter_context(closing(load_engine(stage, engine, device, threads, routing, on_fallback, cache)))
             for stage in cascade.stages
         ]
         opened.pop_all()

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from models.checkpoint import Checkpoint
 from models.engines.folding import FoldedNetwork, fold
 from models.engines.native.engine import NativeEngine
-from models.engines.onnx.engine import OnnxRuntimeEngine
 from models.engines.protocol import Engine, EngineError, PixelEngine
 from models.engines.torch.engine import TorchEngine
 from models.engines.torch.reference import ReferenceEngine
@@ -30,8 +29,10 @@ CPU_ONLY = ("native", "native_int16")
 GPU_ONLY = ("persistent", "cuda_graph")
 
 
-def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mode) -> Engine:
-    """Return the engine ``name`` in one routing mode.
+def build(
+    checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mode, most_spread: int | None = None
+) -> Engine:
+    """Return the engine ``name`` in one routing mode. ``most_spread`` is that of a native engine, if it is known.
 
     Raises EngineError if it cannot run here.
     """
@@ -49,14 +50,22 @@ def build(checkpoint: Checkpoint, name: str, device: str, threads: int, mode: Mo
     if name == "torch":
         return TorchEngine(folded, device, mode, threads)
     if name == "onnxruntime":
+        # It imports onnx and onnxruntime, which a start with the native engine alone does not need.
+        from models.engines.onnx.engine import OnnxRuntimeEngine
+
         return OnnxRuntimeEngine(folded, device, mode, threads)
     if name in CPU_ONLY:
-        return build_native(checkpoint, folded, name, threads)
+        return build_native(checkpoint, folded, name, threads, most_spread)
     return build_on_gpu(folded, name, device, mode, normalisation(checkpoint.config.input))
 
 
-def build_native(checkpoint: Checkpoint, folded: FoldedNetwork, name: str, threads: int) -> NativeEngine:
-    """Return the native engine, in float32 or in 16-bit integers, with its threads configured by measurement."""
+def build_native(
+    checkpoint: Checkpoint, folded: FoldedNetwork, name: str, threads: int, most_spread: int | None = None
+) -> NativeEngine:
+    """Return the native engine, in float32 or in 16-bit integers.
+
+    Without ``most_spread``, it is measured for which batches an image is spread over the cores.
+    """
     limits = None
     if name == "native_int16":
         quantization = checkpoint.config.quantization
@@ -67,7 +76,10 @@ def build_native(checkpoint: Checkpoint, folded: FoldedNetwork, name: str, threa
             )
         limits = tuple(map(tuple, quantization.activation_limits))
     engine = NativeEngine(folded, threads, limits)
-    engine.measure_spreading(checkpoint.config.input.height, checkpoint.config.input.width)
+    if most_spread is None:
+        engine.measure_spreading(checkpoint.config.input.height, checkpoint.config.input.width)
+    else:
+        engine.most_spread = most_spread
     return engine
 
 

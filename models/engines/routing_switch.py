@@ -64,13 +64,29 @@ class RoutingSwitch:
     images.
     """
 
-    def __init__(self, branch: Engine, mask: Engine, shape: tuple[int, int, int], share: float = 0.5) -> None:
-        """Measure both engines on images of ``shape`` (3, H, W). ``share`` is the expected executed share."""
+    def __init__(
+        self,
+        branch: Engine,
+        mask: Engine,
+        shape: tuple[int, int, int],
+        share: float = 0.5,
+        costs: dict[int, Costs] | None = None,
+    ) -> None:
+        """Measure both engines on images of ``shape`` (3, H, W), unless their ``costs`` were measured before.
+
+        ``share`` is the expected executed share.
+        """
         self.engines: dict[Mode, Engine] = {"branch": branch, "mask": mask}
         self.name = branch.name if branch.name == mask.name else f"{branch.name}+{mask.name}"
         self.device = branch.device
         self.share = share
-        self.costs = calibrate(branch, mask, shape)
+        self.costs = costs or calibrate(branch, mask, shape)
+
+    @property
+    def winners(self) -> set[Mode]:
+        """The modes that are the faster one for some batch size and executed share."""
+        pairs = [(branch, cost.mask) for cost in self.costs.values() for branch in cost.branch]
+        return {"mask" if mask < branch else "branch" for branch, mask in pairs}
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """Run a batch, as ``Engine.run`` does. The output's ``mode`` tells which engine ran."""

@@ -1,15 +1,17 @@
 """Select an engine by name, or the fastest one by a short measurement."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 
 from models.checkpoint import Checkpoint
+from models.engines.choice_cache import Choice, ChoiceCache
 from models.engines.factory import CPU_ONLY, GPU_ONLY, MODES, build, closing_on_error
 from models.engines.folding import fold
 from models.engines.protocol import Engine, EngineError
@@ -41,6 +43,7 @@ def select(
     threads: int | None,
     routing: str,
     on_fallback: OnFallback | None = None,
+    cache: Path | None = None,
 ) -> Engine:
     """Return an engine, as ``load_engine`` does. With auto, two engines may do the branching and the masking."""
     if name not in (*MODES, "auto"):
@@ -49,14 +52,14 @@ def select(
         raise EngineError(f"unknown routing {routing!r}; choose auto, {', '.join(get_args(Mode))}")
     found = find_device(device, name)
     try:
-        return select_on(checkpoint, name, found, threads, routing, on_fallback)
+        return select_on(checkpoint, name, found, threads, routing, on_fallback, cache)
     except EngineError as error:
         if device != "auto" or found == "cpu" or name in GPU_ONLY:
             raise
         log.warning("%s cannot serve, the device auto falls back to the CPU: %s", found, error)
         if on_fallback is not None:
             on_fallback(LAST_RESORT if name == "auto" else name, str(error))
-    return select_on(checkpoint, name, "cpu", threads, routing, on_fallback)
+    return select_on(checkpoint, name, "cpu", threads, routing, on_fallback, cache)
 
 
 def select_on(
@@ -66,6 +69,7 @@ def select_on(
     threads: int | None,
     routing: str,
     on_fallback: OnFallback | None,
+    cache: Path | None,
 ) -> Engine:
     """Return an engine on a device that is not auto, as ``select`` does."""
     selection = Selection(checkpoint, device, threads or available_cpus(), on_fallback)
@@ -74,12 +78,39 @@ def select_on(
         modes = ("branch", "mask") if name == "auto" else MODES[name]
     if checkpoint.network.gate_kind is None:
         modes = modes[:1]
-    find = selection.fastest if name == "auto" else partial(selection.verified, name)
-    with closing_on_error() as opened:
-        engines = [opened.enter_context(closing(find(mode))) for mode in modes]
-        if len(engines) == 1:
-            return engines[0]
-        return RoutingSwitch(engines[0], engines[1], image_shape(checkpoint), expected_share(checkpoint))
+    if name != "auto":
+        return selection.measured(modes, partial(selection.verified, name))
+    if device != "cpu":
+        return selection.measured(modes, selection.fastest)
+    kept = None
+    if cache is not None and checkpoint.folder.is_dir():
+        kept = ChoiceCache(cache, checkpoint, selection.threads, routing)
+    return choose_on_cpu(selection, modes, kept)
+
+
+def choose_on_cpu(selection: "Selection", modes: tuple[Mode, ...], kept: ChoiceCache | None) -> Engine:
+    """Return the engine that was chosen at an earlier start, or the fastest one, and keep the choice."""
+    if kept is not None and (choice := kept.read()) is not None:
+        try:
+            return selection.repeated(choice)
+        except EngineError as error:
+            log.warning("the engines of the last start cannot be used, measuring again: %s", error)
+    engine = only_needed(selection.measured(modes, selection.fastest))
+    # After a fallback, the next start has to try the missing engine again.
+    if kept is not None and not selection.reported:
+        kept.write(Choice.of(engine, modes[0]))
+    return engine
+
+
+def only_needed(engine: Engine) -> Engine:
+    """Return the engine of one mode if a switch would never take the other, which is closed then."""
+    if not isinstance(engine, RoutingSwitch) or len(engine.winners) > 1:
+        return engine
+    [mode] = engine.winners
+    for other, unused in engine.engines.items():
+        if other != mode:
+            unused.close()
+    return engine.engines[mode]
 
 
 def find_device(device: str, engine: str) -> str:
@@ -121,6 +152,29 @@ class Selection:
         self.checkpoint, self.device, self.threads, self.on_fallback = checkpoint, device, threads, on_fallback
         self.verification = Verification(checkpoint, IMAGES_ON_CPU if device == "cpu" else IMAGES)
         self.reported: set[tuple[str, str]] = set()
+
+    def measured(self, modes: Sequence[Mode], find: Callable[[Mode], Engine]) -> Engine:
+        """Return the engine that ``find`` returns for a mode; for two modes, a switch between the two engines."""
+        with closing_on_error() as opened:
+            engines = [opened.enter_context(closing(find(mode))) for mode in modes]
+            if len(engines) == 1:
+                return engines[0]
+            shape, share = image_shape(self.checkpoint), expected_share(self.checkpoint)
+            return RoutingSwitch(engines[0], engines[1], shape, share)
+
+    def repeated(self, choice: Choice) -> Engine:
+        """Return the engine of an earlier choice, without measuring or comparing it again. Raises EngineError."""
+        with closing_on_error() as opened:
+            engines: dict[Mode, Engine] = {}
+            for mode, kept in choice.modes.items():
+                engine = build(self.checkpoint, kept.engine, self.device, self.threads, mode, kept.most_spread)
+                engines[mode] = opened.enter_context(closing(engine))
+            names = ", ".join(f"{engine.name} for mode {mode}" for mode, engine in engines.items())
+            log.info("auto takes the engines of the last start: %s", names)
+            if len(engines) == 1:
+                return next(iter(engines.values()))
+            shape, share = image_shape(self.checkpoint), expected_share(self.checkpoint)
+            return RoutingSwitch(engines["branch"], engines["mask"], shape, share, choice.routing_costs)
 
     def fastest(self, mode: Mode) -> Engine:
         """Return the engine with the shortest time for one image that executes the checkpoint's mean share of blocks.

@@ -10,8 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
-
 from models.errors import UserError, needs_extra
 
 CHUNK = 1 << 20
@@ -134,6 +132,7 @@ class Hub:
             return [self._file(entry) for entry in entries if hasattr(entry, "blob_id")]
 
     def chunks(self, file: RemoteFile) -> Iterator[bytes]:
+        import httpx
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 

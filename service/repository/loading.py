@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import UserError
+from models.remote.mirror import default_cache
 from service.inference.dense_clock import DenseClock
 from service.repository.loaded_cascade import LoadedCascade
 from service.repository.loaded_model import LoadedModel, timed
@@ -97,16 +98,26 @@ def load_on_devices(
     from models.machine import available_cpus
 
     devices = find_devices(options.device, options.engine)
+    # A device may be named twice, and its engines are measured beside each other.
+    cache = engine_cache() if len(devices) == 1 else None
     threads = options.threads
     if threads is None and devices.count("cpu") > 1:
         threads = max(1, available_cpus() // devices.count("cpu"))
     with closing_on_error() as opened:
         return [
             opened.enter_context(
-                closing(load(options.engine, device, threads, options.routing, on_fallback=on_fallback))
+                closing(load(options.engine, device, threads, options.routing, on_fallback=on_fallback, cache=cache))
             )
             for device in devices
         ]
+
+
+def engine_cache() -> Path | None:
+    """Return the folder in which the choice of engines is kept, or None if this user has no home."""
+    try:
+        return default_cache() / "engines"
+    except RuntimeError:
+        return None
 
 
 def warm_up(model: LoadedModel, max_batch_size: int) -> None:

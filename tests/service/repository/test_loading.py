@@ -164,7 +164,7 @@ def test_a_fallback_is_logged_with_its_reason(
 def test_a_fallback_for_two_reasons_counts_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = engines.load_engine
 
-    def fall_back(checkpoint: Checkpoint, *_: object, on_fallback: OnFallback) -> Engine:
+    def fall_back(checkpoint: Checkpoint, *_: object, on_fallback: OnFallback, cache: object) -> Engine:  # noqa: ARG001
         on_fallback("persistent", "logits off by 0.1")
         on_fallback("persistent", "logits off by 0.2")
         return load(checkpoint, "reference", "cpu", 1)
