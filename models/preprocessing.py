@@ -52,7 +52,7 @@ def normalise(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.float32]
 
 
 def normalisation(spec: InputSpec) -> NDArray[np.float32]:
-    """Return two rows [2, 3], by which pixels 0..255 are normalised: pixel * scale - shift, for each colour."""
+    """Return scale and shift [2, 3] of each colour, which normalise pixels 0..255: pixel * scale - shift."""
     scale = 1 / (255 * np.asarray(spec.std, np.float32))
     return np.stack([scale, np.asarray(spec.mean, np.float32) / np.asarray(spec.std, np.float32)])
 

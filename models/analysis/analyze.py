@@ -41,18 +41,13 @@ def analyze(
     UserError for a network without gates.
     """
     network, macs = checkpoint.network, checkpoint.macs
-    if network.gate_kind is None:
-        raise UserError(
-            f"{checkpoint.folder} has no gates, so every image takes the same path: choose a network with gates"
-        )
+    require_gates(checkpoint)
     count = len(network.blocks)
     correct = outputs.predicted == sample.labels
     executed_macs = macs.executed(outputs.executed)
     progress("the same weights along fixed routes")
-    batches = sample.batches(runner.spec)
-    fixed_routes = compare_with_routed(checkpoint, load, batches, correct, outputs.executed)
-    part = sample.first(altered)
-    few = sample.first(attacked)
+    fixed_routes = compare_with_routed(checkpoint, load, sample.batches(runner.spec), correct, outputs.executed)
+    part, few = sample.first(altered), sample.first(attacked)
     progress(f"{len(part.labels)} images altered in scale, brightness, contrast and blur")
     effects = [measure_alteration(name, runner, part) for name in ALTERATIONS]
     progress("flips under JPEG compression, shifts and bfloat16")
@@ -86,6 +81,14 @@ def analyze(
         macs=float(executed_macs.mean()),
         fixed_routes=fixed_routes,
     )
+
+
+def require_gates(checkpoint: Checkpoint) -> None:
+    """Raise UserError for a network without gates."""
+    if checkpoint.network.gate_kind is None:
+        raise UserError(
+            f"{checkpoint.folder} has no gates, so every image takes the same path: choose a network with gates"
+        )
 
 
 def block_groups(projections: tuple[int, ...]) -> list[int]:

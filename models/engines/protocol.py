@@ -50,15 +50,15 @@ class Engine(Protocol):
 
 @runtime_checkable
 class PixelEngine(Engine, Protocol):
-    """An engine that normalises images on its device, so that a quarter of the bytes goes there."""
+    """An engine that normalises images on its device, so that a quarter of the bytes is copied."""
 
     def run_pixels(self, pixels: NDArray[np.uint8], thresholds: NDArray[np.float32]) -> Routed:
-        """Classify decoded images [N, H, W, 3]: as ``run`` of what ``models.preprocessing.normalise`` makes of them."""
+        """Classify decoded images [N, H, W, 3], as ``run`` does after ``models.preprocessing.normalise``."""
         ...
 
 
 def closed(engine: Engine) -> EngineError:
-    """Return the error of an engine on a GPU that is asked to run after it was closed."""
+    """Return the error of an engine on a GPU that is called after it was closed."""
     return EngineError(f"the engine {engine.name} on {engine.device} is closed")
 
 

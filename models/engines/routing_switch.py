@@ -19,7 +19,8 @@ from models.macs import Mode
 SHARES = (0.0, 0.5, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32)
 LARGE_SIZES = (128, 512)
-"""Sizes that are also measured on a GPU, where the cost of a decision and the work of a block grow differently."""
+"""Sizes that are also measured on a GPU, because there the cost of a decision and the work of a block grow differently.
+"""
 LARGE_PIXELS = 512 * 32 * 32
 """The most pixels of a batch of one of ``LARGE_SIZES``."""
 RUNS = 5
@@ -50,7 +51,7 @@ class Costs:
 
 @runtime_checkable
 class Learning(Protocol):
-    """An engine that adapts to its traffic."""
+    """An engine that adapts to the images of its requests."""
 
     def run_untracked(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """Run images outside of the traffic: as ``run``, but the engine does not record them."""
@@ -89,7 +90,7 @@ class RoutingSwitch:
         return {"mask" if mask < branch else "branch" for branch, mask in pairs}
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
-        """Run a batch, as ``Engine.run`` does. The output's ``mode`` tells which engine ran."""
+        """Run a batch, as ``Engine.run`` does. The output's ``mode`` is that of the engine that ran."""
         routed = self.run_untracked(images, thresholds)
         memory = math.exp(-len(images) / HORIZON_IMAGES)
         self.share = memory * self.share + (1 - memory) * float(routed.executed.mean())

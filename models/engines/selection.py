@@ -240,7 +240,7 @@ class Selection:
         with closing_on_error() as opened:
             engine = opened.enter_context(closing(build(self.checkpoint, name, self.device, self.threads, mode)))
             if name not in COMPARED_ELSEWHERE and (name, self.device) != ("reference", "cpu"):
-                # On a GPU an engine has code or a graph of its own for each size. All of them are compared.
+                # On a GPU an engine has its own code or graph for each size. All of them are compared.
                 _, height, width = image_shape(self.checkpoint)
                 self.verification.check(engine, () if self.device == "cpu" else recorded_sizes(height, width))
             return engine

@@ -18,18 +18,18 @@ KILL_WAIT_S = 5.0
 
 
 TAKEN = ("busy or unavailable", "CUDA_ERROR_DEVICE_UNAVAILABLE")
-"""What torch and the driver say in a second process, if the GPU's compute mode is EXCLUSIVE_PROCESS."""
+"""The message of torch and the driver in a second process, if the GPU's compute mode is EXCLUSIVE_PROCESS."""
 
 
 class DeviceTaken(EngineError):
-    """Another process holds the GPU, so the check could not run."""
+    """Another process uses the GPU, so the check could not run."""
 
 
 def check_in_subprocess(folder: Path, name: str, device: str, mode: str) -> None:
     """Compare an engine with the reference engine in a subprocess, on the checkpoint in ``folder``.
 
     Raises EngineError with the reason in one line if the outputs differ, the engine cannot run, or the process died or
-    hung. Raises DeviceTaken if this process holds the GPU and no other may use it.
+    hung. Raises DeviceTaken if this process uses the GPU and no other may use it.
     """
     run_check([sys.executable, "-m", "models.engines.subprocess_check", str(folder), name, device, mode], LIMIT_S)
 

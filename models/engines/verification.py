@@ -117,7 +117,7 @@ def recorded_sizes(height: int, width: int) -> list[int]:
 
 
 def check_queue(engine: Queueing, case: Case) -> None:
-    """Let thread blocks take a second image and more, as in batches larger than the GPU. Raises Disagreement."""
+    """Check thread blocks that take several images, as in batches larger than the GPU. Raises Disagreement."""
     all_blocks = engine.thread_blocks
     try:
         for engine.thread_blocks in FEW_THREAD_BLOCKS:

@@ -1,4 +1,4 @@
-"""What a condition costs in a captured CUDA graph, if its block runs and if it does not."""
+"""Measure the time of a condition in a captured CUDA graph, if its block runs and if it does not."""
 
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +44,7 @@ def add_one(x: Tensor) -> tuple[()]:
 
 
 def keep(x: Tensor) -> tuple[()]:
-    """Do something: drivers before r570 can hang on an empty branch."""
+    """Run a small operator: drivers before r570 can hang on an empty branch."""
     x.mul_(1)
     return ()
 

@@ -1,4 +1,4 @@
-"""Dense engines as a user of torch can make them on CUDA: what routed engines have to be faster than."""
+"""Dense engines that a user of torch can make on CUDA. Routed engines should be faster than these."""
 
 import copy
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class DenseTorch:
 
     def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:
         """See ``Engine.run``."""
-        del thresholds  # A plain ResNet decides nothing.
+        del thresholds  # A plain ResNet has no decisions.
         if self.pinned.shape != images.shape:
             self.pinned = torch.empty(images.shape, pin_memory=self.device != "cpu")
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What `skipnet verify-gpu --quick` checks and measures: all that ten minutes of a GPU can tell."""
+"""Run the checks and measurements of `skipnet verify-gpu --quick`, in ten minutes of a GPU."""
 
 import logging
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Where the time of a GPU engine's run goes: Python, the copy to pinned memory, the launch, and the kernel."""
+"""Measure the parts of a GPU engine's time: Python, the copy to pinned memory, the launch, and the kernel."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ class Split:
 
 
 def split_time(engine: PixelEngine, pixels: NDArray[np.uint8], threshold: float, seconds: float) -> dict[str, float]:
-    """Run a batch of ``pixels`` [N, H, W, 3] for about ``seconds``; return its time in parts, by ``Split``'s names."""
+    """Run a batch of ``pixels`` [N, H, W, 3] for about ``seconds``. Return its time in parts by ``Split``'s names."""
     thresholds = np.full(len(pixels), threshold, np.float32)
     engine.run_pixels(pixels, thresholds)  # allocates, and captures a graph
     rows: list[list[float]] = []
@@ -55,7 +55,7 @@ def split_time(engine: PixelEngine, pixels: NDArray[np.uint8], threshold: float,
 
 @contextmanager
 def timed_stages(engine: Engine) -> Iterator[dict[str, float]]:
-    """Yield the seconds spent in each of ``COLUMNS``, which the engine's runs add to within the block."""
+    """Yield a mapping from ``COLUMNS`` to seconds, to which the engine's runs add within the block."""
     taken = dict.fromkeys(COLUMNS, 0.0)
     parts: list[object] = []
     if isinstance(engine, PersistentEngine):
@@ -76,7 +76,7 @@ def timed_stages(engine: Engine) -> Iterator[dict[str, float]]:
 
 
 def timed(stage: Callable[..., object], column: str, taken: dict[str, float]) -> Callable[..., object]:
-    """Return a function that does the same and adds its seconds to ``taken``."""
+    """Return a function that calls the given one and adds its seconds to ``taken``."""
 
     def run(*arguments: object) -> object:
         began = perf_counter()

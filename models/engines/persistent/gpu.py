@@ -1,6 +1,6 @@
-"""Use a GPU through the CUDA driver: memory, and launches whose arguments are prepared once.
+"""Use a GPU through the CUDA driver: memory, and launches with arguments that are prepared once.
 
-cuda-core would prepare them anew at every launch, which takes longer than a block of the network.
+cuda-core would prepare them again at every launch, which takes longer than a block of the network.
 """
 
 import ctypes
@@ -80,7 +80,7 @@ class Gpu:
             address = call(self.driver.cuMemAlloc, words.nbytes)
             self.owned.append((self.driver.cuMemFree, address))
             call(self.driver.cuMemcpyHtoD, address, words.ctypes.data, words.nbytes)
-            # The copy may be on its way still, and the streams of launches do not wait for it.
+            # The copy may still be running, and the streams of launches do not wait for it.
             call(self.driver.cuCtxSynchronize)
         return int(address)
 
@@ -101,7 +101,7 @@ class Gpu:
         return stream
 
     def close(self) -> None:
-        """Release what was taken, the last first. Arrays in pinned memory must not be used any more."""
+        """Release the memory, the most recent first. Arrays in pinned memory must not be used afterwards."""
         call(self.driver.cuCtxPushCurrent, self.context)
         while len(self.owned) > 1:
             release, what = self.owned.pop()
@@ -125,7 +125,7 @@ def call(function: Callable[..., Any], *arguments: object) -> Any:
     """Call a function of the driver and return its result. Raises EngineError if the driver refuses."""
     try:
         status, *values = function(*arguments)
-    except RuntimeError as error:  # the driver, or this function in it, is not there
+    except RuntimeError as error:  # the driver, or this function in it, is missing
         raise EngineError(f"the persistent engine needs a GPU and its driver: {error}") from error
     if status:
         raise refusal(function.__name__, status)

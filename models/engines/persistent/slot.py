@@ -1,4 +1,4 @@
-"""A part of a batch on its way through the persistent kernel, and the memory that it needs there and back."""
+"""Pinned memory and a launch of the persistent kernel for one part of a batch."""
 
 import ctypes
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ CHUNK = 256
 SIDE = 32
 """The side of an image in pixels. The kernel keeps whole feature maps in shared memory, which holds this size."""
 POLLS = 2000
-"""How often a wait looks for the results before it waits without Python's lock: for some 0.1 ms."""
+"""How often a wait polls the results before it waits without Python's lock: about 0.1 ms."""
 Images = NDArray[np.float32] | NDArray[np.uint8]
 Results = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]
 """Logits [N, classes], and probability and executed [N, B-1]."""
@@ -23,8 +23,8 @@ Results = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]
 class Slot:
     """Pinned memory for ``CHUNK`` images and their results, and a launch whose arguments are prepared once.
 
-    The kernel reads images and writes results there, so nothing is copied by the driver. Each slot has a stream of its
-    own, so that the kernel begins with the next part while the slowest images of the last one are computed.
+    The kernel reads images and writes results there, so nothing is copied by the driver. Each slot has its own stream,
+    so that the kernel begins with the next part while the slowest images of the last one are computed.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Slot:
             *map(ctypes.c_int, blocks),
             ctypes.c_int(classes),
         ]
-        """Of persistent.cu's ``route``, in its order."""
+        """The arguments of persistent.cu's ``route``, in its order."""
         self.pointers = (ctypes.c_void_p * len(self.arguments))(*map(ctypes.addressof, self.arguments))
         self.address = ctypes.addressof(self.pointers)
 
@@ -90,7 +90,7 @@ class Slot:
         for _ in range(POLLS):
             if done[0] == ticket:
                 return
-        # The driver also tells if the kernel failed.
+        # The driver also reports whether the kernel failed.
         call(self.gpu.driver.cuStreamSynchronize, self.stream)
 
     def finish(self) -> Results:

@@ -135,14 +135,14 @@ class VerifyGpu(Options):
             yield from check_training(device)
 
     def quick_times(self, device: str, conditions: dict[str, float]) -> "Iterator[Split]":
-        """Yield times in parts, and put the costs of ``conditions`` there."""
+        """Yield times in parts, and write the costs of conditions into ``conditions``."""
         from models.benchmark.gpu.conditions import condition_costs
         from models.benchmark.gpu.quick import split_times
         from models.engines.factory import describe
 
         try:
             conditions.update(condition_costs(device))
-        except Exception as error:  # of torch or of the driver: the times are still to be had
+        except Exception as error:  # an error of torch or of the driver; the times can still be measured
             print(f"conditions are left out: {describe(error)}")
         yield from split_times(self.quick_checkpoints(), device)
 

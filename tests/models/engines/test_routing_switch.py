@@ -67,7 +67,7 @@ def traffic(switch: RoutingSwitch, share: float, images: int = 6 * HORIZON_IMAGE
     return routed.mode
 
 
-def test_the_name_tells_which_engines_run(clock: Clock) -> None:
+def test_the_name_contains_the_engines_that_run(clock: Clock) -> None:
     branch, mask = TimedEngine("branch", clock, 0, 0, "first"), TimedEngine("mask", clock, 0, 0, "second")
     switch = RoutingSwitch(branch, mask, SHAPE)
     assert switch.name == "first+second"
@@ -128,7 +128,10 @@ def test_every_batch_size_has_its_own_mode(clock: Clock) -> None:
 
 @pytest.mark.parametrize(("device", "largest", "mode"), [("cuda:0", 512, "mask"), ("cpu", 32, "branch")])
 def test_large_batches_are_measured_on_a_gpu(clock: Clock, device: str, largest: int, mode: Mode) -> None:
-    """Masking that costs as much as branching on 100 images pays above that. A CPU does not spend the time."""
+    """Masking that costs as much as branching on 100 images is faster above that.
+
+    A CPU does not measure these sizes.
+    """
 
     class Batching(TimedEngine):
         def run(self, images: NDArray[np.float32], thresholds: NDArray[np.float32]) -> Routed:

@@ -1,4 +1,7 @@
-"""The dense contenders on CUDA compute the plain network, with cuDNN's fused operators replaced by their definition."""
+"""The dense engines on CUDA compute the plain network.
+
+Here cuDNN's fused operators are replaced by their definition.
+"""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -31,7 +34,7 @@ def make_network(architecture: str) -> SkipNet:
 
 
 class CudnnOnCpu(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Computes cuDNN's fused operators, called with their own arguments, from others."""
+    """Computes cuDNN's fused operators from other operators, with the same arguments."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -179,7 +179,7 @@ def test_every_branch_runs_before_the_capture(
 def test_a_block_runs_on_the_smallest_sufficient_bucket(
     folded: FoldedNetwork, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also with one image more than a bucket holds."""
+    """This includes one image more than a bucket holds."""
     counts: list[int] = []
 
     def counting(block: object, x: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def test_pixels_give_the_same_bits_as_normalised_images(mode: Mode, folded: Fold
 
 @pytest.mark.parametrize("architecture", ["cifar10_rnn_gate_38"], indirect=True)
 def test_a_closed_engine_refuses(folded: FoldedNetwork, pictures: NDArray[np.float32]) -> None:
-    """It would capture anew, and hold the memory that it released."""
+    """Otherwise it would capture again, and hold the memory that it had released."""
     engine = CudaGraphEngine(folded, "cpu")
     engine.close()
     with pytest.raises(EngineError, match="the engine cuda_graph on cpu is closed"):

@@ -66,7 +66,7 @@ def assert_no_fault(engine: SimulatedEngine) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_gate_and_stage(architecture: str, varied_network: Build, make_images: Images) -> None:
-    """With different thresholds in one batch: every block, none, and the gates' own routes."""
+    """The thresholds of one batch differ: every block, none, and the gates' own routes."""
     network, images = varied_network(architecture), make_images(architecture)[:5]
     reference = ReferenceEngine(network)
     thresholds = np.array([0, 1, 0.5, 0.4, 0.6], np.float32)

@@ -166,7 +166,7 @@ def quick_rows(document: dict[str, Any]) -> set[tuple[str, str, int]]:
 
 
 def test_quick_runs_to_its_end_on_a_cpu(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that it is known to work before there is a GPU."""
+    """This shows before there is a GPU that the verb works."""
     monkeypatch.setattr(quick, "PHOTO_NETWORKS", ("imagenet_rnn_gate_18",))
     monkeypatch.setattr(quick, "SHARES", (0.5,))
     code, said, _, document, page = verify("--device", "cpu", "--quick")
@@ -191,7 +191,7 @@ def test_quick_runs_to_its_end_on_a_cpu(verify: Any, monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver already")
 @pytest.mark.usefixtures("cuda_here")
 def test_quick_measures_the_kernel_with_one_and_two_thread_blocks(verify: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for the driver that computes nothing."""
+    """A stand-in for the driver computes nothing."""
     compiled = SimpleNamespace(code=b"\x7fELF", symbol_mapping={kernel_name(gates): b"route" for gates in GATES})
     monkeypatch.setattr(persistent_gpu, "compile_kernel", lambda *_: (compiled, ""))
     monkeypatch.setattr(quick, "gpu_engines", lambda *_: {})
