@@ -84,7 +84,7 @@ class Container:
     def lease(
         self, model: str | None, version: int | None, headers: Mapping[str, str]
     ) -> AbstractContextManager[LoadedModel]:
-        """Provide the model of a request, as `LoadedVersions.lease` does; without a version it may be a canary."""
+        """Provide the model of a request, as `LoadedVersions.lease` does. Without a version it may be a canary."""
         if version is None:
             version = self.canary.version_for(model or self.repository.default, headers)
         return self.repository.lease(model, version)

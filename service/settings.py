@@ -102,18 +102,18 @@ class Settings(EngineOptions):
 
     canary: Annotated[list[Canary], NoDecode, BeforeValidator(split_at_commas)] = Field(
         default=[],
-        description="versions that answer a share, 0..1, of the requests that name none, as MODEL=VERSION:SHARE with "
+        description="versions that serve a share, 0..1, of the requests that name none, as MODEL=VERSION:SHARE with "
         "commas between them; see docs/rollout.md",
     )
     canary_header: str = Field(
         default="X-Client-ID",
         pattern=r"^[A-Za-z0-9-]+$",
-        description="request header whose value decides between a canary and the usual version, so that a client "
-        "always gets the same; without it, chance decides",
+        description="request header whose value chooses between a canary and the usual version, so that a client "
+        "always gets the same; without it, the choice is random",
     )
     shadow: Annotated[list[Shadow], NoDecode, BeforeValidator(split_at_commas)] = Field(
         default=[],
-        description="versions that answer a sample of the images once more when the engine is idle, for comparison, as "
+        description="versions that classify a sample of the images again when the engine is idle, for comparison, as "
         "MODEL=VERSION:SHARE, or MODEL=dense:SHARE for every block; see docs/rollout.md",
     )
 

@@ -205,7 +205,7 @@ def versions() -> list[Built]:
         ),
         series_panel(
             "Errors by version",
-            "Share of a version's requests that failed. A canary above the usual version is no version to promote.",
+            "Share of a version's requests that failed. Do not promote a canary with a larger share.",
             "percentunit",
             Target(
                 f"{rate('skipnet_requests_total', FAILED_BY_VERSION, EACH)}"
@@ -215,8 +215,8 @@ def versions() -> list[Built]:
         ),
         series_panel(
             "Shadow agreement",
-            "Share of the sampled images to which the shadow gave the same label, with --shadow. With dense, "
-            "routing costs at most what is missing to 100 %.",
+            "Share of the sampled images for which the shadow has the same label, with --shadow. With dense, "
+            "routing loses at most the difference to 100 %.",
             "percentunit",
             Target(
                 f"{rate('skipnet_shadow_images_total', AGREED, each)}"
@@ -226,7 +226,7 @@ def versions() -> list[Built]:
         ),
         series_panel(
             "Shadow images",
-            "Sampled images by outcome. Dropped: the engine was busy, so the sample is smaller than asked for.",
+            "Sampled images by outcome. Dropped: the engine was busy, so the sample is smaller than requested.",
             "reqps",
             Target(rate("skipnet_shadow_images_total", VERSION, "outcome"), "{{outcome}}"),
         ),

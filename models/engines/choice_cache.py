@@ -55,7 +55,7 @@ class Choice(BaseModel):
 
     @classmethod
     def of(cls, engine: Engine, mode: Mode) -> "Choice":
-        """Return the choice that led to ``engine``, which runs in ``mode`` if it is not a switch."""
+        """Return the choice of which ``engine`` is the result. It runs in ``mode`` if it is not a switch."""
         if not isinstance(engine, RoutingSwitch):
             return cls(modes={mode: mode_choice(engine)})
         costs = {size: BatchCosts(branch=cost.branch, mask=cost.mask) for size, cost in engine.costs.items()}
@@ -63,7 +63,7 @@ class Choice(BaseModel):
 
     @property
     def routing_costs(self) -> dict[int, Costs]:
-        """The costs as `RoutingSwitch` takes them."""
+        """The costs in the form of `RoutingSwitch`."""
         return {size: Costs(cost.branch, cost.mask, "branch") for size, cost in self.costs.items()}
 
 
@@ -75,7 +75,7 @@ class ChoiceCache:
     """The file that keeps the choice for a checkpoint on this machine. A file that cannot be used is ignored."""
 
     def __init__(self, folder: Path, checkpoint: Checkpoint, threads: int, routing: str) -> None:
-        """``folder`` is created when needed. Raises OSError if the checkpoint's files cannot be read."""
+        """``folder`` is created if it is missing. Raises OSError if the checkpoint's files cannot be read."""
         state = [
             *(sha256_of(checkpoint.folder / name) for name in (CONFIG, WEIGHTS)),
             *(f"{name} {version_of(name)}" for name in LIBRARIES),

@@ -85,7 +85,7 @@ class RoutingSwitch:
 
     @property
     def winners(self) -> set[Mode]:
-        """The modes that are the faster one for some batch size and executed share."""
+        """The modes that are faster for some batch size and executed share."""
         pairs = [(branch, cost.mask) for cost in self.costs.values() for branch in cost.branch]
         return {"mask" if mask < branch else "branch" for branch, mask in pairs}
 

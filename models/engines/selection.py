@@ -103,7 +103,7 @@ def choose_on_cpu(selection: "Selection", modes: tuple[Mode, ...], kept: ChoiceC
 
 
 def only_needed(engine: Engine) -> Engine:
-    """Return the engine of one mode if a switch would never take the other, which is closed then."""
+    """Return the engine of one mode if a switch would never use the other one, which is then closed."""
     if not isinstance(engine, RoutingSwitch) or len(engine.winners) > 1:
         return engine
     [mode] = engine.winners
@@ -154,7 +154,7 @@ class Selection:
         self.reported: set[tuple[str, str]] = set()
 
     def measured(self, modes: Sequence[Mode], find: Callable[[Mode], Engine]) -> Engine:
-        """Return the engine that ``find`` returns for a mode; for two modes, a switch between the two engines."""
+        """Return the engine that ``find`` returns for a mode, or for two modes a switch between the two engines."""
         with closing_on_error() as opened:
             engines = [opened.enter_context(closing(find(mode))) for mode in modes]
             if len(engines) == 1:
@@ -170,7 +170,7 @@ class Selection:
                 engine = build(self.checkpoint, kept.engine, self.device, self.threads, mode, kept.most_spread)
                 engines[mode] = opened.enter_context(closing(engine))
             names = ", ".join(f"{engine.name} for mode {mode}" for mode, engine in engines.items())
-            log.info("auto takes the engines of the last start: %s", names)
+            log.info("auto uses the engines of the last start: %s", names)
             if len(engines) == 1:
                 return next(iter(engines.values()))
             shape, share = image_shape(self.checkpoint), expected_share(self.checkpoint)

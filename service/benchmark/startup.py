@@ -40,7 +40,10 @@ def seconds_of(command: list[str]) -> float:
 
 
 def start(folder: Path) -> dict[str, float]:
-    """Start the service with the shipped models; return seconds until it is ready and until all are, and MiB."""
+    """Start the service with the shipped models.
+
+    Return the seconds until it is ready and until all models are, and MiB.
+    """
     log, began = folder / "log", time.perf_counter()
     command = [sys.executable, "-m", "service.cli.main", "serve", "--port", "0"]
     server = Server(command, log, XDG_CACHE_HOME=str(folder))

@@ -21,8 +21,8 @@ from service.cli.failures import explain
 HELP = ("--help", "-h", "help")
 VERBS = {
     "serve": ("serve", "serve the models of a repository over HTTP"),
-    "promote": ("versions.promote", "let one version of a model answer, also when newer ones are published"),
-    "rollback": ("versions.rollback", "let the version of a model answer that answered before"),
+    "promote": ("versions.promote", "serve one version of a model, also when newer ones are published"),
+    "rollback": ("versions.rollback", "serve the version of a model that was served before"),
     "classify": ("classify", "classify images from the command line, without a server"),
     "train": ("training.train", "train a network: supervised, then hybrid reinforcement learning"),
     "teach": ("training.teach", "train a teacher for knowledge distillation"),

@@ -198,7 +198,7 @@ class Batcher:
                 task.fail(ServiceError(Code.ENGINE_FAILED, ENGINE_DEAD))
 
     def _take(self, lane: Lane) -> Batch | Callable[[int], None] | None:
-        """Wait for images and return the next batch, or without images the next work for an idle engine.
+        """Wait for images and return the next batch. If there are none, return the next work for an idle engine.
 
         Returns None if the batcher is closed and empty, or if another thread has died.
         """

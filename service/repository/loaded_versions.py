@@ -1,4 +1,4 @@
-"""The versions of models that are loaded, and which of them answers a request."""
+"""The versions of models that are loaded, and the choice of one for a request."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -102,7 +102,7 @@ class LoadedVersions:
                 del self.problems[name, version]
 
     def note_promotion(self, name: str, history: Sequence[int]) -> None:
-        """Remember which version of a model is promoted."""
+        """Record the promoted version of a model."""
         self.promoted.pop(name, None)
         if history:
             self.promoted[name] = history[-1]

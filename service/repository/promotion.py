@@ -1,4 +1,4 @@
-"""Which version of a model answers requests that name none: the newest, or the one that was promoted.
+"""The version of a model for requests that name none: the promoted one, or else the newest.
 
 The promotions of a model lie beside its versions, in ``<model>/promoted.json``, so that every replica and every restart
 follows them. Before the first promotion there is no such file.
@@ -16,17 +16,20 @@ PROMOTIONS = "promoted.json"
 Change = Callable[[Sequence[int], Sequence[int]], list[int]]
 """A change of the promotions: from them and the versions in the folder, ascending, to the new promotions."""
 KEPT = 20
-"""Promotions that are kept, for one rollback after the other."""
+"""The number of promotions that are kept for rollbacks."""
 
 
 class Promotions(BaseModel):
-    """The content of PROMOTIONS: the promoted versions, the current one last. If empty, the newest version answers."""
+    """The content of PROMOTIONS: the promoted versions, the current one last.
+
+    If empty, the newest version is served.
+    """
 
     history: list[int]
 
 
 def read_history(model: Path) -> list[int]:
-    """Return the promotions of the model in a folder, the current one last; empty if the newest version answers.
+    """Return the promotions of the model in a folder, the current one last; empty if the newest version is served.
 
     Raises LoadError.
     """
@@ -38,8 +41,8 @@ def read_history(model: Path) -> list[int]:
     except (OSError, ValidationError) as error:
         problem = error.strerror if isinstance(error, OSError) else error.errors()[0]["msg"]
         raise LoadError(
-            f"{file} cannot be read: {problem}; write it anew with `skipnet promote`, or remove it to serve the newest "
-            "version"
+            f"{file} cannot be read: {problem}; write it again with `skipnet promote`, or remove it to serve the "
+            "newest version"
         ) from error
 
 
@@ -80,7 +83,7 @@ def promote(history: Sequence[int], versions: Sequence[int], version: int | None
 
 
 def roll_back(history: Sequence[int], versions: Sequence[int], beside: Collection[int] = ()) -> list[int]:
-    """Return the promotions after a rollback: to the promotion before, else to the version before in the folder.
+    """Return the promotions after a rollback to the previous promotion, or else to the previous version in the folder.
 
     Raises LoadError if there is neither.
     """

@@ -109,7 +109,9 @@ class Repository(LoadedVersions):
             return model
 
     def _forget_tried(self, name: str, version: int) -> None:
-        """Forget the files of a model's other versions, so that they are loaded again when they are the usual one."""
+        """Remove the record of the files of a model's other versions, so that they are loaded again when they are the
+        usual one.
+        """
         kept = {version, *self.beside.get(name, ())}
         self.tried = {key: files for key, files in self.tried.items() if key[0] != name or key[1] in kept}
 
@@ -161,7 +163,7 @@ class Repository(LoadedVersions):
         """
         if self._refresh is not None:
             raise LoadError(
-                "a remote model repository has no promotions: publish the version once more, under a higher number"
+                "a remote model repository has no promotions: publish the version again, under a higher number"
             )
         async with self._changing:
             folder = self.folder / name

@@ -1,4 +1,4 @@
-"""A canary: a version that answers a small share of a model's requests before it answers all of them."""
+"""A canary: a version that serves a small share of a model's requests before it serves all of them."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -11,8 +11,8 @@ class Canary:
     """Chooses which requests without a version go to a canary.
 
     A request with the header ``header`` always gets the same version, in every process and replica: the header's value
-    decides, not chance. A greater share keeps the clients that had the canary before. ``is_served`` returns whether a
-    model's version is loaded.
+    decides. A larger share keeps the clients that had the canary before. ``is_served`` returns whether a model's
+    version is loaded.
     """
 
     def __init__(self, shares: Mapping[str, Share], header: str, is_served: Callable[[str, int], bool]) -> None:
@@ -23,7 +23,7 @@ class Canary:
     def version_for(self, model: str | None, headers: Mapping[str, str]) -> int | None:
         """Return the canary's version if the request goes to it, else None.
 
-        The names of ``headers`` are in lower case, or looked up without regard to case.
+        The names of ``headers`` are in lower case, or found in any case.
         """
         share = self.shares.get(model or "")
         if model is None or share is None or share.version is None or not self._is_served(model, share.version):
@@ -34,5 +34,5 @@ class Canary:
 
 
 def position(text: str) -> float:
-    """Return a number in 0..1 that depends on ``text`` alone and is spread evenly."""
+    """Return a number in 0..1 that depends only on ``text`` and is uniformly distributed."""
     return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big") / 2**64

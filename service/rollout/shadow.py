@@ -1,7 +1,7 @@
-"""A shadow: it answers a sample of the images once more, for comparison, when the engine has nothing else to do.
+"""A shadow: a version or the dense route, which classifies a sample of the images again while the engine is idle.
 
-The clients' responses do not depend on it and do not wait for it. An image that arrives while a shadow runs waits for
-the rest of that one run.
+Responses to clients do not depend on it and do not wait for it. An image that arrives during a run of the shadow waits
+for its end.
 """
 
 import asyncio
@@ -31,12 +31,12 @@ MAX_WAITING = 16
 """Sampled images that may wait for an idle engine. Those beyond are dropped."""
 
 EVERY_BLOCK = 0.0
-"""The threshold at which every block is executed; of a cascade, every block of every stage."""
+"""The threshold at which every block is executed, in a cascade every block of every stage."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image that was answered, its label, and the model and threshold that are compared with it."""
+    """A classified image, its label, and the model and threshold that are compared with it."""
 
     served: LoadedModel
     label: str
@@ -47,10 +47,9 @@ class Sample:
 
 
 class Shadow:
-    """Samples the images of ``shares`` and compares their labels. Lives in the event loop.
+    """Samples the images of ``shares`` and compares their labels. Use it in the event loop.
 
-    Images are left out whose request chose a route, and those that were degraded under load: the comparison is about
-    the usual route.
+    It leaves out images whose request chose a route or was degraded under load, because it compares the usual route.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Shadow:
             self._metrics.add_model(model, share.label)
 
     def observe(self, run: BatchRun, results: Sequence[ImageResult]) -> None:
-        """Sample the images of a batch that was answered."""
+        """Sample the images of a classified batch."""
         model = run.batch.model
         share = self.shares.get(model.name)
         if share is None or share.version == model.version:
@@ -93,7 +92,7 @@ class Shadow:
         self._batcher.when_idle(lambda device: self._run(sample, device, loop))
 
     def _run(self, sample: Sample, device: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer a sampled image; runs in the engine thread, which is also the one that closes the model's engine."""
+        """Classify a sampled image. It runs in the engine thread, which also closes the model's engine."""
         outcome, seconds = "dropped", 0.0
         if not sample.other.closed:
             try:

@@ -1,4 +1,4 @@
-"""Shares of a model's traffic that another version answers: the settings --canary and --shadow."""
+"""Shares of a model's requests or images for another version: the settings --canary and --shadow."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from models.errors import UserError
 
 DENSE = "dense"
-"""In place of a version: the same version with every block executed."""
+"""It replaces a version number: the same version with every block executed."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The metrics of shadows: how often a second answer agrees; a model without a shadow has none of these series."""
+"""The metrics of shadows: how often the labels agree. A model without a shadow has none of these series."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from service.repository.loaded_model import LoadedModel
 
 OUTCOMES = ("agreed", "differed", "dropped", "failed")
-"""What became of a sampled image. Dropped: the engine was busy, or the versions take different inputs."""
+"""The outcomes of a sampled image. Dropped: the engine was busy, or the versions take different inputs."""
 
 
 class ShadowMetrics:
@@ -19,12 +19,12 @@ class ShadowMetrics:
     def __init__(self, counter: "MakeMetric[Counter]") -> None:
         self.images = counter(
             "shadow_images_total",
-            "Sampled images that a shadow answered too, by whether the labels agreed; dropped: the engine was busy.",
+            "Sampled images by whether the labels of the shadow and the response agree. Dropped: the engine was busy.",
             ("model", "version", "shadow", "outcome"),
         )
         self.seconds = counter(
             "shadow_engine_seconds_total",
-            "Seconds that the engine ran for shadows; they are not part of skipnet_engine_seconds_total.",
+            "Seconds that the engine ran for shadows. They are not part of skipnet_engine_seconds_total.",
             ("model", "version", "shadow"),
         )
 

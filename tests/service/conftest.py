@@ -88,7 +88,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 @pytest.fixture
 def shelf(repository: Path, tmp_path: Path, loaded: LoadedModel) -> Iterator[Callable[..., Running]]:
-    """Start servers on a copy of the repository that reads versions for real and shares one engine."""
+    """Start servers on a copy of the repository. They read its versions and share one engine."""
     folder = Path(copytree(repository, tmp_path / "repository"))
     started: list[Running] = []
 

@@ -275,7 +275,7 @@ def finish(builder: GraphBuilder, output: str) -> onnx.GraphProto:
 
 
 def add_routing_outputs(builder: GraphBuilder, folded: FoldedNetwork, state: GateState) -> None:
-    """Add the outputs ``probabilities`` and ``executed``, by comparing all gates' logits once more."""
+    """Add the outputs ``probabilities`` and ``executed``, by comparing all gates' logits again."""
     logits = builder.node("Concat", *state.logits, axis=-1)
     first = folded.gates[0]
     logits = builder.node("Reshape", logits, builder.weight(np.array([-1, len(folded.gates)], np.int64)))

@@ -10,7 +10,7 @@ from service.repository.promotion import promote
 
 
 class Promote(VersionChange):
-    """Let one version of a model answer. Versions that are published later wait for their own promotion."""
+    """Serve one version of a model. Versions that are published later are not served until they are promoted."""
 
     version: CliPositionalArg[int | None] = Field(default=None, ge=0, description="default: the newest")
 

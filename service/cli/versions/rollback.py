@@ -5,7 +5,7 @@ from service.repository.promotion import roll_back
 
 
 class Rollback(VersionChange):
-    """Let the version of a model answer that was promoted before, or else the version before in the folder."""
+    """Serve the version of a model that was promoted before, or else the previous version in the folder."""
 
     def cli_cmd(self) -> None:
         self.carry_out("rollback", roll_back, {})

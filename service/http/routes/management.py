@@ -71,7 +71,7 @@ class RollBackRequest(NullIsAbsent):
 
 
 class Promoted(BaseModel):
-    """The version that answers requests without a version now, and the one that did before."""
+    """The version that is now served to requests that name none, and the one before."""
 
     name: str
     version: str
@@ -118,7 +118,7 @@ async def unload(request: Request, container: ContainerHere, model: str) -> None
     "/models/{model}/promote", summary="Promote a version", responses=ERRORS, openapi_extra=taking(PromoteRequest)
 )
 async def promote_version(request: Request, container: ContainerHere, model: str) -> Promoted:
-    """Let one version answer from now on, also after restarts and when newer versions are published.
+    """Serve one version from now on, also after restarts and when newer versions are published.
 
     If it cannot be loaded, nothing changes and the error says why.
     """
@@ -130,7 +130,7 @@ async def promote_version(request: Request, container: ContainerHere, model: str
     "/models/{model}/rollback", summary="Roll a model back", responses=ERRORS, openapi_extra=taking(RollBackRequest)
 )
 async def roll_back_version(request: Request, container: ContainerHere, model: str) -> Promoted:
-    """Promote the version that was promoted before, or the version before in the repository."""
+    """Promote the version that was promoted before, or the previous version in the repository."""
     await read_message(request, RollBackRequest)
     return await change(move(container, model, partial(roll_back, beside=container.repository.beside.get(model, ()))))
 

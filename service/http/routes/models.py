@@ -45,7 +45,9 @@ class RepositoryEntry(BaseModel):
     state: State
     reason: str = Field("", description="why it is not served, or why a later load of it failed")
     default: bool = Field(description="whether it is the default model of requests")
-    promoted: bool | None = Field(None, description="true if it was promoted; newer versions wait for their promotion")
+    promoted: bool | None = Field(
+        None, description="true if it was promoted; newer versions are not served until they are promoted"
+    )
     served: ServedVersion | None = None
 
 

@@ -1,4 +1,4 @@
-"""A canary answers its share of the requests, and a client always gets the same version."""
+"""A canary serves its share of the requests, and a client always gets the same version."""
 
 import random
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def test_a_share_of_the_clients_gets_the_canary_and_keeps_it_when_the_share_grow
     assert few < many
 
 
-def test_without_the_header_chance_decides() -> None:
+def test_without_the_header_the_choice_is_random() -> None:
     random.seed(0)
     drawn = [canary(0.3).version_for(NAME, {}) for _ in range(2000)]
     assert 500 < drawn.count(7) < 700
@@ -64,7 +64,7 @@ def test_requests_without_a_version_are_split(shelf: Callable[..., Running]) -> 
     assert {user: version(user) for user in users} == first == {user: infer(user) for user in users}
     assert {version() for _ in range(40)} == {2, 3}
     assert {version(query="?version=3") for _ in range(8)} == {3}
-    # Promoted, the canary answers everybody.
+    # After its promotion, the canary serves every request.
     assert server.client.post(f"/v2/repository/models/{NAME}/promote", json={"parameters": {"version": 2}}).is_success
     assert {version(user) for user in users} == {2}
 

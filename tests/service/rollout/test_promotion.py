@@ -99,7 +99,7 @@ def test_the_commands_change_a_folder_that_a_service_watches(
     publish(folder, 2)
     until(lambda: answering(server) == 2)
     main(["rollback", NAME, "--model-repository", str(folder)])
-    assert f"{NAME}/1 answers now after 2; services that watch {folder}" in capsys.readouterr().out
+    assert f"{NAME}/1 is promoted in place of 2; services that watch {folder}" in capsys.readouterr().out
     until(lambda: answering(server) == 1)
     publish(folder, 3)
     main(["promote", NAME, "2", "--model-repository", str(folder)])
@@ -111,7 +111,7 @@ def test_the_commands_change_a_folder_that_a_service_watches(
     assert "there is no version 9, but 1, 2, 3" in capsys.readouterr().err
 
 
-def test_the_commands_ask_a_running_service(shelf: Callable[..., Running], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_call_a_running_service(shelf: Callable[..., Running], capsys: pytest.CaptureFixture[str]) -> None:
     server = shelf(management_keys=["boss"])
     publish(folder_of(server), 2)
     asked = ["--server", server.url, "--management-key", "boss"]
@@ -119,7 +119,7 @@ def test_the_commands_ask_a_running_service(shelf: Callable[..., Running], capsy
     assert answering(server) == 2
     main(["rollback", NAME, *asked])
     assert answering(server) == 1
-    assert capsys.readouterr().out.splitlines()[1] == f"{NAME}/1 answers now after 2; {server.url} serves it"
+    assert capsys.readouterr().out.splitlines()[1] == f"{NAME}/1 is promoted in place of 2; {server.url} serves it"
     for wrong, message in ((asked[:2], "no key was sent"), (["--server", f"{server.url}/x"], "Not Found")):
         with pytest.raises(SystemExit):
             main(["rollback", NAME, *wrong])
@@ -135,11 +135,11 @@ def test_promotions_that_cannot_be_read_are_an_error(shelf: Callable[..., Runnin
     assert answering(server) == 1
 
 
-def test_the_history_has_each_version_once_and_forgets_those_that_are_gone() -> None:
+def test_the_history_has_each_version_once_and_drops_those_that_no_longer_exist() -> None:
     assert promote([1, 2], [1, 2, 3], 1) == [2, 1]
     assert promote([], [1, 2, 3]) == [3]
     assert roll_back([1, 2, 3], [1, 3]) == [1]
-    # A canary's version does not answer, so the rollback is from the newest of the others.
+    # A canary is not the usual version, so the rollback is from the newest of the others.
     assert roll_back([], [1, 2, 3], beside=[3]) == [1]
     with pytest.raises(LoadError):
         roll_back([], [])

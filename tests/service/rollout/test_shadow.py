@@ -1,4 +1,4 @@
-"""A shadow answers images once more, after their responses and only while the engine has nothing else to do."""
+"""A shadow classifies images again, after their responses and only while the engine is idle."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ def test_every_block_is_compared_with_the_usual_route(start: Callable[..., Runni
     server = start(shadow=DENSE)
     images = [encoded(picture(seed)) for seed in range(12)]
     usual = [post(server, image).json() for image in images]
-    # A request with a threshold of its own is not compared.
+    # A request that sets a threshold is not compared.
     dense = [post(server, image, "?execute_threshold=0").json() for image in images]
     labels = [[each["predictions"][0]["label"] for each in answers] for answers in (usual, dense)]
     agreeing = sum(one == other for one, other in zip(*labels, strict=True))
@@ -31,7 +31,7 @@ def test_every_block_is_compared_with_the_usual_route(start: Callable[..., Runni
     until(lambda: sum(counted(server, outcome) for outcome in ("agreed", "differed")) == 12)
     assert counted(server, "agreed", shadow="dense", version="1") == agreeing
     assert server.metric("shadow_engine_seconds_total") > 0
-    # What the shadow computed counts neither as work for clients nor as what was skipped.
+    # The blocks of the shadow count neither as executed nor as skipped.
     macs = sum(each["routing"]["macs"] for each in (*usual, *dense))
     assert server.metric("macs_total", kind="executed") == macs
     assert server.metric("batch_size_count") == 24
