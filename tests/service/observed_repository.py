@@ -56,4 +56,10 @@ def damage(folder: Path, version: int, name: str = NAME) -> None:
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(scenario())  # type: ignore[arg-type]
+    """Run a scenario in an event loop of its own. What it waits for must come within a minute."""
+
+    async def within_a_minute() -> None:
+        async with asyncio.timeout(60):
+            await scenario()
+
+    asyncio.run(within_a_minute())
