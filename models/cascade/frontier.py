@@ -25,7 +25,7 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One system at one margin. ``correct`` [N] tells which images it classifies correctly.
+    """One system at one margin. ``correct`` [N] is true for the images that it classifies correctly.
 
     ``first`` names the first stage and ``last`` the last one. ``last`` is None for a network that runs alone. ``macs``
     are the mean MACs of an image over all stages. ``escalated`` is the share of the images that reach the last stage.

@@ -69,7 +69,7 @@ def find_files(source: Source, files: Sequence[str]) -> list[int]:
 
 
 def has_validation_folder(source: Source) -> bool:
-    """Return whether a folder of validation images lies beside the folder of the training images."""
+    """Return whether a folder of validation images is beside the folder of the training images."""
     examples = source.examples
     return isinstance(examples, FolderImages) and find_split(examples.folder.parent, VALIDATION_SPLITS) is not None
 

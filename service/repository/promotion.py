@@ -1,7 +1,7 @@
 """The version of a model for requests that name none: the promoted one, or else the newest.
 
-The promotions of a model lie beside its versions, in ``<model>/promoted.json``, so that every replica and every restart
-follows them. Before the first promotion there is no such file.
+The promotions of a model are stored beside its versions, in ``<model>/promoted.json``, so that every replica and every
+restart follows them. Before the first promotion there is no such file.
 """
 
 from collections.abc import Callable, Collection, Sequence

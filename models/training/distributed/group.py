@@ -1,6 +1,6 @@
 """The processes that train one network together, and what they exchange.
 
-`torchrun` starts them and tells each its rank. Each computes its share of every batch. Without torchrun there is one
+`torchrun` starts them and gives each its rank. Each computes its share of every batch. Without torchrun there is one
 process, which exchanges nothing.
 """
 

@@ -55,7 +55,7 @@ class BuildCascade(Options):
 
         repository = self.output.parent
         if any(stage.resolve().parents[1] != repository.resolve() for stage in self.stages):
-            raise UserError(f"the stages must lie in the repository of --output, {repository}, as <model>/<version>")
+            raise UserError(f"the stages must be in the repository of --output, {repository}, as <model>/<version>")
         checkpoints = [read_checkpoint(stage) for stage in self.stages]
         if self.execute_thresholds and len(self.execute_thresholds) != len(checkpoints):
             raise UserError(f"{len(checkpoints)} stages need as many --execute-thresholds, separated by commas")

@@ -58,7 +58,7 @@ class Shared:
 
 @pytest.fixture
 def serve(loaded: LoadedModel, tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Start servers that read versions for real and share one engine."""
+    """Start servers that read versions from disk and share one engine."""
     started: list[Running] = []
 
     def load(version: Path) -> LoadedModel:

@@ -114,13 +114,13 @@ def test_the_commands_change_a_folder_that_a_service_watches(
 def test_the_commands_call_a_running_service(shelf: Callable[..., Running], capsys: pytest.CaptureFixture[str]) -> None:
     server = shelf(management_keys=["boss"])
     publish(folder_of(server), 2)
-    asked = ["--server", server.url, "--management-key", "boss"]
-    main(["promote", NAME, *asked])
+    options = ["--server", server.url, "--management-key", "boss"]
+    main(["promote", NAME, *options])
     assert answering(server) == 2
-    main(["rollback", NAME, *asked])
+    main(["rollback", NAME, *options])
     assert answering(server) == 1
     assert capsys.readouterr().out.splitlines()[1] == f"{NAME}/1 is promoted in place of 2; {server.url} serves it"
-    for wrong, message in ((asked[:2], "no key was sent"), (["--server", f"{server.url}/x"], "Not Found")):
+    for wrong, message in ((options[:2], "no key was sent"), (["--server", f"{server.url}/x"], "Not Found")):
         with pytest.raises(SystemExit):
             main(["rollback", NAME, *wrong])
         assert message in capsys.readouterr().err

@@ -141,8 +141,8 @@ def test_a_rollback_takes_every_worker_to_the_same_version(pair: Process, folder
     url = pair.url()
 
     def manage(what: str, **parameters: int) -> Any:
-        asked = f"{url}/v2/repository/models/{NAME}/{what}"
-        return httpx.post(asked, json={"parameters": parameters}, headers=BOSS, timeout=120).json()
+        address = f"{url}/v2/repository/models/{NAME}/{what}"
+        return httpx.post(address, json={"parameters": parameters}, headers=BOSS, timeout=120).json()
 
     for version in (11, 12, 13):
         copytree(folder / NAME / "1", folder / NAME / str(version))

@@ -127,4 +127,4 @@ def test_stages_of_another_repository_are_refused(
     stages = [str(repository / name / "1") for name in (FIRST, LAST)]
     with pytest.raises(SystemExit):
         main(["cascade", *stages, "--data", str(photos), "--output", str(tmp_path / "elsewhere" / "both")])
-    assert "must lie in the repository of --output" in capsys.readouterr().err
+    assert "must be in the repository of --output" in capsys.readouterr().err
