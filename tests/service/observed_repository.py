@@ -56,7 +56,7 @@ def damage(folder: Path, version: int, name: str = NAME) -> None:
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    """Run a scenario in an event loop of its own. What it waits for must come within a minute."""
+    """Run a scenario in its own event loop. It may take at most a minute."""
 
     async def within_a_minute() -> None:
         async with asyncio.timeout(60):
