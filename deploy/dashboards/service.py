@@ -161,7 +161,7 @@ def batches() -> list[Built]:
             ),
         ),
         series_panel(
-            "Accuracy given up under load",
+            "Accuracy lost under load",
             "Mean expected loss of accuracy of an image, over all images. The accuracy is that of the checkpoint's "
             "accuracy-compute curve.",
             "percentunit",
