@@ -9,7 +9,7 @@ HOST ?= 127.0.0.1
 GPU := $(or $(wildcard /dev/nvidia0),$(shell command -v nvidia-smi))
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format bench loadtest verify-gpu dashboards rules schemas containers image clean
+.PHONY: help install serve test lint format bench loadtest verify-gpu dashboards rules schemas containers ray image clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ containers: $(VENV)/.containers ## check Dockerfile and compose files with a lin
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml docker-compose.gpu.yml
 
+ray: $(VENV)/.test build/ray/.installed ## test deploy/ray on a Ray cluster that it starts on this machine
+	$(BIN)/python -m pytest -m ray -n 0 tests/ray $(ARGS)
+
 image: $(VENV)/.test ## build and test the image without a container engine (as root; needs buildah, debootstrap)
 	$(BIN)/python -m pytest -m image --log-cli-level INFO tests/image
 
@@ -88,6 +91,15 @@ build/crds/.installed: deploy/tools/crds.txt
 	$(PYTHON) -m venv build/crds
 	build/crds/bin/python -m pip install --quiet --requirement $<
 	build/crds/bin/python -m pip install --quiet --no-deps kserve==0.21.0
+	touch $@
+
+# Ray, in an environment of its own: it wants older versions of some of our packages. It finds the service and what
+# that needs in .venv.
+build/ray/.installed: deploy/ray/requirements.txt | $(VENV)/bin/python
+	$(PYTHON) -m venv build/ray
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$(build/ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/service.pth
+	build/ray/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
 $(VENV)/.containers: pyproject.toml | $(VENV)/bin/python
