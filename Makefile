@@ -86,7 +86,8 @@ build/moto/.installed: tests/service/repository/moto.txt
 	build/moto/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
-# Packages that carry the definitions of custom resources. KServe's files are read, and what it depends on is not needed.
+# Packages with the definitions of custom resources. KServe's files are only parsed, so its dependencies are not
+# installed.
 build/crds/.installed: deploy/tools/crds.txt
 	$(PYTHON) -m venv build/crds
 	build/crds/bin/python -m pip install --quiet --requirement $<

@@ -1,4 +1,4 @@
-"""A replica: the whole service in a Ray actor, without a socket of its own."""
+"""A replica: the service in a Ray actor, without its own socket."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ STARTING_SECONDS = 0.05
 
 
 class Classifier:
-    """Answers requests as `skipnet serve` does, with the settings in the environment (SKIPNET_…)."""
+    """Serves requests as `skipnet serve` does, with the settings in the environment (SKIPNET_…)."""
 
     # Serve awaits the constructor. A replica gets no request before that is done.
     async def __init__(self) -> None:  # type: ignore[misc]
@@ -29,7 +29,7 @@ class Classifier:
         os.environ.setdefault("PYTHON_CPU_COUNT", str(max(1, round(cpus))))
         settings = Settings()
         configure(settings.log_level, settings.log_format)
-        # Ray's controller and the Ingress import this module too, and do without torch.
+        # Ray's controller and the Ingress import this module too, and need no torch.
         from service.app import create_app
 
         self.app = create_app(settings)
@@ -68,5 +68,5 @@ class Classifier:
         return status, headers, bytes(content)
 
     async def __del__(self) -> None:
-        """Finish what is queued and end the threads. Serve calls this when the last request has been answered."""
+        """Finish what is queued and end the threads. Serve calls this after the last response."""
         await self.container.stop()

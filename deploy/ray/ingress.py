@@ -1,4 +1,4 @@
-"""What Ray's proxies hand requests to: it bounds them, sends each to a replica, and again if that replica dies."""
+"""The target of Ray's proxies: it bounds requests, sends each to a replica, and again to another if that one dies."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ PASSED_ON = (
 
 
 class Ingress:
-    """Answers requests through ``classifier``, the replicas."""
+    """Sends requests to ``classifier``, the replicas, and returns their responses."""
 
     def __init__(self, classifier: DeploymentHandle) -> None:
         self.classifier = classifier
@@ -69,7 +69,7 @@ class Ingress:
 
 
 def refuse_elsewhere(request: Request) -> None:
-    """Raise ServiceError forbidden for a request that one replica would answer for all."""
+    """Raise ServiceError forbidden for a request that concerns all replicas."""
     path = request.scope["path"]
     if path == "/metrics":
         raise ServiceError(Code.FORBIDDEN, "these would be the metrics of one replica; see docs/clusters.md")

@@ -20,18 +20,18 @@ from tests.service.parts import NAME, write_random
 ROOT = Path(__file__).parents[2]
 RAY = ROOT / "build/ray/bin/ray"
 SECONDS = 240
-"""Until the cluster has started, or has changed its replicas, on a busy machine."""
+"""Seconds in which a cluster starts, or changes its replicas, on a busy machine."""
 
 
 VARIABLES = {
     "PYTHONPATH": str(ROOT),
-    # By default, the replicas get what other processes of a busy machine leave over.
+    # By default, the replicas have a lower priority than the other processes.
     "RAY_worker_niceness": "0",
 }
 
 
 def eventually(condition: Callable[[], bool]) -> None:
-    """Wait until ``condition`` holds, which asks the dashboard; fail after SECONDS."""
+    """Wait until ``condition``, which queries the dashboard, is true. Fail after SECONDS."""
     end = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < end, "the condition did not hold in time"

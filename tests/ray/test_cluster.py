@@ -42,7 +42,7 @@ class Load:
                     self.failures.append(answer.text)
 
     def wait_for(self, count: int) -> None:
-        """Wait for as many more responses."""
+        """Wait for ``count`` more responses."""
         enough = len(self.answers) + count
         eventually(lambda: len(self.answers) >= enough)
 
