@@ -101,11 +101,12 @@ def test_the_commands_change_a_folder_that_a_service_watches(
     main(["rollback", NAME, "--model-repository", str(folder)])
     assert f"{NAME}/1 is promoted in place of 2; services that watch {folder}" in capsys.readouterr().out
     until(lambda: answering(server) == 1)
+    # Version 2 was served before, and its files are the same.
+    (folder / NAME / PROMOTIONS).unlink()
+    until(lambda: answering(server) == 2)
     publish(folder, 3)
     main(["promote", NAME, "2", "--model-repository", str(folder)])
-    until(lambda: answering(server) == 2)
-    (folder / NAME / PROMOTIONS).unlink()
-    until(lambda: answering(server) == 3)
+    until(lambda: server.container.repository.promoted == {NAME: 2})
     with pytest.raises(SystemExit):
         main(["promote", NAME, "9", "--model-repository", str(folder)])
     assert "there is no version 9, but 1, 2, 3" in capsys.readouterr().err
