@@ -24,7 +24,9 @@ FAILED = f'{INSTANCE}, outcome=~"error|deadline|unavailable"'
 JUDGED = f'{INSTANCE}, outcome!~"bad_input|cancelled|client_deadline|rejected"'
 IMAGES = f'{VERSION}, block="0"'
 """The first block runs for every image."""
-FAILED_BY_VERSION = f'{VERSION}, outcome=~"error|deadline|unavailable"'
+REQUESTS_BY_VERSION = f'{VERSION}, version!=""'
+"""Without the requests that named no existing model."""
+FAILED_BY_VERSION = f'{REQUESTS_BY_VERSION}, outcome=~"error|deadline|unavailable"'
 AGREED = f'{VERSION}, outcome="agreed"'
 COMPARED = f'{VERSION}, outcome=~"agreed|differed"'
 EACH = "model, version"
@@ -201,7 +203,7 @@ def versions() -> list[Built]:
             "Requests by version",
             "Inference requests per second by version, with any outcome. With --canary the canary has its share.",
             "reqps",
-            Target(rate("skipnet_requests_total", VERSION, EACH), "{{model}}/{{version}}"),
+            Target(rate("skipnet_requests_total", REQUESTS_BY_VERSION, EACH), "{{model}}/{{version}}"),
         ),
         series_panel(
             "Errors by version",
@@ -209,7 +211,7 @@ def versions() -> list[Built]:
             "percentunit",
             Target(
                 f"{rate('skipnet_requests_total', FAILED_BY_VERSION, EACH)}"
-                f" / {rate('skipnet_requests_total', VERSION, EACH)}",
+                f" / {rate('skipnet_requests_total', REQUESTS_BY_VERSION, EACH)}",
                 "{{model}}/{{version}}",
             ),
         ),
