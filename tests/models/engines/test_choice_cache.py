@@ -1,6 +1,6 @@
 """The choice of engines is kept between two starts, as long as checkpoint, processor and libraries are the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -31,9 +31,9 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     check = Verification.check
 
-    def note(verification: Verification, engine: Engine) -> None:
+    def note(verification: Verification, engine: Engine, sizes: Sequence[int] = ()) -> None:
         names.append(engine.name)
-        check(verification, engine)
+        check(verification, engine, sizes)
 
     monkeypatch.setattr(Verification, "check", note)
     return names
