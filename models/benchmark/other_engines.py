@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,6 @@ def in_onnxruntime(checkpoint: Checkpoint, threads: int) -> Engine:
 
 
 def in_openvino(checkpoint: Checkpoint, threads: int, quantized: bool) -> Engine:
-    import openvino
-
     spec = checkpoint.config.input
     model = (
         quantized_graph(checkpoint)
@@ -90,7 +88,7 @@ def in_openvino(checkpoint: Checkpoint, threads: int, quantized: bool) -> Engine
         else build_graph(fold(checkpoint.network), spec.height, spec.width, "mask")
     )
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    core = openvino.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", options)
 
     def classify(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -98,6 +96,18 @@ def in_openvino(checkpoint: Checkpoint, threads: int, quantized: bool) -> Engine
         return logits
 
     return Dense("openvino", len(checkpoint.network.blocks), classify)
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the only `openvino.Core` of the process.
+
+    A Core replaces the signal stack of its thread. If two Cores are deleted in the order of their creation, the thread
+    keeps a signal stack that is no longer mapped. Then the next signal with a handler ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def quantized_graph(checkpoint: Checkpoint) -> onnx.ModelProto:

@@ -1,3 +1,5 @@
+import gc
+import signal
 from functools import partial
 from types import SimpleNamespace
 
@@ -99,6 +101,25 @@ def test_other_engines_run_the_dense_network(name: str) -> None:
     difference = np.abs(output.logits - expected).max() / np.abs(expected).max()
     assert difference < 1e-4 if "float32" in name else 1e-4 < difference < 0.3
     assert output.executed.all()
+
+
+def test_engines_of_openvino_may_be_deleted_in_any_order() -> None:
+    architecture = "cifar10_resnet_14"
+    images = np.zeros((1, 3, 32, 32), np.float32)
+    subject = Subject(architecture, architecture, find_architecture(architecture).build().eval(), images, False)
+    makers = other_engines(subject.checkpoint(subject.network), threads=1)
+    engines = [makers[name]() for name in ("openvino, float32", "openvino, int8")]
+    while engines:
+        del engines[0]
+        gc.collect()
+    # With a Core for each engine, this handler has no stack to run on.
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: received.append(number))
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert received == [signal.SIGUSR1]
 
 
 def test_energy_is_the_difference_of_the_meter_per_run() -> None:

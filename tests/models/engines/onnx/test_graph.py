@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 from numpy.typing import NDArray
 
+from models.benchmark.other_engines import openvino_core
 from models.checkpoint import Checkpoint
 from models.engines.onnx.export import export
 from models.engines.onnx.graph import block_weight
@@ -86,7 +86,7 @@ def test_output_equals_the_reference(
 def test_openvino_gives_the_same_output(
     checkpoint: Checkpoint, images: NDArray[np.float32], mode: Mode, exported: Callable[[Mode], Path]
 ) -> None:
-    compiled = openvino.Core().compile_model(exported(mode), "CPU", {"INFERENCE_NUM_THREADS": 1})
+    compiled = openvino_core().compile_model(exported(mode), "CPU", {"INFERENCE_NUM_THREADS": 1})
     # In OpenVINO, the default of `thresholds` is a constant.
     threshold = checkpoint.config.execute_threshold
     expected = ReferenceEngine(checkpoint.network).run(images, np.full(len(images), threshold, np.float32))
