@@ -143,7 +143,7 @@ def test_a_budget_moves_along_the_curve(server: Running) -> None:
 
 def test_min_margin_is_for_cascades(server: Running) -> None:
     refused = server.client.post(f"/classify?model={FIRST}&min_margin=0.5", content=b"x", headers=PNG)
-    assert refused.status_code == 422 and "no cascade" in refused.json()["error"]["message"]
+    assert refused.status_code == 422 and "is not a cascade" in refused.json()["error"]["message"]
 
 
 def test_v2_tells_how_many_stages_ran(server: Running) -> None:

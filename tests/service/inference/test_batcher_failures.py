@@ -131,10 +131,11 @@ def test_a_batch_that_cannot_be_stacked_fails_only_its_images(
     async def scenario() -> None:
         async with running() as queue:
             first = await hold(queue, model, decoded(0))
+            images = [decoded(i) for i in range(4)]
             with monkeypatch.context() as patch:
                 patch.setattr(np, "stack", no_memory)
                 # The fourth fills a batch, which the calling thread forms at once.
-                lost = [queue.put(model, decoded(i)) for i in range(4)]
+                lost = [queue.put(model, image) for image in images]
             engine_of(model).open.set()
             for result in await asyncio.wait_for(asyncio.gather(*lost, return_exceptions=True), 20):
                 assert isinstance(result, ServiceError)
