@@ -2,9 +2,9 @@
 
     python -m deploy.tools.persistent_host
 
-The driver is a stand-in whose launches are done at once. So a call of ``run`` takes only the time of Python, of copies
-and of the calls of the driver's functions. The tool prints the median time of a call, and what remains allocated after
-a thousand calls.
+The driver is a stand-in whose launches return immediately. So a call of ``run`` takes only the time of Python, of
+copies and of the calls of the driver's functions. The tool prints the median time of a call, and what remains
+allocated after a thousand calls.
 """
 
 import sys
