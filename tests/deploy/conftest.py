@@ -66,7 +66,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             try:
                 until(lambda: prometheus.value('sum(count_over_time(skipnet_macs_total{kind="dense"}[1m]))') >= 2, 60)
                 httpx.post(f"{proxy.url}/classify", content=b"no image", headers=PNG, timeout=TIMEOUT)
-                yield classified(Live(client, prometheus), gated)
+                yield classified(Live(client, prometheus, proxy=proxy.url), gated)
             finally:
                 prometheus.stop()
                 proxy.end()
@@ -145,5 +145,7 @@ def stressed(live: Live) -> Live:
         statuses = set(pool.map(send, [image] * 48))
     assert {200, 429} <= statuses
     until(lambda: prometheus.value('sum(rate(skipnet_requests_total{outcome="rejected"}[1m]))') > 0, 60)
+    httpx.post(f"{live.proxy}/classify", content=b"no image", headers=PNG, timeout=TIMEOUT)
+    until(lambda: prometheus.value("sum(rate(haproxy_backend_http_requests_total[1m]))") > 0, 60)
     until(lambda: prometheus.value("count(job_model_version:skipnet_block_executions:deviation_rate1h)") >= 1, 60)
     return live

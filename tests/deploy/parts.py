@@ -101,6 +101,7 @@ class Live:
     client: httpx.Client
     prometheus: Prometheus
     moment: float = 0.0
+    proxy: str = ""
     executed: int = 0
     dense: int = 0
     skipped: int = 0
