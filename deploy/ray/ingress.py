@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import Code, ServiceError, error_response, not_ready
+from service.http.paths import CHANGE
 from service.settings import Settings
 
 ATTEMPTS = 3
@@ -73,6 +74,6 @@ def refuse_elsewhere(request: Request) -> None:
     path = request.scope["path"]
     if path == "/metrics":
         raise ServiceError(Code.FORBIDDEN, "these would be the metrics of one replica; see docs/clusters.md")
-    if request.method == "POST" and path.startswith("/v2/repository/") and path.endswith(("/load", "/unload")):
+    if request.method == "POST" and CHANGE.fullmatch(path):
         message = "replicas are not changed one by one: publish a version, or deploy the application again"
         raise ServiceError(Code.FORBIDDEN, message)

@@ -10,7 +10,7 @@ from PIL import Image
 from models.analysis.paper_claims import check_claims
 from models.analysis.schema import Analysis
 from models.errors import needs_extra
-from models.evaluation.fixed_routes import routing_pays
+from models.evaluation.fixed_routes import HEADS, compare_in_words, route_cells
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def render(template: str, analysis: Analysis, **values: object) -> str:
     page = environment.get_template(template).render(
         analysis=analysis,
         claims=claims,
-        fixed_routes=fixed_route_rows(analysis),
+        fixed_routes=route_cells(analysis.fixed_routes),
+        route_heads=HEADS,
         origin=describe_origin(analysis),
         summary=summarise(analysis),
         verdict=judge_routing(analysis),
@@ -135,24 +136,11 @@ def attack_rows(analysis: Analysis) -> list[Sequence[str]]:
     ]
 
 
-def fixed_route_rows(analysis: Analysis) -> list[Sequence[str]]:
-    """Return the cells of the table of fixed routes."""
-    return [
-        (
-            str(route.blocks),
-            f"{route.accuracy:.2%}",
-            f"{route.macs / 1e6:.2f} M",
-            f"{100 * route.gain:+.2f} ({100 * route.gain_error:.2f})",
-        )
-        for route in analysis.fixed_routes
-    ]
-
-
 def judge_routing(analysis: Analysis) -> str:
     """Return a sentence that says whether routing by image is worth more than a fixed route of its cost."""
     if analysis.macs is None:
         return ""
-    verdict = "more accurate than" if routing_pays(analysis.macs, analysis.fixed_routes) else "not better than"
+    verdict = compare_in_words(analysis.macs, analysis.fixed_routes)
     return (
         f"Routing by image ({analysis.accuracy:.2%} for {analysis.macs / 1e6:.2f} M MACs) is {verdict} a fixed route "
         "of its cost. The same weights, the same blocks for every image:"

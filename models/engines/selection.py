@@ -15,7 +15,7 @@ from models.engines.choice_cache import Choice, ChoiceCache
 from models.engines.factory import CPU_ONLY, GPU_ONLY, MODES, build, closing_on_error
 from models.engines.folding import fold
 from models.engines.protocol import Engine, EngineError
-from models.engines.routing_switch import RoutingSwitch, median_seconds
+from models.engines.routing_switch import Costs, RoutingSwitch, median_seconds
 from models.engines.subprocess_check import DeviceTaken, check_in_subprocess
 from models.engines.verification import IMAGES, IMAGES_ON_CPU, Verification, recorded_sizes
 from models.machine import available_cpus
@@ -79,9 +79,9 @@ def select_on(
     if checkpoint.network.gate_kind is None:
         modes = modes[:1]
     if name != "auto":
-        return selection.measured(modes, partial(selection.verified, name))
+        return selection.combined(modes, partial(selection.verified, name))
     if device != "cpu":
-        return selection.measured(modes, selection.fastest)
+        return selection.combined(modes, selection.fastest)
     kept = None
     if cache is not None and checkpoint.folder.is_dir():
         kept = ChoiceCache(cache, checkpoint, selection.threads, routing)
@@ -95,7 +95,7 @@ def choose_on_cpu(selection: "Selection", modes: tuple[Mode, ...], kept: ChoiceC
             return selection.repeated(choice)
         except EngineError as error:
             log.warning("the engines of the last start cannot be used, measuring again: %s", error)
-    engine = only_needed(selection.measured(modes, selection.fastest))
+    engine = only_needed(selection.combined(modes, selection.fastest))
     # After a fallback, the next start has to try the missing engine again.
     if kept is not None and not selection.reported:
         kept.write(Choice.of(engine, modes[0]))
@@ -153,28 +153,32 @@ class Selection:
         self.verification = Verification(checkpoint, IMAGES_ON_CPU if device == "cpu" else IMAGES)
         self.reported: set[tuple[str, str]] = set()
 
-    def measured(self, modes: Sequence[Mode], find: Callable[[Mode], Engine]) -> Engine:
-        """Return the engine that ``find`` returns for a mode, or for two modes a switch between the two engines."""
+    def combined(
+        self, modes: Sequence[Mode], find: Callable[[Mode], Engine], costs: dict[int, Costs] | None = None
+    ) -> Engine:
+        """Return the engine that ``find`` returns for a mode, or for two modes a switch between the two engines.
+
+        Without ``costs``, the switch measures them.
+        """
         with closing_on_error() as opened:
             engines = [opened.enter_context(closing(find(mode))) for mode in modes]
             if len(engines) == 1:
                 return engines[0]
             shape, share = image_shape(self.checkpoint), expected_share(self.checkpoint)
-            return RoutingSwitch(engines[0], engines[1], shape, share)
+            return RoutingSwitch(engines[0], engines[1], shape, share, costs)
 
     def repeated(self, choice: Choice) -> Engine:
         """Return the engine of an earlier choice, without measuring or comparing it again. Raises EngineError."""
-        with closing_on_error() as opened:
-            engines: dict[Mode, Engine] = {}
-            for mode, kept in choice.modes.items():
-                engine = build(self.checkpoint, kept.engine, self.device, self.threads, mode, kept.most_spread)
-                engines[mode] = opened.enter_context(closing(engine))
-            names = ", ".join(f"{engine.name} for mode {mode}" for mode, engine in engines.items())
-            log.info("auto uses the engines of the last start: %s", names)
-            if len(engines) == 1:
-                return next(iter(engines.values()))
-            shape, share = image_shape(self.checkpoint), expected_share(self.checkpoint)
-            return RoutingSwitch(engines["branch"], engines["mask"], shape, share, choice.routing_costs)
+
+        def build_kept(mode: Mode) -> Engine:
+            kept = choice.modes[mode]
+            return build(self.checkpoint, kept.engine, self.device, self.threads, mode, kept.most_spread)
+
+        # Sorted, "branch" comes before "mask".
+        engine = self.combined(sorted(choice.modes), build_kept, choice.routing_costs)
+        names = ", ".join(f"{kept.engine} for mode {mode}" for mode, kept in choice.modes.items())
+        log.info("auto uses the engines of the last start: %s", names)
+        return engine
 
     def fastest(self, mode: Mode) -> Engine:
         """Return the engine with the shortest time for one image that executes the checkpoint's mean share of blocks.

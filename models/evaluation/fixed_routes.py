@@ -95,6 +95,28 @@ def routing_pays(macs: float, routes: Sequence[FixedRoute]) -> bool:
     return all(route.gain > 2 * route.gain_error for route in routes if route.macs <= macs)
 
 
+HEADS = ("gated blocks", "top-1", "MACs", "points that routing gains (standard error)")
+"""The heads of a table of fixed routes."""
+
+
+def route_cells(routes: Sequence[FixedRoute]) -> list[tuple[str, ...]]:
+    """Return the cells of a table of fixed routes, under `HEADS`."""
+    return [
+        (
+            str(route.blocks),
+            f"{route.accuracy:.2%}",
+            f"{route.macs / 1e6:.2f} M",
+            f"{100 * route.gain:+.2f} ({100 * route.gain_error:.2f})",
+        )
+        for route in routes
+    ]
+
+
+def compare_in_words(macs: float, routes: Sequence[FixedRoute]) -> str:
+    """Return "more accurate than" if routing pays, else "not better than"."""
+    return "more accurate than" if routing_pays(macs, routes) else "not better than"
+
+
 def describe_routes(macs: float, routes: Sequence[FixedRoute]) -> str:
     """Return the comparison as text."""
     lines = [

@@ -12,7 +12,7 @@ from models.analysis.analyze import block_groups
 from models.analysis.schema import Analysis, ClassRoutes, read_analysis
 from models.checkpoint import Checkpoint, Evaluation, Quantization, read_checkpoint
 from models.errors import UserError
-from models.evaluation.fixed_routes import routing_pays
+from models.evaluation.fixed_routes import HEADS, compare_in_words, route_cells
 from models.importing.public_checkpoint import IMPORTED
 from models.model_card.training_commands import count_shared_stages, list_commands
 from models.persistence.atomic_file import whole_file
@@ -139,19 +139,14 @@ def draw_fixed_routes(evaluation: Evaluation) -> list[str]:
     routes = evaluation.fixed_routes
     if not routes:
         return []
-    table = [
-        f"| {route.blocks} | {route.accuracy:.2%} | {route.macs / 1e6:.2f} M | {100 * route.gain:+.2f} "
-        f"({100 * route.gain_error:.2f}) |"
-        for route in routes
-    ]
-    verdict = "more accurate than" if routing_pays(evaluation.macs, routes) else "not better than"
+    verdict = compare_in_words(evaluation.macs, routes)
     return [
         "",
         f"Routing by image is {verdict} a fixed route of its cost. The same weights, the same blocks for every image:",
         "",
-        "| gated blocks | top-1 | MACs | points that routing gains (standard error) |",
+        f"| {' | '.join(HEADS)} |",
         "|---|---|---|---|",
-        *table,
+        *(f"| {' | '.join(cells)} |" for cells in route_cells(routes)),
     ]
 
 

@@ -1,8 +1,12 @@
 """Paths of requests behind a proxy that adds a prefix."""
 
+import re
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+CHANGE = re.compile(r"/v2/repository/models/[^/]+/(load|unload|promote|rollback)")
+"""The management calls that change the served versions. They concern every process and replica."""
 
 
 class RootPath:

@@ -16,11 +16,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Code, ServiceError, error_response, not_ready
-from service.http.paths import route_path
+from service.http.paths import CHANGE, route_path
 from service.http.routes.management import read_instruction
 from service.workers.merging import OPENMETRICS, MergedMetrics
 
-CHANGE = re.compile(r"/v2/repository/models/[^/]+/(load|unload|promote|rollback)")
 PROBE = re.compile(r"(/v2)?/health/(live|ready)|/v2/models/[^/]+(/versions/[^/]+)?/ready")
 METRICS = "/metrics"
 ROLL_BACK = b"/rollback"
