@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from PIL import Image as Picture
 
 from tests.image.conftest import Image
+from tests.ports import free_port
 from tests.service.parts import until
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,7 @@ def models(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(image: Image, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = tmp_path_factory.mktemp("service") / "log"
     process = image.start(
         ["skipnet", "serve"], {models: "/models"}, log, SKIPNET_PORT=str(port), SKIPNET_WATCH_INTERVAL="1"

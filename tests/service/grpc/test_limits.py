@@ -1,6 +1,5 @@
 """Queue, deadlines, message size, shutdown and workers over gRPC, with Triton's client."""
 
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 from service.errors import ServiceError
 from service.grpc.messages import SERVICE, check_outline, message_class
 from service.repository.loaded_model import LoadedModel
+from tests.ports import free_port
 from tests.service.grpc.requests import RAW, call, files, images, infer_request, port_of, status_of, tensor
 from tests.service.parts import NAME, Process, Running, engine_of, until
 
@@ -124,9 +124,7 @@ def test_requests_in_progress_end_at_a_shutdown_and_new_ones_are_refused(
 
 
 def test_workers_share_the_port(launch: Callable[..., Process], repository: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     serve = launch(
         *("--workers", "2", "--grpc-port", str(port), "--engine", "torch", "--threads", "1", "--max-batch-size", "1"),
         SKIPNET_MODEL_REPOSITORY=str(repository),

@@ -17,16 +17,12 @@ from service.grpc.messages import FOLDER, message_class
 from service.grpc.server import STATUS_CODES
 from service.repository.loaded_model import LoadedModel
 from tests.service.grpc.requests import RAW, call, files, images, infer_request, status_of, tensor
+from tests.service.http.routes.oip import assert_health
 from tests.service.parts import LABELS, NAME, Running, encoded, picture, until
 
 
 def test_health_and_metadata(client: Any, server: Running) -> None:
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready(NAME)
-    assert client.is_model_ready(NAME, "1")
-    assert not client.is_model_ready("unknown")
-    assert not client.is_model_ready(NAME, "9")
+    assert_health(client)
     assert client.get_server_metadata(as_json=True)["name"] == "skipnet-serve"
     over_http = server.client.get(f"/v2/models/{NAME}").json()
     metadata = client.get_model_metadata(NAME)

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.ports import free_port
 from tests.service.parts import until
 
 ROOT = Path(__file__).parents[3]
@@ -36,9 +37,7 @@ class S3:
     """moto's server in a process, with one bucket. `port` is that of a relay, which may truncate responses."""
 
     def __init__(self, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.real_port = free.getsockname()[1]
+        self.real_port = free_port()
         self.log = log
         self.cut = False
         self.start()

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +19,7 @@ from models.training.recipes import find_recipe
 from models.training.setup.data import check_shares
 from service.cli.main import main
 from tests.models.data.parquet_files import write_parquet
+from tests.ports import free_port
 from tests.service.cli.training.test_finetune import write_photos
 from tests.service.parts import SPEC
 
@@ -85,9 +85,7 @@ def assert_alike(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 def test_a_run_on_two_hosts_survives_a_killed_process(
     options: list[str], uninterrupted: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     hosts = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
     repository = ["--model-repository", str(tmp_path / "models"), "--model", "pair"]
     # The hosts share no folder.

@@ -9,17 +9,11 @@ from pathlib import Path
 
 import httpx
 
+from tests.ports import free_port
 from tests.programs import program
 from tests.service.parts import until
 
 CONFIG = Path(__file__).parents[4] / "deploy/haproxy/haproxy.cfg"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def check_config(**environment: str) -> tuple[int, str]:

@@ -5,6 +5,7 @@ import subprocess
 from getpass import getuser
 from pathlib import Path
 
+from tests.ports import free_port
 from tests.programs import program
 from tests.service.parts import until
 
@@ -36,9 +37,7 @@ class Nginx:
     """nginx on a free port. ``server`` is the content of its `server` block."""
 
     def __init__(self, folder: Path, upstream: int, server: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         config = folder / "nginx.conf"
         config.write_text(

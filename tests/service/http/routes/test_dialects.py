@@ -2,7 +2,6 @@
 
 import base64
 import json
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from service.app import create_app
 from service.http.routes import vertex
 from service.repository.loaded_model import LoadedModel
 from service.settings import Settings
+from tests.ports import free_port
 from tests.service.parts import LABELS, NAME, PNG, Process, Running, encoded, engine_of, picture, post, until
 
 IMAGE = encoded(picture(0))
@@ -185,9 +185,7 @@ def replace_path(router: Any, path: str) -> Any:
 
 
 def test_variables_of_vertex_ai(launch: Callable[..., Process], repository: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     serve = launch(
         *("--dialects", "huggingface,vertex", "--engine", "torch", "--threads", "1", "--max-batch-size", "1"),
         SKIPNET_MODEL_REPOSITORY=str(repository),

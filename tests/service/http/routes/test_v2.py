@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from models.preprocessing import prepare
 from service.http.oip import respond
 from service.repository.loaded_model import LoadedModel
-from tests.service.http.routes.oip import message, request
+from tests.service.http.routes.oip import assert_health, message, request
 from tests.service.parts import LABELS, NAME, PNG, SPEC, Running, encoded, engine_of, picture, until
 
 Pixels = NDArray[np.float32]
@@ -39,12 +39,7 @@ def image_input(values: Pixels, binary: bool) -> Any:
 
 
 def test_health_and_metadata(client: Any) -> None:
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready(NAME)
-    assert client.is_model_ready(NAME, "1")
-    assert not client.is_model_ready("unknown")
-    assert not client.is_model_ready(NAME, "9")
+    assert_health(client)
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
     metadata = client.get_model_metadata(NAME)
     assert metadata["versions"] == ["1"]
