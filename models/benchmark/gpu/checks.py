@@ -56,11 +56,15 @@ def gpu_engines(checkpoint: Checkpoint, device: str) -> dict[str, Callable[[], E
 
 
 def eager_engine(checkpoint: Checkpoint, mode: Mode) -> PixelEngine:
-    engine = CudaGraphEngine(
-        fold(checkpoint.network), "cpu", mode, normalisation=normalisation(checkpoint.config.input)
-    )
+    engine = build_eager(checkpoint, mode)
     Verification(checkpoint).check(engine)
     return engine
+
+
+def build_eager(checkpoint: Checkpoint, mode: Mode) -> PixelEngine:
+    """Return the CUDA graph engine on the CPU."""
+    scales = normalisation(checkpoint.config.input)
+    return CudaGraphEngine(fold(checkpoint.network), "cpu", mode, normalisation=scales)
 
 
 def check_parity(file: Path, device: str) -> Iterator[Check]:

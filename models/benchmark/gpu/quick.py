@@ -9,20 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.architectures import find_architecture
-from models.benchmark.gpu.checks import Check, check, gpu_engines
+from models.benchmark.gpu.checks import Check, build_eager, check, gpu_engines
 from models.benchmark.gpu.time_split import Split, split_time
 from models.benchmark.subject import Subject, executed_share, forced_checkpoint, forced_subject
 from models.checkpoint import Checkpoint
-from models.engines.cuda_graph.engine import CudaGraphEngine
 from models.engines.factory import MODES, build, describe
-from models.engines.folding import fold
 from models.engines.persistent.engine import PersistentEngine
 from models.engines.protocol import Engine, PixelEngine
 from models.engines.selection import CANDIDATES
 from models.engines.verification import Verification
 from models.evaluation.forced_routes import force_route, spread_evenly, without_gates
 from models.macs import Mode
-from models.preprocessing import normalisation
 
 MODELS = ("cifar10_rnn_gate_38", "cifar10_rnn_gate_110")
 PHOTO_NETWORKS = ("imagenet_rnn_gate_18", "imagenet_rnn_gate_50")
@@ -105,8 +102,7 @@ def labels(gated: bool) -> Iterator[tuple[str, Mode]]:
 
 def build_for(checkpoint: Checkpoint, name: str, device: str, mode: Mode) -> PixelEngine:
     if device == "cpu" and name == "cuda_graph":
-        scales = normalisation(checkpoint.config.input)
-        return CudaGraphEngine(fold(checkpoint.network), "cpu", mode, normalisation=scales)
+        return build_eager(checkpoint, mode)
     engine = build(checkpoint, name, device, 1, mode)
     assert isinstance(engine, PixelEngine)
     return engine
